@@ -1,0 +1,154 @@
+"""The contract of a linear degradation operator, and what follows from its SVD."""
+
+import copy
+import math
+from collections.abc import Callable
+from typing import Self
+
+import torch
+from torch import Tensor
+
+
+def per_image(value: Tensor, like: Tensor) -> Tensor:
+    """View `[B, ...]` values so that they broadcast against a stack `[B, K, ...]` as well."""
+    return value.unsqueeze(1) if like.ndim == value.ndim + 1 else value
+
+
+def full_precision(x: Tensor) -> Tensor:
+    """Float64 stays; anything shorter, such as an activation under autocast, becomes float32."""
+    return x if x.dtype == torch.float64 else x.float()
+
+
+class Degradation:
+    """A batch of B linear operators H = U diag(s) Vᵀ on images of shape (C, h, w).
+
+    Two forms go through every method, told apart by the number of dimensions: one image for each
+    operator, `[B, C, h, w]` with measurements `[B, M]`, or a stack of K images that share it,
+    `[B, K, C, h, w]` with `[B, K, M]`. Spectral coordinates are `[B, R]` or `[B, K, R]`.
+
+    A diagonalisable operator defines `s` and the four maps; the rest is derived here and
+    overridden where an operator can do it faster. `tensors` names the attributes that hold one
+    entry for each image of the batch.
+    """
+
+    image_shape: tuple[int, int, int]
+    tensors: tuple[str, ...] = ()
+
+    # ---- the thin SVD -------------------------------------------------------------------------
+
+    @property
+    def s(self) -> Tensor:
+        """Singular values `[B, R]`, zero for a dropped or missing direction."""
+        raise NotImplementedError
+
+    def Vt(self, x: Tensor) -> Tensor:
+        """Coordinates of images in the right singular directions (zero where s = 0)."""
+        raise NotImplementedError
+
+    def V(self, z: Tensor) -> Tensor:
+        """Transpose of `Vt`: spectral coordinates to images."""
+        raise NotImplementedError
+
+    def Ut(self, y: Tensor) -> Tensor:
+        """Coordinates of measurements in the left singular directions (zero where s = 0)."""
+        raise NotImplementedError
+
+    def U(self, z: Tensor) -> Tensor:
+        """Transpose of `Ut`: spectral coordinates to measurements."""
+        raise NotImplementedError
+
+    # ---- derived once for all operators -------------------------------------------------------
+
+    def H(self, x: Tensor) -> Tensor:
+        """Measure: `[B, (K,) C, h, w]` to `[B, (K,) M]`."""
+        z = self.Vt(x)
+        return self.U(per_image(self.s, z) * z)
+
+    def H_adjoint(self, y: Tensor) -> Tensor:
+        """Hᵀy: `[B, (K,) M]` to `[B, (K,) C, h, w]`."""
+        z = self.Ut(y)
+        return self.V(per_image(self.s, z) * z)
+
+    def H_pinv(self, y: Tensor, noise_level: float | Tensor = 0.0) -> Tensor:
+        """Hᵀ(HHᵀ + σ²I)⁻¹y; at noise level σ = 0 the Moore-Penrose pseudo-inverse H†y."""
+        z = self.Ut(y)
+        return self.V(per_image(self.gain(noise_level), z) * z)
+
+    def gain(self, noise_level: float | Tensor = 0.0) -> Tensor:
+        """s / (s² + σ²) `[B, R]`, zero where s = 0. noise_level: a number or a tensor `[B]`."""
+        return regularised_gain(self.s, noise_level)
+
+    def project(self, x: Tensor, y: Tensor) -> Tensor:
+        """The image nearest to x whose measurement is y: x + H†(y − Hx)."""
+        return x + self.H_pinv(y - self.H(x))
+
+    def clean(self, y: Tensor) -> Tensor:
+        """UUᵀy: the part of a measurement that lies in the range of H."""
+        return self.U(self.Ut(y))
+
+    @property
+    def rows(self) -> Tensor:
+        """Which measurement rows exist, bool `[B, M]`."""
+        raise NotImplementedError
+
+    def measurement_image(self, y: Tensor) -> Tensor | None:
+        """Measurements `[B, M]` as pictures `[B, C', h', w']`, or None where they are none."""
+        return None
+
+    # ---- the batch ----------------------------------------------------------------------------
+
+    def __len__(self) -> int:
+        return len(getattr(self, self.tensors[0]))
+
+    def __getitem__(self, index: slice | Tensor | list[int]) -> Self:
+        """The operators of a sub-batch."""
+        return self._map(lambda t: t[index])
+
+    def expand(self, n: int) -> Self:
+        """The batch n times over, n·B operators in n blocks; a batch of one shares its storage."""
+        return self._map(lambda t: t[None].expand(n, *t.shape).flatten(0, 1))
+
+    def to(self, *args, **kwargs) -> Self:
+        """Move or cast, with the arguments of `Tensor.to`; only real numbers change type."""
+
+        def convert(t: Tensor) -> Tensor:
+            moved = t.to(*args, **kwargs)
+            return moved if t.is_floating_point() else moved.to(t.dtype)
+
+        return self._map(convert)
+
+    def _map(self, fn: Callable[[Tensor], Tensor]) -> Self:
+        other = copy.copy(self)
+        for name in self.tensors:
+            setattr(other, name, fn(getattr(self, name)))
+        return other
+
+    # ---- helpers for operators ----------------------------------------------------------------
+
+    @property
+    def numel(self) -> int:
+        """Number of values of an image, C·h·w."""
+        return math.prod(self.image_shape)
+
+    def flatten(self, x: Tensor) -> Tensor:
+        """Images `[B, (K,) C, h, w]` to vectors `[B, (K,) C·h·w]`."""
+        self.check_shape(x)
+        return full_precision(x).flatten(-3)
+
+    def check_shape(self, x: Tensor) -> None:
+        """Raise ValueError for images of another shape."""
+        shape = tuple(x.shape[-3:])
+        if shape != self.image_shape:
+            raise ValueError(f"this operator acts on images {self.image_shape}, not {shape}")
+
+    def unflatten(self, x: Tensor) -> Tensor:
+        """Vectors `[B, (K,) C·h·w]` to images."""
+        return x.unflatten(-1, self.image_shape)
+
+
+def regularised_gain(s: Tensor, noise_level: float | Tensor) -> Tensor:
+    """s / (s² + σ²), zero where s = 0: `[B, ...]` values, a number or `[B]`."""
+    sigma = torch.as_tensor(noise_level, dtype=s.dtype, device=s.device)
+    sigma = sigma.reshape(sigma.shape + (1,) * (s.ndim - sigma.ndim))
+    exists = s > 0
+    return torch.where(exists, s, 0) / torch.where(exists, s.square() + sigma.square(), 1)

@@ -1,0 +1,98 @@
+"""In-painting: every pixel is either seen or not."""
+
+import torch
+from torch import Tensor
+
+from degradation.base import Degradation, full_precision, per_image, regularised_gain
+
+
+class Mask(Degradation):
+    """Keep the visible pixels and zero the others; M = C·h·w, s is the mask itself.
+
+    mask: `[B, 1 or C, h, w]`, 1 (or True) = visible, shared by the channels where it has one.
+    """
+
+    tensors = ("mask",)
+
+    def __init__(self, mask: Tensor, image_shape: tuple[int, int, int] | None = None):
+        shape = image_shape or (3, mask.shape[-2], mask.shape[-1])
+        if mask.ndim != 4 or mask.shape[1] not in (1, shape[0]) or mask.shape[2:] != shape[1:]:
+            raise ValueError(
+                f"a mask for images {shape} must be [B, 1 or {shape[0]}, {shape[1]}, {shape[2]}], "
+                f"not {tuple(mask.shape)}"
+            )
+        if not ((mask == 0) | (mask == 1)).all():
+            raise ValueError("a mask holds 0 (hidden) and 1 (visible) only")
+        self.image_shape = shape
+        self.mask = mask if mask.is_floating_point() else mask.float()
+
+    @property
+    def s(self) -> Tensor:
+        return self.flatten(self.mask.expand(-1, *self.image_shape))
+
+    def Vt(self, x: Tensor) -> Tensor:
+        return self.flatten(x * per_image(self.mask, x))
+
+    def V(self, z: Tensor) -> Tensor:
+        return self._mask(z)
+
+    def Ut(self, y: Tensor) -> Tensor:
+        return self.flatten(self._mask(y))
+
+    def U(self, z: Tensor) -> Tensor:
+        return self.flatten(self._mask(z))
+
+    def H(self, x: Tensor) -> Tensor:
+        return self.Vt(x)
+
+    def H_adjoint(self, y: Tensor) -> Tensor:
+        return self._mask(y)
+
+    def H_pinv(self, y: Tensor, noise_level: float | Tensor = 0.0) -> Tensor:
+        x = self.unflatten(full_precision(y))
+        return x * per_image(regularised_gain(self.mask, noise_level), x)
+
+    @property
+    def rows(self) -> Tensor:
+        return self.s > 0
+
+    def measurement_image(self, y: Tensor) -> Tensor:
+        return self.unflatten(y)
+
+    def _mask(self, y: Tensor) -> Tensor:
+        x = self.unflatten(full_precision(y))
+        return x * per_image(self.mask, x)
+
+
+class NullOperator(Degradation):
+    """No measurement at all: one row, which does not exist. H†y and Hᵀy are zero."""
+
+    tensors = ("zero",)
+
+    def __init__(
+        self, batch: int, image_shape: tuple[int, int, int], device: torch.device | str = "cpu"
+    ):
+        self.image_shape = image_shape
+        self.zero = torch.zeros(batch, 1, device=device)
+
+    @property
+    def s(self) -> Tensor:
+        return self.zero
+
+    def Vt(self, x: Tensor) -> Tensor:
+        # Times zero rather than new zeros: all parameters take part in the backward pass.
+        return self.flatten(x)[..., :1] * per_image(self.zero, x.flatten(-3))
+
+    def V(self, z: Tensor) -> Tensor:
+        z = full_precision(z) * per_image(self.zero, z)
+        return self.unflatten(z.expand(*z.shape[:-1], self.numel))
+
+    def Ut(self, y: Tensor) -> Tensor:
+        return full_precision(y) * per_image(self.zero, y)
+
+    def U(self, z: Tensor) -> Tensor:
+        return full_precision(z) * per_image(self.zero, z)
+
+    @property
+    def rows(self) -> Tensor:
+        return torch.zeros_like(self.zero, dtype=torch.bool)

@@ -1,0 +1,1 @@
+"""How good restorations are: pixel metrics, distances between distributions, and their records."""

@@ -1,0 +1,28 @@
+"""Restorations that need no training, beside which a trained network must be seen."""
+
+import torch
+from torch import Tensor
+
+from degradation import Problem
+
+
+def pinv(problem: Problem) -> Tensor:
+    """H†y, regularised by the noise level, `[B, C, h, w]`."""
+    return problem.pinv()
+
+
+def constant_fill(problem: Problem) -> Tensor:
+    """The image of one colour that explains y best, projected onto y, `[B, C, h, w]`.
+
+    The colour is the least-squares fit c of y ≈ H(c·1); for a mask it is the mean visible colour.
+    """
+    channels, h, w = problem.degradation.image_shape
+    unit = torch.eye(channels, device=problem.y.device)[..., None, None].expand(-1, -1, h, w)
+    plain = unit[None].expand(len(problem), *unit.shape)
+    measured = problem.degradation.H(plain).double()  # [B, C, M]
+    gram = measured @ measured.mT
+    target = (measured @ problem.y.double()[..., None])[..., 0]
+    # A colour that was not measured at all stays grey.
+    colour = (torch.linalg.pinv(gram, hermitian=True) @ target[..., None])[..., 0].clamp(-1, 1)
+    flat = colour.to(problem.y)[..., None, None].expand(-1, -1, h, w)
+    return problem.project(flat)

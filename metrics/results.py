@@ -1,0 +1,232 @@
+"""Records of an evaluation: `metrics.json`, `per_image.csv`, `grid.png`, and tables of text.
+
+Every file is written under a temporary name in its folder and then renamed, so that a reader, or
+a run that was cut short, never sees half of one.
+"""
+
+import contextlib
+import csv
+import importlib.util
+import json
+import math
+import os
+import platform
+import subprocess
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+_Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
+
+_CELL = 128  # pixels that the longest side of a grid's largest image is enlarged towards
+_GAP = 6  # pixels between cells
+
+
+def write_metrics(
+    folder: str | Path, metrics: Mapping[str, Any], settings: Mapping[str, Any]
+) -> None:
+    """Write `folder/metrics.json`: {"metrics", "settings", "environment"}, strict JSON.
+
+    Values may be nested and hold tensors, arrays and paths; a number that JSON has no word for
+    (NaN, infinity) becomes null. Raises TypeError for a value of any other kind.
+    """
+    record = {"metrics": metrics, "settings": settings, "environment": environment()}
+    text = json.dumps(_plain(record), indent=2, allow_nan=False, ensure_ascii=False)
+    with _replacing(Path(folder) / "metrics.json") as temporary:
+        temporary.write_text(text + "\n", encoding="utf-8")
+
+
+def write_per_image(folder: str | Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Write `folder/per_image.csv`: a line per row, a column per key, empty where a row lacks it.
+
+    The columns stand in the order in which the rows first name them.
+    """
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    with (
+        _replacing(Path(folder) / "per_image.csv") as temporary,
+        temporary.open("w", newline="", encoding="utf-8") as file,
+    ):
+        writer = csv.DictWriter(file, columns, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def write_grid(
+    path: str | Path,
+    rows: Sequence[Sequence[Tensor | None]],
+    columns: Sequence[str],
+    row_labels: Sequence[str] | None = None,
+) -> None:
+    """Write a picture of images in rows and titled columns, as PNG.
+
+    rows: `[n_rows][n_cols]` uint8 images `[C, h, w]`, C = 1 or 3, or None for an empty cell. Small
+    images are enlarged by whole factors, pixels staying squares; one smaller than the others (a
+    measurement at low resolution) as far as it fits. Long titles wrap; `row_labels` may hold line
+    breaks. Raises ValueError for no image at all, or when rows, titles and labels do not match.
+    """
+    labels = [""] * len(rows) if row_labels is None else row_labels
+    if len(labels) != len(rows) or any(len(row) != len(columns) for row in rows):
+        raise ValueError("a grid needs a title for every column and, if any, a label for every row")
+    sizes = [image.shape[1:] for row in rows for image in row if image is not None]
+    if not sizes:
+        raise ValueError("a grid needs at least one image")
+    factor = max(1, _CELL // max(max(size) for size in sizes))
+    cell_h = factor * max(height for height, _ in sizes)
+    cell_w = factor * max(width for _, width in sizes)
+
+    font = _font(size=13)
+    # A column is as wide as its images and the longest word of its title: titles never collide.
+    widths = [max([cell_w] + [_extent(word, font)[0] for word in t.split()]) for t in columns]
+    titles = [_wrap(title, width, font) for title, width in zip(columns, widths, strict=True)]
+    label_w = max(_extent(label, font)[0] for label in labels)
+    row_h = max(cell_h, *(_extent(label, font)[1] for label in labels))
+    top = _GAP + max(_extent(title, font)[1] for title in titles)
+    left = _GAP + (label_w + _GAP if label_w else 0)
+
+    size = (left + sum(widths) + _GAP * len(widths), top + _GAP + (row_h + _GAP) * len(rows))
+    canvas = Image.new("RGB", size, "white")
+    draw = ImageDraw.Draw(canvas)
+    lefts = [left + sum(widths[:i]) + _GAP * i for i in range(len(widths))]
+    for x, width, title in zip(lefts, widths, titles, strict=True):
+        draw.multiline_text((x + width / 2, top), title, "black", font, "md", align="center")
+    for i, (row, label) in enumerate(zip(rows, labels, strict=True)):
+        y = top + _GAP + (row_h + _GAP) * i
+        middle = y + row_h / 2
+        draw.multiline_text((_GAP, middle), label, "black", font, "lm")
+        for x, width, image in zip(lefts, widths, row, strict=True):
+            if image is not None:
+                picture = _enlarged(image, cell_h, cell_w)
+                corner = (x + (width - picture.width) // 2, y + (row_h - picture.height) // 2)
+                canvas.paste(picture, corner)
+    with _replacing(Path(path)) as temporary:
+        canvas.save(temporary, format="PNG")
+
+
+def environment() -> dict[str, str | int | None]:
+    """What a result was made with: versions, machine and the commit of this checkout.
+
+    `commit` ends in "-dirty" where files differ from it, and is None outside a git checkout.
+    """
+    return {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+        "platform": platform.platform(),
+        "cpu_count": os.cpu_count(),
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+        "commit": _commit(Path(__file__).resolve().parents[1]),
+    }
+
+
+def table(headers: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    """An aligned table that is readable as plain text and valid Markdown.
+
+    Floats are shown with four significant digits, None as "-". Columns of numbers are aligned to
+    the right. Raises ValueError when a row has not one value for each header.
+    """
+    if any(len(row) != len(headers) for row in rows):
+        raise ValueError(f"every row of the table needs {len(headers)} values")
+    numeric = [
+        all(row[i] is None or isinstance(row[i], int | float) for row in rows)
+        for i in range(len(headers))
+    ]
+    cells = [list(headers)] + [[_cell(value) for value in row] for row in rows]
+    widths = [max(3, *(len(line[i]) for line in cells)) for i in range(len(headers))]
+
+    def render(line: Sequence[str]) -> str:
+        columns = zip(line, widths, numeric, strict=True)
+        return "| " + " | ".join(c.rjust(w) if n else c.ljust(w) for c, w, n in columns) + " |"
+
+    rule = [
+        "-" * (width - 1) + ":" if right else "-" * width
+        for width, right in zip(widths, numeric, strict=True)
+    ]
+    return "\n".join(render(line) for line in [cells[0], rule, *cells[1:]])
+
+
+@contextlib.contextmanager
+def _replacing(path: Path) -> Iterator[Path]:
+    """A temporary path beside `path` that takes its place if the block ends well."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _plain(value: Any) -> Any:
+    """The value in what JSON knows: dicts, lists, strings, finite numbers, bools and null."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, Tensor | np.ndarray | np.generic):
+        return _plain(value.tolist())
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, Path | torch.device | torch.dtype):
+        return str(value)
+    return value
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _font(size: int) -> _Font:
+    """matplotlib's DejaVu Sans, which unlike Pillow's own font has †, × and σ, or else Pillow's."""
+    spec = importlib.util.find_spec("matplotlib")
+    if spec is not None and spec.origin is not None:
+        file = Path(spec.origin).parent / "mpl-data" / "fonts" / "ttf" / "DejaVuSans.ttf"
+        with contextlib.suppress(OSError):
+            return ImageFont.truetype(file, size)
+    return ImageFont.load_default(size)
+
+
+def _extent(text: str, font: _Font) -> tuple[int, int]:
+    """Width and height of a text in pixels, (0, 0) for an empty one."""
+    if not text:
+        return 0, 0
+    draw = ImageDraw.Draw(Image.new("RGB", (1, 1)))
+    _, _, right, bottom = draw.multiline_textbbox((0, 0), text, font)
+    return math.ceil(right), math.ceil(bottom)
+
+
+def _wrap(text: str, width: int, font: _Font) -> str:
+    """The text with a line break wherever the next word would pass the width (pixels)."""
+    lines: list[str] = []
+    for word in text.split():
+        if lines and _extent(f"{lines[-1]} {word}", font)[0] <= width:
+            lines[-1] += f" {word}"
+        else:
+            lines.append(word)
+    return "\n".join(lines)
+
+
+def _enlarged(image: Tensor, cell_h: int, cell_w: int) -> Image.Image:
+    """A uint8 image `[C, h, w]` in RGB, enlarged by the largest whole factor that fits the cell."""
+    _, height, width = image.shape
+    factor = min(cell_h // height, cell_w // width)
+    pixels = image.detach().cpu().expand(3, -1, -1).permute(1, 2, 0).contiguous().numpy()
+    picture = Image.fromarray(pixels)
+    return picture.resize((width * factor, height * factor), Image.Resampling.NEAREST)
+
+
+def _commit(checkout: Path) -> str | None:
+    if not (checkout / ".git").exists():  # a folder above may be a checkout of something else
+        return None
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        answer = subprocess.run(command, cwd=checkout, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return answer.stdout.strip()

@@ -1,0 +1,184 @@
+"""The parts of HDiT (Crowson et al., 2024): norms, embeddings, token merge and split, feed-forward.
+
+Tokens are channels-last, `[B, h, w, d]`. Parameter names are those of k-diffusion's
+ImageTransformerDenoiserModelV2, so that weights interchange.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+
+def zero_init(layer: nn.Linear) -> nn.Linear:
+    """Start a projection at zero, so that its branch begins as the identity."""
+    nn.init.zeros_(layer.weight)
+    return layer
+
+
+def rms_normalise(x: Tensor, scale: Tensor, eps: float = 1e-6) -> Tensor:
+    """x · scale / rms(x) over channels, the statistics in float32."""
+    norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)
+    inverse = torch.rsqrt(norm.square() / x.shape[-1] + eps)
+    return (x * (scale.float() * inverse)).to(x.dtype)
+
+
+class RMSNorm(nn.Module):
+    """Root-mean-square norm with a learned scale for each channel."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return rms_normalise(x, self.scale)
+
+
+class AdaRMSNorm(nn.Module):
+    """RMS norm whose scale 1 + W·cond follows the conditioning vector `[B, cond]`."""
+
+    def __init__(self, width: int, cond_width: int):
+        super().__init__()
+        self.linear = zero_init(nn.Linear(cond_width, width, bias=False))
+
+    def forward(self, x: Tensor, cond: Tensor) -> Tensor:
+        return rms_normalise(x, 1 + self.linear(cond)[:, None, None])
+
+
+class FourierFeatures(nn.Module):
+    """Random Fourier features [cos, sin](2π·W·x) of a vector `[B, n]`."""
+
+    weight: Tensor
+
+    def __init__(self, inputs: int, outputs: int):
+        super().__init__()
+        self.register_buffer("weight", torch.randn(outputs // 2, inputs))
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.autocast(x.device.type, enabled=False):
+            angle = 2 * math.pi * x.float() @ self.weight.float().T
+            return torch.cat((angle.cos(), angle.sin()), -1)
+
+
+class GEGLU(nn.Linear):
+    """Linear to twice the width; the first half times the exact GELU of the second."""
+
+    def __init__(self, inputs: int, outputs: int):
+        super().__init__(inputs, 2 * outputs, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        value, gate = super().forward(x).chunk(2, -1)
+        return value * F.gelu(gate)
+
+
+class MappingBlock(nn.Module):
+    """Residual feed-forward block of the mapping network."""
+
+    def __init__(self, width: int, d_ff: int):
+        super().__init__()
+        self.norm = RMSNorm(width)
+        self.up_proj = GEGLU(width, d_ff)
+        self.down_proj = zero_init(nn.Linear(d_ff, width, bias=False))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.down_proj(self.up_proj(self.norm(x)))
+
+
+class Mapping(nn.Module):
+    """From the summed embeddings of noise level, augmentation and class to the conditioning."""
+
+    def __init__(self, depth: int, width: int, d_ff: int):
+        super().__init__()
+        self.in_norm = RMSNorm(width)
+        self.blocks = nn.ModuleList(MappingBlock(width, d_ff) for _ in range(depth))
+        self.out_norm = RMSNorm(width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.in_norm(x)
+        for block in self.blocks:
+            x = block(x)
+        return self.out_norm(x)
+
+
+class FeedForward(nn.Module):
+    """Pre-norm GEGLU block with a residual connection."""
+
+    def __init__(self, width: int, d_ff: int, cond_width: int, dropout: float = 0.0):
+        super().__init__()
+        self.norm = AdaRMSNorm(width, cond_width)
+        self.up_proj = GEGLU(width, d_ff)
+        self.dropout = nn.Dropout(dropout)
+        self.down_proj = zero_init(nn.Linear(d_ff, width, bias=False))
+
+    def forward(self, x: Tensor, cond: Tensor) -> Tensor:
+        return x + self.down_proj(self.dropout(self.up_proj(self.norm(x, cond))))
+
+
+class TokenMerge(nn.Module):
+    """Patches of p×p tokens become one wider token."""
+
+    def __init__(self, inputs: int, outputs: int, patch: int):
+        super().__init__()
+        self.patch = patch
+        self.proj = nn.Linear(inputs * patch * patch, outputs, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        p = self.patch
+        return self.proj(rearrange(x, "b (h p) (w q) d -> b h w (p q d)", p=p, q=p))
+
+
+class TokenSplit(nn.Module):
+    """Inverse of `TokenMerge`, blended with the skip by a learned factor when it has one."""
+
+    def __init__(self, inputs: int, outputs: int, patch: int, skip: bool = True):
+        super().__init__()
+        self.patch = patch
+        self.proj = nn.Linear(inputs, outputs * patch * patch, bias=False)
+        if skip:
+            self.fac = nn.Parameter(torch.full((1,), 0.5))
+
+    def forward(self, x: Tensor, skip: Tensor | None = None) -> Tensor:
+        p = self.patch
+        x = rearrange(self.proj(x), "b h w (p q d) -> b (h p) (w q) d", p=p, q=p)
+        return x if skip is None else torch.lerp(skip.to(x), x, self.fac.to(x))
+
+
+def axial_positions(h: int, w: int, device: torch.device | None = None) -> Tensor:
+    """Centres (row, column) of an h×w grid of tokens in [-1, 1], `[h, w, 2]`.
+
+    The shorter side of a non-square grid is scaled so that tokens stay square.
+    """
+    longer = max(h, w)
+    rows, columns = (
+        ((2 * torch.arange(n, device=device) + 1) / n - 1) * (n / longer) for n in (h, w)
+    )
+    return torch.stack(torch.meshgrid(rows, columns, indexing="ij"), -1)
+
+
+class AxialRoPE(nn.Module):
+    """Rotary embedding of row and column on half of the channels of each head.
+
+    Frequencies run from π to 10π in logarithmic steps, interleaved over the heads.
+    """
+
+    freqs: Tensor
+
+    def __init__(self, d_head: int, n_heads: int):
+        super().__init__()
+        count = d_head // 8
+        log_freqs = torch.linspace(math.log(math.pi), math.log(10 * math.pi), n_heads * count + 1)
+        self.register_buffer("freqs", log_freqs[:-1].exp().view(count, n_heads).T.contiguous())
+
+    def forward(self, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """cos and sin `[h, w, n_heads, d_head / 4]` of the angles at positions `[h, w, 2]`."""
+        angle = (positions[..., None, :, None] * self.freqs[:, None]).flatten(-2)
+        return angle.cos(), angle.sin()
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotate the channel pairs (c, c + d/4) of x `[B, h, w, n_heads, d]`, c < d/4."""
+    n = cos.shape[-1]
+    a, b, rest = x[..., :n], x[..., n : 2 * n], x[..., 2 * n :]
+    return torch.cat(((a * cos - b * sin).to(x), (a * sin + b * cos).to(x), rest), -1)

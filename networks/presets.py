@@ -1,0 +1,99 @@
+"""Named network configurations: those of the paper (Table 5), and small ones for a CPU."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from networks.invfusion import LevelConfig, NetworkConfig
+
+CONDITIONINGS = ("invfusion", "blind", "unconditional")
+
+
+def _levels(
+    depths: Sequence[int],
+    widths: Sequence[int],
+    kernels: Sequence[int | None],
+    d_heads: Sequence[int],
+    dropout: float = 0.0,
+) -> tuple[LevelConfig, ...]:
+    """Levels from fine to coarse, every one with Feature Degradation Layers."""
+    columns = zip(depths, widths, kernels, d_heads, strict=True)
+    return tuple(
+        LevelConfig(depth, width, kernel, d_head, dropout=dropout)
+        for depth, width, kernel, d_head in columns
+    )
+
+
+def _plain(levels: Sequence[LevelConfig]) -> tuple[LevelConfig, ...]:
+    """The same levels without Feature Degradation Layers."""
+    return tuple(replace(level, joint=False) for level in levels)
+
+
+# The paper's networks drop 5 % of the activations at every level and have heads of 64 channels.
+_FFHQ64 = NetworkConfig(
+    image_shape=(3, 64, 64),
+    patch=2,
+    levels=_levels((2, 2, 8), (384, 768, 1536), (7, 7, None), (64,) * 3, dropout=0.05),
+)
+_FFHQ256 = _levels((2, 2, 4, 2), (192, 384, 768, 1536), (5, 7, None, None), (64,) * 4, dropout=0.05)
+
+PRESETS: dict[str, NetworkConfig] = {
+    "FFHQ64": _FFHQ64,
+    "ImageNet64": replace(_FFHQ64, num_classes=1000),
+    "FFHQ256": NetworkConfig(
+        image_shape=(3, 256, 256),
+        patch=4,
+        # At the deepest level a token stands for 32×32 pixels of 3 colours, twice its width.
+        levels=(*_FFHQ256[:-1], *_plain(_FFHQ256[-1:])),
+    ),
+    "demo32": NetworkConfig(
+        image_shape=(3, 32, 32),
+        patch=4,
+        levels=_levels((2, 4), (96, 192), (None, None), (32, 32)),
+        mapping_width=128,
+        consistent=True,
+    ),
+    "tiny": NetworkConfig(
+        image_shape=(3, 16, 16),
+        patch=2,
+        levels=_levels((1, 1), (48, 96), (5, None), (16, 32)),
+        mapping_width=32,
+    ),
+}
+
+
+def make_config(
+    preset: str,
+    conditioning: str = "invfusion",
+    image_shape: tuple[int, int, int] | None = None,
+    num_classes: int | None = None,
+) -> NetworkConfig:
+    """The configuration of a named network.
+
+    conditioning: "invfusion" sees y and H, "blind" sees H†y alone (Palette), "unconditional" sees
+    neither. image_shape and num_classes override those of the preset. Raises ValueError for an
+    unknown name, and for an image shape that the network cannot take.
+    """
+    if preset not in PRESETS:
+        raise ValueError(f"unknown network '{preset}'; known are {', '.join(PRESETS)}")
+    if conditioning not in CONDITIONINGS:
+        known = ", ".join(CONDITIONINGS)
+        raise ValueError(f"unknown conditioning '{conditioning}'; known are {known}")
+    config = PRESETS[preset]
+    levels = config.levels if conditioning == "invfusion" else _plain(config.levels)
+    unconditional = conditioning == "unconditional"
+    channels, h, w = config.image_shape if image_shape is None else image_shape
+    return replace(
+        config,
+        image_shape=(channels, h, w),
+        num_classes=config.num_classes if num_classes is None else num_classes,
+        levels=levels,
+        in_mult=1 if unconditional else 2,
+        consistent=config.consistent and not unconditional,
+    )
+
+
+def conditioning_of(config: NetworkConfig) -> str:
+    """What a network of this configuration is told: one of `CONDITIONINGS`."""
+    if any(level.joint for level in config.levels):
+        return "invfusion"
+    return "blind" if config.in_mult == 2 else "unconditional"

@@ -1,0 +1,18 @@
+"""Solvers for denoisers trained on the problem, and the names they go by on the command line."""
+
+from samplers.base import CountingDenoiser, Solver, karras_grid, make_solver, register, solver_names
+from samplers.euler import Euler
+from samplers.heun import Heun
+from samplers.mmse import MMSE
+
+__all__ = [
+    "MMSE",
+    "CountingDenoiser",
+    "Euler",
+    "Heun",
+    "Solver",
+    "karras_grid",
+    "make_solver",
+    "register",
+    "solver_names",
+]

@@ -1,0 +1,102 @@
+"""What a solver is: `solver(denoiser, noise, problem, rng) → samples`, built from its options."""
+
+import dataclasses
+import typing
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from degradation import Problem
+
+Denoiser = Callable[[Tensor, Tensor | float, Problem], Tensor]
+
+
+class RandnLike(Protocol):
+    """Source of the noise a solver draws, such as `degradation.Draws`."""
+
+    def randn_like(self, x: Tensor) -> Tensor: ...
+
+
+class Solver(Protocol):
+    """noise: standard normal `[B, C, h, w]`; returns restored images in [-1, 1] of that shape."""
+
+    def __call__(
+        self, denoiser: Denoiser, noise: Tensor, problem: Problem, rng: RandnLike
+    ) -> Tensor: ...
+
+
+class CountingDenoiser:
+    """Counts the evaluations of a denoiser: outside guidance, the NFE of the tables."""
+
+    def __init__(self, denoiser: Denoiser):
+        self.denoiser = denoiser
+        self.calls = 0
+
+    def __call__(self, x: Tensor, sigma: Tensor | float, problem: Problem) -> Tensor:
+        self.calls += 1
+        return self.denoiser(x, sigma, problem)
+
+
+def karras_grid(
+    num_steps: int,
+    sigma_min: float = 0.002,
+    sigma_max: float = 80.0,
+    rho: float = 7.0,
+    device: torch.device | str = "cpu",
+) -> Tensor:
+    """Noise levels from sigma_max to sigma_min, then 0: float64 `[num_steps + 1]` (EDM, Eq. 5)."""
+    ramp = torch.linspace(0, 1, num_steps, dtype=torch.float64)
+    low, high = sigma_min ** (1 / rho), sigma_max ** (1 / rho)
+    grid = (high + ramp * (low - high)) ** rho
+    return torch.cat((grid, grid.new_zeros(1))).to(device)
+
+
+_REGISTRY: dict[str, type] = {}
+
+
+def register(name: str) -> Callable[[type], type]:
+    """Class decorator: give a solver's dataclass its name on the command line."""
+
+    def add(solver: type) -> type:
+        _REGISTRY[name] = solver
+        return solver
+
+    return add
+
+
+def solver_names() -> list[str]:
+    """The names that `make_solver` knows."""
+    return sorted(_REGISTRY)
+
+
+def make_solver(name: str, options: Mapping[str, str] | None = None) -> Solver:
+    """Build a solver from its name and options given as text, such as {"num_steps": "16"}.
+
+    Raises ValueError for an unknown name or option, or a value out of range, with the known ones.
+    """
+    if name not in _REGISTRY:
+        raise ValueError(f"unknown sampler '{name}'; known are {', '.join(solver_names())}")
+    solver = _REGISTRY[name]
+    types = typing.get_type_hints(solver)
+    known = [field.name for field in dataclasses.fields(solver)]
+    values: dict[str, Any] = {}
+    for key, text in (options or {}).items():
+        if key not in known:
+            raise ValueError(f"sampler '{name}' has no option '{key}'; it has {', '.join(known)}")
+        try:
+            values[key] = types[key](text)
+        except ValueError:
+            kind = types[key].__name__
+            raise ValueError(f"sampler option {key}={text!r} is no {kind}") from None
+    return solver(**values)
+
+
+def check_range(solver: object, **bounds: tuple[float, float]) -> None:
+    """Raise ValueError when an option of a solver lies outside its closed range."""
+    for name, (low, high) in bounds.items():
+        value = getattr(solver, name)
+        if not low <= value <= high:
+            kind = type(solver).__name__
+            raise ValueError(f"{kind} option {name}={value} must lie between {low} and {high}")

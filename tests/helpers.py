@@ -1,0 +1,70 @@
+"""Dense matrices of linear maps, and the laws that operators are held to."""
+
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from degradation import Degradation
+
+
+def gaussian(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
+    """Standard normal numbers from a generator of their own."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(*shape, generator=generator, dtype=torch.float64).to(dtype)
+
+
+def precision(op: Degradation) -> torch.dtype:
+    return op.s.dtype
+
+
+def measurements(op: Degradation) -> int:
+    """Number M of measurement rows."""
+    return op.rows.shape[1]
+
+
+def matrix(
+    linear: Callable[[Tensor], Tensor], batch: int, shape: Sequence[int], dtype: torch.dtype
+) -> Tensor:
+    """Dense `[B, m, n]` of a map of stacks `[B, n, *shape]`, n the number of values of `shape`."""
+    n = math.prod(shape)
+    basis = torch.eye(n, dtype=dtype).view(1, n, *shape).expand(batch, n, *shape)
+    return linear(basis).flatten(2).mT
+
+
+def dense(op: Degradation) -> Tensor:
+    """H as matrices `[B, M, C·h·w]`."""
+    return matrix(op.H, len(op), op.image_shape, precision(op))
+
+
+def dense_pinv(op: Degradation, noise_level: float | Tensor = 0.0) -> Tensor:
+    """H† as matrices `[B, C·h·w, M]`."""
+
+    def pinv(y: Tensor) -> Tensor:
+        return op.H_pinv(y, noise_level)
+
+    return matrix(pinv, len(op), (measurements(op),), precision(op))
+
+
+def regularised_inverse(H: Tensor, noise_level: Tensor) -> Tensor:
+    """Hᵀ(HHᵀ + σ²I)⁻¹ in float64: `[B, M, n]` matrices and levels `[B]` to `[B, n, M]`."""
+    H = H.double()
+    regular = H @ H.mT + noise_level.double().view(-1, 1, 1).square() * torch.eye(H.shape[1])
+    return torch.linalg.solve(regular, H).mT
+
+
+def assert_near(actual: Tensor, expected: Tensor, tol: float) -> None:
+    """For every image the error is at most `tol` of the norm of what is expected."""
+    assert actual.shape == expected.shape
+    actual, expected = actual.double().flatten(1), expected.double().flatten(1)
+    error, scale = (actual - expected).norm(dim=1), expected.norm(dim=1)
+    assert (error <= tol * scale).all(), f"relative errors {(error / scale).tolist()}"
+
+
+def assert_penrose(H: Tensor, pinv: Tensor, tol: float) -> None:
+    """The four identities that define the Moore-Penrose pseudo-inverse of matrices `[B, M, n]`."""
+    assert_near(H @ (pinv @ H), H, tol)
+    assert_near(pinv @ (H @ pinv), pinv, tol)
+    assert_near((H @ pinv).mT, H @ pinv, tol)
+    assert_near((pinv @ H).mT, pinv @ H, tol)

@@ -1,0 +1,461 @@
+"""Random families: what an operator depends on, the laws it is drawn from; noise; problems."""
+
+import math
+
+import numpy as np
+import pytest
+import scipy.stats
+import torch
+from helpers import assert_near, assert_penrose, dense, dense_pinv, gaussian, regularised_inverse
+
+from degradation import (
+    FAMILIES,
+    Box,
+    DenseMatrix,
+    Draws,
+    GaussianNoise,
+    Mask,
+    MatrixDegradation,
+    MissingBox,
+    MissingPatches,
+    MotionBlur,
+    NoDegradation,
+    NullOperator,
+    Problem,
+    RandomDegradation,
+    SRConv,
+    StridedConvolution,
+    families,
+    get_family,
+)
+
+P_VALUE = 1e-3  # the seeds are fixed, so a pass stays a pass; a wrong law gives far below 1e-9
+
+every_family = pytest.mark.parametrize("name", list(FAMILIES))
+
+
+def uniform_counts(counts) -> bool:
+    return scipy.stats.chisquare(np.asarray(counts)).pvalue > P_VALUE
+
+
+def structures(family) -> list:
+    """Every structure that the family draws, in the order of their first seeds."""
+    return list(dict.fromkeys(family.structure(seed) for seed in range(200)))
+
+
+def one_seed_each(family) -> list:
+    """(structure, seed that draws it)."""
+    return [
+        (s, next(i for i in range(200) if family.structure(i) == s)) for s in structures(family)
+    ]
+
+
+# Every family
+
+
+@every_family
+@pytest.mark.parametrize("shape", [(1, 16, 16), (3, 16, 16), (1, 16, 24)])
+def test_sampled_operators_obey_penrose(name, shape):
+    family = get_family(name)
+    for structure, seed in one_seed_each(family):
+        op = family.sample(shape, structure, [seed, 10_000 + seed])
+        assert op.image_shape == shape and len(op) == 2
+        H = dense(op)
+        assert_penrose(H, dense_pinv(op), 1e-4)
+        energy = H.double().square().sum((1, 2))
+        torch.testing.assert_close(op.s.double().square().sum(1), energy, rtol=1e-5, atol=0)
+
+
+@every_family
+def test_an_operator_depends_on_its_own_seed_alone(name):
+    family, shape = get_family(name), (2, 16, 16)
+    seeds = [5, 77, 1234, 2**62 + 1, 9, 10]
+    x = gaussian(1, *shape).float()
+    for structure in structures(family):
+        batch = family.sample(shape, structure, seeds)
+        backwards = family.sample(shape, structure, seeds[::-1])
+        images = x.expand(len(seeds), *shape)
+        measured = batch.H(images)
+        torch.testing.assert_close(backwards.H(images).flip(0), measured, rtol=0, atol=1e-5)
+        for i in (0, 3):
+            alone = family.sample(shape, structure, seeds[i : i + 1])
+            torch.testing.assert_close(alone.H(x), measured[i : i + 1], rtol=0, atol=1e-5)
+            assert torch.equal(alone.rows, batch.rows[i : i + 1])
+        if not isinstance(batch, NullOperator):
+            assert torch.cdist(measured, measured).add(torch.eye(6)).min() > 5e-5  # all differ
+
+
+@every_family
+def test_structure_is_a_function_of_the_seed(name):
+    drawn = [get_family(name).structure(seed) for seed in range(30)]
+    assert drawn == [get_family(name).structure(seed) for seed in range(30)]
+    assert (len(set(drawn)) > 1) == (name in ("MotionBlur", "SRConv", "RandomDegradation"))
+
+
+@every_family
+def test_a_family_goes_by_its_name(name):
+    assert type(get_family(name)) is FAMILIES[name]
+    assert get_family(f"degradation.{name}") == get_family(name)
+
+
+def test_an_unknown_family_is_refused_with_the_known_ones():
+    with pytest.raises(ValueError, match="unknown degradation 'Fog'") as error:
+        get_family("Fog")
+    for name in FAMILIES:
+        assert f"degradation.{name}" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("make", "text"),
+    [
+        (lambda: MissingPatches(0.0), r"max_visible must lie in \(0, 1\], not 0"),
+        (lambda: MissingPatches(1.5), "not 1.5"),
+        (lambda: MatrixDegradation(0, 4), "1 ≤ min_rows ≤ max_rows must hold, not 0 and 4"),
+        (lambda: MatrixDegradation(5, 4), "not 5 and 4"),
+    ],
+)
+def test_options_out_of_range_are_refused(make, text):
+    with pytest.raises(ValueError, match=text):
+        make()
+
+
+# Masks
+
+
+def masks(family, shape, count, first=0):
+    """Masks `[count, h, w]` as numbers."""
+    op = family.sample(shape, None, range(first, first + count))
+    return op.mask.expand(-1, 1, *shape[1:]).squeeze(1)
+
+
+def largest_side(mask: torch.Tensor, sides: list[int]) -> torch.Tensor:
+    """For each mask the largest side of aligned squares on which it is constant, `[B]`."""
+    result = torch.zeros(len(mask), dtype=torch.int64)
+    for side in sides:
+        blocks = mask[:, ::side, ::side].repeat_interleave(side, 1).repeat_interleave(side, 2)
+        result[(blocks[:, : mask.shape[1], : mask.shape[2]] == mask).flatten(1).all(1)] = side
+    return result
+
+
+@pytest.mark.parametrize("size", [(16, 16), (16, 24), (12, 20)])
+def test_the_law_of_missing_patches(size):
+    h, w = size
+    mask = masks(MissingPatches(), (3, h, w), 4000)
+    visible = mask.flatten(1).mean(1)
+    assert (visible > 0).all() and (visible < 1).all()
+    sides = [1, 2, 4, 8, 16][: int(math.log2(min(size))) + 1]
+    side = largest_side(mask, sides)
+    assert (side > 0).all()
+
+    # p is uniform in (0, 0.1); none or all of n patches visible is drawn anew, side and all.
+    n = np.array([math.ceil(h / s) * math.ceil(w / s) for s in sides])
+    all_visible = 0.1**n / (n + 1)
+    accepted = 1 - (1 - 0.9 ** (n + 1)) / (0.1 * (n + 1)) - all_visible
+    accepted[n == 1] = 0
+    counts = np.array([(side == s).sum() for s in sides])
+    expected = 4000 * accepted / accepted.sum()
+    assert (counts[n == 1] == 0).all()
+    assert scipy.stats.chisquare(counts[n > 1], expected[n > 1]).pvalue > P_VALUE
+
+    for s, patches, chance, full in zip(sides, n, accepted, all_visible, strict=True):
+        if patches > 1 and h % s == w % s == 0:
+            share = visible[side == s].double()
+            mean = (0.05 - full) / chance
+            assert abs(share.mean() - mean) < 4.5 * share.std() / math.sqrt(len(share))
+    share = visible[side == 1]  # of h·w patches
+    assert share.max() < 0.1 + 4.5 * math.sqrt(0.1 * 0.9 / (h * w))
+
+
+def test_missing_patches_are_visible_independently_of_their_place():
+    visible = masks(MissingPatches(), (3, 8, 8), 6000).mean(0)
+    error = math.sqrt(visible.mean() * (1 - visible.mean()) / 6000)
+    assert (visible - visible.mean()).abs().max() < 5 * error
+
+
+def test_the_visible_share_is_an_option_of_missing_patches():
+    share = masks(MissingPatches(max_visible=1.0), (3, 16, 16), 2000)
+    share = share[largest_side(share, [1, 2, 4, 8, 16]) == 1].flatten(1).mean(1)
+    assert share.max() > 0.95
+    assert scipy.stats.kstest(share, "uniform").pvalue > P_VALUE
+
+
+@pytest.mark.parametrize("family", [MissingPatches(), Box(), MissingBox()])
+def test_all_channels_share_a_mask(family):
+    seen = family.sample((3, 16, 16), None, range(20)).rows.unflatten(1, (3, 256))
+    assert torch.equal(seen, seen[:, :1].expand(-1, 3, -1))
+
+
+def cuts(seen: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """First and one past the last index seen, of bool `[B, n]` that are one interval each."""
+    index = torch.arange(seen.shape[1])
+    first = torch.where(seen, index, seen.shape[1]).amin(1)
+    end = torch.where(seen, index, -1).amax(1) + 1
+    assert torch.equal(seen, (index >= first[:, None]) & (index < end[:, None]))
+    assert (first < end).all()
+    return first, end
+
+
+def test_a_box_lies_between_two_distinct_uniform_cuts_of_each_axis():
+    h, w = 6, 9
+    seen = masks(Box(), (3, h, w), 6000).bool()
+    top, bottom = cuts(seen.any(2))
+    left, right = cuts(seen.any(1))
+    assert torch.equal(seen, seen.any(2)[:, :, None] & seen.any(1)[:, None, :])
+    for first, end, n in ((top, bottom, h), (left, right, w)):
+        counts = torch.bincount(first * (n + 1) + end, minlength=(n + 1) ** 2).view(n + 1, n + 1)
+        above = torch.ones(n + 1, n + 1).triu(1).bool()
+        assert uniform_counts(counts[above])
+    table = np.zeros((h + 1, w + 1))
+    np.add.at(table, (top.numpy(), left.numpy()), 1)
+    table = table[:h, :w]
+    assert scipy.stats.chi2_contingency(table[:4, :6]).pvalue > P_VALUE
+
+
+def test_a_missing_box_is_the_complement_of_the_box():
+    boxes = masks(Box(), (3, 16, 24), 50, first=7)
+    assert torch.equal(masks(MissingBox(), (3, 16, 24), 50, first=7), 1 - boxes)
+
+
+# Convolutions and matrices
+
+
+@pytest.fixture
+def kernels_of(monkeypatch):
+    """`kernels_of(family, stride, seeds)`: the kernels that the operators are made from."""
+    seen = []
+
+    def record(kernel, stride, shape):
+        seen.append(kernel)
+        return StridedConvolution(kernel, stride, shape)
+
+    monkeypatch.setattr(families, "StridedConvolution", record)
+
+    def draw(family, stride, seeds, shape=(1, 16, 24)):
+        op = family.sample(shape, stride, seeds)
+        assert op.stride == stride
+        return seen[-1]
+
+    return draw
+
+
+@pytest.mark.parametrize("stride", [2, 4, 8])
+def test_motion_kernels_average(kernels_of, stride):
+    kernel = kernels_of(MotionBlur(), stride, range(20))
+    assert kernel.shape == (20, 8, 12)  # half the image
+    assert (kernel >= 0).all()
+    torch.testing.assert_close(kernel.sum((1, 2)), torch.ones(20), rtol=0, atol=1e-5)
+    op = MotionBlur().sample((1, 16, 24), stride, range(20))
+    grey = op.H(torch.full((20, 1, 16, 24), 0.3))
+    torch.testing.assert_close(grey, torch.full_like(grey, 0.3), rtol=0, atol=1e-5)
+
+
+def test_motion_kernels_are_smoothed_by_their_stride(kernels_of):
+    peaks = [kernels_of(MotionBlur(), s, range(20), (1, 32, 32)).amax((1, 2)) for s in (2, 4, 8)]
+    assert (peaks[0] > peaks[1]).all() and (peaks[1] > peaks[2]).all()
+
+
+@pytest.mark.parametrize("stride", [2, 4, 8])
+def test_srconv_kernels_are_white_and_of_unit_magnitude(kernels_of, stride):
+    kernel = kernels_of(SRConv(), stride, range(400))
+    assert kernel.shape == (400, 2 * stride, 2 * stride)
+    total = kernel.abs().sum((1, 2))
+    torch.testing.assert_close(total, torch.ones(400), rtol=0, atol=1e-5)
+    white = kernel / kernel.square().mean((1, 2), keepdim=True).sqrt()
+    correlation = (white.flatten(1).T @ white.flatten(1)) / 400
+    assert (correlation - torch.eye(4 * stride**2)).abs().max() < 6 / math.sqrt(400)
+
+
+@pytest.mark.parametrize("family", [MotionBlur(), SRConv()])
+def test_strides_are_uniform(family):
+    drawn = [family.structure(seed) for seed in range(1500)]
+    assert set(drawn) == {2, 4, 8}
+    assert uniform_counts([drawn.count(s) for s in (2, 4, 8)])
+    assert {type(family)((3,)).structure(seed) for seed in range(5)} == {3}
+
+
+def test_numbers_of_matrix_rows_are_uniform_from_2_to_128():
+    counts = MatrixDegradation().sample((1, 2, 2), None, range(1500)).rows.sum(1)
+    assert counts.min() == 2 and counts.max() == 128
+    jittered = (counts.numpy() - 2 + np.random.default_rng(0).uniform(size=1500)) / 127
+    assert scipy.stats.kstest(jittered, "uniform").pvalue > P_VALUE
+    few = MatrixDegradation(3, 7).sample((1, 4, 4), None, range(1500)).rows.sum(1)
+    assert uniform_counts(torch.bincount(few, minlength=8)[3:])
+    assert few.min() == 3
+
+
+def test_matrix_rows_are_directions_of_unit_norm_stored_first():
+    op = MatrixDegradation().sample((3, 16, 16), None, range(12))
+    rows = op.H_adjoint(torch.eye(128).expand(12, 128, 128)).flatten(2)
+    counts = op.rows.sum(1)
+    assert torch.equal(op.rows, torch.arange(128) < counts[:, None])
+    torch.testing.assert_close(rows.norm(dim=2), op.rows.float(), rtol=0, atol=1e-5)
+    values = rows[op.rows].flatten() * math.sqrt(768)
+    assert scipy.stats.kstest(values[:100_000].numpy(), "norm").pvalue > P_VALUE
+    overlap = rows @ rows.mT - torch.diag_embed(op.rows.float())
+    assert overlap.abs().max() < 6.5 / math.sqrt(768)
+
+
+def test_matrix_rows_do_not_depend_on_how_many_there_are():
+    eye = torch.eye(4).expand(1, 4, 4)
+    few = MatrixDegradation(4, 4).sample((1, 8, 8), None, [3]).H_adjoint(eye)
+    more = MatrixDegradation(9, 9).sample((1, 8, 8), None, [3])
+    more = more.H_adjoint(torch.eye(4, 9).expand(1, 4, 9))
+    torch.testing.assert_close(few, more, rtol=0, atol=1e-5)
+
+
+# The mixture
+
+
+def test_the_mixture_is_uniform_over_its_members():
+    family = RandomDegradation()
+    drawn = [family.structure(seed) for seed in range(3000)]
+    members = [member for member, _ in drawn]
+    assert uniform_counts(np.bincount(members, minlength=4))
+    kinds = {
+        member: type(family.sample((3, 16, 16), (member, inner), [0]))
+        for member, inner in set(drawn)
+    }
+    assert kinds == {0: StridedConvolution, 1: Mask, 2: DenseMatrix, 3: NullOperator}
+    strides = [inner for member, inner in drawn if member == 0]
+    assert uniform_counts([strides.count(s) for s in (2, 4, 8)])
+
+
+def test_a_member_of_the_mixture_is_its_family():
+    mixture = RandomDegradation((Box(), NoDegradation(), SRConv((4,))))
+    seeds, x = [1, 2, 3], gaussian(3, 3, 16, 16).float()
+    assert torch.equal(
+        mixture.sample((3, 16, 16), (0, None), seeds).H(x),
+        Box().sample((3, 16, 16), None, seeds).H(x),
+    )
+    assert {mixture.structure(seed) for seed in range(50)} == {(0, None), (1, None), (2, 4)}
+
+
+# Noise
+
+
+def noise_of(family, level, seeds, shape=(3, 16, 16)):
+    """Operator and noise, measured from the difference to a measurement without noise."""
+    op = family.sample(shape, structures(family)[0], seeds)
+    x = gaussian(len(op), *shape).float()
+    problem = GaussianNoise(level).measure(op, x, Draws(seeds))
+    clean = GaussianNoise().measure(op, x, Draws(seeds))
+    assert torch.equal(clean.y, op.H(x)) and (clean.noise_level == 0).all()
+    assert problem.degradation is op
+    assert torch.equal(problem.noise_level, torch.full((len(op),), level))
+    return op, problem.y - clean.y
+
+
+@pytest.mark.parametrize(
+    "family", [Box(), MissingPatches(), MatrixDegradation(), MotionBlur(), NoDegradation()]
+)
+@pytest.mark.parametrize("level", [0.1, 0.5])
+def test_noise_is_white_on_existing_rows_and_nowhere_else(family, level):
+    op, noise = noise_of(family, level, range(200))
+    assert (noise[~op.rows] == 0).all()
+    on = noise[op.rows].double() / level
+    if isinstance(family, NoDegradation):
+        assert len(on) == 0
+        return
+    assert scipy.stats.kstest(on.numpy(), "norm").pvalue > P_VALUE
+    assert abs(on.std() - 1) < 4.5 / math.sqrt(2 * len(on))
+    assert abs((on[1:] * on[:-1]).mean()) < 4.5 / math.sqrt(len(on))
+
+
+def test_noise_is_that_of_the_seed_of_the_image():
+    _, batch = noise_of(SRConv((4,)), 0.1, [1, 2, 3])
+    _, alone = noise_of(SRConv((4,)), 0.1, [3])
+    torch.testing.assert_close(batch[2:], alone, rtol=0, atol=1e-6)
+    assert not torch.allclose(batch[0], batch[1], atol=0.05)
+
+
+@pytest.mark.parametrize("level", [-0.1, math.inf, math.nan])
+def test_impossible_noise_levels_are_refused(level):
+    with pytest.raises(ValueError, match="noise level must be a number ≥ 0, not"):
+        GaussianNoise(level)
+
+
+# Problems
+
+
+LEVELS = torch.tensor([0.0, 0.1, 1.0])
+LABELS = torch.tensor([4, -1, 7])
+
+
+@pytest.fixture(params=[MissingPatches(), SRConv((2,)), MatrixDegradation(), NoDegradation()])
+def problem(request) -> Problem:
+    op = request.param.sample((3, 8, 8), request.param.structure(0), [1, 2, 3])
+    noise = gaussian(*op.rows.shape, seed=1).float()
+    y = op.H(gaussian(3, 3, 8, 8).float()) + 0.1 * op.rows * noise
+    return Problem(op, y, LEVELS, LABELS)
+
+
+def test_a_noise_level_is_kept_for_each_image(problem):
+    assert len(problem) == 3
+    assert torch.equal(problem.noise_level, LEVELS)
+    same = Problem(problem.degradation, problem.y, 0.3)
+    assert torch.equal(same.noise_level, torch.full((3,), 0.3))
+    assert same.class_labels is None
+    assert torch.equal(Problem(problem.degradation, problem.y).noise_level, torch.zeros(3))
+
+
+def test_the_unconditional_problem_keeps_only_the_class(problem):
+    plain = problem.unconditional()
+    assert isinstance(plain.degradation, NullOperator)
+    assert plain.degradation.image_shape == (3, 8, 8)
+    assert len(plain) == len(plain.degradation) == 3
+    assert not plain.degradation.rows.any()
+    assert (plain.noise_level == 0).all() and (plain.y == 0).all()
+    assert torch.equal(plain.class_labels, LABELS)
+    assert (plain.pinv() == 0).all() and plain.pinv().shape == (3, 3, 8, 8)
+    assert problem.with_classes(None).unconditional().class_labels is None
+
+
+def test_with_classes_changes_nothing_else(problem):
+    other = problem.with_classes(torch.tensor([0, 1, 2]))
+    assert other.class_labels.tolist() == [0, 1, 2]
+    assert other.degradation is problem.degradation and other.y is problem.y
+    assert torch.equal(other.noise_level, problem.noise_level)
+
+
+def test_expand_repeats_a_problem_in_blocks(problem):
+    twice = problem.expand(2)
+    x = gaussian(6, 3, 8, 8).float()
+    assert len(twice) == len(twice.degradation) == 6
+    halves = torch.cat((problem.residual(x[:3]), problem.residual(x[3:])))
+    torch.testing.assert_close(twice.residual(x), halves, rtol=0, atol=1e-5)
+    torch.testing.assert_close(twice.pinv(), torch.cat((problem.pinv(), problem.pinv())))
+    assert torch.equal(twice.noise_level, LEVELS.repeat(2))
+    assert torch.equal(twice.class_labels, LABELS.repeat(2))
+    assert problem.with_classes(None).expand(2).class_labels is None
+
+
+@pytest.mark.parametrize("index", [slice(1, 3), [2, 0], torch.tensor([False, True, False])])
+def test_index_gives_the_problems_of_a_sub_batch(problem, index):
+    part, x = problem[index], gaussian(3, 3, 8, 8).float()
+    torch.testing.assert_close(part.project(x[index]), problem.project(x)[index])
+    assert torch.equal(part.y, problem.y[index])
+    assert torch.equal(part.noise_level, LEVELS[index])
+    assert torch.equal(part.class_labels, LABELS[index])
+    assert problem.with_classes(None)[index].class_labels is None
+
+
+def test_the_inverse_is_regularised_by_the_noise(problem):
+    H = dense(problem.degradation).double()
+    x = gaussian(3, 3, 8, 8)
+    inverse = torch.linalg.pinv(H, rtol=1e-5)
+    inverse[1:] = regularised_inverse(H[1:], LEVELS[1:])
+    expected = torch.einsum("bnm,bm->bn", inverse, problem.y.double())
+    assert_near(problem.pinv().flatten(1), expected, 1e-4)
+    residual = problem.y - torch.einsum("bmn,bn->bm", H, x.flatten(1))
+    torch.testing.assert_close(problem.residual(x.float()).double(), residual, rtol=0, atol=1e-5)
+    projected = x.flatten(1) + torch.einsum("bnm,bm->bn", inverse, residual)
+    assert_near(problem.project(x.float()).flatten(1), projected, 1e-4)
+
+
+def test_without_measurement_is_plain_generation():
+    plain = Problem.without_measurement(2, (3, 4, 4), torch.tensor([1, 2]))
+    x = gaussian(2, 3, 4, 4).float()
+    assert (plain.residual(x) == 0).all()
+    assert torch.equal(plain.project(x), x)
+    assert plain.class_labels.tolist() == [1, 2]
+    assert len(plain.to("cpu")) == 2

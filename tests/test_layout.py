@@ -1,0 +1,145 @@
+"""Imports between the rooms point one way, and no file outgrows one subject.
+
+    degradation <- networks <- samplers <- zero_shot <- metrics <- training <- entry scripts
+
+A room may import itself and the rooms to its left. `datautils` stands alone: it imports no other
+room, and of the rooms only `metrics` and `training`, which iterate over data sets, may import it.
+No room imports an entry script, a benchmark or a test.
+"""
+
+import ast
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+ORDER = ("degradation", "networks", "samplers", "zero_shot", "metrics", "training")
+ROOMS = (*ORDER, "datautils")
+ENTRIES = ("train", "calculate_metrics", "restore", "reproduce")
+OUTSIDE = (*ENTRIES, "benchmarks", "tests")  # may import rooms, never imported by one
+MAX_LINES = 450
+
+
+def project_files() -> list[str]:
+    """Python files of the project, tracked or not yet, as paths relative to its root."""
+    command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard", "--", "*.py"]
+    try:
+        listed = subprocess.run(command, cwd=ROOT, capture_output=True, check=True, text=True)
+        names = listed.stdout.split("\0")
+    except (OSError, subprocess.CalledProcessError):  # an unpacked archive, or no git
+        folders = (*ROOMS, "benchmarks", "tests")
+        paths = [
+            *ROOT.glob("*.py"),
+            *(p for folder in folders for p in (ROOT / folder).rglob("*.py")),
+        ]
+        names = [p.relative_to(ROOT).as_posix() for p in paths]
+    return sorted(name for name in set(names) if name and (ROOT / name).is_file())
+
+
+def imported(path: str, source: str) -> Iterator[tuple[int, str]]:
+    """(line, top-level name) of every import in a file: nested, type-checking-only or by name."""
+    package = PurePosixPath(path).parent.parts
+    for node in ast.walk(ast.parse(source, path)):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield node.lineno, alias.name.split(".")[0]
+        elif isinstance(node, ast.ImportFrom):
+            module = tuple(node.module.split(".")) if node.module else ()
+            full = (
+                (*package[: max(0, len(package) + 1 - node.level)], *module)
+                if node.level
+                else module
+            )
+            for name in full[:1] or [alias.name for alias in node.names]:
+                yield node.lineno, name
+        elif isinstance(node, ast.Call) and node.args:
+            called = node.func.attr if isinstance(node.func, ast.Attribute) else None
+            called = node.func.id if isinstance(node.func, ast.Name) else called
+            first = node.args[0]
+            if called in ("import_module", "__import__") and isinstance(first, ast.Constant):
+                yield node.lineno, str(first.value).split(".")[0]
+
+
+def wrong_imports(path: str, source: str) -> list[str]:
+    """One sentence for each import of a room's file that goes against the order of the rooms."""
+    room = PurePosixPath(path).parts[0]
+    if room not in ROOMS:
+        return []
+    allowed = {room, *ORDER[: ORDER.index(room)]} if room in ORDER else {room}
+    if room in ("metrics", "training"):
+        allowed.add("datautils")
+    return [
+        f"{path}:{line}: {room} imports {name}"
+        for line, name in imported(path, source)
+        if name in (*ROOMS, *OUTSIDE) and name not in allowed
+    ]
+
+
+def too_long(path: str, source: str) -> bool:
+    return not path.startswith("tests/") and len(source.splitlines()) > MAX_LINES
+
+
+def test_imports_point_one_way() -> None:
+    files = project_files()
+    assert "tests/test_layout.py" in files  # the listing sees the project
+    wrong = [w for f in files for w in wrong_imports(f, (ROOT / f).read_text(encoding="utf-8"))]
+    assert not wrong, "\n".join(wrong)
+
+
+def test_files_are_one_subject_each() -> None:
+    long = [f for f in project_files() if too_long(f, (ROOT / f).read_text(encoding="utf-8"))]
+    assert not long, f"over {MAX_LINES} lines: {', '.join(long)}"
+
+
+@pytest.mark.parametrize(
+    ("path", "source", "culprit"),
+    [
+        ("degradation/mask.py", "import networks.hdit", "networks"),
+        ("degradation/mask.py", "import torch, samplers", "samplers"),
+        ("networks/hdit.py", "from samplers import Heun", "samplers"),
+        ("samplers/heun.py", "from zero_shot.ddrm import DDRM", "zero_shot"),
+        ("zero_shot/ddrm.py", "def f():\n    from metrics import sfd", "metrics"),
+        ("metrics/loop.py", "if TYPE_CHECKING:\n    import training.ema as e", "training"),
+        ("training/loop.py", "from train import main", "train"),
+        ("samplers/base.py", "import benchmarks.speed", "benchmarks"),
+        (
+            "networks/presets.py",
+            "import importlib\nimportlib.import_module('training')",
+            "training",
+        ),
+        ("networks/blocks/attention.py", "from ...samplers import base", "samplers"),
+        ("networks/hdit.py", "from .. import samplers", "samplers"),
+        ("datautils/folder.py", "from degradation import Mask", "degradation"),
+        ("networks/hdit.py", "from datautils import photos", "datautils"),
+    ],
+)
+def test_checker_finds_an_import_against_the_order(path: str, source: str, culprit: str) -> None:
+    found = wrong_imports(path, source)
+    assert len(found) == 1
+    assert found[0].startswith(f"{path}:")
+    assert found[0].endswith(f"imports {culprit}")
+
+
+@pytest.mark.parametrize(
+    ("path", "source"),
+    [
+        ("degradation/mask.py", "import torch\nfrom . import base\nfrom .base import Degradation"),
+        ("networks/blocks/attention.py", "from ..presets import P\nfrom degradation import Mask"),
+        ("training/loop.py", "import degradation, networks, samplers, zero_shot, metrics"),
+        ("training/loop.py", "from datautils.folder import ImageFolder"),
+        ("datautils/folder.py", "from .base import Images\nimport datautils.photos"),
+        ("train.py", "from training.loop import run\nimport datautils"),
+        ("benchmarks/speed.py", "import training, benchmarks.timing"),
+        ("samplers/heun.py", "import trainer\nfrom torch.nn import training"),
+    ],
+)
+def test_checker_lets_the_right_way_pass(path: str, source: str) -> None:
+    assert wrong_imports(path, source) == []
+
+
+def test_checker_counts_lines() -> None:
+    assert not too_long("samplers/heun.py", "x = 1\n" * MAX_LINES)
+    assert too_long("samplers/heun.py", "x = 1\n" * (MAX_LINES + 1))
+    assert not too_long("tests/test_heun.py", "x = 1\n" * (MAX_LINES + 1))

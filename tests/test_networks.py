@@ -1,0 +1,641 @@
+"""The denoiser: recorded outputs, the published sizes, and what must hold for any weights."""
+
+import dataclasses
+import itertools
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from degradation import (
+    DenseMatrix,
+    Draws,
+    GaussianNoise,
+    Mask,
+    Problem,
+    StridedConvolution,
+    get_family,
+)
+from networks import (
+    PRESETS,
+    Denoiser,
+    GaussianPrior,
+    LevelConfig,
+    NetworkConfig,
+    from_reference,
+    make_config,
+)
+from networks.invfusion import FeatureDegradation
+from networks.layers import AxialRoPE, axial_positions, rotate
+from networks.presets import CONDITIONINGS, conditioning_of
+from samplers import MMSE, Heun
+
+SHAPE = (3, 16, 16)
+FAMILIES = ["MissingPatches", "Box", "MotionBlur", "SRConv", "MatrixDegradation", "NoDegradation"]
+
+
+def randomised(config: NetworkConfig) -> Denoiser:
+    """A network in evaluation mode with no zero-initialised layer left to hide a branch."""
+    with torch.random.fork_rng(), torch.no_grad():
+        torch.manual_seed(1)
+        denoiser = Denoiser(config)
+        for parameter in denoiser.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    return denoiser.eval()
+
+
+def tiny(conditioning: str = "invfusion", **changes: Any) -> Denoiser:
+    return randomised(dataclasses.replace(make_config("tiny", conditioning), **changes))
+
+
+def make_problem(family: str, batch: int = 2, noise_level: float = 0.0) -> Problem:
+    """Operators of a family, and measurements of random images."""
+    source = get_family(family)
+    seeds = list(range(3, 3 + batch))
+    operators = source.sample(SHAPE, source.structure(3), seeds)
+    x = torch.rand(batch, *SHAPE, generator=torch.Generator().manual_seed(5)) * 2 - 1
+    return GaussianNoise(noise_level).measure(operators, x, Draws(seeds))
+
+
+def noisy(batch: int = 2) -> tuple[Tensor, Tensor]:
+    """Inputs x `[B, C, h, w]` and their noise levels `[B]`."""
+    sigma = torch.tensor([0.05, 0.7, 6.0])[:batch]
+    x = torch.randn(batch, *SHAPE, generator=torch.Generator().manual_seed(7))
+    return x * (0.5 + sigma[:, None, None, None]), sigma
+
+
+def close(a: Tensor, b: Tensor, tolerance: float = 1e-5) -> None:
+    torch.testing.assert_close(a, b, rtol=tolerance, atol=tolerance)
+
+
+# ---- recorded outputs of an independent implementation ------------------------------------------
+
+GOLDEN_CASES = ["matrix", "patches", "box", "none", "joint_without_degradation", "patches_aug_cond"]
+
+
+def golden_problem(case: dict[str, Any]) -> Problem:
+    shape = tuple(case["x"].shape[1:])
+    tensors = case["degradation"] or {}
+    if "deg_matrix" in tensors:
+        return Problem(DenseMatrix(tensors["deg_matrix"], shape), case["y"][:, 0])
+    if "deg_mask" in tensors:
+        return Problem(Mask(tensors["deg_mask"][:, 0], shape), case["y"][:, 0])
+    return Problem.without_measurement(len(case["x"]), shape)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", GOLDEN_CASES)
+def test_golden_network(golden: Callable[[str], Any], name: str) -> None:
+    recorded = golden("net_joint")
+    case = recorded["cases"][name]
+    denoiser = from_reference(recorded["state_dict"], recorded["config"])
+    problem, augment = golden_problem(case), case.get("aug_cond")
+    if "H_pinv_y" in case:
+        close(problem.pinv(), case["H_pinv_y"])
+    inputs = torch.cat((case["x"], problem.pinv()), 1)
+    raw = denoiser.net(inputs, case["c_noise"], problem, augment)
+    close(raw, case["net_out"], 1e-4)
+    close(denoiser(case["x"], case["sigma"], problem, augment), case["precond_out"], 1e-4)
+    close(denoiser.log_variance(case["sigma"]), case["logvar"].flatten(), 1e-4)
+
+
+@torch.no_grad()
+def test_golden_intermediates(golden: Callable[[str], Any]) -> None:
+    recorded = golden("net_joint")
+    case = recorded["cases"]["matrix"]
+    expected = golden("net_joint_intermediates")["intermediates"]["matrix"]
+    denoiser = from_reference(recorded["state_dict"], recorded["config"])
+    found: dict[str, Tensor] = {}
+
+    def keep(name: str) -> Callable[[Any, Any, Tensor], None]:
+        return lambda module, inputs, output: found.update({name: output})
+
+    for name, module in denoiser.net.named_modules():
+        module.register_forward_hook(keep(name))
+    problem = golden_problem(case)
+    denoiser.net(torch.cat((case["x"], problem.pinv()), 1), case["c_noise"], problem)
+    assert len(expected) == 13
+    for name, value in expected.items():
+        close(found[name.replace(".attn.", ".")], value, 1e-4)
+
+
+@torch.no_grad()
+def test_golden_samples(golden: Callable[[str], Any]) -> None:
+    recorded = golden("net_joint")
+    run = golden("samplers")["edm_tiny_net"]["patches"]
+    denoiser = from_reference(recorded["state_dict"], recorded["config"])
+    problem = golden_problem(recorded["cases"][run["net_case"]])
+    rng = Draws([0, 1])
+    samples = Heun(num_steps=run["num_steps"])(denoiser, run["noise"], problem, rng)
+    close(samples, run["out"], 1e-4)
+    close(MMSE()(denoiser, run["noise"], problem, rng), run["mse_out"], 1e-4)
+
+
+def test_golden_rotary_frequencies(golden: Callable[[str], Any]) -> None:
+    """Loading takes recorded buffers; here they are compared with those that we would compute."""
+    recorded = golden("net_joint")
+    config = from_reference(recorded["state_dict"], recorded["config"]).config
+    ours = Denoiser(config).net
+    names = [name for name in recorded["state_dict"] if name.endswith("pos_emb.freqs")]
+    assert len(names) == 6
+    for name in names:
+        found = ours.get_buffer(name.removeprefix("unet.").replace("attn.self", "self"))
+        close(found, recorded["state_dict"][name], 1e-6)
+
+
+# ---- the Feature Degradation Layer --------------------------------------------------------------
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("noise_level", [0.0, 0.2])
+@pytest.mark.parametrize("family", ["MissingPatches", "MotionBlur", "MatrixDegradation"])
+def test_feature_degradation_by_hand(family: str, noise_level: float) -> None:
+    """One pseudo-image and one token at a time, in float64, with the exact GELU (Eq. 5)."""
+    layer = FeatureDegradation(width=36, patch=2, channels=3)  # a stack of 3 images
+    weight, bias = (p.double() for p in layer.parameters())
+    problem = make_problem(family, noise_level=noise_level)
+    operator, x = problem.degradation, torch.randn(2, 8, 8, 36)
+    images = torch.zeros(2, 3, *SHAPE)
+    sites = list(itertools.product(range(8), range(8), range(2), range(2), range(3), range(3)))
+    for i, j, p, q, k, c in sites:
+        images[:, k, c, 2 * i + p, 2 * j + q] = x[:, i, j, ((p * 2 + q) * 3 + k) * 3 + c]
+    stack = [problem.y.double(), *(operator.H(images[:, k]).double() for k in range(3))]
+    expected = torch.zeros_like(x)
+    for k in range(3):
+        mixed = bias[k] + sum(w * part for w, part in zip(weight[k], stack, strict=True))
+        gelu = mixed * (1 + torch.erf(mixed / math.sqrt(2))) / 2
+        images[:, k] = operator.H_pinv(gelu.float(), noise_level)
+    for i, j, p, q, k, c in sites:
+        expected[:, i, j, ((p * 2 + q) * 3 + k) * 3 + c] = images[:, k, c, 2 * i + p, 2 * j + q]
+    close(layer(x, problem), expected, 2e-5)
+    assert expected.abs().max() > 0.1
+
+
+# ---- presets ------------------------------------------------------------------------------------
+
+
+def count(config: NetworkConfig) -> int:
+    with torch.device("meta"):
+        return sum(p.numel() for p in Denoiser(config).parameters())
+
+
+@pytest.mark.parametrize(
+    ("preset", "conditioning", "millions"),
+    [
+        ("FFHQ64", "unconditional", 305.47),
+        ("FFHQ64", "blind", 305.48),
+        ("FFHQ64", "invfusion", 375.28),
+        ("FFHQ256", "unconditional", 151.88),
+        ("FFHQ256", "blind", 151.89),
+        ("FFHQ256", "invfusion", 170.42),
+    ],
+)
+def test_presets_have_the_published_sizes(preset: str, conditioning: str, millions: float) -> None:
+    assert round(count(make_config(preset, conditioning)) / 1e6, 2) == millions
+
+
+def test_classes_add_their_embeddings_and_nothing_else() -> None:
+    extra = count(make_config("ImageNet64")) - count(make_config("FFHQ64"))
+    assert extra == 1001 * 256  # 0.26 million
+
+
+@pytest.mark.parametrize(
+    ("preset", "patch", "kernels", "joint"),
+    [
+        ("FFHQ64", 2, (7, 7, None), (True, True, True)),
+        ("ImageNet64", 2, (7, 7, None), (True, True, True)),
+        ("FFHQ256", 4, (5, 7, None, None), (True, True, True, False)),
+    ],
+)
+def test_presets_have_what_counting_does_not_show(
+    preset: str, patch: int, kernels: tuple, joint: tuple
+) -> None:
+    config = make_config(preset)
+    assert config.patch == patch
+    assert tuple(level.kernel for level in config.levels) == kernels
+    assert tuple(level.joint for level in config.levels) == joint
+    assert {level.dropout for level in config.levels} == {0.05}
+    assert {level.d_head for level in config.levels} == {64}
+    assert not config.consistent
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("conditioning", CONDITIONINGS)
+def test_conditioning_is_told_by_the_configuration(preset: str, conditioning: str) -> None:
+    config = make_config(preset, conditioning)
+    assert conditioning_of(config) == conditioning
+    assert any(level.joint for level in config.levels) == (conditioning == "invfusion")
+    assert config.in_mult == (1 if conditioning == "unconditional" else 2)
+    assert not (config.consistent and conditioning == "unconditional")
+
+
+def test_make_config_overrides() -> None:
+    config = make_config("demo32", image_shape=(3, 48, 32), num_classes=5)
+    assert config.image_shape == (3, 48, 32)
+    assert config.num_classes == 5
+    assert config.consistent
+    assert make_config("ImageNet64", num_classes=0) == make_config("FFHQ64")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("FFHQ",), "unknown network 'FFHQ'; known are FFHQ64, ImageNet64, FFHQ256, demo32, tiny"),
+        (("tiny", "palette"), "unknown conditioning 'palette'; known are invfusion, blind, uncond"),
+        (("tiny", "blind", (3, 18, 16)), "image sides 18×16 must be multiples of 4"),
+        (("tiny", "invfusion", (5, 16, 16)), "level 0: width 48 is no multiple of 20 values"),
+    ],
+)
+def test_make_config_errors(arguments: tuple, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make_config(*arguments)
+
+
+@pytest.mark.parametrize("joint", [True, False])
+def test_only_joint_levels_need_a_stack_of_images(joint: bool) -> None:
+    levels = (LevelConfig(1, 50, None, d_head=10, joint=joint),)
+    if joint:
+        with pytest.raises(ValueError, match="width 50 is no multiple of 12 values of a patch"):
+            NetworkConfig(SHAPE, 2, levels)
+    else:
+        assert NetworkConfig(SHAPE, 2, levels).levels == levels
+
+
+# ---- preconditioning ----------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def test_a_new_network_is_the_skip_connection() -> None:
+    """The last layer starts at zero, so D = σ_d²/(σ² + σ_d²)·x (EDM, Table 1)."""
+    x, sigma = noisy()
+    estimate = Denoiser(make_config("tiny"))(x, sigma, make_problem("Box"))
+    close(estimate, x * (0.25 / (sigma**2 + 0.25))[:, None, None, None])
+
+
+@torch.no_grad()
+def test_preconditioning_formula() -> None:
+    """D = c_skip·x + c_out·F([c_in·x, H†y], ln(σ)/4), H† regularised by the noise level."""
+    denoiser, problem = tiny(), make_problem("MotionBlur", noise_level=0.1)
+    x, sigma = noisy()
+    s = sigma[:, None, None, None]
+    pinv = problem.degradation.H_pinv(problem.y, 0.1)
+    assert (pinv - problem.degradation.H_pinv(problem.y)).abs().max() > 0.1
+    inputs = torch.cat((x / (s**2 + 0.25).sqrt(), pinv), 1)
+    raw = denoiser.net(inputs, sigma.log() / 4, problem)
+    assert raw.abs().max() > 0.1
+    expected = 0.25 / (s**2 + 0.25) * x + 0.5 * s / (s**2 + 0.25).sqrt() * raw
+    close(denoiser(x, sigma, problem), expected)
+
+
+@torch.no_grad()
+def test_without_noise_the_image_is_returned() -> None:
+    x = noisy()[0]
+    close(tiny()(x, 1e-6, make_problem("Box")), x)
+
+
+@torch.no_grad()
+def test_sigma_may_be_a_number() -> None:
+    denoiser, problem, x = tiny(), make_problem("Box"), noisy()[0]
+    expected = denoiser(x, torch.full((2,), 0.3), problem)
+    for sigma in (0.3, torch.tensor(0.3), torch.tensor(0.3, dtype=torch.float64)):
+        close(denoiser(x, sigma, problem), expected, 1e-6)
+
+
+@torch.no_grad()
+def test_components_are_the_raw_channels_beyond_the_mean() -> None:
+    denoiser, problem = tiny(out_mult=3), make_problem("Box")
+    x, sigma = noisy()
+    estimate, components = denoiser.components(x, sigma, problem)
+    inputs = torch.cat((x / (sigma**2 + 0.25).sqrt()[:, None, None, None], problem.pinv()), 1)
+    raw = denoiser.net(inputs, sigma.log() / 4, problem)
+    assert components.shape == (2, 2, *SHAPE)
+    close(components[:, 1], raw[:, 6:])
+    assert torch.equal(estimate, denoiser(x, sigma, problem))
+
+
+def test_log_variance_starts_at_zero_and_follows_sigma() -> None:
+    sigma = torch.tensor([0.01, 1.0, 50.0])
+    assert torch.equal(Denoiser(make_config("tiny")).log_variance(sigma), torch.zeros(3))
+    values = tiny().log_variance(sigma)
+    assert values.shape == (3,)
+    assert values.unique().numel() == 3
+
+
+# ---- conditioning -------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def test_an_unconditional_network_ignores_the_measurement() -> None:
+    x, sigma = noisy()
+    problems = [make_problem(family) for family in ("Box", "MatrixDegradation", "NoDegradation")]
+    denoiser = tiny("unconditional")
+    assert denoiser.net.patch_in.proj.in_features == 3 * 2 * 2
+    outputs = [denoiser(x, sigma, problem) for problem in problems]
+    assert torch.equal(outputs[0], outputs[1]) and torch.equal(outputs[0], outputs[2])
+
+
+def same_pinv_other_operator() -> tuple[Problem, Problem]:
+    """Two masks of an image that is black where they differ: H†y is equal, H is not."""
+    mask = torch.ones(2, 1, 16, 16)
+    mask[..., :7] = 0
+    wider = mask.clone()
+    wider[..., 4:7] = 1
+    y = torch.rand(2, *SHAPE).mul(mask).flatten(1)
+    return Problem(Mask(mask), y), Problem(Mask(wider), y)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("conditioning", ["blind", "invfusion"])
+def test_only_the_invfusion_network_sees_the_operator(conditioning: str) -> None:
+    x, sigma = noisy()
+    one, other = same_pinv_other_operator()
+    assert torch.equal(one.pinv(), other.pinv())
+    denoiser = tiny(conditioning)
+    a, b = denoiser(x, sigma, one), denoiser(x, sigma, other)
+    if conditioning == "blind":
+        assert torch.equal(a, b)
+        assert (a - denoiser(x, sigma, make_problem("Box"))).abs().max() > 1e-3  # sees H†y
+    else:
+        assert (a - b).abs().max() > 1e-3
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("noise_level", [0.0, 0.3])
+def test_the_operator_counts_and_not_how_it_is_written(noise_level: float) -> None:
+    """A mask as an operator of its own, and as a matrix of the rows it keeps."""
+    mask = torch.zeros(2, 1, 16, 16)
+    mask[0, :, 3:8, 2:11] = 1
+    mask[1, :, 10:15, 5:14] = 1
+    operator = Mask(mask)
+    visible = operator.rows
+    matrix = torch.eye(768).expand(2, 768, 768)[visible].unflatten(0, (2, -1))
+    y = operator.H(torch.rand(2, *SHAPE) * 2 - 1)
+    one = Problem(operator, y, noise_level)
+    other = Problem(DenseMatrix(matrix, SHAPE), y[visible].unflatten(0, (2, -1)), noise_level)
+    denoiser, (x, sigma) = tiny(), noisy()
+    close(denoiser(x, sigma, one), denoiser(x, sigma, other))
+
+
+@torch.no_grad()
+def test_the_noise_level_reaches_the_feature_layers() -> None:
+    """With the same input images, so that the difference is that of the layers themselves."""
+    denoiser, problem = tiny(), make_problem("MatrixDegradation")
+    noisier = Problem(problem.degradation, problem.y, 0.5)
+    x, c_noise = torch.randn(2, 6, 16, 16), torch.zeros(2)
+    a, b = denoiser.net(x, c_noise, problem), denoiser.net(x, c_noise, noisier)
+    assert (a - b).abs().max() > 1e-3
+
+
+@torch.no_grad()
+def test_the_null_class_is_minus_one() -> None:
+    denoiser, problem = tiny(num_classes=4), make_problem("Box")
+    x, sigma = noisy()
+
+    def output(labels: list[int] | None) -> Tensor:
+        classes = None if labels is None else torch.tensor(labels)
+        return denoiser(x, sigma, problem.with_classes(classes))
+
+    null, mixed = output([-1, -1]), output([-1, 2])
+    assert torch.equal(null, output(None))
+    assert torch.equal(null[0], mixed[0])
+    assert (null[1] - mixed[1]).abs().max() > 1e-4
+    outputs = torch.stack([output([label, label])[0] for label in (-1, 0, 1, 2, 3)])
+    assert torch.pdist(outputs.flatten(1)).min() > 1e-3  # five different classes
+    embedding = denoiser.net.class_emb.weight
+    embedding[4] = embedding[1]
+    close(output(None), output([1, 1]), 1e-6)  # the last row is "no class"
+
+
+@torch.no_grad()
+def test_augment_labels_default_to_none() -> None:
+    denoiser, problem = tiny(), make_problem("Box")
+    x, sigma = noisy()
+    plain = denoiser(x, sigma, problem)
+    assert torch.equal(plain, denoiser(x, sigma, problem, torch.zeros(2, 9)))
+    labels = torch.zeros(2, 9)
+    labels[1, 8] = 1
+    flipped = denoiser(x, sigma, problem, labels)
+    close(flipped[0], plain[0], 1e-6)
+    assert (flipped[1] - plain[1]).abs().max() > 1e-4
+
+
+# ---- consistency --------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_consistent_network_reproduces_the_measurement(family: str) -> None:
+    problem = make_problem(family)
+    x, sigma = noisy()
+    plain, consistent = tiny(), tiny(consistent=True)
+    residual = problem.residual(consistent(x, sigma, problem)).abs().max()
+    assert residual < 1e-4
+    if family != "NoDegradation":
+        assert problem.residual(plain(x, sigma, problem)).abs().max() > 1e-2
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_consistent_network_with_noise_is_projected_with_the_regularised_inverse(
+    family: str,
+) -> None:
+    problem = make_problem(family, noise_level=0.2)
+    x, sigma = noisy()
+    plain = tiny()(x, sigma, problem)
+    expected = plain + problem.degradation.H_pinv(problem.y - problem.degradation.H(plain), 0.2)
+    close(tiny(consistent=True)(x, sigma, problem), expected)
+
+
+# ---- training -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("conditioning", CONDITIONINGS)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_gradients_reach_every_parameter(family: str, conditioning: str) -> None:
+    denoiser = tiny(conditioning, num_classes=3, out_mult=2)
+    problem = make_problem(family).with_classes(torch.tensor([1, -1]))
+    x, sigma = noisy()
+    estimate, components = denoiser.components(x, sigma, problem)
+    loss = estimate.square().sum() + components.sum() + denoiser.log_variance(sigma).sum()
+    loss.backward()
+    gradients = {name: p.grad for name, p in denoiser.named_parameters()}
+    absent = [name for name, gradient in gradients.items() if gradient is None]
+    assert not absent
+    zero = [name for name, gradient in gradients.items() if not gradient.any()]
+    if family == "NoDegradation":  # the joint keys still draw attention, with values of zero
+        assert all("feature_degradation" in n or "jnorm" in n or "jv_proj" in n for n in zero)
+    else:
+        assert not zero
+    assert all(gradient.isfinite().all() for gradient in gradients.values())
+
+
+def test_gradient_in_the_image() -> None:
+    """d⟨v, D(x)⟩/dx against a central difference."""
+    denoiser, problem = tiny(), make_problem("MatrixDegradation")
+    x, sigma = noisy()
+    x.requires_grad_()
+    v, direction = torch.randn(2, *SHAPE), torch.randn(2, *SHAPE)
+    (gradient,) = torch.autograd.grad((v * denoiser(x, sigma, problem)).sum(), x)
+    with torch.no_grad():
+        h = 1e-2
+        ahead, behind = (denoiser(x + s * direction, sigma, problem) for s in (h, -h))
+        numeric = (v * (ahead - behind)).sum() / (2 * h)
+    close((gradient * direction).sum(), numeric, 1e-2)
+
+
+@torch.no_grad()
+def test_dropout_acts_in_training_only() -> None:
+    levels = tuple(dataclasses.replace(level, dropout=0.5) for level in make_config("tiny").levels)
+    with_dropout, without = tiny(levels=levels), tiny()
+    problem, (x, sigma) = make_problem("Box"), noisy()
+    assert torch.equal(with_dropout(x, sigma, problem), without(x, sigma, problem))
+    a, b = (with_dropout.train()(x, sigma, problem) for _ in range(2))
+    assert (a - b).abs().max() > 1e-3
+
+
+# ---- batches, precision, geometry ---------------------------------------------------------------
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("family", FAMILIES)
+def test_images_of_a_batch_do_not_meet(family: str) -> None:
+    denoiser, problem = tiny(num_classes=2), make_problem(family, batch=3, noise_level=0.05)
+    problem = problem.with_classes(torch.tensor([0, -1, 1]))
+    x, sigma = noisy(3)
+    together = denoiser(x, sigma, problem)
+    for i in range(3):
+        alone = denoiser(x[i : i + 1], sigma[i : i + 1], problem[i : i + 1])
+        close(together[i : i + 1], alone)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("family", ["MissingPatches", "MotionBlur", "MatrixDegradation"])
+def test_bfloat16_autocast_stays_close(family: str) -> None:
+    denoiser, problem = tiny(consistent=True), make_problem(family)
+    x, sigma = noisy()
+    exact = denoiser(x, sigma, problem)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        short = denoiser(x, sigma, problem)
+    assert short.dtype == exact.dtype == torch.float32
+    error = (short - exact).square().mean().sqrt()
+    assert 0 < error < 5e-3  # of images with a spread of about 0.5
+    assert problem.residual(short).abs().max() < 1e-4  # the projection is not shortened
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.uint8])
+def test_output_is_float32_for_any_input(dtype: torch.dtype) -> None:
+    x = (torch.rand(2, *SHAPE) * 3).to(dtype)
+    denoiser, problem = tiny(), make_problem("Box")
+    estimate = denoiser(x, 0.5, problem)
+    assert estimate.dtype == torch.float32
+    close(estimate, denoiser(x.float(), 0.5, problem), 1e-6)
+
+
+def test_positions_are_square_on_any_grid() -> None:
+    positions = axial_positions(2, 4)
+    close(positions[:, 0, 0], torch.tensor([-0.25, 0.25]))
+    close(positions[0, :, 1], torch.tensor([-0.75, -0.25, 0.25, 0.75]))
+    close(axial_positions(4, 2), positions.transpose(0, 1).flip(-1))
+    assert (positions[..., 0] == positions[:, :1, 0]).all()
+
+
+def test_rotary_logits_depend_on_the_offset_alone() -> None:
+    rope = AxialRoPE(d_head=32, n_heads=3)
+    q, k = torch.randn(2, 1, 1, 1, 3, 32).double()
+
+    def logit(at: list[float], other: list[float]) -> Tensor:
+        positions = (torch.tensor(p, dtype=torch.float64)[None, None] for p in (at, other))
+        cos_sin = [rope.double()(position) for position in positions]
+        return (rotate(q, *cos_sin[0]) * rotate(k, *cos_sin[1])).sum(-1)
+
+    here = logit([0.1, -0.4], [0.3, 0.2])
+    torch.testing.assert_close(here, logit([-0.5, 0.1], [-0.3, 0.7]))
+    assert (here - logit([0.1, -0.4], [0.3, 0.3])).abs().min() > 1e-4
+
+
+def test_rotary_frequencies() -> None:
+    """From π to 10π in logarithmic steps without the last, dealt out to the heads in turn."""
+    freqs = AxialRoPE(d_head=16, n_heads=3).freqs
+    expected = [[math.pi * 10 ** ((j * 3 + head) / 6) for j in range(2)] for head in range(3)]
+    close(freqs, torch.tensor(expected))
+
+
+@torch.no_grad()
+def test_the_network_takes_images_that_are_not_square() -> None:
+    """A layer that swapped the sides would break the shape or the projection."""
+    config = make_config("tiny", image_shape=(3, 16, 24))
+    mask = torch.zeros(1, 1, 16, 24)
+    mask[..., 5:] = 1
+    operator = Mask(mask)
+    y = operator.H(torch.rand(1, 3, 16, 24))
+    denoiser = randomised(dataclasses.replace(config, consistent=True))
+    estimate = denoiser(torch.randn(1, 3, 16, 24), 0.5, Problem(operator, y))
+    assert estimate.shape == (1, 3, 16, 24)
+    close(operator.H(estimate), y, 1e-5)
+
+
+# ---- the Gaussian prior -------------------------------------------------------------------------
+
+SMALL = (3, 8, 8)
+
+
+def gaussian_prior() -> GaussianPrior:
+    root = torch.randn(192, 192, dtype=torch.float64) / 14
+    return GaussianPrior(torch.randn(192) / 4, root @ root.T, SMALL)
+
+
+def small_operator(kind: str) -> Any:
+    if kind == "mask":
+        return Mask((torch.rand(2, 1, 8, 8) < 0.3).double(), SMALL)
+    if kind == "matrix":
+        matrix = torch.randn(2, 12, 192, dtype=torch.float64)
+        matrix[1, 9:] = 0  # rows that do not exist
+        matrix[1, 8] = matrix[1, 7] - matrix[1, 6]  # and one that says nothing new
+        return DenseMatrix(matrix, SMALL)
+    return StridedConvolution(torch.rand(2, 4, 3, dtype=torch.float64), 2, SMALL)
+
+
+def dense(operator: Any) -> Tensor:
+    """The matrices `[B, M, D]` of a batch of operators."""
+    basis = torch.eye(192, dtype=torch.float64).unflatten(1, SMALL)
+    return operator.H(basis.expand(len(operator), *basis.shape)).mT
+
+
+@pytest.mark.parametrize("noise_level", [0.0, 0.05, 1.0])
+@pytest.mark.parametrize("kind", ["mask", "matrix", "convolution"])
+def test_gaussian_posterior_mean_is_the_textbook_formula(kind: str, noise_level: float) -> None:
+    """m + ΣHᵀ(HΣHᵀ + σ²I)⁺(y − Hm), row by row of a dense H."""
+    prior, operator = gaussian_prior(), small_operator(kind)
+    x = torch.randn(2, *SMALL, dtype=torch.float64)
+    y = operator.H(x)
+    y = y + noise_level * torch.randn_like(y) * operator.rows
+    result = prior.posterior_mean(Problem(operator, y, torch.tensor(noise_level)))
+    variance = torch.tensor(noise_level).double() ** 2  # of the level as a problem keeps it
+    for i, H in enumerate(dense(operator)):
+        cross = prior.covariance @ H.T
+        inverse = torch.linalg.pinv(
+            H @ cross + variance * torch.eye(len(H)), rtol=1e-10, hermitian=True
+        )
+        expected = prior.mean + cross @ inverse @ (y[i] - H @ prior.mean)
+        close(result[i].flatten(), expected, 1e-7)
+    if not noise_level:
+        close(operator.H(result), y, 1e-6)
+
+
+def test_gaussian_posterior_mean_without_measurement_is_the_mean() -> None:
+    prior = gaussian_prior()
+    result = prior.posterior_mean(Problem.without_measurement(2, SMALL))
+    close(result, prior.mean.float().unflatten(0, SMALL).expand(2, *SMALL))
+
+
+def test_gaussian_fit_is_the_sample_covariance() -> None:
+    images = torch.randn(50, *SMALL) * torch.rand(SMALL)
+    prior = GaussianPrior.fit(images, ridge=0.01)
+    flat = images.flatten(1).double()
+    close(prior.mean, flat.mean(0))
+    close(prior.covariance, torch.cov(flat.T) + 0.01 * torch.eye(192))
+    assert prior.image_shape == SMALL

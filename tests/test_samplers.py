@@ -1,0 +1,391 @@
+"""Solvers on a Gaussian prior, whose denoiser, flow and posterior are known in closed form."""
+
+import math
+from dataclasses import dataclass
+
+import pytest
+import scipy.stats
+import torch
+from helpers import gaussian
+from torch import Tensor
+
+from degradation import Draws, Mask, Problem
+from samplers import (
+    MMSE,
+    CountingDenoiser,
+    Euler,
+    Heun,
+    base,
+    karras_grid,
+    make_solver,
+    register,
+    solver_names,
+)
+
+SHAPE = (3, 2, 2)
+P_VALUE = 1e-3  # the seeds are fixed, so a pass stays a pass; a wrong law gives far below 1e-9
+
+
+class Gaussian:
+    """x ~ N(mean, C), C = Q diag(variances) Qᵀ, and D(x; σ) = m + C(C + σ²I)⁻¹(x − m)."""
+
+    def __init__(self, variances: Tensor, mean: Tensor, Q: Tensor):
+        self.variances, self.mean, self.Q = variances, mean, Q
+
+    def gain(self, x: Tensor, gain: Tensor) -> Tensor:
+        """m + Q diag(gain) Qᵀ(x − m)."""
+        return (((x.flatten(1) - self.mean) @ self.Q * gain) @ self.Q.T + self.mean).view(x.shape)
+
+    def __call__(self, x: Tensor, sigma: Tensor | float, problem: Problem) -> Tensor:
+        return self.gain(x, self.variances / (self.variances + sigma**2))
+
+    def flow(self, x: Tensor, sigma: float) -> Tensor:
+        """Where the probability-flow ODE takes x from level σ: x(0) = m + √(c/(c+σ²))(x − m)."""
+        return self.gain(x, (self.variances / (self.variances + sigma**2)).sqrt())
+
+    def coordinates(self, x: Tensor) -> Tensor:
+        """Qᵀ(x − m) / √c, standard normal if x is a sample."""
+        return ((x.flatten(1) - self.mean) @ self.Q) / self.variances.sqrt()
+
+
+@pytest.fixture
+def prior() -> Gaussian:
+    variances = torch.logspace(-3, 0.5, 12, dtype=torch.float64)
+    Q, _ = torch.linalg.qr(gaussian(12, 12))
+    return Gaussian(variances, 0.3 * gaussian(12, seed=1), Q)
+
+
+def plain(batch: int) -> Problem:
+    return Problem.without_measurement(batch, SHAPE)
+
+
+class NoNoise:
+    """A source of noise that must not be asked."""
+
+    def randn_like(self, x: Tensor) -> Tensor:
+        raise AssertionError("a deterministic solver draws no noise")
+
+
+class Replay:
+    """Recorded draws, one after the other."""
+
+    def __init__(self, bank: Tensor):
+        self.bank, self.calls = bank, 0
+
+    def randn_like(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        return self.bank[self.calls - 1].to(x)
+
+
+# The flow and the order of convergence
+
+
+def errors(solver, prior: Gaussian, steps: list[int], sigma_min=1e-3, sigma_max=40.0) -> Tensor:
+    """Root-mean-square distance to the exact flow for each number of steps."""
+    noise = gaussian(6, *SHAPE, seed=2)
+    exact = prior.flow(sigma_max * noise, sigma_max)
+    results = []
+    for n in steps:
+        sample = solver(num_steps=n, sigma_min=sigma_min, sigma_max=sigma_max)
+        out = sample(prior, noise, plain(6), NoNoise())
+        results.append((out - exact).square().mean().sqrt())
+    return torch.stack(results)
+
+
+@pytest.mark.parametrize(("solver", "order"), [(Euler, 1), (Heun, 2)])
+def test_order_of_convergence_to_the_exact_flow(prior, solver, order):
+    error = errors(solver, prior, [40, 80, 160, 320])
+    orders = (error[:-1] / error[1:]).log2()
+    assert (orders - order).abs().max() < 0.2, orders.tolist()
+
+
+def test_heun_reaches_the_exact_flow(prior):
+    assert errors(Heun, prior, [32]) < 1e-2
+    assert errors(Heun, prior, [1000], sigma_min=1e-4) < 1e-5
+    assert errors(Euler, prior, [32]) > 5 * errors(Heun, prior, [32])
+
+
+@pytest.mark.parametrize("solver", [Euler(num_steps=5), Heun(num_steps=5)])
+def test_directions_without_variance_end_on_the_mean(prior, solver):
+    prior.variances[:4] = 0
+    out = solver(prior, gaussian(6, *SHAPE), plain(6), NoNoise())
+    along = (out.flatten(1) - prior.mean) @ prior.Q
+    assert along[:, :4].abs().max() < 1e-12
+    assert along[:, 4:].abs().min() > 1e-5
+
+
+@pytest.mark.parametrize("solver", [Euler(), Heun(), Heun(churn=20), MMSE()])
+def test_solvers_keep_precision_and_leave_the_noise_alone(prior, solver):
+    noise = gaussian(2, *SHAPE)
+    before = noise.clone()
+    out = solver(prior, noise, plain(2), Draws([1, 2]))
+    assert out.dtype == torch.float64 and out.shape == noise.shape
+    assert torch.equal(noise, before)
+
+
+@pytest.mark.parametrize("solver", [Euler(num_steps=8), Heun(num_steps=8, churn=4), MMSE()])
+def test_a_sample_does_not_depend_on_its_batch(prior, solver):
+    noise = gaussian(3, *SHAPE)
+    batch = solver(prior, noise, plain(3), Draws([5, 6, 7]))
+    alone = solver(prior, noise[1:2], plain(1), Draws([6]))
+    torch.testing.assert_close(batch[1:2], alone)
+
+
+# Evaluations
+
+
+@pytest.mark.parametrize("n", [2, 7, 32])
+@pytest.mark.parametrize(
+    ("solver", "count"),
+    [
+        (lambda n: Heun(num_steps=n), lambda n: 2 * n - 1),
+        (lambda n: Heun(num_steps=n, churn=10), lambda n: 2 * n - 1),
+        (lambda n: Euler(num_steps=n), lambda n: n),
+        (lambda n: MMSE(), lambda n: 1),
+    ],
+    ids=["heun", "heun with churn", "euler", "mmse"],
+)
+def test_number_of_evaluations(prior, solver, count, n):
+    denoiser = CountingDenoiser(prior)
+    solver(n)(denoiser, gaussian(1, *SHAPE), plain(1), Draws([0]))
+    assert denoiser.calls == count(n)
+
+
+def test_the_default_of_the_paper_is_63_evaluations(prior):
+    denoiser = CountingDenoiser(prior)
+    Heun()(denoiser, gaussian(1, *SHAPE), plain(1), NoNoise())
+    assert denoiser.calls == 63
+
+
+def test_the_counter_changes_nothing_and_the_denoiser_gets_the_problem(prior):
+    problem, seen = plain(1), []
+
+    def denoiser(x, sigma, given):
+        seen.append((float(sigma), given))
+        return prior(x, sigma, given)
+
+    noise = gaussian(1, *SHAPE)
+    counted = Euler(num_steps=4)(CountingDenoiser(denoiser), noise, problem, NoNoise())
+    assert torch.equal(counted, Euler(num_steps=4)(prior, noise, problem, NoNoise()))
+    assert all(given is problem for _, given in seen)
+    assert [sigma for sigma, _ in seen] == karras_grid(4)[:-1].tolist()
+
+
+# Noise levels
+
+
+def test_the_grid_is_that_of_edm():
+    grid = karras_grid(18, sigma_min=0.01, sigma_max=50.0, rho=5.0)
+    assert grid.dtype == torch.float64 and len(grid) == 19
+    for i in range(18):
+        exact = (50 ** (1 / 5) + i / 17 * (0.01 ** (1 / 5) - 50 ** (1 / 5))) ** 5
+        assert grid[i].item() == pytest.approx(exact, rel=1e-12)
+    assert grid[18] == 0
+    straight = karras_grid(5, 1.0, 9.0, rho=1.0)
+    torch.testing.assert_close(straight.tolist(), [9.0, 7.0, 5.0, 3.0, 1.0, 0.0])
+    defaults = karras_grid(32)
+    assert defaults[0].item() == pytest.approx(80) and defaults[31].item() == pytest.approx(0.002)
+
+
+# Churn
+
+
+@pytest.mark.parametrize("churn", [5.0, 40.0])
+def test_churn_keeps_the_distribution(prior, churn):
+    n = 4000
+    out = Heun(num_steps=100, churn=churn)(
+        prior, gaussian(n, *SHAPE, seed=3), plain(n), Draws(range(n))
+    )
+    z = prior.coordinates(out)
+    for direction in range(3, 12):  # the others have a variance too small for so few steps
+        assert scipy.stats.kstest(z[:, direction].numpy(), "norm").pvalue > P_VALUE
+    covariance = z.T @ z / n - torch.eye(12)
+    assert covariance[3:, 3:].abs().max() < 5 * math.sqrt(2 / n)
+
+
+def test_churn_noise_scales_what_is_added(prior):
+    n = 2000
+    noise, problem = gaussian(n, *SHAPE, seed=3), plain(n)
+    louder = Heun(num_steps=64, churn=30, churn_noise=1.2)(prior, noise, problem, Draws(range(n)))
+    assert prior.coordinates(louder)[:, 6:].var() > 1.2
+
+
+def test_churn_forgets_where_it_started(prior):
+    n = 2000
+    noise, problem = gaussian(n, *SHAPE, seed=3), plain(n)
+    start = prior.coordinates(prior.flow(80 * noise, 80.0)).flatten()
+    for churn, low, high in ((0.0, 0.999, 1.0), (1.0, 0.2, 0.8), (math.inf, -0.05, 0.05)):
+        out = Heun(num_steps=64, churn=churn)(prior, noise, problem, Draws(range(n)))
+        similarity = torch.corrcoef(torch.stack((start, prior.coordinates(out).flatten())))[0, 1]
+        assert low <= similarity <= high + 1e-9, (churn, similarity)
+
+
+def test_churn_at_most_doubles_the_variance_of_the_noise(prior):
+    noise, problem = gaussian(1, *SHAPE), plain(1)
+    seen = []
+
+    def denoiser(x, sigma, problem):
+        seen.append(sigma)
+        return prior(x, sigma, problem)
+
+    for churn, factor in ((4.0, 1.4), (math.inf, math.sqrt(2))):
+        seen.clear()
+        Heun(num_steps=10, churn=churn)(denoiser, noise, problem, Draws([0]))
+        raised = [s * factor for s in karras_grid(10)[:-1].tolist()]
+        assert seen[0::2] == pytest.approx(raised)
+        assert seen[1::2] == pytest.approx(karras_grid(10)[1:-1].tolist())
+
+
+@pytest.mark.parametrize(("low", "high"), [(0.0, math.inf), (0.05, 50.0), (1.0, 2.0), (3.0, 3.1)])
+def test_churn_stays_within_its_noise_levels(prior, low, high):
+    rng = Draws([0])
+    solver = Heun(num_steps=24, churn=5, churn_min=low, churn_max=high)
+    solver(prior, gaussian(1, *SHAPE), plain(1), rng)
+    grid = karras_grid(24)[:-1]
+    assert rng.calls == ((grid >= low) & (grid <= high)).sum()
+
+
+# Posteriors
+
+
+@dataclass
+class Posterior:
+    """The exact denoiser of independent pixels N(0.2, variance) seen through a noisy mask."""
+
+    variance: float = 0.5
+
+    def moments(self, problem: Problem) -> tuple[Tensor, Tensor]:
+        seen = problem.degradation.mask
+        level = problem.noise_level.double().view(-1, 1, 1, 1)
+        gain = seen * self.variance / (self.variance + level**2)
+        y = problem.degradation.measurement_image(problem.y)
+        return 0.2 + gain * (y - 0.2), (1 - gain) * self.variance * torch.ones_like(y)
+
+    def __call__(self, x: Tensor, sigma: Tensor | float, problem: Problem) -> Tensor:
+        mean, variance = self.moments(problem)
+        return mean + variance / (variance + sigma**2) * (x - mean)
+
+
+def masked(noise_level: float, copies: int) -> Problem:
+    mask = Mask((gaussian(1, 1, 2, 2) > 0).double(), SHAPE)
+    return Problem(mask, mask.H(gaussian(1, *SHAPE, seed=1)), noise_level).expand(copies)
+
+
+@pytest.mark.parametrize("noise_level", [0.0, 0.3])
+@pytest.mark.parametrize("solver", [Heun(num_steps=64), Heun(num_steps=64, churn=10)])
+def test_the_exact_conditional_denoiser_gives_posterior_samples(solver, noise_level):
+    n, denoiser = 3000, Posterior()
+    problem = masked(noise_level, n)
+    out = solver(denoiser, gaussian(n, *SHAPE, seed=4), problem, Draws(range(n)))
+    mean, variance = (moment[0] for moment in denoiser.moments(problem))
+    if not noise_level:
+        assert problem.residual(out).abs().max() < 1e-12
+    z = ((out - mean) / variance.sqrt())[:, variance > 0]
+    assert z.numel() >= 3 * n
+    assert scipy.stats.kstest(z.flatten().numpy(), "norm").pvalue > P_VALUE
+
+
+@pytest.mark.parametrize("noise_level", [0.0, 0.3])
+def test_mmse_is_the_posterior_mean(noise_level):
+    denoiser, problem = Posterior(), masked(noise_level, 4)
+    mean, variance = denoiser.moments(problem)
+    noise = gaussian(4, *SHAPE)
+    exact = mean + variance / (variance + 1e4) * (100 * noise - mean)
+    torch.testing.assert_close(MMSE()(denoiser, noise, problem, NoNoise()), exact)
+    drowned = MMSE(sigma=1e6)(denoiser, noise, problem, NoNoise())
+    torch.testing.assert_close(drowned, mean, rtol=0, atol=5e-6)
+
+
+# Names and options
+
+
+def test_solvers_are_known_by_name():
+    names = solver_names()
+    assert {"heun", "euler", "mmse"} <= set(names)
+    assert names == sorted(names)
+    assert make_solver("heun") == Heun()
+    assert make_solver("mmse", {"sigma": "40"}) == MMSE(sigma=40.0)
+
+
+def test_options_are_read_from_text():
+    solver = make_solver("heun", {"num_steps": "16", "churn": "2.5", "churn_max": "inf"})
+    assert solver == Heun(num_steps=16, churn=2.5)
+    assert type(solver.num_steps) is int
+    assert make_solver("euler", {"sigma_min": "1e-2", "rho": "5"}) == Euler(sigma_min=0.01, rho=5.0)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "text"),
+    [
+        ("newton", {}, "unknown sampler 'newton'; known are .*euler.*heun.*mmse"),
+        ("euler", {"churn": "1"}, "sampler 'euler' has no option 'churn'; it has num_steps, sigma"),
+        ("heun", {"num_steps": "many"}, "sampler option num_steps='many' is no int"),
+        ("heun", {"num_steps": "2.5"}, "num_steps='2.5' is no int"),
+        ("heun", {"rho": "x"}, "rho='x' is no float"),
+        ("heun", {"num_steps": "1"}, "Heun option num_steps=1 must lie between 2 and 1000000"),
+        ("heun", {"churn": "-1"}, "Heun option churn=-1.0 must lie between 0 and inf"),
+        ("heun", {"churn": "nan"}, "Heun option churn=nan"),
+        ("euler", {"sigma_min": "90"}, "Euler option sigma_min=90.0 must lie between 1e-09 and 80"),
+        ("euler", {"rho": "0"}, "Euler option rho=0.0"),
+        ("mmse", {"sigma": "0"}, "MMSE option sigma=0.0 must lie between 0.001"),
+    ],
+)
+def test_wrong_names_and_options_are_refused(name, options, text):
+    with pytest.raises(ValueError, match=text):
+        make_solver(name, options)
+
+
+def test_a_new_solver_is_one_decorated_dataclass(monkeypatch):
+    monkeypatch.setattr(base, "_REGISTRY", dict(base._REGISTRY))
+
+    @register("start")
+    @dataclass(frozen=True)
+    class Start:
+        scale: float = 1.0
+
+        def __call__(self, denoiser, noise, problem, rng):
+            return self.scale * noise
+
+    assert "start" in solver_names()
+    solver = make_solver("start", {"scale": "3"})
+    assert isinstance(solver, Start)
+    noise = gaussian(1, *SHAPE)
+    assert torch.equal(solver(None, noise, plain(1), NoNoise()), 3 * noise)
+
+
+# Recorded outputs of an independent implementation
+
+
+@pytest.fixture
+def recorded(golden):
+    """Records, and their denoiser: float64 inside, float32 out."""
+    records = golden("samplers")
+    meta = records["meta"]
+    variances, Q = torch.linalg.eigh(meta["C"].double())
+    exact = Gaussian(variances.clamp(min=0), meta["mean"].double(), Q)
+
+    def denoiser(x, sigma, problem):
+        return exact(x.double(), sigma, problem).float()
+
+    return records, denoiser
+
+
+@pytest.mark.parametrize("churn", [0, 10])
+def test_heun_replays_the_recorded_runs(recorded, churn):
+    records, denoiser = recorded
+    meta, run = records["meta"], records["runs"][f"edm/churn{churn}"]
+    rng = Replay(records["bank"])
+    solver = Heun(
+        run["num_steps"], meta["sigma_min"], meta["sigma_max"], meta["rho"], run["S_churn"]
+    )
+    problem = Problem.without_measurement(2, (3, 8, 8))
+    out = solver(denoiser, meta["noise"], problem, rng)
+    assert rng.calls == run["n_draws"] == (20 if churn else 0)
+    torch.testing.assert_close(out, run["out"], rtol=0, atol=1e-5)
+
+
+def test_mmse_replays_the_recorded_run(recorded):
+    records, denoiser = recorded
+    problem = Problem.without_measurement(2, (3, 8, 8))
+    out = MMSE()(denoiser, records["meta"]["noise"], problem, NoNoise())
+    torch.testing.assert_close(out, records["runs"]["mse"]["out"], rtol=0, atol=1e-5)

@@ -1,0 +1,317 @@
+"""Weights files: what goes in comes out, and a damaged file is refused in a sentence."""
+
+import dataclasses
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from networks import Denoiser, NetworkConfig, load_weights, make_config, read_summary, save_weights
+from networks import weights as module
+
+SUMMARY = {"preset": "tiny", "images": 1 << 20, "loss": 0.125, "degradations": ["matrix", "μ"]}
+
+
+def random_denoiser(config: NetworkConfig) -> Denoiser:
+    """Parameters of every exponent, so that a change of precision cannot go unseen."""
+    denoiser = Denoiser(config)
+    with torch.no_grad():
+        for parameter in denoiser.parameters():
+            parameter.copy_(torch.randn_like(parameter) * torch.rand_like(parameter).exp2())
+    return denoiser
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Path:
+    path = tmp_path / "net.safetensors"
+    save_weights(path, random_denoiser(make_config("tiny")), SUMMARY)
+    return path
+
+
+def parts(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Tensors and description of a file."""
+    with safe_open(path, framework="pt") as file:
+        return load_file(path), json.loads(file.metadata()[module.METADATA_KEY])
+
+
+def rewrite(path: Path, tensors: dict[str, Tensor], description: Any) -> None:
+    text = description if isinstance(description, str) else json.dumps(description)
+    save_file(tensors, path, {module.METADATA_KEY: text})
+
+
+def refusal(path: Path) -> str:
+    """The sentence with which a file is refused: one line that names the file."""
+    with pytest.raises(ValueError) as caught:
+        load_weights(path)
+    message = str(caught.value)
+    assert str(path) in message
+    assert "\n" not in message and not message.endswith(".")
+    return message
+
+
+# ---- round trip ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        make_config("tiny"),
+        make_config("tiny", "blind", (3, 8, 12)),
+        make_config("tiny", "unconditional", num_classes=7),
+        dataclasses.replace(make_config("tiny"), out_mult=4, consistent=True, sigma_data=0.3),
+    ],
+    ids=["invfusion", "blind", "unconditional", "components"],
+)
+def test_round_trip_is_exact(tmp_path: Path, config: NetworkConfig) -> None:
+    path = tmp_path / "new" / "folder" / "net.safetensors"
+    denoiser = random_denoiser(config)
+    save_weights(path, denoiser, SUMMARY)
+    loaded = load_weights(str(path))
+    assert loaded.config == config
+    assert not loaded.training
+    assert read_summary(str(path)) == SUMMARY
+    expected, found = denoiser.state_dict(), loaded.state_dict()
+    assert list(found) == list(expected)
+    for name, tensor in expected.items():
+        assert found[name].dtype == torch.float32
+        assert torch.equal(found[name], tensor), name
+    assert all(parameter.requires_grad for parameter in loaded.parameters())
+    assert [path] == list(path.parent.iterdir())  # nothing unfinished left behind
+
+
+def test_a_file_describes_itself(saved: Path) -> None:
+    _, description = parts(saved)
+    assert description["format"] == 1
+    assert description["conditioning"] == "invfusion"
+    assert description["config"]["levels"][0]["width"] == 48
+    assert description["config"]["image_shape"] == [3, 16, 16]
+    assert description["summary"] == SUMMARY
+
+
+def test_loading_draws_no_random_numbers(saved: Path) -> None:
+    state = torch.get_rng_state()
+    load_weights(saved)
+    assert torch.equal(state, torch.get_rng_state())
+
+
+def test_a_loaded_network_does_not_hang_on_its_file(saved: Path) -> None:
+    loaded = load_weights(saved)
+    before = [parameter.clone() for parameter in loaded.parameters()]
+    with saved.open("r+b") as file:
+        file.write(b"\0" * saved.stat().st_size)
+    assert all(map(torch.equal, before, loaded.parameters()))
+
+
+def test_half_precision_files_load_in_float32(saved: Path) -> None:
+    tensors, description = parts(saved)
+    rewrite(saved, {name: tensor.half() for name, tensor in tensors.items()}, description)
+    for name, tensor in load_weights(saved).state_dict().items():
+        assert tensor.dtype == torch.float32
+        assert torch.equal(tensor, tensors[name].half().float())
+
+
+def test_a_compiled_network_is_saved_under_plain_names(tmp_path: Path) -> None:
+    denoiser = random_denoiser(make_config("tiny"))
+    expected = denoiser.net.patch_in.proj.weight.clone()
+    denoiser.net = torch.compile(denoiser.net)  # wraps; nothing is compiled before the first call
+    assert any("_orig_mod" in name for name in denoiser.state_dict())
+    save_weights(tmp_path / "net.safetensors", denoiser, {})
+    loaded = load_weights(tmp_path / "net.safetensors")
+    assert torch.equal(loaded.net.patch_in.proj.weight, expected)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="file modes")
+def test_others_may_read_the_file_as_the_umask_says(tmp_path: Path) -> None:
+    denoiser = Denoiser(make_config("tiny"))
+    before = os.umask(0o027)
+    try:
+        save_weights(tmp_path / "net.safetensors", denoiser, {})
+    finally:
+        os.umask(before)
+    assert (tmp_path / "net.safetensors").stat().st_mode & 0o777 == 0o640
+
+
+# ---- a save that fails --------------------------------------------------------------------------
+
+
+def fail(*args: Any, **kwargs: Any) -> None:
+    raise OSError("no space left on device")
+
+
+def write_half(tensors: Any, path: Path, metadata: Any) -> None:
+    path.write_bytes(b"half of a file")
+    fail()
+
+
+@pytest.mark.parametrize(
+    ("target", "name", "replacement"),
+    [(module, "save_file", write_half), (os, "fsync", fail), (Path, "replace", fail)],
+    ids=["write", "fsync", "rename"],
+)
+def test_a_failing_save_leaves_the_old_file(
+    saved: Path, monkeypatch: pytest.MonkeyPatch, target: Any, name: str, replacement: Callable
+) -> None:
+    before = saved.read_bytes()
+    monkeypatch.setattr(target, name, replacement)
+    with pytest.raises(OSError, match="no space left"):
+        save_weights(saved, random_denoiser(make_config("tiny")), {"step": 2})
+    assert saved.read_bytes() == before
+    assert list(saved.parent.iterdir()) == [saved]
+
+
+def test_the_file_is_on_the_disk_before_it_has_its_name(
+    saved: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """fsync comes after the last byte and before the rename, and the bytes are complete by then."""
+    order: list[str] = []
+    sync, replace = os.fsync, Path.replace
+    monkeypatch.setattr(os, "fsync", lambda fd: (order.append("fsync"), sync(fd))[1])
+    monkeypatch.setattr(
+        Path, "replace", lambda self, to: (order.append("replace"), replace(self, to))[1]
+    )
+    save_weights(saved, Denoiser(make_config("tiny")), {"step": 2})
+    assert order == ["fsync", "replace"]
+    assert read_summary(saved) == {"step": 2}
+
+
+def test_a_summary_that_json_cannot_hold_touches_nothing(saved: Path) -> None:
+    before = saved.read_bytes()
+    with pytest.raises(TypeError):
+        save_weights(saved, Denoiser(make_config("tiny")), {"loss": torch.zeros(1)})
+    assert saved.read_bytes() == before
+
+
+# ---- files that are refused ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("read", [load_weights, read_summary])
+def test_missing_file(tmp_path: Path, read: Callable) -> None:
+    path = tmp_path / "nowhere.safetensors"
+    with pytest.raises(FileNotFoundError) as caught:
+        read(path)
+    assert str(caught.value) == f"there is no weights file {path}"
+
+
+def test_folder(tmp_path: Path) -> None:
+    assert "is a folder, not a weights file" in refusal(tmp_path)
+
+
+@pytest.mark.parametrize("kept", [0, 5, 500, -1], ids=lambda n: f"{n} bytes")
+@pytest.mark.parametrize("read", [load_weights, read_summary])
+def test_cut_off_file(saved: Path, kept: int, read: Callable) -> None:
+    saved.write_bytes(saved.read_bytes()[:kept])
+    message = f"{saved} is no safetensors file, or it is damaged or cut off"
+    with pytest.raises(ValueError) as caught:
+        read(saved)
+    assert str(caught.value) == message
+
+
+@pytest.mark.parametrize("content", [b"\x89PNG\r\n\x1a\n" * 40, b"text\n" * 100, b"{}" * 99])
+def test_other_file(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "picture.png"
+    path.write_bytes(content)
+    assert "is no safetensors file" in refusal(path)
+
+
+class Trap:
+    """Creates a file when it is unpickled."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def __reduce__(self) -> tuple:
+        return Path.touch, (self.path,)
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+@pytest.mark.parametrize("name", ["net.pt", "net.safetensors"])
+def test_a_pickle_is_refused_and_not_opened(tmp_path: Path, name: str, zipped: bool) -> None:
+    trapped, path = tmp_path / "trapped", tmp_path / name
+    torch.save({"ema": Trap(trapped)}, path, _use_new_zipfile_serialization=zipped)
+    assert "is a PyTorch pickle, and pickles are never opened here" in refusal(path)
+    assert not trapped.exists()
+
+
+@pytest.mark.parametrize("metadata", [None, {"format": "pt"}])
+def test_a_file_that_does_not_say_what_it_is(saved: Path, metadata: dict | None) -> None:
+    save_file(parts(saved)[0], saved, metadata)
+    assert "holds tensors, but does not say of which network" in refusal(saved)
+
+
+@pytest.mark.parametrize("text", ["{", "", "7", "[1]", "{}", '"format"', "null"])
+def test_a_damaged_description(saved: Path, text: str) -> None:
+    rewrite(saved, parts(saved)[0], text)
+    assert "the description inside" in refusal(saved)
+
+
+@pytest.mark.parametrize("version", [0, 2, "1", None])
+def test_another_format_version(saved: Path, version: Any) -> None:
+    tensors, description = parts(saved)
+    rewrite(saved, tensors, {**description, "format": version})
+    assert f"has weights format {version}, and this version of the project" in refusal(saved)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"patch": 3},  # does not divide the image
+        {"levels": [{"depth": 1}]},
+        {"levels": 7},
+        {"image_shape": [3, 16]},
+        {"image_shape": None},
+        {"colour": "blue"},
+    ],
+    ids=str,
+)
+def test_a_network_that_cannot_be_built(saved: Path, change: dict[str, Any]) -> None:
+    tensors, description = parts(saved)
+    config = {**description["config"], **change}
+    rewrite(saved, tensors, {**description, "config": config})
+    assert refusal(saved).startswith(f"the network described inside {saved} cannot be built: ")
+
+
+def test_a_missing_configuration(saved: Path) -> None:
+    tensors, description = parts(saved)
+    del description["config"]
+    rewrite(saved, tensors, description)
+    assert "cannot be built: 'config'" in refusal(saved)
+
+
+def without_first(tensors: dict[str, Tensor]) -> None:
+    del tensors["net.patch_in.proj.weight"]
+
+
+def with_another(tensors: dict[str, Tensor]) -> None:
+    tensors["net.extra"] = torch.zeros(2)
+
+
+def reshaped(tensors: dict[str, Tensor]) -> None:
+    tensors["net.out_norm.scale"] = torch.ones(24)
+
+
+def broken(tensors: dict[str, Tensor]) -> None:
+    tensors["net.mid_level.0.ff.up_proj.weight"][3, 4] = torch.nan
+
+
+@pytest.mark.parametrize(
+    ("damage", "sentence"),
+    [
+        (without_first, "do not fit their description: 'net.patch_in.proj.weight' is missing"),
+        (with_another, "do not fit their description: 'net.extra' is unknown"),
+        (reshaped, "do not fit their description: 'net.out_norm.scale' is (24,) instead of (48,)"),
+        (broken, "are not all finite: 'net.mid_level.0.ff.up_proj.weight'"),
+    ],
+)
+def test_tensors_that_do_not_fit(saved: Path, damage: Callable, sentence: str) -> None:
+    tensors, description = parts(saved)
+    damage(tensors)
+    rewrite(saved, tensors, description)
+    assert refusal(saved) == f"the weights in {saved} {sentence}"
+    assert read_summary(saved) == SUMMARY  # which needs no tensors

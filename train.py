@@ -1,0 +1,118 @@
+"""Train a denoiser: `python train.py --config configs/demo.yaml`, or under `torchrun`."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from training.cli import data_options, one_sentence_errors
+from training.config import PRECISIONS, TrainConfig, parse_count
+
+
+class Count(click.ParamType):
+    """A number of images such as 4096, 64Ki, 8Mi or 2^25."""
+
+    name = "count"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> int:
+        try:
+            return parse_count(value)
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+
+
+COUNT = Count()
+FOLDER = click.Path(file_okay=False, path_type=Path)
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
+@click.option(
+    "--config",
+    "config_file",
+    type=click.Path(path_type=Path),
+    help="YAML file of settings; the options below override it.",
+)
+@click.option("--name", help="The run is kept in experiments/NAME.  [default: the preset's name]")
+@click.option("--outdir", type=FOLDER, help="Folder of the run, instead of experiments/NAME.")
+@click.option(
+    "--resume", type=FOLDER, help="Continue the run in this folder with its own settings."
+)
+@click.option("--dry-run", is_flag=True, help="Print the resolved settings and stop.")
+@click.option("--preset", help="Network preset, such as FFHQ64.")
+@click.option("--data-class", help="Data set class, such as datautils.photos.Photos.")
+@click.option(
+    "--data-opt",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Option of the data set class; may be repeated.",
+)
+@click.option(
+    "--degradation",
+    help="Family to train on, such as degradation.RandomDegradation; none: unconditional.",
+)
+@click.option(
+    "--blind-train",
+    "blind",
+    is_flag=True,
+    default=None,
+    help="Leave the operator out of the network (Palette).",
+)
+@click.option(
+    "--noise-level", type=float, help="Standard deviation of the noise on y; images are in [-1, 1]."
+)
+@click.option("-b", "--batch", type=COUNT, help="Images in a step, over all processes.")
+@click.option("--batch-gpu", type=COUNT, help="Images that a process handles at once.")
+@click.option("--duration", type=COUNT, help="Images to train on.")
+@click.option("--max-minutes", type=float, help="Wall-clock budget in minutes.")
+@click.option("--seed", type=int, help="Seed of everything random.")
+@click.option("--lr", type=float, help="Learning rate after the ramp.")
+@click.option("--ramp", type=COUNT, help="Images over which the learning rate rises from zero.")
+@click.option(
+    "--decay",
+    type=float,
+    help="Steps after which the learning rate falls as an inverse square root.",
+)
+@click.option("--P_mean", "P_mean", type=float, help="Mean of ln σ.")
+@click.option("--P_std", "P_std", type=float, help="Standard deviation of ln σ.")
+@click.option(
+    "--mmse-share", type=float, help="Share of the samples trained at σ = 100, from 0 to 1."
+)
+@click.option(
+    "--label-drop",
+    "label_dropout",
+    type=float,
+    help="Share of the samples whose class is hidden, from 0 to 1.",
+)
+@click.option("--precision", type=click.Choice(PRECISIONS), help="Arithmetic of the network.")
+@click.option("--workers", type=int, help="Processes that load data, for each training process.")
+def main(
+    config_file: Path | None,
+    name: str | None,
+    outdir: Path | None,
+    resume: Path | None,
+    dry_run: bool,
+    data_opt: tuple[str, ...],
+    **options: Any,
+) -> None:
+    """Train a denoiser; progress is shown as a bar and kept in the run's folder."""
+    with one_sentence_errors():
+        overrides = {key: value for key, value in options.items() if value is not None}
+        if resume and (config_file or name or outdir):
+            raise ValueError(
+                "--resume goes on in the run's own folder: leave out --config, --name and --outdir"
+            )
+        source = resume / "config.yaml" if resume else config_file
+        config = TrainConfig.load(source, overrides, data_options(data_opt))
+        if dry_run:
+            click.echo(config.dump(), nl=False)
+            return
+    folder = resume or outdir or Path("experiments") / (name or config.preset)
+
+    from training.run import run  # importing torch takes seconds: not for --help
+
+    run(config, folder, resume=resume is not None, command=sys.argv)
+
+
+if __name__ == "__main__":
+    main()

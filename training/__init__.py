@@ -1,0 +1,1 @@
+"""Training: loss, schedule, averages, checkpoints, log, and the loop that ties them together."""

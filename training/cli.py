@@ -1,0 +1,33 @@
+"""What the entry scripts share: options as KEY=VALUE, and mistakes told in one sentence."""
+
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import yaml
+
+
+@contextmanager
+def one_sentence_errors() -> Iterator[None]:
+    """End the program with exit code 2 and one sentence where building things from the user's
+    input raises ValueError or OSError. A traceback is for our own mistakes."""
+    try:
+        yield
+    except (ValueError, OSError) as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
+        sys.exit(2)
+
+
+def key_values(pairs: Iterable[str]) -> dict[str, str]:
+    """{"key": "value"} of texts such as "key=value". Raises ValueError."""
+    split = [pair.partition("=") for pair in pairs]
+    for pair, (key, equals, _) in zip(pairs, split, strict=True):
+        if not key or not equals:
+            raise ValueError(f"'{pair}' is no option such as key=value")
+    return {key: value for key, _, value in split}
+
+
+def data_options(pairs: Iterable[str]) -> dict[str, Any]:
+    """The same with values read as YAML: numbers, booleans, text."""
+    return {key: yaml.safe_load(value) for key, value in key_values(pairs).items()}

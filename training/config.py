@@ -1,0 +1,183 @@
+"""The settings of a training run: one YAML file, overridden by command-line options."""
+
+import dataclasses
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Self
+
+import yaml
+
+PRECISIONS = ("fp32", "bf16", "fp16")
+_POSITIVE = (
+    *("batch", "duration", "lr", "P_std", "log_every", "checkpoint_every"),
+    *("ema_halflife", "keep_checkpoints", "validate_images"),
+)
+_NOT_NEGATIVE = ("noise_level", "seed", "ramp", "workers", "ema_ramp", "validate_every")
+_SHARES = ("mmse_share", "label_dropout", "cooldown")
+_UNITS = {"": 1, "k": 10**3, "m": 10**6, "ki": 2**10, "mi": 2**20, "gi": 2**30}
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """All settings of a run; counts are numbers of images unless said otherwise."""
+
+    preset: str = "FFHQ64"
+    """Network preset (networks.PRESETS)."""
+    data_class: str = "datautils.photos.Photos"
+    """Data set class; it is built with `data` as keyword arguments."""
+    data: dict[str, Any] = field(default_factory=dict)
+    degradation: str | None = None
+    """Family of operators to train on; none trains an unconditional denoiser."""
+    blind: bool = False
+    """Leave the operator out of the network (Palette)."""
+    noise_level: float = 0.0
+    """Standard deviation of the noise on y; images are in [-1, 1]."""
+
+    batch: int = 512
+    """Images in a step, over all processes."""
+    batch_gpu: int | None = None
+    """Images that a process handles at once; by default its whole share of the batch."""
+    duration: int = 2**25
+    """Images to train on."""
+    max_minutes: float | None = None
+    """Wall-clock budget; the run and its schedule end with whichever comes first."""
+    seed: int = 0
+
+    lr: float = 5e-5
+    """Learning rate after the ramp."""
+    ramp: int = 2**22
+    """Images over which the learning rate rises from zero."""
+    decay: float | None = 2**15
+    """Steps after which the learning rate falls as an inverse square root; none keeps it."""
+    cooldown: float = 0.0
+    """Last share of the run in which the learning rate falls linearly to zero."""
+    betas: tuple[float, float] = (0.9, 0.99)
+    P_mean: float = -0.8
+    """Mean of ln σ in training."""
+    P_std: float = 1.6
+    """Standard deviation of ln σ in training."""
+    mmse_share: float = 0.0
+    """Share of the samples trained at σ = 100, where the one-step MMSE estimate lives."""
+    label_dropout: float = 0.0
+    """Share of the samples whose class is hidden."""
+    ema_halflife: int = 500 * 2**10
+    """Half-life of the weight average."""
+    ema_ramp: float = 0.05
+    """The half-life is at most this share of the images seen."""
+    precision: str = "fp16"
+    """fp32, bf16 or fp16 for the network's arithmetic."""
+
+    log_every: int = 2**13
+    validate_every: int = 2**20
+    """Held-out PSNR of the MMSE estimate for each family; 0 leaves it out."""
+    validate_images: int = 64
+    checkpoint_every: int = 2**20
+    keep_checkpoints: int = 2
+    workers: int = 4
+    """Processes that load data, for each training process."""
+
+    def __post_init__(self) -> None:
+        for name in _POSITIVE:
+            _require(getattr(self, name) > 0, name, getattr(self, name), "a number above 0")
+        for name in _NOT_NEGATIVE:
+            _require(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
+        for name in _SHARES:
+            _require(0 <= getattr(self, name) <= 1, name, getattr(self, name), "between 0 and 1")
+        for name in ("batch_gpu", "max_minutes", "decay"):
+            value = getattr(self, name)
+            _require(value is None or value > 0, name, value, "a number above 0, or null")
+        _require(self.precision in PRECISIONS, "precision", self.precision, " or ".join(PRECISIONS))
+
+    @classmethod
+    def load(
+        cls, path: Path | None, overrides: dict[str, Any], data: dict[str, Any] | None = None
+    ) -> Self:
+        """Defaults, then the YAML file, then the overrides; `data` adds options of the data set.
+
+        Raises ValueError that names the file and the setting at fault.
+        """
+        values = _read_yaml(path) if path else {}
+        types = {f.name: f.type for f in dataclasses.fields(cls)}
+        unknown = sorted(set(values) - set(types))
+        if unknown:
+            raise ValueError(
+                f"{path}: unknown setting '{unknown[0]}'; known are {', '.join(types)}"
+            )
+        values |= overrides
+        values["data"] = (values.get("data") or {}) | (data or {})
+        try:
+            return cls(
+                **{name: _convert(name, value, types[name]) for name, value in values.items()}
+            )
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}" if path else str(error)) from None
+
+    def dump(self) -> str:
+        """The resolved settings as YAML."""
+        values = dataclasses.asdict(self) | {"betas": list(self.betas)}
+        return yaml.safe_dump(values, sort_keys=False)
+
+
+def parse_count(text: str | int) -> int:
+    """A count such as 4096, 64Ki, 8Mi, 10k or 2^25. Raises ValueError."""
+    text = str(text).strip()
+    if power := re.fullmatch(r"2\^(\d{1,2})", text):
+        return int(2 ** int(power[1]))
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([a-zA-Z]*)", text)
+    if not match or match[2].lower() not in _UNITS:
+        raise ValueError(f"'{text}' is no count such as 4096, 64Ki, 8Mi or 2^25")
+    return round(float(match[1]) * _UNITS[match[2].lower()])
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        values = yaml.safe_load(path.read_text())
+    except OSError as error:
+        raise ValueError(f"cannot read the configuration {path}: {error.strerror}") from None
+    except (yaml.YAMLError, UnicodeDecodeError):
+        raise ValueError(f"{path} is no valid YAML file") from None
+    if not isinstance(values, dict):
+        raise ValueError(f"{path} must hold settings as 'name: value' lines")
+    return values
+
+
+def _convert(name: str, value: Any, kind: Any) -> Any:
+    """Bring a value from YAML or the command line to the type of its field."""
+    if value is None:
+        if "None" not in str(kind):
+            raise ValueError(f"{name} must have a value")
+        return None
+    kinds = {kind, *getattr(kind, "__args__", ())}
+    try:
+        if bool in kinds:
+            if not isinstance(value, bool):
+                raise ValueError
+            return value
+        if int in kinds:
+            return parse_count(value)
+        if float in kinds and not isinstance(kind, type(tuple[int])):
+            return (
+                float(parse_count(value))
+                if isinstance(value, str) and "i" in value
+                else float(value)
+            )
+        if name == "betas":
+            first, second = (float(beta) for beta in value)
+            return first, second
+    except (TypeError, ValueError):
+        raise ValueError(f"{name}={value!r} is not {_description(kinds)}") from None
+    if dict in (kind, getattr(kind, "__origin__", None)) and not isinstance(value, dict):
+        raise ValueError(f"{name} must be a mapping of names to values")
+    return value
+
+
+def _description(kinds: set[Any]) -> str:
+    if bool in kinds:
+        return "true or false"
+    return "a count such as 4096 or 64Ki" if int in kinds else "a number"
+
+
+def _require(condition: bool, name: str, value: Any, accepted: str) -> None:
+    if not condition:
+        raise ValueError(f"{name}={value} must be {accepted}")

@@ -1,0 +1,46 @@
+"""Curves of a run: held-out PSNR of each family, and the loss, over the images seen."""
+
+from pathlib import Path
+
+from training.log import read_log
+
+_LABELS = {
+    "MotionBlur": "strided motion blur",
+    "MissingPatches": "patch in-painting",
+    "MatrixDegradation": "matrix",
+}
+
+
+def draw_curves(folder: Path) -> Path:
+    """Draw `curves.png` from `log.jsonl` of a run. Raises ValueError where there is no log."""
+    import matplotlib.pyplot as plt  # slow to import
+    from matplotlib.figure import Figure
+
+    lines = read_log(folder)
+    heldout = [line for line in lines if "heldout_psnr" in line]
+    losses = [line for line in lines if "loss" in line]
+    figure: Figure
+    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
+    for name in heldout[0]["heldout_psnr"] if heldout else ():
+        left.plot(
+            [line["images"] / 1000 for line in heldout],
+            [line["heldout_psnr"][name] for line in heldout],
+            marker="o",
+            markersize=3,
+            label=_LABELS.get(name, name),
+        )
+    left.set(
+        xlabel="training images (thousands)",
+        ylabel="PSNR (dB)",
+        title="Held-out PSNR of the MMSE estimate",
+    )
+    if heldout:
+        left.legend()
+    right.plot([line["images"] / 1000 for line in losses], [line["loss"] for line in losses])
+    right.set(xlabel="training images (thousands)", ylabel="loss", title="Training loss")
+    for axes in (left, right):
+        axes.grid(alpha=0.3)
+    path = folder / "curves.png"
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+    return path

@@ -1,0 +1,67 @@
+"""The few things that differ when several processes train or evaluate together."""
+
+import datetime
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+import torch.distributed as dist
+
+
+@contextmanager
+def process_group() -> Iterator[torch.device]:
+    """Join the processes of `torchrun`, or none without it, and give this one's device.
+
+    Uses NCCL where every process has a GPU, gloo elsewhere.
+    """
+    on_gpu = torch.cuda.is_available()
+    local = int(os.environ.get("LOCAL_RANK", 0))
+    device = (
+        torch.device("cuda", local % torch.cuda.device_count()) if on_gpu else torch.device("cpu")
+    )
+    if on_gpu:
+        torch.cuda.set_device(device)
+    if "WORLD_SIZE" not in os.environ:
+        yield device
+        return
+    dist.init_process_group("nccl" if on_gpu else "gloo", timeout=datetime.timedelta(minutes=30))
+    try:
+        yield device
+    finally:
+        dist.destroy_process_group()
+
+
+def rank() -> int:
+    """Number of this process."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def world_size() -> int:
+    """Number of processes."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def barrier() -> None:
+    """Wait for all processes."""
+    if dist.is_initialized():
+        dist.barrier()
+
+
+def gather(value: object) -> list:
+    """The small picklable values of all processes, in their order, on every one of them."""
+    if not dist.is_initialized():
+        return [value]
+    values: list = [None] * world_size()
+    dist.all_gather_object(values, value)
+    return values
+
+
+def from_first(value: float) -> float:
+    """The first process's value, on every process."""
+    if not dist.is_initialized():
+        return value
+    device = "cuda" if dist.get_backend() == "nccl" else "cpu"
+    shared = torch.tensor(value, dtype=torch.float64, device=device)
+    dist.broadcast(shared, 0)
+    return shared.item()

@@ -1,0 +1,68 @@
+"""What a run leaves to read: a progress bar, JSON lines, and the record of its settings."""
+
+import json
+import sys
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from tqdm import tqdm
+
+from training import distributed
+
+
+class RunLog:
+    """Progress bar on the terminal and one JSON object a line in `log.jsonl`; rank 0 only."""
+
+    def __init__(self, folder: Path, total: int, images: int = 0):
+        self.silent = distributed.rank() != 0
+        if self.silent:
+            return
+        self.file = (folder / "log.jsonl").open("a")
+        self.bar = tqdm(
+            total=total, initial=images, unit="img", unit_scale=True, desc="training",
+            dynamic_ncols=True, mininterval=1.0, file=sys.stdout,
+        )  # fmt: skip
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if not self.silent:
+            self.bar.close()
+            self.file.close()
+
+    def advance(self, images: int) -> None:
+        """Move the bar on by a step."""
+        if not self.silent:
+            self.bar.update(images)
+
+    def write(self, **values: Any) -> None:
+        """Add a line to the log."""
+        if not self.silent:
+            self.file.write(json.dumps(values) + "\n")
+            self.file.flush()
+
+    def show(self, **values: str) -> None:
+        """Numbers beside the bar."""
+        if not self.silent:
+            self.bar.set_postfix(values, refresh=False)
+
+    def say(self, text: str) -> None:
+        """A line above the bar."""
+        if not self.silent:
+            self.bar.write(text, file=sys.stdout)
+
+
+def read_log(folder: Path) -> list[dict[str, Any]]:
+    """The lines of a run's `log.jsonl`. Raises ValueError when there are none."""
+    try:
+        lines = (folder / "log.jsonl").read_text().splitlines()
+        return [json.loads(line) for line in lines]
+    except (OSError, json.JSONDecodeError):
+        raise ValueError(f"{folder} is no training run: it has no readable log.jsonl") from None
