@@ -12,7 +12,10 @@ unexport PYTHONPATH PYTHONHOME PYTHONSTARTUP
 # ---- the demo: two commands, edited here ---------------------------------------------------------
 override DEMO := experiments/demo
 DEMO_TRAIN = $(PY) train.py --config configs/demo.yaml --outdir $(DEMO)
-DEMO_EVAL  = $(PY) calculate_metrics.py gen --net $(DEMO)/network-final.safetensors --outdir $(DEMO)/restored
+DEMO_EVAL  = $(PY) calculate_metrics.py gen --net $(DEMO)/weights.safetensors --outdir $(DEMO) \
+	--data datautils.photos.Photos --data-opt resolution=32 --num 64 --baselines pinv,fill,smooth,gaussian \
+	--degradation degradation.MotionBlur --degradation degradation.MissingPatches \
+	--degradation degradation.MatrixDegradation
 
 # ---- tests: workers run one torch thread each (tests/conftest.py), so one worker a core ----------
 WORKERS     ?= auto

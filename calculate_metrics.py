@@ -69,7 +69,7 @@ def main() -> None:
 @click.option(
     "--baselines",
     default="pinv",
-    help="Comma-separated restorations without a network: pinv, fill, gaussian.",
+    help="Comma-separated restorations without a network: pinv, fill, smooth, gaussian.",
 )
 @click.option(
     "--noise-level",

@@ -70,7 +70,7 @@ FOLDER = click.Path(file_okay=False, path_type=Path)
 @click.option("--ramp", type=COUNT, help="Images over which the learning rate rises from zero.")
 @click.option(
     "--decay",
-    type=float,
+    type=COUNT,
     help="Steps after which the learning rate falls as an inverse square root.",
 )
 @click.option("--P_mean", "P_mean", type=float, help="Mean of ln σ.")

@@ -7,6 +7,7 @@ all scales have the statistics of natural images: enough to see a method learn.
 
 import functools
 import importlib.util
+import itertools
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -32,6 +33,7 @@ _SPLITS: dict[str, tuple[str, ...]] = {
         "sklearn/datasets/images/china.jpg",
     ),
 }
+_COLOUR_ORDERS = [list(order) for order in itertools.permutations(range(3))]
 _DEFAULT_SIZE = {"train": 2**20, "heldout": 256}
 _PIP_NAME = {"skimage": "scikit-image", "sklearn": "scikit-learn"}
 
@@ -42,8 +44,9 @@ class Photos(Dataset[tuple[Tensor, int]]):
     A crop's side is log-uniform between `resolution` and the photograph's shorter side, its place
     uniform. Crop i is a function of (split, i) alone, and the photographs take turns (photograph
     i mod n), so that any number of crops is spread evenly over them. `size` is the number of crops
-    (default 2^20 for "train", 256 for "heldout"); `flip` mirrors half of them at random (default
-    in training only). The photographs of the two splits are different ones.
+    (default 2^20 for "train", 256 for "heldout"). With `augment` (default in training only) crops
+    are mirrored, turned, their colours permuted and negated, contrast and brightness varied: five
+    photographs alone would teach their own colours. The photographs of the splits are different.
 
     Raises ValueError for an unknown split, a resolution beyond the smallest photograph (or below
     1), a size below 1, and where the packages that hold the photographs are not installed.
@@ -56,7 +59,7 @@ class Photos(Dataset[tuple[Tensor, int]]):
         resolution: int = 32,
         split: str = "train",
         size: int | None = None,
-        flip: bool | None = None,
+        augment: bool | None = None,
     ):
         if split not in _SPLITS:
             raise ValueError(f"unknown split {split!r} of the photos; known: {', '.join(_SPLITS)}")
@@ -64,7 +67,7 @@ class Photos(Dataset[tuple[Tensor, int]]):
         self.split = split
         self.name = f"photos{resolution}-{split}"
         self.size = _DEFAULT_SIZE[split] if size is None else size
-        self.flip = split == "train" if flip is None else flip
+        self.augment = split == "train" if augment is None else augment
         self._photos = [_pyramid(file) for file in _SPLITS[split]]
         largest = min(min(levels[0].size) for levels in self._photos)
         if not 1 <= resolution <= largest:
@@ -88,25 +91,39 @@ class Photos(Dataset[tuple[Tensor, int]]):
             raise IndexError(f"crop {index} of {self.size}")
         levels = self._photos[index % len(self._photos)]
         width, height = levels[0].size
-        u_side, u_left, u_top, u_flip = _uniforms(self.split, index)
+        u_side, u_left, u_top, *rest = _uniforms(self.split, index)
         side = _log_uniform(u_side, self.resolution, min(width, height))
         left = math.floor(u_left * (width - side + 1))
         top = math.floor(u_top * (height - side + 1))
         crop = _resized_crop(levels, left, top, side, self.resolution)
-        pixels = np.array(crop)
-        if self.flip and u_flip < 0.5:
-            pixels = np.ascontiguousarray(pixels[:, ::-1])
-        return torch.from_numpy(pixels).permute(2, 0, 1).contiguous(), -1
+        pixels = torch.from_numpy(np.array(crop)).permute(2, 0, 1)
+        return (_vary(pixels, rest) if self.augment else pixels).contiguous(), -1
 
 
 def _uniforms(split: str, index: int) -> list[float]:
-    """Four numbers uniform in [0, 1) that are a function of (split, index).
+    """Ten numbers uniform in [0, 1) that are a function of (split, index).
 
     Taken from the generator's raw words: numpy keeps those the same in all of its versions, which
     it does not promise for its distributions.
     """
     key = np.array([index, list(_SPLITS).index(split)], dtype=np.uint64)
-    return [(int(word) >> 11) * 2.0**-53 for word in np.random.Philox(key=key).random_raw(4)]
+    return [(int(word) >> 11) * 2.0**-53 for word in np.random.Philox(key=key).random_raw(10)]
+
+
+def _vary(pixels: Tensor, u: Sequence[float]) -> Tensor:
+    """Mirror, turn, permute the colours, negate, and change contrast and brightness, uint8."""
+    mirror, turn, transpose, order, negate, contrast, brightness = u
+    if mirror < 0.5:
+        pixels = pixels.flip(-1)
+    if turn < 0.5:
+        pixels = pixels.flip(-2)
+    if transpose < 0.5:
+        pixels = pixels.mT
+    pixels = pixels[_COLOUR_ORDERS[int(order * len(_COLOUR_ORDERS))]]
+    values = pixels.float() / 127.5 - 1
+    values = -values if negate < 0.5 else values
+    values = values * 2 ** (2 * contrast - 1) + 1.2 * brightness - 0.6
+    return (values * 127.5 + 128).clamp(0, 255).to(torch.uint8)
 
 
 def _log_uniform(u: float, low: int, high: int) -> int:

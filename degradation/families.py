@@ -30,6 +30,10 @@ class Family:
         """The structure that a seed draws, such as a stride."""
         return None
 
+    def structures(self) -> tuple[Hashable, ...]:
+        """All structures of the family."""
+        return (None,)
+
     def sample(
         self, image_shape: Shape, structure: Any, seeds: Sequence[int], device: Device = "cpu"
     ) -> Degradation:
@@ -122,6 +126,9 @@ class MotionBlur(Family):
     def structure(self, seed: int) -> int:
         return _choice(seed, "stride", self.strides)
 
+    def structures(self) -> tuple[int, ...]:
+        return self.strides
+
     def sample(
         self, image_shape: Shape, structure: int, seeds: Sequence[int], device: Device = "cpu"
     ) -> StridedConvolution:
@@ -141,6 +148,9 @@ class SRConv(Family):
 
     def structure(self, seed: int) -> int:
         return _choice(seed, "stride", self.strides)
+
+    def structures(self) -> tuple[int, ...]:
+        return self.strides
 
     def sample(
         self, image_shape: Shape, structure: int, seeds: Sequence[int], device: Device = "cpu"
@@ -167,7 +177,7 @@ class MatrixDegradation(Family):
         self, image_shape: Shape, structure: Any, seeds: Sequence[int], device: Device = "cpu"
     ) -> DenseMatrix:
         draws = Draws(seeds, device)
-        counts = draws.integers(self.min_rows, self.max_rows, (1,), "rows").squeeze(1)
+        counts = Draws(seeds).integers(self.min_rows, self.max_rows, (1,), "rows")[:, 0].to(device)
         rows = draws.normal_rows(counts, math.prod(image_shape), "matrix")
         matrix = torch.zeros(len(seeds), self.max_rows, rows.shape[1], device=device)
         exists = torch.arange(self.max_rows, device=device) < counts[:, None]
@@ -201,6 +211,9 @@ class RandomDegradation(Family):
     def structure(self, seed: int) -> tuple[int, Hashable]:
         member = _choice(seed, "member", tuple(range(len(self.members))))
         return member, self.members[member].structure(seed)
+
+    def structures(self) -> tuple[tuple[int, Hashable], ...]:
+        return tuple((i, inner) for i, m in enumerate(self.members) for inner in m.structures())
 
     def sample(
         self,

@@ -31,6 +31,7 @@ class Mask(Degradation):
         return self.flatten(self.mask.expand(-1, *self.image_shape))
 
     def Vt(self, x: Tensor) -> Tensor:
+        self.check_shape(x)
         return self.flatten(x * per_image(self.mask, x))
 
     def V(self, z: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from degradation.base import Degradation
 from degradation.mask import NullOperator
-from degradation.smooth import smooth_estimate
+from degradation.smooth import SmoothEstimate, smooth_estimate
 
 
 @dataclass(frozen=True)
@@ -95,12 +95,18 @@ class Problem:
         """The same measurements with other class labels."""
         return replace(self, class_labels=class_labels)
 
+    def normalised(self, mean: Tensor, scale: Tensor) -> Self:
+        """The problem of the image (x0 − mean) / scale; mean `[B, C, 1, 1]`, scale `[B]`."""
+        h, w = self.degradation.image_shape[1:]
+        y = self.residual(mean.expand(-1, -1, h, w)) / scale[:, None]
+        return type(self)(self.degradation, y, self.noise_level / scale, self.class_labels)
+
     def pinv(self) -> Tensor:
         """H†y, regularised by the noise level, `[B, C, h, w]`; computed once."""
         return self._pinv
 
-    def smooth(self) -> Tensor:
-        """The smoothest image that explains y, `[B, C, h, w]`; computed once."""
+    def smooth(self) -> SmoothEstimate:
+        """The smoothest image that explains y, and its likely error; computed once."""
         return self._smooth
 
     def residual(self, x: Tensor) -> Tensor:
@@ -116,6 +122,6 @@ class Problem:
         return self.degradation.H_pinv(self.y, self.noise_level)
 
     @cached_property
-    def _smooth(self) -> Tensor:
+    def _smooth(self) -> SmoothEstimate:
         with torch.autocast(self.y.device.type, enabled=False):
             return smooth_estimate(self.degradation, self.y, self.noise_level)

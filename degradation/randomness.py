@@ -2,7 +2,7 @@
 
 The generator is Philox-4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3",
 SC 2011) in 64-bit integer tensor arithmetic. It keeps no state, so an image gets the same numbers
-on every device, in any batch, order and number of processes.
+on every device (normals to rounding), in any batch, order and number of processes.
 """
 
 import hashlib
@@ -70,7 +70,8 @@ class Draws:
 
     def integers(self, low: int, high: int, shape: Sequence[int], stream: str) -> Tensor:
         """Uniform integers from low to high, both included, int64 `[B, *shape]`."""
-        return (low + self.uniform(shape, stream) * (high - low + 1)).long().clamp(max=high)
+        steps = high - low
+        return low + (self.uniform(shape, stream) * (steps + 1)).long().clamp(max=steps)
 
     def randn_like(self, x: Tensor) -> Tensor:
         """Standard normal numbers in the shape of x `[B, ...]`, a new stream at each call."""

@@ -1,89 +1,144 @@
-"""The smoothest image that explains a measurement: the linear start that needs no training."""
+"""The smoothest image that explains a measurement, and how far off it is likely to be.
+
+Both come from a Gaussian prior with the power spectrum 1/f² of natural images: nothing is trained.
+"""
 
 import math
 from collections.abc import Callable
 from functools import lru_cache
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from degradation.base import Degradation
+from degradation.randomness import Draws
 
 _STEPS = 8  # conjugate-gradient steps: what they leave is small beside the error of the prior
 _COUPLING = 0.9  # correlation between the colours
-_VARIANCE = 0.25  # prior variance of the mean colour; images are in [-1, 1]
+_COLOUR = 0.25  # prior variance of the mean colour; images are in [-1, 1]
 _CONTRAST = 0.06  # prior variance of the pixels around it
+_LEAST_ERROR = 0.005  # half a grey level: an operator that hides nothing leaves that much
+_WEIGHT = 2.0  # measured values that the prior contrast counts for
 
 
-def smooth_estimate(operator: Degradation, y: Tensor, noise_level: Tensor) -> Tensor:
-    """The MMSE estimate of a Gaussian prior with the power spectrum 1/f² of natural images.
+class SmoothEstimate(NamedTuple):
+    """A linear estimate of x0, and the scales of the problem that are left."""
 
-    Without noise it has, of all images with Hx = y, (nearly) the least ‖∇x‖². First the mean
-    colour is estimated, then the rest, x = c + ΣHᵀ(HΣHᵀ + σ²I)⁻¹(y − Hc), by conjugate gradients
-    in the spectral coordinates of H, where the system is (VᵀΣV + σ²/s²) w = y/s − Vᵀc. The
-    covariance Σ is diagonal in the cosine transform, so nothing jumps at the borders, and couples
-    the colours. y `[B, M]`, noise_level `[B]`; returns `[B, C, h, w]`.
+    image: Tensor
+    """`[B, C, h, w]`"""
+    mean: Tensor
+    """Its mean colour, `[B, C, 1, 1]`"""
+    contrast: Tensor
+    """Likely standard deviation of the pixels of x0 around its mean colour, `[B]`"""
+    error: Tensor
+    """Likely root-mean-square error of the image, `[B]`"""
+
+
+def smooth_estimate(operator: Degradation, y: Tensor, noise_level: Tensor) -> SmoothEstimate:
+    """MMSE estimate of a Gaussian prior of mean colour and of detail with power spectrum 1/f².
+
+    The covariance Σ of the detail is diagonal in the cosine transform, so nothing jumps at the
+    borders, and couples the colours. x = c + ΣHᵀ(HΣHᵀ + σ²I)⁻¹(y − Hc) comes from conjugate
+    gradients in the spectral coordinates of H, where the system is (VᵀΣV + σ²/s²) w = y/s − Vᵀc.
+    Without noise x is then projected onto Hx = y.
+
+    The same is done beside it for one image drawn from the prior, whose error is known: that gives
+    the likely error, once the contrast is scaled by the ratio of the explained energies
+    (y/s − Vᵀc)ᵀw. y `[B, M]`, noise_level `[B]`.
     """
+    probe, probe_noise = _probe(operator.image_shape, y.shape[-1], y.device)
+    simulated = operator.H(probe.expand(len(y), -1, -1, -1)) + noise_level[:, None] * probe_noise
     s = operator.s
-    exists = s > 0
-    inverse = torch.where(exists, 1 / torch.where(exists, s, 1), 0)
-    noise = (noise_level[:, None].to(s) * inverse).square()
-    target = inverse * operator.Ut(y)
+    inverse = torch.where(s > 0, 1 / torch.where(s > 0, s, 1), 0)[:, None]
+    noise = (noise_level[:, None, None].to(s) * inverse).square()
+    measured = torch.stack((y, simulated), 1)
+    target = inverse * operator.Ut(measured)  # [B, 2, R]
     flat = _mean_colour(operator, target, noise)
+    target = target - operator.Vt(flat)
 
     def system(w: Tensor) -> Tensor:
         return operator.Vt(_covariance(operator.V(w))) + noise * w
 
-    w = _conjugate_gradients(system, target - operator.Vt(flat))
-    return flat + _covariance(operator.V(w))
+    w = _conjugate_gradients(system, target)
+    images = flat + _covariance(operator.V(w))  # [B, 2, C, h, w]
+    exact = (noise_level == 0)[:, None, None, None, None]
+    images = torch.where(exact, operator.project(images, measured), images)
+    energy = (target * w).sum(-1).clamp(min=0)
+    relative = (_WEIGHT + energy[:, 0]) / (_WEIGHT + energy[:, 1])
+    error = (images[:, 1] - probe).square().mean((1, 2, 3))
+    return SmoothEstimate(
+        images[:, 0],
+        images[:, 0].mean((-2, -1), keepdim=True),
+        (_CONTRAST * relative).sqrt(),
+        (error * relative).sqrt().clamp(min=_LEAST_ERROR),
+    )
 
 
 def _mean_colour(operator: Degradation, target: Tensor, noise: Tensor) -> Tensor:
-    """The Bayes estimate of the image's mean colour, as an image `[B, C, h, w]` of that colour."""
+    """Bayes estimates of the mean colour, as images of it: `[B, K, R]` to `[B, K, C, h, w]`."""
     channels, h, w = operator.image_shape
-    unit = torch.eye(channels, device=target.device, dtype=target.dtype)[..., None, None]
-    response = operator.Vt(unit.expand(len(target), -1, -1, h, w))  # [B, C, R]
-    weighted = response / (_CONTRAST + noise)[:, None]
-    prior = _VARIANCE * ((1 - _COUPLING) * unit[..., 0, 0] + _COUPLING)
+    unit = torch.eye(channels, device=target.device, dtype=target.dtype)
+    response = operator.Vt(unit[..., None, None].expand(len(target), -1, -1, h, w))  # [B, C, R]
+    weighted = response / (_CONTRAST + noise)
+    prior = _COLOUR * ((1 - _COUPLING) * unit + _COUPLING)
     precision = weighted @ response.mT + torch.linalg.inv(prior)
-    colour = torch.linalg.solve(precision, weighted @ target[..., None])
-    return colour[..., None].expand(-1, -1, h, w)
+    colour = torch.linalg.solve(precision, weighted @ target.mT)  # [B, C, K]
+    return colour.mT[..., None, None].expand(-1, -1, -1, h, w)
 
 
 def _conjugate_gradients(system: Callable[[Tensor], Tensor], target: Tensor) -> Tensor:
-    """Solve for each row of target `[B, R]` by itself, from zero."""
+    """Solve for each row of target `[B, K, R]` by itself, from zero."""
     w, residual, direction = torch.zeros_like(target), target, target
-    energy = residual.square().sum(1, keepdim=True)
+    energy = residual.square().sum(-1, keepdim=True)
     for _ in range(_STEPS):
         image = system(direction)
-        step = energy / (direction * image).sum(1, keepdim=True).clamp(min=1e-30)
+        step = energy / (direction * image).sum(-1, keepdim=True).clamp(min=1e-30)
         w, residual = w + step * direction, residual - step * image
-        before, energy = energy, residual.square().sum(1, keepdim=True)
+        before, energy = energy, residual.square().sum(-1, keepdim=True)
         direction = residual + energy / before.clamp(min=1e-30) * direction
     return w
 
 
 def _covariance(x: Tensor) -> Tensor:
-    """Σx for images `[B, C, h, w]`."""
-    h, w = x.shape[-2:]
-    rows, columns = (_cosines(n, x.device, x.dtype) for n in (h, w))
-    x = rows.T @ (_power(h, w, x.device, x.dtype) * (rows @ x @ columns.T)) @ columns
+    """Σx for images `[..., C, h, w]`."""
+    rows, columns, power = _spectrum(*x.shape[-2:], x.device, x.dtype)
+    x = rows.T @ (power * (rows @ x @ columns.T)) @ columns
     return (1 - _COUPLING) * x + _COUPLING * x.sum(-3, keepdim=True)
 
 
 @lru_cache(maxsize=16)
-def _cosines(n: int, device: torch.device, dtype: torch.dtype) -> Tensor:
+def _spectrum(
+    h: int, w: int, device: torch.device, dtype: torch.dtype
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Cosine transforms of rows and columns, and the power 1/(1 + f²), f in half periods."""
+    longer = max(h, w)
+    rows, columns = (torch.arange(n, dtype=torch.float64) * longer / n for n in (h, w))
+    power = 1 / (1 + rows[:, None].square() + columns.square())
+    parts = _cosines(h), _cosines(w), _CONTRAST * power / power.mean()
+    vertical, horizontal, power = (part.to(device, dtype) for part in parts)
+    return vertical, horizontal, power
+
+
+def _cosines(n: int) -> Tensor:
     """The orthonormal discrete cosine transform (DCT-II), `[n, n]`."""
     k = torch.arange(n, dtype=torch.float64)
     basis = math.sqrt(2 / n) * torch.cos(math.pi * k[:, None] * (k + 0.5) / n)
     basis[0] /= math.sqrt(2)
-    return basis.to(device, dtype)
+    return basis
 
 
 @lru_cache(maxsize=16)
-def _power(h: int, w: int, device: torch.device, dtype: torch.dtype) -> Tensor:
-    """The spectrum 1/(1 + f²) `[h, w]`, f in half periods of the longer side."""
-    longer = max(h, w)
-    rows, columns = (torch.arange(n, dtype=torch.float64) * longer / n for n in (h, w))
-    power = 1 / (1 + rows[:, None].square() + columns.square())
-    return (_CONTRAST * power / power.mean()).to(device, dtype)
+def _probe(
+    image_shape: tuple[int, int, int], rows: int, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """One image `[C, h, w]` of the prior, the same for every problem, and unit noise `[rows]`."""
+    channels, h, w = image_shape
+    draws = Draws([0])
+    white = draws.normal(image_shape, "smooth/detail")[0]
+    shared = draws.normal((1, h, w), "smooth/shared detail")[0]
+    white = math.sqrt(1 - _COUPLING) * white + math.sqrt(_COUPLING) * shared
+    vertical, horizontal, power = _spectrum(h, w, torch.device("cpu"), torch.float32)
+    detail = vertical.T @ (power.sqrt() * white) @ horizontal
+    noise = draws.normal((rows,), "smooth/noise")[0]
+    return (math.sqrt(_COLOUR) + detail).to(device), noise.to(device)

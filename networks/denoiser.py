@@ -32,10 +32,9 @@ class LogVariance(nn.Module):
 class Denoiser(nn.Module):
     """D(x, σ; H, y) ≈ E[x0 | x, y] with x = x0 + σ·ε (EDM, Table 1; paper, Eq. 6).
 
-    The output is c_skip·x + c_out·F. `consistent` networks instead correct the smoothest image x_s
-    that explains y, which stands for H†y in their input too: c_skip·x + (1 − c_skip)·x_s + c_out·F.
-    Without noise they end in the projection x + H†(y − Hx): E[x0 | x, y] lies in {x: Hx = y}, so
-    that step can only bring an estimate nearer to it.
+    The output is c_skip·x + c_out·F(c_in·x, H†y), the coefficients those of EDM for images of
+    standard deviation sigma_data. `consistent` networks correct a linear estimate instead, see
+    `_correct`.
     """
 
     def __init__(self, config: NetworkConfig):
@@ -69,24 +68,59 @@ class Denoiser(nn.Module):
         """u(σ) `[B]` of the loss λ(σ)/e^u·‖D − x0‖² + u (EDM2, section 2.2)."""
         return self.logvar(sigma.float().log() / 4)
 
+    def data_deviation(self, problem: Problem) -> Tensor:
+        """Standard deviation `[B]` of what the network has to find: sigma_data of EDM."""
+        if self.config.consistent:
+            return problem.smooth().error
+        return torch.full_like(problem.noise_level, self.config.sigma_data)
+
     def _estimate(
         self, x: Tensor, sigma: Tensor | float, problem: Problem, augment_labels: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        config, x = self.config, x.float()
+        x = x.float()
         sigma = torch.as_tensor(sigma, dtype=torch.float32, device=x.device).expand(len(x))
-        scale = sigma[:, None, None, None]
-        data = config.sigma_data
-        total = (scale.square() + data**2).sqrt()
-        c_skip, c_out, c_in = (data / total).square(), scale * data / total, 1 / total
-        start = problem.smooth() if config.consistent else problem.pinv()
-        inputs = c_in * x
-        if config.in_mult == 2:
-            inputs = torch.cat((inputs, start.float()), 1)
+        if self.config.consistent:
+            return self._correct(x, sigma, problem, augment_labels)
+        c_skip, c_out, total = _preconditioning(sigma, self.data_deviation(problem))
+        inputs = x / total
+        if self.config.in_mult == 2:
+            inputs = torch.cat((inputs, problem.pinv().float()), 1)
+        mean, rest = self._run(inputs, sigma, problem, augment_labels)
+        return c_skip * x + c_out * mean, rest
+
+    def _correct(
+        self, x: Tensor, sigma: Tensor, problem: Problem, augment_labels: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """The estimate of a network that learns only what a linear estimate leaves.
+
+        x_s is the smoothest image that explains y and d its likely error, so sigma_data is d of
+        the image. The estimate is e + c_out·F with e = c_skip·x + (1 − c_skip)·x_s, and F works on
+        the problem of the image (x0 − m)/a, m the mean colour and a the contrast: a dull image is
+        corrected as a vivid one is. Without noise it ends in the projection x + H†(y − Hx):
+        E[x0 | x, y] lies in {x: Hx = y}, so that step can only bring it nearer.
+        """
+        smooth = problem.smooth()
+        c_skip, c_out, _ = _preconditioning(sigma, self.data_deviation(problem))
+        shift = c_skip * (x - smooth.image)
+        contrast = smooth.contrast[:, None, None, None]
+        detail = (smooth.image - smooth.mean) / contrast
+        inputs = torch.cat((detail, shift / smooth.error[:, None, None, None]), 1)
+        inner = problem.normalised(smooth.mean, smooth.contrast)
+        mean, rest = self._run(inputs, sigma / smooth.contrast, inner, augment_labels)
+        estimate = smooth.image + shift + c_out * mean
+        exact = (problem.noise_level == 0)[:, None, None, None]
+        return torch.where(exact, problem.project(estimate), estimate), rest
+
+    def _run(
+        self, inputs: Tensor, sigma: Tensor, problem: Problem, augment_labels: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
         out = self.net(inputs, sigma.log() / 4, problem, augment_labels).float()
-        mean, rest = out.tensor_split([config.image_shape[0]], 1)
-        estimate = c_skip * x + c_out * mean
-        if config.consistent:
-            estimate = estimate + (1 - c_skip) * start
-            exact = (problem.noise_level == 0)[:, None, None, None]
-            estimate = torch.where(exact, problem.project(estimate), estimate)
-        return estimate, rest
+        mean, rest = out.tensor_split([self.config.image_shape[0]], 1)
+        return mean, rest
+
+
+def _preconditioning(sigma: Tensor, data: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """c_skip, c_out and √(σ² + σ_d²) `[B, 1, 1, 1]` of EDM, Table 1."""
+    sigma, data = sigma[:, None, None, None], data[:, None, None, None]
+    total = (sigma.square() + data.square()).sqrt()
+    return (data / total).square(), sigma * data / total, total

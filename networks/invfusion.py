@@ -11,6 +11,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from degradation import Problem
+from degradation.base import full_precision
 from networks.attention import attention
 from networks.layers import (
     AdaRMSNorm,
@@ -55,7 +56,7 @@ class NetworkConfig:
     mapping_width: int = 256
     mapping_depth: int = 2
     mapping_d_ff: int | None = None  # 3·width
-    sigma_data: float = 0.5
+    sigma_data: float = 0.5  # standard deviation of pixels; unless consistent, which estimates it
     consistent: bool = False  # start from the smoothest image with Hx = y, project onto it
 
     def __post_init__(self) -> None:
@@ -141,10 +142,13 @@ class SelfAttention(nn.Module):
         return x.unflatten(-1, (self.n_heads, self.d_head))
 
     def _direction(self, x: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
-        """Heads of length √scale, rotated by position: their products are scale · cosine."""
-        x = self._heads(x)
-        length = torch.rsqrt(x.float().square().sum(-1, keepdim=True) + 1e-6)
-        return rotate((x * (length * self.scale.sqrt()[:, None])).to(x.dtype), *rope)
+        """Heads of length √scale, rotated by position: their products are scale · cosine.
+
+        In float32 (or better): a logit of scale 10 should not be rounded to three digits.
+        """
+        x = full_precision(self._heads(x))
+        length = torch.rsqrt(x.square().sum(-1, keepdim=True) + 1e-6)
+        return rotate(x * (length * self.scale.sqrt()[:, None]), *rope)
 
 
 class Block(nn.Module):

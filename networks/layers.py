@@ -181,4 +181,4 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Rotate the channel pairs (c, c + d/4) of x `[B, h, w, n_heads, d]`, c < d/4."""
     n = cos.shape[-1]
     a, b, rest = x[..., :n], x[..., n : 2 * n], x[..., 2 * n :]
-    return torch.cat(((a * cos - b * sin).to(x), (a * sin + b * cos).to(x), rest), -1)
+    return torch.cat((a * cos - b * sin, a * sin + b * cos, rest), -1)

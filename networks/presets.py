@@ -88,7 +88,7 @@ def make_config(
         num_classes=config.num_classes if num_classes is None else num_classes,
         levels=levels,
         in_mult=1 if unconditional else 2,
-        consistent=config.consistent and not unconditional,
+        consistent=config.consistent and conditioning == "invfusion",
     )
 
 

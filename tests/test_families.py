@@ -89,6 +89,7 @@ def test_an_operator_depends_on_its_own_seed_alone(name):
 def test_structure_is_a_function_of_the_seed(name):
     drawn = [get_family(name).structure(seed) for seed in range(30)]
     assert drawn == [get_family(name).structure(seed) for seed in range(30)]
+    assert set(get_family(name).structures()) == set(structures(get_family(name)))
     assert (len(set(drawn)) > 1) == (name in ("MotionBlur", "SRConv", "RandomDegradation"))
 
 
@@ -431,7 +432,9 @@ def test_expand_repeats_a_problem_in_blocks(problem):
 
 @pytest.mark.parametrize("index", [slice(1, 3), [2, 0], torch.tensor([False, True, False])])
 def test_index_gives_the_problems_of_a_sub_batch(problem, index):
+    whole = problem.pinv()  # computed once for each problem, never handed down
     part, x = problem[index], gaussian(3, 3, 8, 8).float()
+    torch.testing.assert_close(part.pinv(), whole[index])
     torch.testing.assert_close(part.project(x[index]), problem.project(x)[index])
     assert torch.equal(part.y, problem.y[index])
     assert torch.equal(part.noise_level, LEVELS[index])

@@ -439,14 +439,31 @@ def test_a_consistent_network_reproduces_the_measurement(family: str) -> None:
 
 @torch.no_grad()
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_consistent_network_with_noise_is_projected_with_the_regularised_inverse(
-    family: str,
+@pytest.mark.parametrize("noise_level", [0.0, 0.2])
+def test_an_untrained_consistent_network_gives_the_smooth_estimate(
+    family: str, noise_level: float
 ) -> None:
-    problem = make_problem(family, noise_level=0.2)
+    problem = make_problem(family, noise_level=noise_level)
+    untrained = Denoiser(dataclasses.replace(make_config("tiny"), consistent=True)).eval()
+    smooth = problem.smooth()
     x, sigma = noisy()
-    plain = tiny()(x, sigma, problem)
-    expected = plain + problem.degradation.H_pinv(problem.y - problem.degradation.H(plain), 0.2)
-    close(tiny(consistent=True)(x, sigma, problem), expected)
+    close(untrained(1e5 * torch.ones_like(x), 1e9, problem), smooth.image)
+    weight = (smooth.error**2 / (smooth.error**2 + sigma**2))[:, None, None, None]
+    expected = smooth.image + weight * (x - smooth.image)
+    if noise_level == 0:
+        expected = problem.project(expected)
+    close(untrained(x, sigma, problem), expected)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_normalised_problem_is_that_of_the_normalised_image(family: str) -> None:
+    problem = make_problem(family, noise_level=0.2)
+    operator = problem.degradation
+    image = torch.randn(2, *operator.image_shape)
+    mean, scale = torch.randn(2, 3, 1, 1), torch.tensor([0.5, 2.0])
+    exact = Problem(operator, operator.H(image), 0.2).normalised(mean, scale)
+    close(exact.y, operator.H((image - mean) / scale[:, None, None, None]))
+    close(exact.noise_level, 0.2 / scale)
 
 
 # ---- training -----------------------------------------------------------------------------------

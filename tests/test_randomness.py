@@ -85,6 +85,14 @@ def test_a_longer_shape_extends_a_shorter_one(kind, count):
 
 
 @pytest.mark.parametrize("kind", ["uniform", "normal"])
+def test_blocks_of_a_long_draw_join_without_a_seam(kind):
+    # Three seeds take two blocks, one seed takes one.
+    batch = getattr(Draws([3, 4, 5]), kind)((200_000,), "a")
+    alone = getattr(Draws([4]), kind)((200_000,), "a")
+    torch.testing.assert_close(alone[0], batch[1], rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["uniform", "normal"])
 def test_numbers_depend_on_their_own_seed_alone(kind):
     seeds = [derive_seed("seeds", i) for i in range(40)]
     batch = getattr(Draws(seeds), kind)((3, 5, 7), "a")

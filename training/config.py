@@ -2,9 +2,11 @@
 
 import dataclasses
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Self
+from types import UnionType
+from typing import Any, Self, get_args, get_origin
 
 import yaml
 
@@ -48,7 +50,7 @@ class TrainConfig:
     """Learning rate after the ramp."""
     ramp: int = 2**22
     """Images over which the learning rate rises from zero."""
-    decay: float | None = 2**15
+    decay: int | None = 2**15
     """Steps after which the learning rate falls as an inverse square root; none keeps it."""
     cooldown: float = 0.0
     """Last share of the run in which the learning rate falls linearly to zero."""
@@ -59,6 +61,8 @@ class TrainConfig:
     """Standard deviation of ln σ in training."""
     mmse_share: float = 0.0
     """Share of the samples trained at σ = 100, where the one-step MMSE estimate lives."""
+    balance: bool = False
+    """Learn a weight of the loss for each structure of the operators, beside that for each σ."""
     label_dropout: float = 0.0
     """Share of the samples whose class is hidden."""
     ema_halflife: int = 500 * 2**10
@@ -144,38 +148,40 @@ def _read_yaml(path: Path) -> dict[str, Any]:
 
 def _convert(name: str, value: Any, kind: Any) -> Any:
     """Bring a value from YAML or the command line to the type of its field."""
-    if value is None:
-        if "None" not in str(kind):
-            raise ValueError(f"{name} must have a value")
+    optional = isinstance(kind, UnionType)
+    if optional:
+        kind = get_args(kind)[0]
+    if value is None and optional:
         return None
-    kinds = {kind, *getattr(kind, "__args__", ())}
+    parse, accepted = _PARSERS[get_origin(kind) or kind]
     try:
-        if bool in kinds:
-            if not isinstance(value, bool):
-                raise ValueError
-            return value
-        if int in kinds:
-            return parse_count(value)
-        if float in kinds and not isinstance(kind, type(tuple[int])):
-            return (
-                float(parse_count(value))
-                if isinstance(value, str) and "i" in value
-                else float(value)
-            )
-        if name == "betas":
-            first, second = (float(beta) for beta in value)
-            return first, second
+        return parse(value)
     except (TypeError, ValueError):
-        raise ValueError(f"{name}={value!r} is not {_description(kinds)}") from None
-    if dict in (kind, getattr(kind, "__origin__", None)) and not isinstance(value, dict):
-        raise ValueError(f"{name} must be a mapping of names to values")
-    return value
+        raise ValueError(f"{name}={value!r} must be {accepted}") from None
 
 
-def _description(kinds: set[Any]) -> str:
-    if bool in kinds:
-        return "true or false"
-    return "a count such as 4096 or 64Ki" if int in kinds else "a number"
+def _instance(kind: type) -> Callable[[Any], Any]:
+    def check(value: Any) -> Any:
+        if not isinstance(value, kind):
+            raise TypeError
+        return value
+
+    return check
+
+
+def _pair(value: Any) -> tuple[float, float]:
+    first, second = value
+    return float(first), float(second)
+
+
+_PARSERS: dict[type, tuple[Callable[[Any], Any], str]] = {
+    bool: (_instance(bool), "true or false"),
+    int: (parse_count, "a count such as 4096, 64Ki or 2^25"),
+    float: (float, "a number"),
+    str: (_instance(str), "a text"),
+    dict: (_instance(dict), "a mapping of names to values"),
+    tuple: (_pair, "two numbers"),
+}
 
 
 def _require(condition: bool, name: str, value: Any, accepted: str) -> None:

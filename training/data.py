@@ -51,7 +51,7 @@ def training_batches(
     dataset: ImageDataset, batch: int, seed: int, step: int, workers: int
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Batches (uint8 images `[n, C, h, w]`, int64 labels `[n]`) of this process, from `step` on."""
-    loader = DataLoader(
+    loader: DataLoader = DataLoader(
         dataset,  # type: ignore[arg-type]
         batch_sampler=SampleOrder(len(dataset), batch, seed, step),
         num_workers=workers,

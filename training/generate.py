@@ -21,7 +21,7 @@ from training.cli import one_sentence_errors
 from training.data import DTYPES, to_float
 
 _NAMES = {"invfusion": "InvFusion", "blind": "blind", "unconditional": "unconditional"}
-_BASELINES = ("pinv", "fill", "gaussian")
+_BASELINES = ("pinv", "fill", "smooth", "gaussian")
 _GAUSSIAN_CROPS = 16_000
 _GAUSSIAN_LIMIT = 4096  # values of an image: the covariance is their square
 
@@ -125,6 +125,8 @@ class Generation:
             methods["constant fill"] = lambda problem, noise, draws: baselines.constant_fill(
                 problem
             )
+        if "smooth" in chosen:
+            methods["smooth (1/f² prior)"] = lambda problem, noise, draws: baselines.smooth(problem)
         if "gaussian" in chosen:
             prior = self._gaussian(dataset)
             methods["Gaussian MMSE"] = lambda problem, noise, draws: prior.posterior_mean(problem)

@@ -37,9 +37,10 @@ class RunLog:
             self.bar.close()
             self.file.close()
 
-    def advance(self, images: int) -> None:
-        """Move the bar on by a step."""
+    def advance(self, images: int, fraction: float) -> None:
+        """Move the bar on by a step; `fraction` is the share of the run that is over."""
         if not self.silent:
+            self.bar.total = round((self.bar.n + images) / max(fraction, 1e-9))
             self.bar.update(images)
 
     def write(self, **values: Any) -> None:

@@ -44,12 +44,13 @@ class Trainer:
         self.denoiser = denoiser.to(device).train()
         self.average = copy.deepcopy(self.denoiser).eval().requires_grad_(False)
         self.noise = GaussianNoise(config.noise_level)
-        self.optimizer = torch.optim.Adam(self.denoiser.parameters(), config.lr, config.betas)
         scaled = config.precision == "fp16"
         self.scaler = torch.amp.GradScaler(device.type, enabled=scaled)
         self.progress = Progress()
         self.skipped_in_a_row = 0
-        self.loss_module = DenoisingLoss(self.denoiser).to(device)
+        self.tasks = family.structures() if config.balance else ()
+        self.loss_module = DenoisingLoss(self.denoiser, max(1, len(self.tasks))).to(device)
+        self.optimizer = torch.optim.Adam(self.loss_module.parameters(), config.lr, config.betas)
         parallel = distributed.world_size() > 1
         self.loss: nn.Module = (
             DistributedDataParallel(self.loss_module) if parallel else self.loss_module
@@ -95,7 +96,8 @@ class Trainer:
         sigma = draw_sigma(draws, config.P_mean, config.P_std, config.mmse_share)
         noise = draws.normal(clean.shape[1:], "noise")
         with self.autocast():
-            return self.loss(clean, sigma, noise, problem)
+            task = self.tasks.index(structure) if self.tasks else 0
+            return self.loss(clean, sigma, noise, problem, task)
 
     def _update(self, fraction: float) -> None:
         config, progress = self.config, self.progress
@@ -111,7 +113,7 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.scaler.unscale_(self.optimizer)
-        gradients = [p.grad for p in self.denoiser.parameters() if p.grad is not None]
+        gradients = [p.grad for p in self.loss_module.parameters() if p.grad is not None]
         finite = math.isfinite(torch.nn.utils.get_total_norm(gradients).item())
         if finite:
             self.scaler.step(self.optimizer)
@@ -188,8 +190,8 @@ def train(
         while fraction < 1:
             loss = trainer.step(*next(batches), fraction)
             meter.losses.append(loss)
-            log.advance(config.batch)
             fraction = _fraction(config, progress.images, clock.seconds())
+            log.advance(config.batch, fraction)
             over = fraction >= 1
             if _due(config.log_every, progress.images, config.batch) or over:
                 meter.report(log, trainer, clock)

@@ -6,6 +6,8 @@ from torch import Tensor, nn
 from degradation import Draws, Problem
 from networks import Denoiser
 
+_TASK_SPEED = 10.0  # the weights of tasks settle in hundreds of steps rather than thousands
+
 
 def draw_sigma(
     draws: Draws, P_mean: float, P_std: float, mmse_share: float = 0.0, mmse_sigma: float = 100.0
@@ -17,17 +19,25 @@ def draw_sigma(
 
 
 class DenoisingLoss(nn.Module):
-    """λ(σ)/e^u · ‖D(x0 + σε, σ; H, y) − x0‖² + u per value, with λ = (σ² + σ_d²)/(σσ_d)²."""
+    """λ(σ)/e^u · ‖D(x0 + σε, σ; H, y) − x0‖² + u per value, with λ = (σ² + σ_d²)/(σσ_d)².
 
-    def __init__(self, denoiser: Denoiser):
+    With several `tasks` (structures of the operators), u = u(σ) + u_task: an operator whose
+    restorations have small errors then weighs as much as one with large errors (Kendall et al.,
+    "Multi-task learning using uncertainty to weigh losses", 2018).
+    """
+
+    def __init__(self, denoiser: Denoiser, tasks: int = 1):
         super().__init__()
         self.denoiser = denoiser
+        self.task = nn.Parameter(torch.zeros(tasks), requires_grad=tasks > 1)
 
-    def forward(self, images: Tensor, sigma: Tensor, noise: Tensor, problem: Problem) -> Tensor:
+    def forward(
+        self, images: Tensor, sigma: Tensor, noise: Tensor, problem: Problem, task: int = 0
+    ) -> Tensor:
         """Loss `[B]`, a mean over values; images and unit noise `[B, C, h, w]`, sigma `[B]`."""
         noisy = images + sigma[:, None, None, None] * noise
         error = (self.denoiser(noisy, sigma, problem) - images).square().flatten(1).mean(1)
-        data = self.denoiser.config.sigma_data
+        data = self.denoiser.data_deviation(problem)
         weight = (sigma.square() + data**2) / (sigma * data).square()
-        log_variance = self.denoiser.log_variance(sigma)
+        log_variance = self.denoiser.log_variance(sigma) + _TASK_SPEED * self.task[task]
         return weight / log_variance.exp() * error + log_variance

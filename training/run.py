@@ -83,5 +83,7 @@ def _validation(config: TrainConfig, device: torch.device) -> Validation | None:
 def _record(config: TrainConfig, folder: Path, command: Sequence[str]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.yaml").write_text(config.dump())
-    record = {"command": list(command), "environment": environment()}
-    (folder / "run.json").write_text(json.dumps(record, indent=2) + "\n")
+    path = folder / "run.json"
+    starts = json.loads(path.read_text()) if path.exists() else []
+    starts.append({"command": list(command), "environment": environment()})
+    path.write_text(json.dumps(starts, indent=2) + "\n")

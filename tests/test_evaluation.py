@@ -1,0 +1,502 @@
+"""Evaluation: what an image's result depends on, the summaries, the files, and the baselines."""
+
+import csv
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import scipy.fft
+import torch
+from helpers import dense, dense_pinv, gaussian
+from PIL import Image
+from torch import Tensor
+
+from datautils.photos import Photos
+from degradation import (
+    Box,
+    Degradation,
+    DenseMatrix,
+    Draws,
+    Family,
+    GaussianNoise,
+    Mask,
+    MatrixDegradation,
+    MissingBox,
+    MissingPatches,
+    MotionBlur,
+    NullOperator,
+    Problem,
+    RandomDegradation,
+    SRConv,
+    StridedConvolution,
+    derive_seed,
+    smooth,
+)
+from metrics import baselines
+from metrics.evaluate import METRICS, Results, evaluate, group_by_structure, summarise
+from metrics.pixel import consistency, psnr, ssim, to_uint8
+from metrics.report import write_report
+from networks import Denoiser, GaussianPrior, make_config
+from samplers import make_solver
+from training.data import to_float
+
+CPU = torch.device("cpu")
+FAMILIES = {
+    "MotionBlur": MotionBlur(),
+    "MissingPatches": MissingPatches(),
+    "MatrixDegradation": MatrixDegradation(),
+}
+COLUMNS = ["psnr", "ssim", "consistency"]
+
+
+def photos(size: int = 8, split: str = "heldout", resolution: int = 16) -> Photos:
+    return Photos(resolution, split, size=size)
+
+
+def pixels(dataset: Photos) -> Tensor:
+    return torch.stack([dataset[i][0] for i in range(len(dataset))])
+
+
+# ---- what a result depends on --------------------------------------------------------------------
+
+
+def network() -> Denoiser:
+    """A network all of whose weights take part."""
+    torch.manual_seed(0)
+    denoiser = Denoiser(make_config("tiny")).eval()
+    with torch.no_grad():
+        for p in denoiser.parameters():
+            p.add_(0.03 * torch.randn(p.shape))
+    return denoiser
+
+
+def restorations() -> dict:
+    """H†y; one that shows its latent and its draws; a sampler with a network."""
+    denoiser, solver = network(), make_solver("heun", {"num_steps": "3", "churn": "1"})
+
+    def noisy(problem: Problem, noise: Tensor, draws: Draws) -> Tensor:
+        return problem.project(0.1 * noise + 0.1 * draws.randn_like(noise))
+
+    def sample(problem: Problem, noise: Tensor, draws: Draws) -> Tensor:
+        return solver(denoiser, noise, problem, draws)
+
+    return {"pinv": lambda problem, noise, draws: problem.pinv(), "noisy": noisy, "net": sample}
+
+
+def run(**options: object) -> Results:
+    plain: dict = {
+        "noise": GaussianNoise(0.05), "metrics": COLUMNS, "indices": range(8), "batch": 8,
+        "seed": 0, "device": CPU, "progress": False,
+    }  # fmt: skip
+    return evaluate(photos(), FAMILIES, restorations(), **plain | options)
+
+
+@pytest.fixture(scope="module")
+def whole() -> Results:
+    """All images in the largest batches, with pictures of the first two."""
+    return run(pictures=2)
+
+
+def by_image(results: Results) -> dict[tuple, dict]:
+    keyed = {(row["degradation"], row["image"], row["method"]): row for row in results.rows}
+    assert len(keyed) == len(results.rows)
+    return keyed
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"batch": 1}, {"batch": 3}, {"indices": [5]}, {"indices": [6, 1, 2]}],
+    ids=str,
+)
+def test_results_of_an_image_do_not_depend_on_its_company(whole, options):
+    expected, found = by_image(whole), by_image(run(**options))
+    indices = options.get("indices", range(8))
+    assert len(found) == len(FAMILIES) * 3 * len(indices)
+    for key, row in found.items():
+        assert row["structure"] == expected[key]["structure"]
+        tight = key[2] != "net"  # there, matrix products of few rows are rounded differently
+        for metric, tolerance in zip(COLUMNS, (1e-3, 5e-6, 0), strict=True):
+            assert row[metric] == pytest.approx(
+                expected[key][metric], rel=1e-6 if tight else 5e-6, abs=0 if tight else tolerance
+            ), (key, metric)
+
+
+def test_the_seed_changes_every_result(whole):
+    other = by_image(run(seed=1))
+    same = [k for k, row in by_image(whole).items() if row["psnr"] == other[k]["psnr"]]
+    assert not same
+
+
+def test_every_image_is_restored_under_an_operator_of_its_own(whole):
+    values = [row["psnr"] for row in whole.rows if row["method"] == "pinv"]
+    assert len(set(values)) == len(values)
+
+
+def test_rows_hold_the_metrics_of_the_restoration_they_name():
+    dataset, family, seed = photos(), MissingPatches(), derive_seed(3, "image", 4)
+    results = evaluate(
+        dataset, {"patches": family}, {"half": lambda problem, noise, draws: 0.5 * noise},
+        noise=GaussianNoise(0.1), metrics=COLUMNS, indices=[4], batch=2, seed=3, device=CPU,
+        progress=False,
+    )  # fmt: skip
+    truth = dataset[4][0][None]
+    operator = family.sample((3, 16, 16), None, [seed])
+    problem = GaussianNoise(0.1).measure(operator, to_float(truth), Draws([seed]))
+    x = 0.5 * Draws([seed]).normal((3, 16, 16), "latent")
+    (row,) = results.rows
+    assert row == {
+        "degradation": "patches", "image": 4, "structure": "None", "method": "half",
+        "psnr": psnr(to_uint8(x), truth).item(), "ssim": ssim(to_uint8(x), truth).item(),
+        "consistency": consistency(operator, x, problem.y).item(),
+    }  # fmt: skip
+
+
+def test_pictures_are_those_of_the_first_images(whole):
+    assert set(whole.pictures) == {(name, i) for name in FAMILIES for i in (0, 1)}
+    for (name, index), shown in whole.pictures.items():
+        assert torch.equal(shown["original"], photos()[index][0])
+        assert ("measurement" in shown) == (name != "MatrixDegradation")
+        values = by_image(whole)
+        for method in ("pinv", "noisy", "net"):
+            quality = psnr(shown[method][None], shown["original"][None]).item()
+            assert quality == values[name, index, method]["psnr"]
+
+
+def test_results_of_processes_come_together(whole):
+    merged = Results()
+    for rank in range(2):
+        merged.merge(run(indices=range(rank, 8, 2), pictures=2))
+    assert by_image(merged).keys() == by_image(whole).keys()
+    assert merged.pictures.keys() == whole.pictures.keys()
+    assert merged.seconds.keys() == whole.seconds.keys()
+
+
+@pytest.mark.parametrize("batch", [1, 3, 100])
+@pytest.mark.parametrize("family", [MotionBlur(), RandomDegradation(), MissingPatches()])
+def test_groups_share_a_structure_and_take_every_image_once(family, batch):
+    seeds = {index: derive_seed("groups", index) for index in range(3, 40)}
+    groups = list(group_by_structure(family, seeds, batch))
+    assert sorted(index for _, indices in groups for index in indices) == list(seeds)
+    for structure, indices in groups:
+        assert 1 <= len(indices) <= batch and indices == sorted(indices)
+        assert {family.structure(seeds[index]) for index in indices} == {structure}
+    structures = {family.structure(seed) for seed in seeds.values()}
+    if batch == 100:
+        assert len(groups) == len(structures)
+
+
+# ---- summaries and files -------------------------------------------------------------------------
+
+
+def results_by_hand() -> Results:
+    values = {("blur", "a"): [20.0, 22.0, 27.0], ("blur", "b"): [30.0, math.inf, 32.0],
+              ("mask", "a"): [1.0, 2.0, 4.0], ("mask", "b"): [5.0, 6.0, 7.5]}  # fmt: skip
+    rows = [
+        {"degradation": d, "image": i, "structure": "None", "method": m, "psnr": v, "ssim": v / 100}
+        for i in (2, 0, 1)
+        for (d, m), column in values.items()
+        for v in [column[i]]
+    ]
+    picture = torch.randint(0, 256, (3, 16, 16), dtype=torch.uint8)
+    cell = {"original": picture, "a": picture, "b": picture}
+    pictures = {("mask", 0): cell | {"measurement": picture}, ("blur", 0): cell}
+    return Results(rows, pictures, {key: 6.0 for key in values})
+
+
+def test_summaries_are_means_with_standard_errors():
+    table = summarise(results_by_hand(), ["psnr", "ssim"])
+    assert {d: list(methods) for d, methods in table.items()} == {
+        "blur": ["a", "b"], "mask": ["a", "b"],
+    }  # fmt: skip
+    values = np.array([20.0, 22.0, 27.0])
+    cell = table["blur"]["a"]
+    for metric, scale in (("psnr", 1), ("ssim", 0.01)):
+        assert cell[metric]["mean"] == pytest.approx(values.mean() * scale, rel=1e-6)
+        error = values.std(ddof=1) / math.sqrt(3) * scale
+        assert cell[metric]["standard_error"] == pytest.approx(error, rel=1e-6)
+        assert cell[metric]["count"] == 3 and cell[metric]["infinite"] == 0
+    assert cell["seconds_per_image"] == 2
+    exact = table["blur"]["b"]["psnr"]
+    assert exact["mean"] == 31 and exact["count"] == 2 and exact["infinite"] == 1
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory) -> tuple[Path, str]:
+    folder = tmp_path_factory.mktemp("report") / "new"
+    settings = {"net": Path("a.safetensors"), "batch": 4}
+    return folder, write_report(folder, results_by_hand(), ["psnr", "ssim"], settings, {"b": 63})
+
+
+def refuse(word: str) -> None:
+    raise AssertionError(f"{word} is no JSON")
+
+
+def test_a_report_holds_settings_environment_units_and_values(report):
+    assert sorted(p.name for p in report[0].iterdir()) == [
+        "grid.png", "metrics.json", "per_image.csv",
+    ]  # fmt: skip
+    record = json.loads((report[0] / "metrics.json").read_text(), parse_constant=refuse)
+    assert record["settings"] == {"net": "a.safetensors", "batch": 4}
+    assert {"python", "torch", "device", "commit"} <= set(record["environment"])
+    values, units = record["metrics"]["values"], record["metrics"]["units"]
+    assert set(METRICS) <= set(units) and "dB" in units["psnr"]
+    assert values["blur"]["a"]["psnr"]["mean"] == 23
+    assert [values["mask"][m]["evaluations"] for m in "ab"] == [0, 63]
+
+
+def test_a_report_lists_every_image_in_order(report):
+    with (report[0] / "per_image.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [(r["degradation"], r["image"], r["method"]) for r in rows] == [
+        (d, str(i), m) for d in ("blur", "mask") for i in range(3) for m in "ab"
+    ]
+    assert [float(r["psnr"]) for r in rows[:6]] == [20, 30, 22, math.inf, 27, 32]
+
+
+def test_a_report_shows_pictures_and_a_table(report):
+    with Image.open(report[0] / "grid.png") as picture:
+        picture.load()
+        assert picture.format == "PNG"
+        assert picture.width > 4 * 128 and picture.height > 2 * 128  # four columns, two rows
+    table = report[1]
+    headers = [cell.strip() for cell in table.splitlines()[0].strip("|").split("|")]
+    assert headers == ["degradation", "method", "psnr", "ssim", "NFE", "s/image"]
+    assert "23.00" in table and "0.230" in table and "| 63 " in table
+
+
+def test_a_report_without_pictures_has_no_grid(tmp_path):
+    results = results_by_hand()
+    results.pictures.clear()
+    write_report(tmp_path, results, ["psnr"], {}, {})
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["metrics.json", "per_image.csv"]
+
+
+# ---- operators to try estimates on ---------------------------------------------------------------
+
+
+SHAPE = (3, 8, 4)  # neither square nor grey
+
+
+def operators(dtype: torch.dtype = torch.float64) -> dict[str, Degradation]:
+    """Two images each."""
+    mask = (gaussian(2, 1, 8, 4, seed=3) > 0.3).to(dtype)
+    matrix = gaussian(2, 7, 96, seed=4, dtype=dtype) / 10
+    matrix[1, 5:] = 0
+    kernel = gaussian(2, 3, 3, seed=5, dtype=dtype).abs()
+    return {
+        "mask": Mask(mask, SHAPE),
+        "matrix": DenseMatrix(matrix, SHAPE),
+        "blur": StridedConvolution(kernel / kernel.sum((1, 2), keepdim=True), 2, SHAPE),
+    }
+
+
+KINDS = ["mask", "matrix", "blur"]
+
+
+def measured(kind: str, level: float | Tensor = 0.0, dtype: torch.dtype = torch.float64) -> Problem:
+    operator = operators(dtype)[kind]
+    y = operator.H(0.5 * gaussian(2, *SHAPE, seed=6, dtype=dtype) + 0.2)
+    return Problem(operator, y, level)
+
+
+# ---- baselines -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("level", [0.0, 0.3])
+def test_pinv_is_the_pseudo_inverse_regularised_by_the_noise(kind, level):
+    problem = measured(kind, level)
+    inverse = dense_pinv(problem.degradation, level)
+    expected = (inverse @ problem.y[..., None]).view(2, *SHAPE)
+    torch.testing.assert_close(baselines.pinv(problem), expected, rtol=1e-6, atol=1e-8)
+
+
+def test_constant_fill_of_a_mask_is_the_mean_visible_colour_around_the_visible_pixels():
+    truth = to_float(pixels(photos(4)))
+    operator = MissingPatches().sample((3, 16, 16), None, range(4))
+    filled = baselines.constant_fill(Problem(operator, operator.H(truth)))
+    for i in range(4):
+        seen = operator.mask[i, 0].bool()
+        torch.testing.assert_close(filled[i][:, seen], truth[i][:, seen])
+        colour = truth[i][:, seen].mean(1, keepdim=True).expand(-1, int((~seen).sum()))
+        torch.testing.assert_close(filled[i][:, ~seen], colour)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_constant_fill_is_the_colour_of_least_squares_projected(kind):
+    problem = measured(kind)
+    H, flat = dense(problem.degradation), torch.eye(3).double().repeat_interleave(32, dim=1).T
+    colour = torch.linalg.pinv(H @ flat) @ problem.y[..., None]
+    assert colour.abs().max() < 1
+    expected = problem.project((flat @ colour).view(2, *SHAPE))
+    torch.testing.assert_close(baselines.constant_fill(problem), expected, rtol=1e-5, atol=1e-7)
+
+
+def test_constant_fill_of_an_unseen_colour_is_grey():
+    mask = torch.zeros(1, 3, 8, 4)
+    mask[:, :2, 0] = 1  # no blue pixel is seen
+    operator = Mask(mask, SHAPE)
+    filled = baselines.constant_fill(Problem(operator, operator.H(torch.full((1, *SHAPE), 0.5))))
+    torch.testing.assert_close(filled[:, :2], torch.full((1, 2, 8, 4), 0.5))
+    assert filled[:, 2].abs().max() < 1e-6
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_fills_without_noise_explain_the_measurement(kind):
+    problem = measured(kind)
+    for fill in (baselines.pinv, baselines.constant_fill, baselines.smooth):
+        torch.testing.assert_close(
+            problem.degradation.H(fill(problem)), problem.y, rtol=1e-6, atol=1e-8
+        )
+
+
+# ---- the smoothest image -------------------------------------------------------------------------
+
+
+def prior_covariance() -> Tensor:
+    """Σ `[96, 96]`: the spectrum 1/(1 + f²) in the cosine transform, colours correlated by 0.9."""
+    _, h, w = SHAPE
+    rows, columns = np.arange(h)[:, None], 2 * np.arange(w)  # in half periods of the longer side
+    power = 1 / (1 + rows**2 + columns**2)
+    power *= 0.06 / power.mean()
+    cosines = scipy.fft.dctn(np.eye(h * w).reshape(-1, h, w), axes=(1, 2), norm="ortho")
+    D = cosines.reshape(h * w, h * w).T
+    plane = D.T @ np.diag(power.ravel()) @ D
+    return torch.from_numpy(np.kron(0.1 * np.eye(3) + 0.9, plane))
+
+
+def textbook(problem: Problem) -> Tensor:
+    """The estimates in measurement space, with dense matrices: first the colour, then the rest."""
+    S = prior_covariance()
+    flat = torch.eye(3).double().repeat_interleave(32, dim=1).T  # [96, 3]
+    P = 0.25 * (0.1 * torch.eye(3).double() + 0.9)
+    images = []
+    for H, y, level in zip(dense(problem.degradation), problem.y, problem.noise_level, strict=True):
+        R = level.double() ** 2 * torch.eye(len(H))
+
+        def solve(covariance: Tensor, y: Tensor) -> Tensor:
+            return torch.linalg.pinv(covariance, hermitian=True, rtol=1e-12) @ y
+
+        A = H @ flat
+        c = P @ A.T @ solve(A @ P @ A.T + 0.06 * H @ H.T + R, y)
+        images.append(flat @ c + S @ H.T @ solve(H @ S @ H.T + R, y - A @ c))
+    return torch.stack(images).view(-1, *SHAPE)
+
+
+@pytest.fixture
+def converged(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(smooth, "_STEPS", 300)
+
+
+@pytest.mark.usefixtures("converged")
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("level", [(0.0, 0.0), (0.3, 0.02), (0.0, 0.1)], ids=str)
+def test_smooth_estimate_is_the_gaussian_estimate(kind, level):
+    problem = measured(kind, torch.tensor(level))
+    torch.testing.assert_close(baselines.smooth(problem), textbook(problem), rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.usefixtures("converged")
+@pytest.mark.parametrize("kind", KINDS)
+def test_smooth_estimate_is_linear_in_the_measurement(kind):
+    operator, level = operators()[kind], torch.tensor([0.0, 0.1])
+
+    def estimate(y: Tensor) -> Tensor:
+        return baselines.smooth(Problem(operator, y, level))
+
+    a, b = (operator.H(gaussian(2, *SHAPE, seed=seed)) for seed in (1, 2))
+    torch.testing.assert_close(
+        estimate(3 * a - 2 * b), 3 * estimate(a) - 2 * estimate(b), rtol=1e-6, atol=1e-7
+    )
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_smooth_estimate_scales_with_the_measurement(kind):
+    problem = measured(kind)
+    scaled = Problem(problem.degradation, -100 * problem.y)
+    torch.testing.assert_close(
+        baselines.smooth(scaled), -100 * baselines.smooth(problem), rtol=1e-6, atol=1e-5
+    )
+
+
+def test_smooth_estimate_of_no_measurement_is_zero():
+    estimate = baselines.smooth(Problem(NullOperator(2, SHAPE), torch.ones(2, 1)))
+    assert estimate.shape == (2, *SHAPE) and estimate.eq(0).all()
+
+
+def test_smooth_estimates_of_a_batch_are_independent():
+    problem = measured("matrix", torch.tensor([0.0, 0.2]))
+    other = Problem(problem.degradation, problem.y * torch.tensor([[1.0], [5.0]]), 0.0)
+    for one, many in (problem[[0]], problem), (problem[[0]], other):
+        torch.testing.assert_close(
+            baselines.smooth(one), baselines.smooth(many)[:1], rtol=1e-9, atol=1e-9
+        )
+
+
+Pairs = list[tuple[Problem, Tensor]]
+
+
+def problems(family: Family, images: Tensor, level: float = 0.0) -> Pairs:
+    """The problems of some images with the truth, one for each structure."""
+    shape = tuple(images.shape[1:])
+    seeds = {i: derive_seed("problems", i) for i in range(len(images))}
+    found = []
+    for structure, indices in group_by_structure(family, seeds, len(images)):
+        chosen = [seeds[i] for i in indices]
+        operator = family.sample(shape, structure, chosen)
+        clean = to_float(images[indices])
+        problem = GaussianNoise(level).measure(operator, clean, Draws(chosen))
+        found.append((problem, images[indices]))
+    return found
+
+
+def mean_quality(estimate: Callable[[Problem], Tensor], pairs: Pairs) -> float:
+    values = [psnr(to_uint8(estimate(problem)), truth) for problem, truth in pairs]
+    return torch.cat(values).mean().item()
+
+
+@pytest.mark.parametrize("level", [0.0, 0.1])
+@pytest.mark.parametrize(
+    "family",
+    [MotionBlur(), MissingPatches(), MatrixDegradation(), Box(), MissingBox(), SRConv()],
+    ids=lambda family: type(family).__name__,
+)
+def test_the_smooth_estimate_restores_photos_better_than_the_pseudo_inverse(family, level):
+    pairs = problems(family, pixels(photos(32)), level)
+    gain = mean_quality(baselines.smooth, pairs) - mean_quality(baselines.pinv, pairs)
+    assert gain > 0.3
+
+
+@pytest.mark.parametrize("level", [0.0, 0.1])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_what_a_few_steps_leave_is_small_beside_the_error(family, level, monkeypatch):
+    pairs = problems(FAMILIES[family], pixels(photos(32)), level)
+    early = torch.cat([baselines.smooth(problem) for problem, _ in pairs])
+    monkeypatch.setattr(smooth, "_STEPS", 300)
+    late = torch.cat([baselines.smooth(problem[:]) for problem, _ in pairs])
+    truth = torch.cat([to_float(images) for _, images in pairs])
+    assert (early - late).square().mean() < 0.05 * (late - truth).square().mean()
+
+
+# ---- the Gaussian prior --------------------------------------------------------------------------
+
+
+def test_a_gaussian_fitted_to_photos_restores_unseen_ones():
+    prior = GaussianPrior.fit(to_float(pixels(photos(2000, "train", 8))))
+    pairs = problems(MatrixDegradation(2, 60), pixels(photos(64, "heldout", 8)))
+    methods = prior.posterior_mean, baselines.constant_fill, baselines.pinv
+    gaussian_fit, colour, inverse = (mean_quality(method, pairs) for method in methods)
+    assert gaussian_fit > colour + 2 > inverse + 4
+
+
+def test_a_gaussian_can_be_fitted_to_fewer_images_than_values():
+    images = to_float(pixels(photos(20, "train", 8)))
+    prior = GaussianPrior.fit(images)
+    torch.testing.assert_close(prior.mean, images.double().mean(0).flatten())
+    eigenvalues = torch.linalg.eigvalsh(prior.covariance)
+    assert eigenvalues[0] > 5e-7 and eigenvalues[-1] > 1
+    (pair,) = problems(MissingPatches(), pixels(photos(4, "heldout", 8)))
+    assert prior.posterior_mean(pair[0]).isfinite().all()
