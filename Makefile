@@ -13,7 +13,7 @@ unexport PYTHONPATH PYTHONHOME PYTHONSTARTUP
 override DEMO := experiments/demo
 DEMO_TRAIN = $(PY) train.py --config configs/demo.yaml --outdir $(DEMO)
 DEMO_EVAL  = $(PY) calculate_metrics.py gen --net $(DEMO)/weights.safetensors --outdir $(DEMO) \
-	--data datautils.photos.Photos --data-opt resolution=32 --num 64 --baselines pinv,fill,smooth,gaussian \
+	--data datautils.photos.Photos --data-opt resolution=32 --images 64 --baselines pinv,fill,smooth,gaussian \
 	--degradation degradation.MotionBlur --degradation degradation.MissingPatches \
 	--degradation degradation.MatrixDegradation
 

@@ -47,7 +47,7 @@ def main() -> None:
     help="Folder for metrics.json, per_image.csv and grid.png.",
 )
 @click.option(
-    "--num", type=click.IntRange(1), help="Images to restore.  [default: the whole split]"
+    "--images", type=click.IntRange(1), help="Images to restore.  [default: the whole split]"
 )
 @click.option(
     "--batch", type=click.IntRange(1), default=32, help="Images at once, on each process."

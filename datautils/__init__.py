@@ -22,7 +22,7 @@ class ImageDataset(Protocol):
     def __getitem__(self, index: int) -> tuple[Tensor, int]: ...
 
 
-def get_dataset(name: str, split: str, **options: Any) -> ImageDataset:
+def get_dataset(name: str, split: str, /, **options: Any) -> ImageDataset:
     """Build a dataset from its dotted class name, such as "datautils.photos.Photos".
 
     split: "train" or "heldout". Raises ValueError for an unknown class or option.
@@ -30,6 +30,8 @@ def get_dataset(name: str, split: str, **options: Any) -> ImageDataset:
     module_name, _, class_name = name.rpartition(".")
     try:
         cls = getattr(importlib.import_module(module_name), class_name)
+        if not isinstance(cls, type):
+            raise ValueError
     except (ImportError, AttributeError, ValueError):
         known = ", ".join(DATASETS)
         raise ValueError(f"unknown dataset '{name}'; known are {known}") from None
@@ -41,4 +43,8 @@ def get_dataset(name: str, split: str, **options: Any) -> ImageDataset:
             raise ValueError(
                 f"dataset {name} has no option '{option}'; it has {', '.join(accepted)}"
             )
-    return cls(split=split, **options)
+    try:
+        return cls(split=split, **options)
+    except TypeError:
+        text = ", ".join(f"{key}={value!r}" for key, value in options.items())
+        raise ValueError(f"dataset {name} cannot be built with {text}") from None

@@ -40,6 +40,11 @@ class Family:
         """A batch of operators of this structure, one for each seed."""
         raise NotImplementedError
 
+    def check(self, image_shape: Shape) -> None:
+        """Raise ValueError where an operator of the family does not exist for this shape."""
+        for structure in self.structures():
+            self.sample(image_shape, structure, [0])
+
 
 @dataclass(frozen=True)
 class MissingPatches(Family):

@@ -1,6 +1,6 @@
 """The smoothest image that explains a measurement, and how far off it is likely to be.
 
-Both come from a Gaussian prior with the power spectrum 1/f² of natural images: nothing is trained.
+Both come from a Gaussian prior with the power-law spectrum of natural images: nothing is trained.
 """
 
 import math
@@ -15,11 +15,12 @@ from degradation.base import Degradation
 from degradation.randomness import Draws
 
 _STEPS = 8  # conjugate-gradient steps: what they leave is small beside the error of the prior
-_COUPLING = 0.9  # correlation between the colours
+_EXPONENT = 2.25  # of the power spectrum, near 2 for photographs of all kinds
+_COUPLING = 0.6  # correlation between the colours
 _COLOUR = 0.25  # prior variance of the mean colour; images are in [-1, 1]
 _CONTRAST = 0.06  # prior variance of the pixels around it
 _LEAST_ERROR = 0.005  # half a grey level: an operator that hides nothing leaves that much
-_WEIGHT = 2.0  # measured values that the prior contrast counts for
+_SHARE = 0.05  # of the prior in the contrast: what is hidden may be less flat than what is seen
 
 
 class SmoothEstimate(NamedTuple):
@@ -34,9 +35,34 @@ class SmoothEstimate(NamedTuple):
     error: Tensor
     """Likely root-mean-square error of the image, `[B]`"""
 
+    def refine(self, x: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
+        """What x = x0 + σε adds to the estimate: a Wiener filter of x − image.
+
+        The error of the image is taken to have the spectrum of the prior, and what of it exceeds
+        the contrast to be an error of the mean colour. sigma `[B]`. Returns the correction
+        `[B, C, h, w]` and the likely root-mean-square error `[B]` that it leaves.
+        """
+        channels, h, w = x.shape[1:]
+        rows, columns, power = _spectrum(h, w, x.device, x.dtype)
+        detail, total = self.contrast.square(), self.error.square()
+        spectrum = power / _CONTRAST * torch.minimum(detail, total)[:, None, None]
+        constant = torch.zeros_like(power)
+        constant[0, 0] = h * w
+        spectrum = spectrum + constant * (total - detail).clamp(min=0)[:, None, None]
+        # The colour correlation has two eigenvalues: of the mean of the colours, and of the rest.
+        grey, rest = (
+            spectrum * eigenvalue / (spectrum * eigenvalue + sigma.square()[:, None, None])
+            for eigenvalue in (1 - _COUPLING + channels * _COUPLING, 1 - _COUPLING)
+        )
+        waves = rows @ (x - self.image) @ columns.T
+        mean = waves.mean(1, keepdim=True)
+        waves = grey[:, None] * mean + rest[:, None] * (waves - mean)
+        gain = (grey + (channels - 1) * rest).mean((1, 2)) / channels
+        return rows.T @ waves @ columns, sigma * gain.sqrt()
+
 
 def smooth_estimate(operator: Degradation, y: Tensor, noise_level: Tensor) -> SmoothEstimate:
-    """MMSE estimate of a Gaussian prior of mean colour and of detail with power spectrum 1/f².
+    """MMSE estimate of a Gaussian prior of mean colour and of detail with a power-law spectrum.
 
     The covariance Σ of the detail is diagonal in the cosine transform, so nothing jumps at the
     borders, and couples the colours. x = c + ΣHᵀ(HΣHᵀ + σ²I)⁻¹(y − Hc) comes from conjugate
@@ -47,7 +73,9 @@ def smooth_estimate(operator: Degradation, y: Tensor, noise_level: Tensor) -> Sm
     the likely error, once the contrast is scaled by the ratio of the explained energies
     (y/s − Vᵀc)ᵀw. y `[B, M]`, noise_level `[B]`.
     """
-    probe, probe_noise = _probe(operator.image_shape, y.shape[-1], y.device)
+    probe, probe_noise = (
+        part.to(y) for part in _probe(operator.image_shape, y.shape[-1], y.device)
+    )
     simulated = operator.H(probe.expand(len(y), -1, -1, -1)) + noise_level[:, None] * probe_noise
     s = operator.s
     inverse = torch.where(s > 0, 1 / torch.where(s > 0, s, 1), 0)[:, None]
@@ -65,7 +93,8 @@ def smooth_estimate(operator: Degradation, y: Tensor, noise_level: Tensor) -> Sm
     exact = (noise_level == 0)[:, None, None, None, None]
     images = torch.where(exact, operator.project(images, measured), images)
     energy = (target * w).sum(-1).clamp(min=0)
-    relative = (_WEIGHT + energy[:, 0]) / (_WEIGHT + energy[:, 1])
+    relative = (2 + energy[:, 0]) / (2 + energy[:, 1])  # of 0 and 0, the prior
+    relative = _SHARE + (1 - _SHARE) * relative
     error = (images[:, 1] - probe).square().mean((1, 2, 3))
     return SmoothEstimate(
         images[:, 0],
@@ -111,10 +140,10 @@ def _covariance(x: Tensor) -> Tensor:
 def _spectrum(
     h: int, w: int, device: torch.device, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Cosine transforms of rows and columns, and the power 1/(1 + f²), f in half periods."""
+    """Cosine transforms of rows and columns, and the power (1 + f²)^(-α/2), f in half periods."""
     longer = max(h, w)
     rows, columns = (torch.arange(n, dtype=torch.float64) * longer / n for n in (h, w))
-    power = 1 / (1 + rows[:, None].square() + columns.square())
+    power = (1 + rows[:, None].square() + columns.square()) ** (-_EXPONENT / 2)
     parts = _cosines(h), _cosines(w), _CONTRAST * power / power.mean()
     vertical, horizontal, power = (part.to(device, dtype) for part in parts)
     return vertical, horizontal, power

@@ -68,11 +68,12 @@ class Denoiser(nn.Module):
         """u(σ) `[B]` of the loss λ(σ)/e^u·‖D − x0‖² + u (EDM2, section 2.2)."""
         return self.logvar(sigma.float().log() / 4)
 
-    def data_deviation(self, problem: Problem) -> Tensor:
-        """Standard deviation `[B]` of what the network has to find: sigma_data of EDM."""
+    def output_scale(self, sigma: Tensor, problem: Problem) -> Tensor:
+        """c_out `[B]`: the error that the network has to remove; sigma `[B]`."""
         if self.config.consistent:
-            return problem.smooth().error
-        return torch.full_like(problem.noise_level, self.config.sigma_data)
+            smooth = problem.smooth()
+            return smooth.refine(smooth.image, sigma)[1]
+        return sigma * self.config.sigma_data / (sigma.square() + self.config.sigma_data**2).sqrt()
 
     def _estimate(
         self, x: Tensor, sigma: Tensor | float, problem: Problem, augment_labels: Tensor | None
@@ -81,30 +82,31 @@ class Denoiser(nn.Module):
         sigma = torch.as_tensor(sigma, dtype=torch.float32, device=x.device).expand(len(x))
         if self.config.consistent:
             return self._correct(x, sigma, problem, augment_labels)
-        c_skip, c_out, total = _preconditioning(sigma, self.data_deviation(problem))
+        total = (sigma.square() + self.config.sigma_data**2).sqrt()[:, None, None, None]
         inputs = x / total
         if self.config.in_mult == 2:
             inputs = torch.cat((inputs, problem.pinv().float()), 1)
         mean, rest = self._run(inputs, sigma, problem, augment_labels)
-        return c_skip * x + c_out * mean, rest
+        c_out = self.output_scale(sigma, problem)[:, None, None, None]
+        return (self.config.sigma_data / total).square() * x + c_out * mean, rest
 
     def _correct(
         self, x: Tensor, sigma: Tensor, problem: Problem, augment_labels: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         """The estimate of a network that learns only what a linear estimate leaves.
 
-        x_s is the smoothest image that explains y and d its likely error, so sigma_data is d of
-        the image. The estimate is e + c_out·F with e = c_skip·x + (1 − c_skip)·x_s, and F works on
-        the problem of the image (x0 − m)/a, m the mean colour and a the contrast: a dull image is
+        x_s is the smoothest image that explains y, w the Wiener estimate of x0 − x_s from x, and
+        the estimate x_s + w + c_out·F with c_out the likely error of x_s + w. F works on the
+        problem of the image (x0 − m)/a, m the mean colour and a the contrast: a dull image is
         corrected as a vivid one is. Without noise it ends in the projection x + H†(y − Hx):
         E[x0 | x, y] lies in {x: Hx = y}, so that step can only bring it nearer.
         """
         smooth = problem.smooth()
-        c_skip, c_out, _ = _preconditioning(sigma, self.data_deviation(problem))
-        shift = c_skip * (x - smooth.image)
-        contrast = smooth.contrast[:, None, None, None]
-        detail = (smooth.image - smooth.mean) / contrast
-        inputs = torch.cat((detail, shift / smooth.error[:, None, None, None]), 1)
+        shift, c_out = smooth.refine(x, sigma)
+        contrast, error, c_out = (
+            scale[:, None, None, None] for scale in (smooth.contrast, smooth.error, c_out)
+        )
+        inputs = torch.cat(((smooth.image - smooth.mean) / contrast, shift / error), 1)
         inner = problem.normalised(smooth.mean, smooth.contrast)
         mean, rest = self._run(inputs, sigma / smooth.contrast, inner, augment_labels)
         estimate = smooth.image + shift + c_out * mean
@@ -117,10 +119,3 @@ class Denoiser(nn.Module):
         out = self.net(inputs, sigma.log() / 4, problem, augment_labels).float()
         mean, rest = out.tensor_split([self.config.image_shape[0]], 1)
         return mean, rest
-
-
-def _preconditioning(sigma: Tensor, data: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """c_skip, c_out and √(σ² + σ_d²) `[B, 1, 1, 1]` of EDM, Table 1."""
-    sigma, data = sigma[:, None, None, None], data[:, None, None, None]
-    total = (sigma.square() + data.square()).sqrt()
-    return (data / total).square(), sigma * data / total, total

@@ -48,7 +48,7 @@ PRESETS: dict[str, NetworkConfig] = {
     "demo32": NetworkConfig(
         image_shape=(3, 32, 32),
         patch=4,
-        levels=_levels((2, 4), (96, 192), (None, None), (32, 32)),
+        levels=_levels((1, 3), (96, 192), (None, None), (32, 32)),
         mapping_width=128,
         consistent=True,
     ),

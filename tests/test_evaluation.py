@@ -86,12 +86,12 @@ def restorations() -> dict:
     return {"pinv": lambda problem, noise, draws: problem.pinv(), "noisy": noisy, "net": sample}
 
 
-def run(**options: object) -> Results:
+def run(methods: dict | None = None, **options: object) -> Results:
     plain: dict = {
         "noise": GaussianNoise(0.05), "metrics": COLUMNS, "indices": range(8), "batch": 8,
         "seed": 0, "device": CPU, "progress": False,
     }  # fmt: skip
-    return evaluate(photos(), FAMILIES, restorations(), **plain | options)
+    return evaluate(photos(), FAMILIES, methods or restorations(), **plain | options)
 
 
 @pytest.fixture(scope="module")
@@ -122,6 +122,11 @@ def test_results_of_an_image_do_not_depend_on_its_company(whole, options):
             assert row[metric] == pytest.approx(
                 expected[key][metric], rel=1e-6 if tight else 5e-6, abs=0 if tight else tolerance
             ), (key, metric)
+
+
+def test_results_of_a_method_do_not_depend_on_the_others(whole):
+    expected, found = by_image(whole), by_image(run({"noisy": restorations()["noisy"]}))
+    assert found and all(row == expected[key] for key, row in found.items())
 
 
 def test_the_seed_changes_every_result(whole):
@@ -356,23 +361,29 @@ def test_fills_without_noise_explain_the_measurement(kind):
 # ---- the smoothest image -------------------------------------------------------------------------
 
 
+FLAT = torch.eye(3).double().repeat_interleave(32, dim=1).T  # images of one colour, [96, 3]
+
+
+def coupled(plane: Tensor) -> Tensor:
+    """A covariance of all colours from that of one: any two colours correlate alike."""
+    coupling = smooth._COUPLING
+    return torch.kron((1 - coupling) * torch.eye(3).double() + coupling, plane)
+
+
 def prior_covariance() -> Tensor:
-    """Σ `[96, 96]`: the spectrum 1/(1 + f²) in the cosine transform, colours correlated by 0.9."""
+    """Σ of the detail `[96, 96]`: a power law of the frequency in the cosine transform."""
     _, h, w = SHAPE
     rows, columns = np.arange(h)[:, None], 2 * np.arange(w)  # in half periods of the longer side
-    power = 1 / (1 + rows**2 + columns**2)
-    power *= 0.06 / power.mean()
+    power = (1 + rows**2 + columns**2) ** (-smooth._EXPONENT / 2)
+    power *= smooth._CONTRAST / power.mean()
     cosines = scipy.fft.dctn(np.eye(h * w).reshape(-1, h, w), axes=(1, 2), norm="ortho")
     D = cosines.reshape(h * w, h * w).T
-    plane = D.T @ np.diag(power.ravel()) @ D
-    return torch.from_numpy(np.kron(0.1 * np.eye(3) + 0.9, plane))
+    return coupled(torch.from_numpy(D.T @ np.diag(power.ravel()) @ D))
 
 
 def textbook(problem: Problem) -> Tensor:
     """The estimates in measurement space, with dense matrices: first the colour, then the rest."""
-    S = prior_covariance()
-    flat = torch.eye(3).double().repeat_interleave(32, dim=1).T  # [96, 3]
-    P = 0.25 * (0.1 * torch.eye(3).double() + 0.9)
+    S, P = prior_covariance(), coupled(torch.tensor([[smooth._COLOUR]]).double())
     images = []
     for H, y, level in zip(dense(problem.degradation), problem.y, problem.noise_level, strict=True):
         R = level.double() ** 2 * torch.eye(len(H))
@@ -380,9 +391,9 @@ def textbook(problem: Problem) -> Tensor:
         def solve(covariance: Tensor, y: Tensor) -> Tensor:
             return torch.linalg.pinv(covariance, hermitian=True, rtol=1e-12) @ y
 
-        A = H @ flat
-        c = P @ A.T @ solve(A @ P @ A.T + 0.06 * H @ H.T + R, y)
-        images.append(flat @ c + S @ H.T @ solve(H @ S @ H.T + R, y - A @ c))
+        A = H @ FLAT
+        c = P @ A.T @ solve(A @ P @ A.T + smooth._CONTRAST * H @ H.T + R, y)
+        images.append(FLAT @ c + S @ H.T @ solve(H @ S @ H.T + R, y - A @ c))
     return torch.stack(images).view(-1, *SHAPE)
 
 
@@ -479,6 +490,35 @@ def test_what_a_few_steps_leave_is_small_beside_the_error(family, level, monkeyp
     late = torch.cat([baselines.smooth(problem[:]) for problem, _ in pairs])
     truth = torch.cat([to_float(images) for _, images in pairs])
     assert (early - late).square().mean() < 0.05 * (late - truth).square().mean()
+
+
+@pytest.mark.parametrize("level", [0.0, 0.2])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_likely_error_is_that_of_images_of_the_prior(family, level):
+    draws = Draws(range(64))
+    factor = torch.linalg.cholesky(prior_covariance()).float()
+    colours = torch.linalg.cholesky(coupled(torch.tensor([[smooth._COLOUR]]).double())).float()
+    detail = draws.normal((96,), "detail") @ factor.T
+    flat = draws.normal((3,), "colour") @ (FLAT.float() @ colours).T
+    images = (flat + detail).view(-1, *SHAPE)
+    member = MotionBlur((2,)) if family == "MotionBlur" else FAMILIES[family]
+    operator = member.sample(SHAPE, 2, range(64))
+    problem = GaussianNoise(level).measure(operator, images, draws)
+    estimate = problem.smooth()
+    found = (estimate.image - images).square().mean()
+    assert 0.5 < found / estimate.error.square().mean() < 2
+
+
+def test_refining_with_a_noisy_image_runs_from_all_to_nothing():
+    estimate = measured("mask", dtype=torch.float32).smooth()
+    x = gaussian(2, *SHAPE, seed=9, dtype=torch.float32)
+    sigmas = (1e-5, 0.1, 1.0, 1e4)
+    results = [estimate.refine(x, torch.full((2,), sigma)) for sigma in sigmas]
+    torch.testing.assert_close(results[0][0], x - estimate.image, rtol=1e-3, atol=1e-4)
+    assert results[-1][0].abs().max() < 1e-4
+    torch.testing.assert_close(results[-1][1], estimate.error, rtol=1e-3, atol=0)
+    for sigma, (_, error) in zip(sigmas, results, strict=True):
+        assert (error <= estimate.error * 1.001).all() and (error <= sigma * 1.001).all()
 
 
 # ---- the Gaussian prior --------------------------------------------------------------------------

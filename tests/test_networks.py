@@ -448,8 +448,7 @@ def test_an_untrained_consistent_network_gives_the_smooth_estimate(
     smooth = problem.smooth()
     x, sigma = noisy()
     close(untrained(1e5 * torch.ones_like(x), 1e9, problem), smooth.image)
-    weight = (smooth.error**2 / (smooth.error**2 + sigma**2))[:, None, None, None]
-    expected = smooth.image + weight * (x - smooth.image)
+    expected = smooth.image + smooth.refine(x, sigma)[0]
     if noise_level == 0:
         expected = problem.project(expected)
     close(untrained(x, sigma, problem), expected)

@@ -127,45 +127,41 @@ def test_sigma_of_a_sample_depends_on_its_seed_alone():
     torch.testing.assert_close(batch[1], alone[0])
 
 
-class Shrink(nn.Module):
-    """A stand-in with a closed form: D = 0.3 x, u = σ / 7."""
-
-    config = make_config("tiny")
-
-    def forward(self, x: Tensor, sigma: Tensor, problem: Problem) -> Tensor:
-        return 0.3 * x
-
-    def log_variance(self, sigma: Tensor) -> Tensor:
-        return sigma / 7
+@pytest.fixture
+def skipping() -> Denoiser:
+    """A new network, which is its skip connection, with an uncertainty that varies with σ."""
+    denoiser = Denoiser(make_config("tiny"))
+    torch.nn.init.normal_(denoiser.logvar.linear.weight, std=0.1)
+    return denoiser
 
 
-def test_loss_is_the_weighted_error_with_learned_uncertainty():
-    generator = np.random.default_rng(0)
-    images, noise = generator.normal(size=(2, 3, 3, 16, 16))
-    sigma = np.array([0.1, 1.0, 30.0])
+def test_loss_is_the_weighted_error_with_learned_uncertainty(skipping):
+    images, noise = torch.randn(2, 3, 3, 16, 16)
+    sigma = torch.tensor([0.1, 1.0, 30.0])
+    u = skipping.log_variance(sigma).detach()
+    assert u.std() > 0.1
     problem = Problem.without_measurement(3, (3, 16, 16))
-    arguments = (torch.tensor(a, dtype=torch.float32) for a in (images, sigma, noise))
-    loss = DenoisingLoss(Shrink())(*arguments, problem)
-
-    for i, s in enumerate(sigma):
+    loss = DenoisingLoss(skipping)(images, sigma, noise, problem)
+    for i, s in enumerate(sigma.tolist()):
+        noisy = images[i].numpy() + s * noise[i].numpy()
+        error = 0.5**2 / (s**2 + 0.5**2) * noisy - images[i].numpy()
         weight = (s**2 + 0.5**2) / (s * 0.5) ** 2
-        error = 0.3 * (images[i] + s * noise[i]) - images[i]
-        expected = np.mean(weight / np.exp(s / 7) * error**2 + s / 7)
+        expected = np.mean(weight / math.exp(u[i]) * error**2 + u[i].item())
         assert loss[i].item() == pytest.approx(expected, rel=1e-5)
 
 
-def test_a_task_adds_its_own_uncertainty_to_that_of_sigma():
+def test_a_task_adds_its_own_uncertainty_to_that_of_sigma(skipping):
     images, noise = torch.randn(2, 3, 3, 16, 16)
     images[0], noise[0] = 0, 0  # no error here: the loss is the uncertainty
     sigma = torch.tensor([0.7, 1.4, 21.0])
     arguments = images, sigma, noise, Problem.without_measurement(3, (3, 16, 16))
-    plain = DenoisingLoss(Shrink())(*arguments)
-    balanced = DenoisingLoss(Shrink(), tasks=3)
+    plain = DenoisingLoss(skipping)(*arguments)
+    balanced = DenoisingLoss(skipping, tasks=3)
     assert torch.equal(balanced(*arguments, task=1), plain)  # a new task has none
     with torch.no_grad():
         balanced.task[1] = 0.03
     assert torch.equal(balanced(*arguments, task=2), plain)
-    loss, u = balanced(*arguments, task=1), sigma / 7
+    loss, u = balanced(*arguments, task=1), skipping.log_variance(sigma)
     v = loss[0] - u[0]
     assert v > 0
     torch.testing.assert_close(loss, (plain - u) * (-v).exp() + u + v)
@@ -464,6 +460,44 @@ def test_the_seed_decides_the_weights(tmp_path):
     (tmp_path / "c").mkdir()
     train(other, photos(), tmp_path / "c")
     assert any(not torch.equal(a, b) for a, b in zip(weights(first), weights(other), strict=True))
+
+
+def given_to_the_loss(config: TrainConfig, steps: int = 1) -> list[tuple]:
+    """(clean images, σ, noise, problem, task) of every call in some steps on the same images."""
+    trainer, calls = make_trainer(config), []
+    trainer.loss.register_forward_pre_hook(lambda module, arguments: calls.append(arguments))
+    for images, _ in batches(steps):
+        trainer.step(images, torch.arange(BATCH), 0.0)
+    return calls
+
+
+def test_the_settings_reach_the_loss():
+    plain = settings(P_mean=math.log(3), P_std=1e-9, mmse_share=0.0, noise_level=0.3)
+    ((images, sigma, _, problem, _),) = given_to_the_loss(plain)
+    torch.testing.assert_close(images, next(batches(1))[0] / 127.5 - 1)
+    torch.testing.assert_close(sigma, torch.full((BATCH,), 3.0))
+    torch.testing.assert_close(problem.noise_level, torch.full((BATCH,), 0.3))
+    assert problem.class_labels.tolist() == [0, 1, 2, 3]
+    ((_, sigma, _, problem, _),) = given_to_the_loss(settings(mmse_share=1.0, label_dropout=1.0))
+    assert sigma.eq(100).all() and problem.class_labels.eq(-1).all()
+
+
+def test_every_step_and_every_image_has_draws_of_its_own():
+    calls = given_to_the_loss(settings(mmse_share=0.0), steps=3)
+    noises = torch.cat([noise.flatten(1) for _, _, noise, _, _ in calls])
+    products = noises @ noises.T / noises.shape[1] - torch.eye(3 * BATCH)
+    assert products.abs().max() < 5 * math.sqrt(2 / noises.shape[1])
+    assert len({s.item() for _, sigma, *_ in calls for s in sigma}) == 3 * BATCH
+
+
+def test_a_structure_has_its_own_task_where_they_are_balanced():
+    family = RandomDegradation()
+    calls = given_to_the_loss(settings(balance=True), steps=12)
+    pairs = {(task, type(problem.degradation)) for _, _, _, problem, task in calls}
+    tasks = {task for task, _ in pairs}
+    assert len(tasks) > 3 and len(tasks) == len(pairs)
+    assert tasks <= set(range(len(family.structures())))
+    assert {task for *_, task in given_to_the_loss(settings(), steps=4)} == {0}
 
 
 def perturbed(trainer: Trainer) -> Trainer:

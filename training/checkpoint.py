@@ -57,7 +57,8 @@ def save_checkpoint(
             _sync(path)
             checksums[path.name] = _checksum(path)
         state = temporary / _STATE
-        state.write_text(json.dumps({"progress": asdict(progress), "checksums": checksums}))
+        record = {"progress": asdict(progress), "checksums": checksums}
+        state.write_text(json.dumps(record | {"checksum": _record_checksum(record)}))
         _sync(state)
         if final.exists():
             shutil.rmtree(final)
@@ -89,6 +90,8 @@ def load_checkpoint(
     for path in reversed(list_checkpoints(folder)):
         try:
             state = json.loads((path / _STATE).read_text())
+            if _record_checksum(state) != state["checksum"]:
+                raise ValueError(f"{_STATE} is damaged")
             for name, expected in state["checksums"].items():
                 if _checksum(path / name) != expected:
                     raise ValueError(f"{name} is damaged")
@@ -136,6 +139,11 @@ def _unflatten(tensors: dict[str, Tensor]) -> dict[int, dict[str, Tensor]]:
 def _checksum(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _record_checksum(state: dict[str, Any]) -> str:
+    text = json.dumps([state["progress"], state["checksums"]], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _sync(path: Path) -> None:

@@ -1,8 +1,10 @@
 """What the entry scripts share: options as KEY=VALUE, and mistakes told in one sentence."""
 
+import os
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -30,4 +32,14 @@ def key_values(pairs: Iterable[str]) -> dict[str, str]:
 
 def data_options(pairs: Iterable[str]) -> dict[str, Any]:
     """The same with values read as YAML: numbers, booleans, text."""
-    return {key: yaml.safe_load(value) for key, value in key_values(pairs).items()}
+    try:
+        return {key: yaml.safe_load(value) for key, value in key_values(pairs).items()}
+    except yaml.YAMLError:
+        raise ValueError(f"{' '.join(pairs)} holds a value that is no valid YAML") from None
+
+
+def check_folder(folder: Path) -> None:
+    """Raise ValueError where a folder neither exists nor can be made."""
+    parent = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not parent.is_dir() or not os.access(parent, os.W_OK):
+        raise ValueError(f"cannot write into {folder}: {parent} is no folder that can be written")

@@ -1,6 +1,7 @@
 """The settings of a training run: one YAML file, overridden by command-line options."""
 
 import dataclasses
+import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -91,6 +92,7 @@ class TrainConfig:
         for name in ("batch_gpu", "max_minutes", "decay"):
             value = getattr(self, name)
             _require(value is None or value > 0, name, value, "a number above 0, or null")
+        _require(self.seed < 2**63, "seed", self.seed, "below 2^63")
         _require(self.precision in PRECISIONS, "precision", self.precision, " or ".join(PRECISIONS))
 
     @classmethod
@@ -103,14 +105,15 @@ class TrainConfig:
         """
         values = _read_yaml(path) if path else {}
         types = {f.name: f.type for f in dataclasses.fields(cls)}
-        unknown = sorted(set(values) - set(types))
+        unknown = [str(name) for name in values if name not in types]
         if unknown:
             raise ValueError(
                 f"{path}: unknown setting '{unknown[0]}'; known are {', '.join(types)}"
             )
         values |= overrides
-        values["data"] = (values.get("data") or {}) | (data or {})
         try:
+            if data:
+                values["data"] = _mapping(values.get("data", {})) | data
             return cls(
                 **{name: _convert(name, value, types[name]) for name, value in values.items()}
             )
@@ -131,7 +134,10 @@ def parse_count(text: str | int) -> int:
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([a-zA-Z]*)", text)
     if not match or match[2].lower() not in _UNITS:
         raise ValueError(f"'{text}' is no count such as 4096, 64Ki, 8Mi or 2^25")
-    return round(float(match[1]) * _UNITS[match[2].lower()])
+    count = float(match[1]) * _UNITS[match[2].lower()]
+    if count != int(count):
+        raise ValueError(f"'{text}' is no whole number")
+    return int(count)
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
@@ -169,17 +175,29 @@ def _instance(kind: type) -> Callable[[Any], Any]:
     return check
 
 
+def _number(value: Any) -> float:
+    if isinstance(value, bool) or not math.isfinite(float(value)):
+        raise ValueError
+    return float(value)
+
+
+def _mapping(value: Any) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise ValueError("data must be a mapping of names to values")
+    return value
+
+
 def _pair(value: Any) -> tuple[float, float]:
     first, second = value
-    return float(first), float(second)
+    return _number(first), _number(second)
 
 
 _PARSERS: dict[type, tuple[Callable[[Any], Any], str]] = {
     bool: (_instance(bool), "true or false"),
     int: (parse_count, "a count such as 4096, 64Ki or 2^25"),
-    float: (float, "a number"),
+    float: (_number, "a finite number"),
     str: (_instance(str), "a text"),
-    dict: (_instance(dict), "a mapping of names to values"),
+    dict: (_mapping, "a mapping of names to values"),
     tuple: (_pair, "two numbers"),
 }
 

@@ -17,7 +17,7 @@ from networks import Denoiser, GaussianPrior, load_weights
 from networks.presets import conditioning_of
 from samplers import CountingDenoiser, Solver, make_solver
 from training import distributed
-from training.cli import one_sentence_errors
+from training.cli import check_folder, one_sentence_errors
 from training.data import DTYPES, to_float
 
 _NAMES = {"invfusion": "InvFusion", "blind": "blind", "unconditional": "unconditional"}
@@ -53,7 +53,7 @@ class Generation:
     data_opt: dict[str, Any]
     degradations: tuple[str, ...]
     outdir: Path
-    num: int | None
+    images: int | None
     batch: int
     metrics: str
     samplers: tuple[str, ...]
@@ -74,7 +74,11 @@ class Generation:
                 chosen = _chosen("baseline", self.baselines, _BASELINES)
                 solvers = self._solvers()
                 denoiser = load_weights(self.net, device)
+                noise = GaussianNoise(self.noise_level)
+                check_folder(self.outdir)
                 dataset = self._dataset(denoiser)
+                for family in families.values():
+                    family.check(dataset.image_shape)
                 methods = self._baselines(chosen, dataset)
                 methods |= self._restorers(denoiser, solvers)
                 count = self._count(dataset)
@@ -82,7 +86,7 @@ class Generation:
                 dataset,
                 families,
                 methods,
-                noise=GaussianNoise(self.noise_level),
+                noise=noise,
                 metrics=metrics,
                 indices=range(distributed.rank(), count, distributed.world_size()),
                 batch=self.batch,
@@ -126,7 +130,7 @@ class Generation:
                 problem
             )
         if "smooth" in chosen:
-            methods["smooth (1/f² prior)"] = lambda problem, noise, draws: baselines.smooth(problem)
+            methods["smooth prior"] = lambda problem, noise, draws: baselines.smooth(problem)
         if "gaussian" in chosen:
             prior = self._gaussian(dataset)
             methods["Gaussian MMSE"] = lambda problem, noise, draws: prior.posterior_mean(problem)
@@ -158,9 +162,11 @@ class Generation:
 
     def _count(self, dataset: ImageDataset) -> int:
         available = len(dataset)
-        if self.num is not None and self.num > available:
-            raise ValueError(f"--num {self.num} is more than the {available} images of {self.data}")
-        return self.num or available
+        if self.images is not None and self.images > available:
+            raise ValueError(
+                f"--images {self.images} is more than the {available} images of {self.data}"
+            )
+        return self.images or available
 
     def _settings(self, count: int) -> dict[str, Any]:
         return asdict(self) | {"images": count, "processes": distributed.world_size()}

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -61,9 +62,12 @@ class RunLog:
 
 
 def read_log(folder: Path) -> list[dict[str, Any]]:
-    """The lines of a run's `log.jsonl`. Raises ValueError when there are none."""
-    try:
-        lines = (folder / "log.jsonl").read_text().splitlines()
-        return [json.loads(line) for line in lines]
-    except (OSError, json.JSONDecodeError):
-        raise ValueError(f"{folder} is no training run: it has no readable log.jsonl") from None
+    """The whole lines of a run's `log.jsonl`: a kill may have cut one. ValueError without a log."""
+    values = []
+    with suppress(OSError):
+        for line in (folder / "log.jsonl").read_text().splitlines():
+            with suppress(json.JSONDecodeError):
+                values.append(json.loads(line))
+    if not values:
+        raise ValueError(f"{folder} is no training run: it has no readable log.jsonl")
+    return values

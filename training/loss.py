@@ -19,7 +19,7 @@ def draw_sigma(
 
 
 class DenoisingLoss(nn.Module):
-    """λ(σ)/e^u · ‖D(x0 + σε, σ; H, y) − x0‖² + u per value, with λ = (σ² + σ_d²)/(σσ_d)².
+    """λ/e^u · ‖D(x0 + σε, σ; H, y) − x0‖² + u per value, with λ(σ) = 1/c_out².
 
     With several `tasks` (structures of the operators), u = u(σ) + u_task: an operator whose
     restorations have small errors then weighs as much as one with large errors (Kendall et al.,
@@ -37,7 +37,6 @@ class DenoisingLoss(nn.Module):
         """Loss `[B]`, a mean over values; images and unit noise `[B, C, h, w]`, sigma `[B]`."""
         noisy = images + sigma[:, None, None, None] * noise
         error = (self.denoiser(noisy, sigma, problem) - images).square().flatten(1).mean(1)
-        data = self.denoiser.data_deviation(problem)
-        weight = (sigma.square() + data**2) / (sigma * data).square()
+        weight = self.denoiser.output_scale(sigma, problem).square().reciprocal()
         log_variance = self.denoiser.log_variance(sigma) + _TASK_SPEED * self.task[task]
         return weight / log_variance.exp() * error + log_variance

@@ -11,7 +11,7 @@ from degradation import Family, GaussianNoise, NoDegradation, get_family
 from metrics.results import environment
 from networks import Denoiser, make_config
 from training import distributed
-from training.cli import one_sentence_errors
+from training.cli import check_folder, one_sentence_errors
 from training.config import TrainConfig
 from training.curves import draw_curves
 from training.loop import Trainer, train
@@ -23,8 +23,11 @@ def run(config: TrainConfig, folder: Path, *, resume: bool, command: Sequence[st
     with distributed.process_group() as device:
         with one_sentence_errors():
             _check(config, folder, resume)
+            check_folder(folder)
             dataset = get_dataset(config.data_class, "train", **config.data)
-            trainer = Trainer(config, _denoiser(config, dataset), _family(config), device)
+            denoiser, family = _denoiser(config, dataset), _family(config)
+            family.check(dataset.image_shape)
+            trainer = Trainer(config, denoiser, family, device)
             validation = _validation(config, device)
             if resume:
                 trainer.resume(folder / "checkpoints")

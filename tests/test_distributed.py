@@ -1,0 +1,217 @@
+"""Several processes do what one does: training and evaluation in real processes with gloo."""
+
+import csv
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from click.testing import CliRunner
+from PIL import Image
+from safetensors.torch import load_file
+
+import calculate_metrics
+import train
+from training.log import read_log
+
+ROOT = Path(train.__file__).parent
+ENVIRONMENT = os.environ | {"CUDA_VISIBLE_DEVICES": "", "TQDM_DISABLE": "1"}
+
+CONFIG = {
+    "preset": "tiny", "data": {"resolution": 16}, "degradation": "RandomDegradation", "batch": 8,
+    "duration": 96, "lr": 2e-3, "ramp": 16, "cooldown": 0.5, "mmse_share": 0.3, "balance": True,
+    "noise_level": 0.05, "ema_halflife": 16, "ema_ramp": 0, "precision": "fp32", "workers": 0,
+    "log_every": 8, "validate_every": 48, "validate_images": 6,
+}  # fmt: skip
+
+# Restorations without a network are the same to the last bit.
+EXACT = {"H†y", "constant fill", "Gaussian MMSE"}
+
+
+@pytest.fixture(autouse=True, scope="module")
+def no_gpu() -> Iterator[None]:
+    """The processes have none, so this one must not use it either."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.cuda, "is_available", lambda: False)
+        yield
+
+
+def alone(command, *arguments: object) -> None:
+    """Run a command in this process."""
+    result = CliRunner().invoke(command, [str(argument) for argument in arguments])
+    assert result.exit_code == 0, (result.exception, result.stderr[-500:])
+
+
+def together(script: str, *arguments: object) -> None:
+    """Run a script in two processes."""
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    command = [sys.executable, *launcher, str(ROOT / script), *map(str, arguments)]
+    result = subprocess.run(
+        command, env=ENVIRONMENT, capture_output=True, text=True, timeout=300, check=False
+    )
+    assert result.returncode == 0, result.stderr[-3000:]
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("distributed")
+    (folder / "config.yaml").write_text(yaml.safe_dump(CONFIG))
+    return folder
+
+
+# ---- training ------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def run(home: Path) -> Path:
+    """A run in one process."""
+    alone(train.main, "--config", home / "config.yaml", "--outdir", home / "one")
+    return home / "one"
+
+
+@pytest.fixture(scope="module")
+def shared_run(home: Path) -> Path:
+    """The same in two processes, each of which does its share of a batch in two parts."""
+    options = "--config", home / "config.yaml", "--outdir", home / "two", "--batch-gpu", 2
+    together("train.py", *options)
+    return home / "two"
+
+
+def test_two_processes_learn_the_weights_of_one(run, shared_run):
+    for name in ("weights.safetensors", "checkpoints/000000000096/model.safetensors"):
+        one, two = load_file(run / name), load_file(shared_run / name)
+        torch.testing.assert_close(two, one, rtol=0, atol=1e-5)
+
+
+def test_two_processes_log_the_losses_of_one(run, shared_run):
+    one, two = ([line for line in read_log(f) if "loss" in line] for f in (run, shared_run))
+    assert len(one) == len(two) == 12
+    for line, other in zip(one, two, strict=True):
+        assert all(line[key] == other[key] for key in ("images", "step", "lr", "skipped"))
+        assert other["loss"] == pytest.approx(line["loss"], rel=1e-5)
+
+
+def test_two_processes_validate_like_one(run, shared_run):
+    one, two = ([line for line in read_log(f) if "heldout_psnr" in line] for f in (run, shared_run))
+    assert [line["images"] for line in one] == [line["images"] for line in two] == [0, 48, 96]
+    for line, other in zip(one, two, strict=True):
+        assert other["heldout_psnr"] == pytest.approx(line["heldout_psnr"], abs=1e-3)
+
+
+def test_only_the_first_process_writes(run, shared_run):
+    assert {path.name for path in run.iterdir()} == {path.name for path in shared_run.iterdir()}
+    assert len(list((shared_run / "checkpoints").iterdir())) == 1
+
+
+# ---- evaluation ----------------------------------------------------------------------------------
+
+
+def options(run: Path, outdir: Path, batch: int) -> list[object]:
+    return [
+        "gen", "--net", run / "weights.safetensors", "--data-opt", "resolution=16",
+        "--data-opt", "size=8", "--degradation", "MotionBlur", "--degradation", "MissingPatches",
+        "--degradation", "MatrixDegradation", "--sampler", "heun", "--sampler", "mmse",
+        "--sampler-opt", "num_steps=4", "--baselines", "pinv,fill,smooth,gaussian",
+        "--batch", batch, "--pictures", 2, "--outdir", outdir,
+    ]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def whole(home: Path, run: Path) -> Path:
+    """An evaluation in one process and the largest batches."""
+    alone(calculate_metrics.main, *options(run, home / "whole", 8))
+    return home / "whole"
+
+
+@pytest.fixture(scope="module", params=["batches of 3", "two processes"])
+def other(request: pytest.FixtureRequest, home: Path, run: Path) -> Path:
+    """The same evaluation otherwise."""
+    outdir = home / request.param
+    if request.param == "batches of 3":
+        alone(calculate_metrics.main, *options(run, outdir, 3))
+    else:
+        together("calculate_metrics.py", *options(run, outdir, 8))
+    return outdir
+
+
+def rows(folder: Path) -> list[dict[str, str]]:
+    with (folder / "per_image.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+def test_every_image_is_measured_once_and_in_order(whole, other):
+    keys = ["degradation", "image", "structure", "method"]
+    one, two = ([[row[key] for key in keys] for row in rows(f)] for f in (whole, other))
+    assert one == two and len(one) == 3 * 8 * 6
+
+
+def test_values_of_an_image_do_not_depend_on_batch_or_processes(whole, other):
+    columns = {"psnr": (0, 1e-3), "ssim": (0, 5e-6), "consistency": (2e-6, 1e-12)}
+    for one, two in zip(rows(whole), rows(other), strict=True):
+        for metric, (rel, abs_) in columns.items():
+            a, b = float(one[metric]), float(two[metric])
+            if one["method"] in EXACT:
+                assert a == b, one
+            else:
+                # A rounding in the last bit of a network may move a pixel to the next level.
+                assert b == pytest.approx(a, rel=rel, abs=abs_), one
+
+
+def test_summaries_are_over_all_images(whole, other):
+    one, two = (
+        yaml.safe_load((f / "metrics.json").read_text())["metrics"]["values"]
+        for f in (whole, other)
+    )
+    for degradation, methods in one.items():
+        assert list(methods) == list(two[degradation])
+        for method, cell in methods.items():
+            found = two[degradation][method]
+            assert found["psnr"]["count"] + found["psnr"]["infinite"] == 8
+            assert found["psnr"]["mean"] == pytest.approx(cell["psnr"]["mean"], abs=1e-3)
+            assert found["evaluations"] == cell["evaluations"]
+            assert found["seconds_per_image"] > 0
+
+
+def test_pictures_are_the_same(whole, other):
+    one, two = (pixels(folder / "grid.png").astype(int) for folder in (whole, other))
+    assert abs(one - two).max() <= 1
+
+
+def pixels(path: Path) -> np.ndarray:
+    with Image.open(path) as picture:
+        return np.asarray(picture)
+
+
+# ---- mistakes ------------------------------------------------------------------------------------
+
+
+def test_a_batch_that_two_processes_cannot_share_is_refused_by_both(home):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, str(ROOT / "train.py"), "--config", str(home / "config.yaml")]
+    command += ["--batch=7", "--outdir", str(home / "odd")]
+    group = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    processes = [
+        subprocess.Popen(
+            command,
+            env=ENVIRONMENT | group | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    for process in processes:
+        output, errors = process.communicate(timeout=200)
+        assert process.returncode == 2 and output == ""
+        sentences = [line for line in errors.splitlines() if line.startswith("error: ")]
+        assert sentences == ["error: batch=7 is not divisible by the 2 processes"]
+        assert "Traceback" not in errors
+    assert not (home / "odd").exists()
