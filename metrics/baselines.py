@@ -22,9 +22,7 @@ def constant_fill(problem: Problem) -> Tensor:
     The colour is the least-squares fit c of y ≈ H(c·1); for a mask it is the mean visible colour.
     """
     channels, h, w = problem.degradation.image_shape
-    unit = torch.eye(channels, dtype=problem.y.dtype, device=problem.y.device)[
-        ..., None, None
-    ].expand(-1, -1, h, w)
+    unit = torch.eye(channels).to(problem.y)[..., None, None].expand(-1, -1, h, w)
     plain = unit[None].expand(len(problem), *unit.shape)
     measured = problem.degradation.H(plain).double()  # [B, C, M]
     gram = measured @ measured.mT

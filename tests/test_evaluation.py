@@ -125,8 +125,10 @@ def test_results_of_an_image_do_not_depend_on_its_company(whole, options):
 
 
 def test_results_of_a_method_do_not_depend_on_the_others(whole):
-    expected, found = by_image(whole), by_image(run({"noisy": restorations()["noisy"]}))
-    assert found and all(row == expected[key] for key, row in found.items())
+    expected = by_image(whole)
+    for method in ("noisy", "net"):
+        found = by_image(run({method: restorations()[method]}))
+        assert found and all(row == expected[key] for key, row in found.items())
 
 
 def test_the_seed_changes_every_result(whole):
@@ -493,12 +495,13 @@ def test_what_a_few_steps_leave_is_small_beside_the_error(family, level, monkeyp
 
 
 @pytest.mark.parametrize("level", [0.0, 0.2])
+@pytest.mark.parametrize("contrast", [1.0, 3.0])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_the_likely_error_is_that_of_images_of_the_prior(family, level):
+def test_the_likely_error_is_that_of_images_of_the_prior(family, contrast, level):
     draws = Draws(range(64))
     factor = torch.linalg.cholesky(prior_covariance()).float()
     colours = torch.linalg.cholesky(coupled(torch.tensor([[smooth._COLOUR]]).double())).float()
-    detail = draws.normal((96,), "detail") @ factor.T
+    detail = contrast * draws.normal((96,), "detail") @ factor.T
     flat = draws.normal((3,), "colour") @ (FLAT.float() @ colours).T
     images = (flat + detail).view(-1, *SHAPE)
     member = MotionBlur((2,)) if family == "MotionBlur" else FAMILIES[family]

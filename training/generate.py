@@ -163,9 +163,7 @@ class Generation:
     def _count(self, dataset: ImageDataset) -> int:
         available = len(dataset)
         if self.images is not None and self.images > available:
-            raise ValueError(
-                f"--images {self.images} is more than the {available} images of {self.data}"
-            )
+            raise ValueError(f"--images {self.images}: {self.data} has only {available}")
         return self.images or available
 
     def _settings(self, count: int) -> dict[str, Any]:

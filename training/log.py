@@ -63,11 +63,12 @@ class RunLog:
 
 def read_log(folder: Path) -> list[dict[str, Any]]:
     """The whole lines of a run's `log.jsonl`: a kill may have cut one. ValueError without a log."""
+    path = folder / "log.jsonl"
+    lines = path.read_text().splitlines() if path.is_file() else ["{"]
     values = []
-    with suppress(OSError):
-        for line in (folder / "log.jsonl").read_text().splitlines():
-            with suppress(json.JSONDecodeError):
-                values.append(json.loads(line))
-    if not values:
+    for line in lines:
+        with suppress(json.JSONDecodeError):
+            values.append(json.loads(line))
+    if lines and not values:
         raise ValueError(f"{folder} is no training run: it has no readable log.jsonl")
     return values
