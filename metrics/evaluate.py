@@ -17,6 +17,8 @@ from datautils import ImageDataset
 from degradation import Draws, Family, GaussianNoise, Problem, derive_seed
 from metrics.pixel import consistency, psnr, ssim, summarize, to_uint8
 
+_ROWS = 4  # matrix products of fewer rows round differently: batches are padded to a multiple
+
 # A restoration: (problem, unit noise [B, C, h, w], random draws) → images [B, C, h, w] in [-1, 1].
 Restore = Callable[[Problem, Tensor, Draws], Tensor]
 # A metric: (problem, restored float images, restored uint8, true uint8) → [B].
@@ -87,10 +89,11 @@ def evaluate(
     with tqdm(total=total, unit="img", desc="restoring", disable=not progress) as bar:
         for name, family in families.items():
             for structure, group in group_by_structure(family, seeds, batch):
-                items = [dataset[index] for index in group]
+                padded = group + group[-1:] * (-len(group) % _ROWS)
+                items = [dataset[index] for index in padded]
                 truth = torch.stack([image for image, _ in items]).to(device)
                 labels = torch.tensor([label for _, label in items], device=device)
-                own = [seeds[index] for index in group]
+                own = [seeds[index] for index in padded]
                 problem = _measure(family, structure, noise, truth, labels, own)
                 shown = [index for index in group if index < pictures]
                 _keep_measurements(results, name, shown, group, truth, problem)

@@ -325,6 +325,7 @@ def test_what_a_killed_save_left_is_ignored_and_replaced(tmp_path, monkeypatch):
         with pytest.raises(OSError):
             save(tmp_path, 16)
     assert len(names(tmp_path)) == 2
+    assert [path.name for path in list_checkpoints(tmp_path)] == ["000000000008"]
     assert load_checkpoint(tmp_path, *state(1))[0].images == 8
     save(tmp_path, 16)
     assert names(tmp_path) == ["000000000008", "000000000016"]
@@ -336,6 +337,14 @@ def test_the_newest_checkpoints_are_kept(tmp_path, keep):
     for images in counts:
         save(tmp_path, images, keep=keep)
     assert [int(path.name) for path in list_checkpoints(tmp_path)] == counts[-keep:]
+
+
+def test_a_damaged_newer_checkpoint_does_not_crowd_out_the_one_just_written(tmp_path):
+    save(tmp_path, 8)
+    save(tmp_path, 16)
+    damage(list_checkpoints(tmp_path)[-1] / "model.safetensors")
+    save(tmp_path, 12, keep=1)  # after going on from 8
+    assert load_checkpoint(tmp_path, *state(1))[0].images == 12
 
 
 def test_a_checkpoint_of_the_same_count_is_replaced(tmp_path):

@@ -67,7 +67,8 @@ def save_checkpoint(
         shutil.rmtree(temporary, ignore_errors=True)
         raise
     _sync(folder)
-    for old in list_checkpoints(folder)[:-keep]:
+    others = [path for path in list_checkpoints(folder) if path != final]
+    for old in others[: len(others) + 1 - keep]:
         shutil.rmtree(old)
     return final
 

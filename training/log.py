@@ -19,7 +19,12 @@ class RunLog:
         self.silent = distributed.rank() != 0
         if self.silent:
             return
-        self.file = (folder / "log.jsonl").open("a")
+        path = folder / "log.jsonl"
+        lines = read_log(folder) if path.exists() else []
+        # A resumed run goes on where its checkpoint was made: what came later is run again.
+        text = "".join(json.dumps(line) + "\n" for line in lines if line["images"] <= images)
+        path.write_text(text)
+        self.file = path.open("a")
         self.bar = tqdm(
             total=total, initial=images, unit="img", unit_scale=True, desc="training",
             dynamic_ncols=True, mininterval=1.0, file=sys.stdout,
