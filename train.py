@@ -104,6 +104,8 @@ def main(
             )
         source = resume / "config.yaml" if resume else config_file
         config = TrainConfig.load(source, overrides, data_options(data_opt))
+        if resume:
+            config.check_resumes(TrainConfig.load(source, {}))
         if dry_run:
             click.echo(config.dump(), nl=False)
             return

@@ -100,15 +100,20 @@ def evaluate(
                 for method, restore in methods.items():
                     bar.set_postfix(family=name, method=method)
                     draws = Draws(own, device)
-                    start = time.perf_counter()
+                    start = _now(device)
                     # A problem of its own: no method profits from what another has computed.
                     x = restore(problem[:], draws.normal(truth.shape[1:], "latent"), draws)
                     restored = to_uint8(x).cpu()
                     key = name, method
-                    spent = time.perf_counter() - start
+                    spent = _now(device) - start
                     results.seconds[key] = results.seconds.get(key, 0.0) + spent
+                    failed = ~x.flatten(1).isfinite().all(1).cpu()  # and shows in the mean
                     values = {
-                        m: METRICS[m](problem, x, restored, truth.cpu()).tolist() for m in metrics
+                        m: METRICS[m](problem, x, restored, truth.cpu())
+                        .cpu()
+                        .masked_fill(failed, torch.nan)
+                        .tolist()
+                        for m in metrics
                     }
                     for i, index in enumerate(group):
                         row = {"degradation": name, "image": index, "structure": str(structure)}
@@ -118,6 +123,13 @@ def evaluate(
                             results.pictures[name, index][method] = restored[i]
                     bar.update(len(group))
     return results
+
+
+def _now(device: torch.device) -> float:
+    """Seconds on a clock, once the device has done what it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
 
 
 def _measure(

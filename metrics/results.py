@@ -37,7 +37,7 @@ def write_metrics(
     """
     record = {"metrics": metrics, "settings": settings, "environment": environment()}
     text = json.dumps(_plain(record), indent=2, allow_nan=False, ensure_ascii=False)
-    with _replacing(Path(folder) / "metrics.json") as temporary:
+    with replacing(Path(folder) / "metrics.json") as temporary:
         temporary.write_text(text + "\n", encoding="utf-8")
 
 
@@ -48,7 +48,7 @@ def write_per_image(folder: str | Path, rows: Sequence[Mapping[str, Any]]) -> No
     """
     columns = list(dict.fromkeys(key for row in rows for key in row))
     with (
-        _replacing(Path(folder) / "per_image.csv") as temporary,
+        replacing(Path(folder) / "per_image.csv") as temporary,
         temporary.open("w", newline="", encoding="utf-8") as file,
     ):
         writer = csv.DictWriter(file, columns, lineterminator="\n")
@@ -103,7 +103,7 @@ def write_grid(
                 picture = _enlarged(image, cell_h, cell_w)
                 corner = (x + (width - picture.width) // 2, y + (row_h - picture.height) // 2)
                 canvas.paste(picture, corner)
-    with _replacing(Path(path)) as temporary:
+    with replacing(Path(path)) as temporary:
         canvas.save(temporary, format="PNG")
 
 
@@ -117,6 +117,7 @@ def environment() -> dict[str, str | int | None]:
         "torch": torch.__version__,
         "numpy": np.__version__,
         "platform": platform.platform(),
+        "cpu": _cpu(),
         "cpu_count": os.cpu_count(),
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
         "commit": _commit(Path(__file__).resolve().parents[1]),
@@ -150,7 +151,7 @@ def table(headers: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
 
 
 @contextlib.contextmanager
-def _replacing(path: Path) -> Iterator[Path]:
+def replacing(path: Path) -> Iterator[Path]:
     """A temporary path beside `path` that takes its place if the block ends well."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -219,6 +220,15 @@ def _enlarged(image: Tensor, cell_h: int, cell_w: int) -> Image.Image:
     pixels = image.detach().cpu().expand(3, -1, -1).permute(1, 2, 0).contiguous().numpy()
     picture = Image.fromarray(pixels)
     return picture.resize((width * factor, height * factor), Image.Resampling.NEAREST)
+
+
+def _cpu() -> str:
+    """The processor's name where the system tells it, else its kind."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
 
 
 def _commit(checkout: Path) -> str | None:

@@ -32,7 +32,9 @@ class GaussianPrior:
 
         Solved in the spectral coordinates of H, where the directions that exist are independent.
         """
-        means = [self._posterior_mean(problem[[i]]) for i in range(len(problem))]
+        device = problem.y.device
+        prior = type(self)(self.mean.to(device), self.covariance.to(device), self.image_shape)
+        means = [prior._posterior_mean(problem[[i]]) for i in range(len(problem))]
         return torch.stack(means).to(problem.y)
 
     def _posterior_mean(self, problem: Problem) -> Tensor:

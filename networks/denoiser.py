@@ -25,8 +25,9 @@ class LogVariance(nn.Module):
 
     def forward(self, c_noise: Tensor) -> Tensor:
         """c_noise `[B]` to u `[B]`."""
-        features = math.sqrt(2) * torch.cos(c_noise[:, None] * self.freqs + self.phases)
-        return self.linear(features).squeeze(-1)
+        with torch.autocast(c_noise.device.type, enabled=False):
+            features = math.sqrt(2) * torch.cos(c_noise[:, None] * self.freqs + self.phases)
+            return self.linear(features).squeeze(-1)
 
 
 class Denoiser(nn.Module):
@@ -71,8 +72,7 @@ class Denoiser(nn.Module):
     def output_scale(self, sigma: Tensor, problem: Problem) -> Tensor:
         """c_out `[B]`: the error that the network has to remove; sigma `[B]`."""
         if self.config.consistent:
-            smooth = problem.smooth()
-            return smooth.refine(smooth.image, sigma)[1]
+            return problem.smooth().remaining_error(sigma)
         return sigma * self.config.sigma_data / (sigma.square() + self.config.sigma_data**2).sqrt()
 
     def _estimate(
@@ -102,10 +102,9 @@ class Denoiser(nn.Module):
         E[x0 | x, y] lies in {x: Hx = y}, so that step can only bring it nearer.
         """
         smooth = problem.smooth()
-        shift, c_out = smooth.refine(x, sigma)
-        contrast, error, c_out = (
-            scale[:, None, None, None] for scale in (smooth.contrast, smooth.error, c_out)
-        )
+        shift = smooth.refine(x, sigma)
+        scales = smooth.contrast, smooth.error, self.output_scale(sigma, problem)
+        contrast, error, c_out = (scale[:, None, None, None] for scale in scales)
         inputs = torch.cat(((smooth.image - smooth.mean) / contrast, shift / error), 1)
         inner = problem.normalised(smooth.mean, smooth.contrast)
         mean, rest = self._run(inputs, sigma / smooth.contrast, inner, augment_labels)

@@ -214,11 +214,12 @@ def test_a_run_leaves_weights_log_curves_and_its_settings(folder, config):
     run = folder / "experiments" / "mine"
     names = {path.name for path in run.iterdir()}
     assert names == {
-        "checkpoints", "config.yaml", "curves.png", "log.jsonl", "run.json", "weights.safetensors",
+        "checkpoints", "config.yaml", "curves.png", "log.jsonl", "starts.jsonl",
+        "weights.safetensors",
     }  # fmt: skip
     resolved = TrainConfig.load(run / "config.yaml", {})
     assert resolved == TrainConfig.load(Path("quick.yaml"), {"seed": 3})
-    (start,) = json.loads((run / "run.json").read_text())
+    (start,) = map(json.loads, (run / "starts.jsonl").read_text().splitlines())
     assert start["command"] and start["environment"]["torch"] == torch.__version__
     heldout = [line["heldout_psnr"] for line in read_log(run) if "heldout_psnr" in line]
     assert len(heldout) == 2 and all(set(psnr) == {"MotionBlur"} for psnr in heldout)
@@ -247,7 +248,8 @@ def test_a_resumed_run_ends_like_one_that_was_longer_from_the_start(config):
     ]
     assert losses[0] == losses[1] and len(losses[0]) == 4
     assert TrainConfig.load(Path("short/config.yaml"), {}).duration == 16
-    assert len(json.loads(Path("short/run.json").read_text())) == 2  # every start is on record
+    starts = Path("short/starts.jsonl").read_text().splitlines()
+    assert len(starts) == 2  # every start is on record
 
 
 def test_a_damaged_checkpoint_is_passed_over_with_a_warning(config):
@@ -287,7 +289,7 @@ def test_resuming_takes_the_settings_of_the_run(config, option):
 
 def test_resuming_another_network_is_refused(config):
     success(train.main, [config, "--outdir=run"])
-    sentence = refusal(train.main, ["--resume=run", "--blind-train"])
+    assert_names(sentence, "blind resumed duration")
     assert_names(sentence, "run/checkpoints architecture")
 
 
@@ -407,7 +409,7 @@ def test_what_gen_needs_is_asked_for(nets, option):
 
 def test_options_reach_the_sampler_they_name(folder, nets):
     arguments = [
-        *GEN, "--sampler=heun", "--sampler-opt=heun.num_steps=5", "--sampler-opt=sigma=50",
+        *GEN, "--sampler=heun", "--sampler-opt=heun.num_steps=5", "--sampler-opt=mmse.sigma=50",
         f"--net={nets['good']}", "--images=2", "--baselines=", "--metrics=psnr",
     ]  # fmt: skip
     success(calculate_metrics.main, arguments)
@@ -447,3 +449,17 @@ def test_torchrun_leaves_every_option_to_the_script(words, names):
         arguments = ["--standalone", "--nproc_per_node=2", *words, name, "1"]
         parsed = get_args_parser().parse_args(arguments)
         assert [parsed.training_script, *parsed.training_script_args] == [*words, name, "1"]
+
+
+@pytest.mark.parametrize("change", ["--precision=fp16", "--batch=8", "--lr=1", "--seed=9"])
+def test_what_makes_a_run_what_it_is_cannot_change_on_resuming(config, change):
+    success(train.main, [config, "--outdir=run"])
+    name = change[2:].partition("=")[0]
+    assert_names(refusal(train.main, ["--resume=run", change]), f"{name} resumed duration")
+
+
+def test_a_run_that_died_before_its_first_checkpoint_starts_anew(config):
+    Path("run").mkdir()
+    Path("run/log.jsonl").write_text('{"images": 0, "cut')
+    success(train.main, [config, "--outdir=run"])
+    assert all("images" in line for line in read_log(Path("run")))

@@ -117,7 +117,7 @@ def options(run: Path, outdir: Path, batch: int) -> list[object]:
         "gen", "--net", run / "weights.safetensors", "--data-opt", "resolution=16",
         "--data-opt", "size=8", "--degradation", "MotionBlur", "--degradation", "MissingPatches",
         "--degradation", "MatrixDegradation", "--sampler", "heun", "--sampler", "mmse",
-        "--sampler-opt", "num_steps=4", "--baselines", "pinv,fill,smooth,gaussian",
+        "--sampler-opt", "heun.num_steps=4", "--baselines", "pinv,fill,smooth,gaussian",
         "--batch", batch, "--pictures", 2, "--outdir", outdir,
     ]  # fmt: skip
 

@@ -11,7 +11,8 @@ from degradation import (
     MotionBlur,
     NoDegradation,
 )
-from networks import Denoiser, make_config
+from metrics import baselines
+from networks import Denoiser, GaussianPrior, make_config
 
 pytestmark = pytest.mark.gpu
 SHAPE = (3, 16, 16)
@@ -48,3 +49,18 @@ def test_the_network_agrees(family, structure):
     expected = denoiser(x, 0.7, problem)
     found = denoiser.cuda()(x.cuda(), 0.7, problem.to("cuda")).cpu()
     torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize(("family", "structure"), FAMILIES, ids=lambda value: str(value))
+def test_baselines_agree(family, structure):
+    prior = GaussianPrior.fit(torch.randn(900, *SHAPE))
+    x = torch.randn(2, *SHAPE)
+    problem = GaussianNoise(0.1).measure(family.sample(SHAPE, structure, [1, 2]), x, Draws([1, 2]))
+    moved = problem.to("cuda")
+    for restore in (
+        baselines.pinv,
+        baselines.constant_fill,
+        baselines.smooth,
+        prior.posterior_mean,
+    ):
+        torch.testing.assert_close(restore(moved).cpu(), restore(problem), atol=1e-4, rtol=1e-3)

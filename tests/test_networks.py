@@ -448,7 +448,7 @@ def test_an_untrained_consistent_network_gives_the_smooth_estimate(
     smooth = problem.smooth()
     x, sigma = noisy()
     close(untrained(1e5 * torch.ones_like(x), 1e9, problem), smooth.image)
-    expected = smooth.image + smooth.refine(x, sigma)[0]
+    expected = smooth.image + smooth.refine(x, sigma)
     if noise_level == 0:
         expected = problem.project(expected)
     close(untrained(x, sigma, problem), expected)
@@ -463,6 +463,17 @@ def test_a_normalised_problem_is_that_of_the_normalised_image(family: str) -> No
     exact = Problem(operator, operator.H(image), 0.2).normalised(mean, scale)
     close(exact.y, operator.H((image - mean) / scale[:, None, None, None]))
     close(exact.noise_level, 0.2 / scale)
+
+
+@torch.no_grad()
+def test_a_consistent_network_keeps_its_linear_part_exact_under_autocast() -> None:
+    untrained = Denoiser(dataclasses.replace(make_config("tiny"), consistent=True)).eval()
+    problem = make_problem("MissingPatches")
+    x, sigma = noisy()
+    expected = untrained(x, 0.002 * sigma, problem)
+    with torch.autocast("cpu", torch.bfloat16):
+        close(untrained(x, 0.002 * sigma, problem[:]), expected)
+        assert untrained.log_variance(sigma).dtype == torch.float32
 
 
 # ---- training -----------------------------------------------------------------------------------

@@ -90,7 +90,7 @@ def test_a_failed_write_keeps_the_old_file_and_nothing_else(tmp_path):
 def test_readers_never_see_an_unfinished_file(tmp_path):
     path = tmp_path / "file"
     path.write_text("old")
-    with results._replacing(path) as temporary:
+    with results.replacing(path) as temporary:
         temporary.write_text("half")
         assert temporary.parent == tmp_path  # a rename across file systems is no single step
         assert path.read_text() == "old"

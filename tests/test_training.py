@@ -736,3 +736,11 @@ def test_a_folder_without_a_log_is_no_run(tmp_path, text):
         return
     with pytest.raises(ValueError, match="no training run"):
         read_log(tmp_path)
+
+
+@pytest.mark.parametrize("keep", [1, 2, 4, 6])
+def test_only_the_newest_checkpoints_are_kept_whatever_their_number(tmp_path, keep):
+    for images in (8, 16, 24, 32, 40):
+        save(tmp_path, images, keep=keep)
+    found = [int(path.name) for path in list_checkpoints(tmp_path)]
+    assert found == [8, 16, 24, 32, 40][-keep:]

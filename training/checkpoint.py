@@ -68,7 +68,7 @@ def save_checkpoint(
         raise
     _sync(folder)
     others = [path for path in list_checkpoints(folder) if path != final]
-    for old in others[: len(others) + 1 - keep]:
+    for old in others[: max(0, len(others) + 1 - keep)]:
         shutil.rmtree(old)
     return final
 

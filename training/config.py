@@ -17,6 +17,10 @@ _POSITIVE = (
     *("ema_halflife", "keep_checkpoints", "validate_images"),
 )
 _NOT_NEGATIVE = ("noise_level", "seed", "ramp", "workers", "ema_ramp", "validate_every")
+_FREE = (
+    *("duration", "max_minutes", "workers", "batch_gpu", "log_every", "validate_every"),
+    *("checkpoint_every", "keep_checkpoints"),
+)
 _SHARES = ("mmse_share", "label_dropout", "cooldown")
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "ki": 2**10, "mi": 2**20, "gi": 2**30}
 
@@ -120,6 +124,14 @@ class TrainConfig:
         except ValueError as error:
             raise ValueError(f"{path}: {error}" if path else str(error)) from None
 
+    def check_resumes(self, before: Self) -> None:
+        """Raise ValueError where a run that goes on would no longer be the run it was."""
+        for name in (f.name for f in dataclasses.fields(self)):
+            if name not in _FREE and getattr(self, name) != getattr(before, name):
+                raise ValueError(
+                    f"{name} cannot change when a run is resumed; only {', '.join(_FREE)} can"
+                )
+
     def dump(self) -> str:
         """The resolved settings as YAML."""
         values = dataclasses.asdict(self) | {"betas": list(self.betas)}
@@ -128,6 +140,8 @@ class TrainConfig:
 
 def parse_count(text: str | int) -> int:
     """A count such as 4096, 64Ki, 8Mi, 10k or 2^25. Raises ValueError."""
+    if isinstance(text, int) and not isinstance(text, bool):
+        return text
     text = str(text).strip()
     if power := re.fullmatch(r"2\^(\d{1,2})", text):
         return int(2 ** int(power[1]))

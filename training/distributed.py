@@ -2,6 +2,7 @@
 
 import datetime
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -13,7 +14,7 @@ import torch.distributed as dist
 def process_group() -> Iterator[torch.device]:
     """Join the processes of `torchrun`, or none without it, and give this one's device.
 
-    Uses NCCL where every process has a GPU, gloo elsewhere.
+    Uses NCCL where every process has a GPU of its own, gloo elsewhere.
     """
     on_gpu = torch.cuda.is_available()
     local = int(os.environ.get("LOCAL_RANK", 0))
@@ -25,7 +26,8 @@ def process_group() -> Iterator[torch.device]:
     if "WORLD_SIZE" not in os.environ:
         yield device
         return
-    dist.init_process_group("nccl" if on_gpu else "gloo", timeout=datetime.timedelta(minutes=30))
+    own_gpu = on_gpu and int(os.environ.get("LOCAL_WORLD_SIZE", 1)) <= torch.cuda.device_count()
+    dist.init_process_group("nccl" if own_gpu else "gloo", timeout=datetime.timedelta(minutes=30))
     try:
         yield device
     finally:
@@ -55,6 +57,24 @@ def gather(value: object) -> list:
     values: list = [None] * world_size()
     dist.all_gather_object(values, value)
     return values
+
+
+@contextmanager
+def one_sentence_errors() -> Iterator[None]:
+    """End all processes with exit code 2 when one cannot build what the user's input asks for.
+
+    The first process prints the first sentence. A traceback is for our own mistakes.
+    """
+    error = None
+    try:
+        yield
+    except (ValueError, OSError) as caught:
+        error = " ".join(str(caught).split())
+    errors = [text for text in gather(error) if text is not None]
+    if errors:
+        if rank() == 0:
+            print(f"error: {errors[0]}", file=sys.stderr, flush=True)
+        sys.exit(2)
 
 
 def from_first(value: float) -> float:

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from datautils import ImageDataset, get_dataset
 from degradation import Draws, GaussianNoise, Problem, get_family
@@ -17,7 +18,7 @@ from networks import Denoiser, GaussianPrior, load_weights
 from networks.presets import conditioning_of
 from samplers import CountingDenoiser, Solver, make_solver
 from training import distributed
-from training.cli import check_folder, one_sentence_errors
+from training.cli import check_folder
 from training.data import DTYPES, to_float
 
 _NAMES = {"invfusion": "InvFusion", "blind": "blind", "unconditional": "unconditional"}
@@ -67,7 +68,7 @@ class Generation:
     def run(self) -> None:
         """Restore, measure, write the result files and print the table."""
         with distributed.process_group() as device:
-            with one_sentence_errors():
+            with distributed.one_sentence_errors():
                 families = {name.removeprefix("degradation."): get_family(name)
                             for name in self.degradations}  # fmt: skip
                 metrics = _chosen("metric", self.metrics, METRICS)
@@ -79,9 +80,9 @@ class Generation:
                 dataset = self._dataset(denoiser)
                 for family in families.values():
                     family.check(dataset.image_shape)
-                methods = self._baselines(chosen, dataset)
-                methods |= self._restorers(denoiser, solvers)
                 count = self._count(dataset)
+                restorers = self._restorers(denoiser, solvers)
+                methods = self._baselines(chosen, dataset) | restorers
             results = evaluate(
                 dataset,
                 families,
@@ -108,10 +109,13 @@ class Generation:
     def _solvers(self) -> dict[str, Solver]:
         options: dict[str, dict[str, str]] = {name: {} for name in self.samplers}
         for key, value in self.sampler_opt.items():
-            name, dot, option = key.rpartition(".")
-            if dot and name not in options:
-                raise ValueError(f"--sampler-opt {key} names no sampler of this run")
-            options[name if dot else self.samplers[0]][option] = value
+            name, _, option = key.rpartition(".")
+            if not name and len(self.samplers) == 1:
+                name = self.samplers[0]
+            if name not in options:
+                known = ", ".join(f"{sampler}.{option}" for sampler in self.samplers)
+                raise ValueError(f"--sampler-opt {key} must name the sampler: {known}")
+            options[name][option] = value
         return {name: make_solver(name, chosen) for name, chosen in options.items()}
 
     def _dataset(self, denoiser: Denoiser) -> ImageDataset:
@@ -143,7 +147,9 @@ class Generation:
                 "the gaussian baseline needs the full covariance of an image: "
                 f"{dataset.image_shape} is too large, leave it out of --baselines"
             )
-        crops = [training[i][0] for i in range(min(_GAUSSIAN_CROPS, len(training)))]
+        count = min(_GAUSSIAN_CROPS, len(training))
+        bar = tqdm(range(count), "crops for the Gaussian", disable=distributed.rank() != 0)
+        crops = [training[i][0] for i in bar]
         return GaussianPrior.fit(to_float(torch.stack(crops)))
 
     def _restorers(self, denoiser: Denoiser, solvers: Mapping[str, Solver]) -> dict[str, Restore]:

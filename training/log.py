@@ -9,6 +9,7 @@ from typing import Any, Self
 
 from tqdm import tqdm
 
+from metrics.results import replacing
 from training import distributed
 
 
@@ -20,10 +21,11 @@ class RunLog:
         if self.silent:
             return
         path = folder / "log.jsonl"
-        lines = read_log(folder) if path.exists() else []
+        lines = read_log(folder) if images else []
         # A resumed run goes on where its checkpoint was made: what came later is run again.
-        text = "".join(json.dumps(line) + "\n" for line in lines if line["images"] <= images)
-        path.write_text(text)
+        with replacing(path) as temporary:
+            kept = [line for line in lines if line.get("images", 0) <= images]
+            temporary.write_text("".join(json.dumps(line) + "\n" for line in kept))
         self.file = path.open("a")
         self.bar = tqdm(
             total=total, initial=images, unit="img", unit_scale=True, desc="training",

@@ -157,7 +157,8 @@ class Trainer:
         self.progress, warnings = load_checkpoint(
             folder, self.loss_module, self.average, self.optimizer
         )
-        self.scaler.load_state_dict(self.progress.scaler)
+        if self.progress.scaler:
+            self.scaler.load_state_dict(self.progress.scaler)
         if distributed.rank() == 0:
             for warning in warnings:
                 print(f"warning: {warning}", flush=True)

@@ -8,10 +8,11 @@ import torch
 
 from datautils import ImageDataset, get_dataset
 from degradation import Family, GaussianNoise, NoDegradation, get_family
-from metrics.results import environment
+from metrics.results import environment, replacing
 from networks import Denoiser, make_config
 from training import distributed
-from training.cli import check_folder, one_sentence_errors
+from training.checkpoint import list_checkpoints
+from training.cli import check_folder
 from training.config import TrainConfig
 from training.curves import draw_curves
 from training.loop import Trainer, train
@@ -21,7 +22,7 @@ from training.validation import Validation
 def run(config: TrainConfig, folder: Path, *, resume: bool, command: Sequence[str]) -> None:
     """Train in `folder`, alone or as one of several processes."""
     with distributed.process_group() as device:
-        with one_sentence_errors():
+        with distributed.one_sentence_errors():
             _check(config, folder, resume)
             check_folder(folder)
             dataset = get_dataset(config.data_class, "train", **config.data)
@@ -49,7 +50,8 @@ def _check(config: TrainConfig, folder: Path, resume: bool) -> None:
             f"batch_gpu={config.batch_gpu} does not divide the {config.batch // world} images "
             "that each process has in a step"
         )
-    if not resume and (folder / "log.jsonl").exists():
+    started = list_checkpoints(folder / "checkpoints") or (folder / "weights.safetensors").exists()
+    if not resume and started:
         raise ValueError(
             f"{folder} already holds a run: continue it with --resume {folder}, "
             "or choose another --name or --outdir"
@@ -85,8 +87,9 @@ def _validation(config: TrainConfig, device: torch.device) -> Validation | None:
 
 def _record(config: TrainConfig, folder: Path, command: Sequence[str]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.yaml").write_text(config.dump())
-    path = folder / "run.json"
-    starts = json.loads(path.read_text()) if path.exists() else []
-    starts.append({"command": list(command), "environment": environment()})
-    path.write_text(json.dumps(starts, indent=2) + "\n")
+    with replacing(folder / "config.yaml") as path:
+        path.write_text(config.dump())
+    # A line for each time the run was started.
+    with (folder / "starts.jsonl").open("a") as file:
+        start = {"command": list(command), "environment": environment()}
+        file.write(json.dumps(start) + "\n")
