@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from datautils import ImageDataset
 from degradation import Draws, Family, GaussianNoise, Problem, derive_seed
-from metrics.pixel import consistency, psnr, ssim, summarize, to_uint8
+from metrics.pixel import consistency, psnr, ssim, summarize, to_float, to_uint8
 
 _ROWS = 4  # matrix products of fewer rows round differently: batches are padded to a multiple
 
@@ -140,7 +140,7 @@ def _measure(
     labels: Tensor,
     seeds: Sequence[int],
 ) -> Problem:
-    clean = truth.float() / 127.5 - 1
+    clean = to_float(truth)
     channels, h, w = clean.shape[1:]
     operator = family.sample((channels, h, w), structure, seeds, clean.device)
     return noise.measure(operator, clean, Draws(seeds, clean.device), labels)

@@ -31,6 +31,11 @@ def to_uint8(x: Tensor) -> Tensor:
     return (x.float() * 127.5 + 128).clamp(0, 255).to(torch.uint8)
 
 
+def to_float(images: Tensor) -> Tensor:
+    """uint8 images, any shape, to float32 in [-1, 1]."""
+    return images.float() / 127.5 - 1
+
+
 def psnr(a: Tensor, b: Tensor) -> Tensor:
     """Peak signal-to-noise ratio of uint8 images `[B, C, h, w]`: float64 `[B]`, dB, peak 255.
 

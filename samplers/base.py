@@ -11,6 +11,7 @@ from torch import Tensor
 from degradation import Problem
 
 Denoiser = Callable[[Tensor, Tensor | float, Problem], Tensor]
+Callback = Callable[[int, Tensor], None]
 
 
 class RandnLike(Protocol):
@@ -20,10 +21,18 @@ class RandnLike(Protocol):
 
 
 class Solver(Protocol):
-    """noise: standard normal `[B, C, h, w]`; returns restored images in [-1, 1] of that shape."""
+    """noise: standard normal `[B, C, h, w]`; returns restored images in [-1, 1] of that shape.
+
+    A callback sees the number of each step and the denoiser's estimate in it.
+    """
 
     def __call__(
-        self, denoiser: Denoiser, noise: Tensor, problem: Problem, rng: RandnLike
+        self,
+        denoiser: Denoiser,
+        noise: Tensor,
+        problem: Problem,
+        rng: RandnLike,
+        callback: Callback | None = None,
     ) -> Tensor: ...
 
 

@@ -6,7 +6,7 @@ from itertools import pairwise
 from torch import Tensor
 
 from degradation import Problem
-from samplers.base import Denoiser, RandnLike, check_range, karras_grid, register
+from samplers.base import Callback, Denoiser, RandnLike, check_range, karras_grid, register
 
 
 @register("euler")
@@ -24,11 +24,19 @@ class Euler:
         check_range(self, sigma_max=(1e-9, 1e6), rho=(1e-3, 1e3))
 
     def __call__(
-        self, denoiser: Denoiser, noise: Tensor, problem: Problem, rng: RandnLike
+        self,
+        denoiser: Denoiser,
+        noise: Tensor,
+        problem: Problem,
+        rng: RandnLike,
+        callback: Callback | None = None,
     ) -> Tensor:
         """One posterior sample for each problem of the batch."""
         grid = karras_grid(self.num_steps, self.sigma_min, self.sigma_max, self.rho).tolist()
         x = noise * grid[0]
-        for sigma, following in pairwise(grid):
-            x = x + (following - sigma) / sigma * (x - denoiser(x, sigma, problem))
+        for step, (sigma, following) in enumerate(pairwise(grid)):
+            estimate = denoiser(x, sigma, problem)
+            if callback:
+                callback(step, estimate)
+            x = x + (following - sigma) / sigma * (x - estimate)
         return x

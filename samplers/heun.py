@@ -7,7 +7,7 @@ from itertools import pairwise
 from torch import Tensor
 
 from degradation import Problem
-from samplers.base import Denoiser, RandnLike, check_range, karras_grid, register
+from samplers.base import Callback, Denoiser, RandnLike, check_range, karras_grid, register
 
 
 @register("heun")
@@ -33,17 +33,25 @@ class Heun:
         check_range(self, sigma_max=(1e-9, 1e6), rho=(1e-3, 1e3), churn=(0, math.inf))
 
     def __call__(
-        self, denoiser: Denoiser, noise: Tensor, problem: Problem, rng: RandnLike
+        self,
+        denoiser: Denoiser,
+        noise: Tensor,
+        problem: Problem,
+        rng: RandnLike,
+        callback: Callback | None = None,
     ) -> Tensor:
         """One posterior sample for each problem of the batch."""
         grid = karras_grid(self.num_steps, self.sigma_min, self.sigma_max, self.rho).tolist()
         x = noise * grid[0]
-        for sigma, following in pairwise(grid):
+        for step, (sigma, following) in enumerate(pairwise(grid)):
             if self.churn and self.churn_min <= sigma <= self.churn_max:
                 raised = sigma * (1 + min(self.churn / self.num_steps, math.sqrt(2) - 1))
                 spread = math.sqrt(raised**2 - sigma**2) * self.churn_noise
                 x, sigma = x + spread * rng.randn_like(x), raised
-            slope = (x - denoiser(x, sigma, problem)) / sigma
+            estimate = denoiser(x, sigma, problem)
+            if callback:
+                callback(step, estimate)
+            slope = (x - estimate) / sigma
             euler = x + (following - sigma) * slope
             if following:
                 end = (euler - denoiser(euler, following, problem)) / following

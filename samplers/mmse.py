@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from degradation import Problem
-from samplers.base import Denoiser, RandnLike, check_range, register
+from samplers.base import Callback, Denoiser, RandnLike, check_range, register
 
 
 @register("mmse")
@@ -19,7 +19,15 @@ class MMSE:
         check_range(self, sigma=(1e-3, 1e6))
 
     def __call__(
-        self, denoiser: Denoiser, noise: Tensor, problem: Problem, rng: RandnLike
+        self,
+        denoiser: Denoiser,
+        noise: Tensor,
+        problem: Problem,
+        rng: RandnLike,
+        callback: Callback | None = None,
     ) -> Tensor:
         """The estimate `[B, C, h, w]` for each problem of the batch."""
-        return denoiser(self.sigma * noise, self.sigma, problem)
+        estimate = denoiser(self.sigma * noise, self.sigma, problem)
+        if callback:
+            callback(0, estimate)
+        return estimate

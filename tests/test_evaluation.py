@@ -37,11 +37,10 @@ from degradation import (
 )
 from metrics import baselines
 from metrics.evaluate import METRICS, Results, evaluate, group_by_structure, summarise
-from metrics.pixel import consistency, psnr, ssim, to_uint8
+from metrics.pixel import consistency, psnr, ssim, to_float, to_uint8
 from metrics.report import write_report
 from networks import Denoiser, GaussianPrior, make_config
 from samplers import make_solver
-from training.data import to_float
 
 CPU = torch.device("cpu")
 FAMILIES = {

@@ -59,8 +59,3 @@ def training_batches(
         persistent_workers=workers > 0,
     )
     return iter(loader)
-
-
-def to_float(images: Tensor) -> Tensor:
-    """uint8 pixels to [-1, 1]."""
-    return images.float() / 127.5 - 1

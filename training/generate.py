@@ -13,13 +13,14 @@ from datautils import ImageDataset, get_dataset
 from degradation import Draws, GaussianNoise, Problem, get_family
 from metrics import baselines
 from metrics.evaluate import METRICS, Restore, Results, evaluate
+from metrics.pixel import to_float
 from metrics.report import write_report
 from networks import Denoiser, GaussianPrior, load_weights
 from networks.presets import conditioning_of
 from samplers import CountingDenoiser, Solver, make_solver
 from training import distributed
 from training.cli import check_folder
-from training.data import DTYPES, to_float
+from training.data import DTYPES
 
 _NAMES = {"invfusion": "InvFusion", "blind": "blind", "unconditional": "unconditional"}
 _BASELINES = ("pinv", "fill", "smooth", "gaussian")

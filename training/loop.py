@@ -15,11 +15,12 @@ from torch.nn.parallel import DistributedDataParallel
 
 from datautils import ImageDataset
 from degradation import Draws, Family, GaussianNoise, derive_seed
+from metrics.pixel import to_float
 from networks import Denoiser, save_weights
 from training import distributed
 from training.checkpoint import Progress, load_checkpoint, save_checkpoint
 from training.config import TrainConfig
-from training.data import DTYPES, step_samples, to_float, training_batches
+from training.data import DTYPES, step_samples, training_batches
 from training.log import RunLog
 from training.loss import DenoisingLoss, draw_sigma
 from training.schedule import ema_decay, learning_rate, update_average

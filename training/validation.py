@@ -1,18 +1,16 @@
 """Held-out restorations while training: PSNR of the one-step MMSE estimate for each family."""
 
 from collections.abc import Callable
-from itertools import chain
 
 import torch
-from torch import Tensor
 
 from datautils import ImageDataset
-from degradation import Draws, Family, GaussianNoise, RandomDegradation, derive_seed
-from metrics.evaluate import group_by_structure
-from metrics.pixel import psnr, summarize, to_uint8
+from degradation import Family, GaussianNoise, RandomDegradation
+from metrics.evaluate import Results, evaluate, summarise
 from samplers import MMSE
 from training import distributed
-from training.data import to_float
+
+_SEED = 1  # its own, so that the operators are not those of the evaluation afterwards
 
 
 class Validation:
@@ -34,27 +32,23 @@ class Validation:
         self.families = {type(m).__name__: m for m in members}
         self.families.pop("NoDegradation", None)
 
-    @torch.no_grad()
     def __call__(self, denoiser: Callable) -> dict[str, float]:
         """Mean PSNR (dB) for each family, on every process."""
-        return {name: self._psnr(denoiser, family) for name, family in self.families.items()}
-
-    def _psnr(self, denoiser: Callable, family: Family) -> float:
-        seeds = {i: derive_seed("validation", i) for i in self.indices}
-        values: list[float] = []
-        for structure, indices in group_by_structure(family, seeds, self.batch):
-            images = torch.stack([self.dataset[i][0] for i in indices]).to(self.device)
-            values += self._restore(
-                denoiser, family, structure, images, [seeds[i] for i in indices]
-            )
-        total = list(chain.from_iterable(distributed.gather(values)))
-        return summarize(torch.tensor(total))["mean"]
-
-    def _restore(
-        self, denoiser: Callable, family: Family, structure, images: Tensor, seeds: list[int]
-    ) -> list[float]:
-        clean, draws = to_float(images), Draws(seeds, self.device)
-        operator = family.sample(self.dataset.image_shape, structure, seeds, self.device)
-        problem = self.noise.measure(operator, clean, draws)
-        noise = draws.normal(clean.shape[1:], "latent")
-        return psnr(to_uint8(MMSE()(denoiser, noise, problem, draws)), images).tolist()
+        solver = MMSE()
+        results = evaluate(
+            self.dataset,
+            self.families,
+            {"mmse": lambda problem, noise, draws: solver(denoiser, noise, problem, draws)},
+            noise=self.noise,
+            metrics=["psnr"],
+            indices=self.indices,
+            batch=self.batch,
+            seed=_SEED,
+            device=self.device,
+            progress=False,
+        )
+        merged = Results()
+        for part in distributed.gather(results):
+            merged.merge(part)
+        summary = summarise(merged, ["psnr"])
+        return {name: summary[name]["mmse"]["psnr"]["mean"] for name in self.families}
