@@ -46,7 +46,11 @@ class Results:
         self.rows += other.rows
         self.pictures |= other.pictures
         for key, seconds in other.seconds.items():
-            self.seconds[key] = self.seconds.get(key, 0.0) + seconds
+            self.add_seconds(key, seconds)
+
+    def add_seconds(self, key: tuple[str, str], seconds: float) -> None:
+        """Count time for a method under a degradation."""
+        self.seconds[key] = self.seconds.get(key, 0.0) + seconds
 
 
 def group_by_structure(
@@ -90,31 +94,19 @@ def evaluate(
         for name, family in families.items():
             for structure, group in group_by_structure(family, seeds, batch):
                 padded = group + group[-1:] * (-len(group) % _ROWS)
-                items = [dataset[index] for index in padded]
-                truth = torch.stack([image for image, _ in items]).to(device)
-                labels = torch.tensor([label for _, label in items], device=device)
                 own = [seeds[index] for index in padded]
-                problem = _measure(family, structure, noise, truth, labels, own)
+                truth, problem = _pose(dataset, family, structure, noise, padded, own, device)
                 shown = [index for index in group if index < pictures]
                 _keep_measurements(results, name, shown, group, truth, problem)
                 for method, restore in methods.items():
                     bar.set_postfix(family=name, method=method)
-                    draws = Draws(own, device)
                     start = _now(device)
                     # A problem of its own: no method profits from what another has computed.
+                    draws = Draws(own, device)
                     x = restore(problem[:], draws.normal(truth.shape[1:], "latent"), draws)
+                    results.add_seconds((name, method), _now(device) - start)
                     restored = to_uint8(x).cpu()
-                    key = name, method
-                    spent = _now(device) - start
-                    results.seconds[key] = results.seconds.get(key, 0.0) + spent
-                    failed = ~x.flatten(1).isfinite().all(1).cpu()  # and shows in the mean
-                    values = {
-                        m: METRICS[m](problem, x, restored, truth.cpu())
-                        .cpu()
-                        .masked_fill(failed, torch.nan)
-                        .tolist()
-                        for m in metrics
-                    }
+                    values = _measure(metrics, problem, x, restored, truth.cpu())
                     for i, index in enumerate(group):
                         row = {"degradation": name, "image": index, "structure": str(structure)}
                         row |= {"method": method} | {m: values[m][i] for m in metrics}
@@ -132,18 +124,30 @@ def _now(device: torch.device) -> float:
     return time.perf_counter()
 
 
-def _measure(
+def _pose(
+    dataset: ImageDataset,
     family: Family,
     structure: Hashable,
     noise: GaussianNoise,
-    truth: Tensor,
-    labels: Tensor,
+    indices: Sequence[int],
     seeds: Sequence[int],
-) -> Problem:
-    clean = to_float(truth)
-    channels, h, w = clean.shape[1:]
-    operator = family.sample((channels, h, w), structure, seeds, clean.device)
-    return noise.measure(operator, clean, Draws(seeds, clean.device), labels)
+    device: torch.device,
+) -> tuple[Tensor, Problem]:
+    """The images of these indices, uint8 `[B, C, h, w]`, and the problems to restore them."""
+    items = [dataset[index] for index in indices]
+    truth = torch.stack([image for image, _ in items]).to(device)
+    labels = torch.tensor([label for _, label in items], device=device)
+    operator = family.sample(dataset.image_shape, structure, seeds, device)
+    return truth, noise.measure(operator, to_float(truth), Draws(seeds, device), labels)
+
+
+def _measure(
+    metrics: Sequence[str], problem: Problem, x: Tensor, restored: Tensor, truth: Tensor
+) -> dict[str, list[float]]:
+    """Values of each metric; a restoration that is not finite has none, which shows in the mean."""
+    failed = ~x.flatten(1).isfinite().all(1).cpu()
+    values = {m: METRICS[m](problem, x, restored, truth).cpu() for m in metrics}
+    return {m: value.masked_fill(failed, torch.nan).tolist() for m, value in values.items()}
 
 
 def _keep_measurements(

@@ -542,3 +542,16 @@ def test_a_gaussian_can_be_fitted_to_fewer_images_than_values():
     assert eigenvalues[0] > 5e-7 and eigenvalues[-1] > 1
     (pair,) = problems(MissingPatches(), pixels(photos(4, "heldout", 8)))
     assert prior.posterior_mean(pair[0]).isfinite().all()
+
+
+def test_a_restoration_that_is_not_finite_shows_in_the_mean():
+    dataset = photos(4, "heldout", 8)
+    broken = {
+        "broken": lambda problem, noise, draws: noise.index_fill(0, torch.tensor(0), torch.nan)
+    }
+    results = evaluate(
+        dataset, {"MissingPatches": MissingPatches()}, broken, noise=GaussianNoise(), metrics=["consistency"],
+        indices=range(4), batch=4, seed=0, device=torch.device("cpu"), progress=False,
+    )  # fmt: skip
+    values = [row["consistency"] for row in results.rows]
+    assert math.isnan(values[0]) and not any(math.isnan(value) for value in values[1:])

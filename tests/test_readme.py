@@ -1,0 +1,58 @@
+"""The examples of the README run as they stand there."""
+
+import math
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+
+from degradation import Degradation, Draws, Problem
+from networks import Denoiser, make_config, save_weights
+from samplers import make_solver, register
+from samplers.base import _REGISTRY
+
+README = (Path(__file__).resolve().parents[1] / "README.md").read_text()
+
+
+def example(word: str) -> str:
+    """The one block of Python in which a word stands."""
+    (block,) = (b for b in re.findall(r"```python\n(.*?)```", README, re.S) if word in b)
+    return block
+
+
+def run(word: str, **names: object) -> dict[str, object]:
+    exec(example(word), names)
+    return names
+
+
+def test_restoring_in_python(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    save_weights("experiments/demo/weights.safetensors", Denoiser(make_config("demo32")), {})
+    found = run("load_weights")
+    assert found["sample"].shape == (1, 3, 32, 32)
+    assert found["problem"].residual(found["sample"]).abs().max() < 1e-4
+
+
+def test_the_new_operator():
+    found = run("HalfBrightness", Degradation=Degradation, torch=torch, math=math)
+    operator = found["HalfBrightness"](2, (3, 4, 4))
+    x = torch.randn(2, 3, 4, 4)
+    torch.testing.assert_close(operator.H(x).view_as(x), x / 2)
+    torch.testing.assert_close(operator.H_pinv(operator.H(x)), x)
+
+
+def test_the_new_solver(monkeypatch):
+    monkeypatch.setattr("samplers.base._REGISTRY", dict(_REGISTRY))
+    run("TwoSteps", register=register, dataclass=dataclass)
+    problem = Problem.without_measurement(2, (3, 4, 4))
+    solver = make_solver("two_steps", {"sigma": "0.5"})
+    draws = Draws([0, 1])
+    out = solver(lambda x, sigma, problem: x / sigma, torch.ones(2, 3, 4, 4), problem, draws)
+    assert out.shape == (2, 3, 4, 4) and out.std() > 0
+
+
+@pytest.mark.parametrize("path", re.findall(r"\]\((?!http)([^)#]+)\)", README))
+def test_linked_files_are_there(path):
+    assert (Path(__file__).resolve().parents[1] / path).exists()
