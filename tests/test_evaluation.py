@@ -550,8 +550,16 @@ def test_a_restoration_that_is_not_finite_shows_in_the_mean():
         "broken": lambda problem, noise, draws: noise.index_fill(0, torch.tensor(0), torch.nan)
     }
     results = evaluate(
-        dataset, {"MissingPatches": MissingPatches()}, broken, noise=GaussianNoise(), metrics=["consistency"],
-        indices=range(4), batch=4, seed=0, device=torch.device("cpu"), progress=False,
-    )  # fmt: skip
+        dataset,
+        {"MissingPatches": MissingPatches()},
+        broken,
+        noise=GaussianNoise(),
+        metrics=["consistency"],
+        indices=range(4),
+        batch=4,
+        seed=0,
+        device=torch.device("cpu"),
+        progress=False,
+    )
     values = [row["consistency"] for row in results.rows]
     assert math.isnan(values[0]) and not any(math.isnan(value) for value in values[1:])
