@@ -65,6 +65,8 @@ class MissingPatches(Family):
         self, image_shape: Shape, structure: Any, seeds: Sequence[int], device: Device = "cpu"
     ) -> Mask:
         h, w = image_shape[1:]
+        if h * w == 1:
+            raise ValueError("an image of one pixel has no patches to hide")
         mask = torch.zeros(len(seeds), h, w)
         pending = torch.arange(len(seeds))
         attempt = 0

@@ -462,3 +462,8 @@ def test_without_measurement_is_plain_generation():
     assert torch.equal(plain.project(x), x)
     assert plain.class_labels.tolist() == [1, 2]
     assert len(plain.to("cpu")) == 2
+
+
+def test_one_pixel_has_no_mask():
+    with pytest.raises(ValueError, match="one pixel"):
+        MissingPatches().sample((3, 1, 1), None, [0])
