@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from training.cli import data_options, key_values, one_sentence_errors
+from training.cli import key_values, one_sentence_errors, options_of
 
 SHOW = {"help_option_names": ["-h", "--help"], "show_default": True}
 
@@ -92,7 +92,7 @@ def main() -> None:
 def gen(**options: Any) -> None:
     """Restore a data set's held-out images under each degradation and measure the result."""
     with one_sentence_errors():
-        options["data_opt"] = data_options(options["data_opt"])
+        options["data_opt"] = options_of(options["data_opt"])
         options["sampler_opt"] = key_values(options["sampler_opt"])
 
     from training.generate import Generation  # importing torch takes seconds: not for --help

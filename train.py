@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from training.cli import data_options, one_sentence_errors
+from training.cli import one_sentence_errors, options_of
 from training.config import PRECISIONS, TrainConfig, parse_count
 
 
@@ -46,6 +46,13 @@ FOLDER = click.Path(file_okay=False, path_type=Path)
     multiple=True,
     metavar="KEY=VALUE",
     help="Option of the data set class; may be repeated.",
+)
+@click.option(
+    "--set",
+    "settings",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Any other setting of the configuration, such as cooldown=0.2; may be repeated.",
 )
 @click.option(
     "--degradation",
@@ -93,17 +100,19 @@ def main(
     resume: Path | None,
     dry_run: bool,
     data_opt: tuple[str, ...],
+    settings: tuple[str, ...],
     **options: Any,
 ) -> None:
     """Train a denoiser; progress is shown as a bar and kept in the run's folder."""
     with one_sentence_errors():
-        overrides = {key: value for key, value in options.items() if value is not None}
+        overrides = options_of(settings)
+        overrides |= {key: value for key, value in options.items() if value is not None}
         if resume and (config_file or name or outdir):
             raise ValueError(
                 "--resume goes on in the run's own folder: leave out --config, --name and --outdir"
             )
         source = resume / "config.yaml" if resume else config_file
-        config = TrainConfig.load(source, overrides, data_options(data_opt))
+        config = TrainConfig.load(source, overrides, options_of(data_opt))
         if resume:
             config.check_resumes(TrainConfig.load(source, {}))
         if dry_run:

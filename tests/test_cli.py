@@ -463,3 +463,11 @@ def test_a_run_that_died_before_its_first_checkpoint_starts_anew(config):
     Path("run/log.jsonl").write_text('{"images": 0, "cut')
     success(train.main, [config, "--outdir=run"])
     assert all("images" in line for line in read_log(Path("run")))
+
+
+def test_any_setting_can_be_set(config):
+    resolved = dry_run(config, "--set=cooldown=0.25", "--set=decay=null", "--set=betas=[0.8, 0.9]")
+    assert (resolved.cooldown, resolved.decay, resolved.betas) == (0.25, None, (0.8, 0.9))
+    assert dry_run(config, "--set=lr=1e-2", "--lr=0.5").lr == 0.5  # its own option comes last
+    assert_names(refusal(train.main, [config, "--set=colour=1"]), "'colour' cooldown")
+    assert_names(refusal(train.main, [config, "--set=cooldown=2"]), "cooldown 2 between")

@@ -32,7 +32,7 @@ def key_values(pairs: Iterable[str]) -> dict[str, str]:
     return {key: value for key, _, value in split}
 
 
-def data_options(pairs: Iterable[str]) -> dict[str, Any]:
+def options_of(pairs: Iterable[str]) -> dict[str, Any]:
     """The same with values read as YAML: numbers, booleans, text."""
     try:
         return {key: yaml.safe_load(value) for key, value in key_values(pairs).items()}

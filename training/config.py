@@ -109,11 +109,10 @@ class TrainConfig:
         """
         values = _read_yaml(path) if path else {}
         types = {f.name: f.type for f in dataclasses.fields(cls)}
-        unknown = [str(name) for name in values if name not in types]
-        if unknown:
-            raise ValueError(
-                f"{path}: unknown setting '{unknown[0]}'; known are {', '.join(types)}"
-            )
+        for name in (*values, *overrides):
+            if name not in types:
+                where = f"{path}: " if name in values else ""
+                raise ValueError(f"{where}unknown setting '{name}'; known are {', '.join(types)}")
         values |= overrides
         try:
             if data:
