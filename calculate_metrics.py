@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from training.cli import key_values, one_sentence_errors, options_of
+from commands.cli import key_values, one_sentence_errors, options_of
 
 SHOW = {"help_option_names": ["-h", "--help"], "show_default": True}
 
@@ -95,7 +95,7 @@ def gen(**options: Any) -> None:
         options["data_opt"] = options_of(options["data_opt"])
         options["sampler_opt"] = key_values(options["sampler_opt"])
 
-    from training.generate import Generation  # importing torch takes seconds: not for --help
+    from commands.gen import Generation  # importing torch takes seconds: not for --help
 
     Generation(**options).run()
 

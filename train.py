@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from training.cli import one_sentence_errors, options_of
+from commands.cli import one_sentence_errors, options_of
 from training.config import PRECISIONS, TrainConfig, parse_count
 
 
@@ -120,7 +120,7 @@ def main(
             return
     folder = resume or outdir or Path("experiments") / (name or config.preset)
 
-    from training.run import run  # importing torch takes seconds: not for --help
+    from commands.train import run  # importing torch takes seconds: not for --help
 
     run(config, folder, resume=resume is not None, command=sys.argv)
 

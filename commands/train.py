@@ -6,13 +6,13 @@ from pathlib import Path
 
 import torch
 
+from commands.cli import check_folder
 from datautils import ImageDataset, get_dataset
 from degradation import Family, GaussianNoise, NoDegradation, get_family
 from metrics.results import environment, replacing
 from networks import Denoiser, make_config
 from training import distributed
 from training.checkpoint import list_checkpoints
-from training.cli import check_folder
 from training.config import TrainConfig
 from training.curves import draw_curves
 from training.loop import Trainer, train

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from commands.cli import check_folder
 from datautils import ImageDataset, get_dataset
 from degradation import Draws, GaussianNoise, Problem, get_family
 from metrics import baselines
@@ -19,7 +20,6 @@ from networks import Denoiser, GaussianPrior, load_weights
 from networks.presets import conditioning_of
 from samplers import CountingDenoiser, Solver, make_solver
 from training import distributed
-from training.cli import check_folder
 from training.data import DTYPES
 
 _NAMES = {"invfusion": "InvFusion", "blind": "blind", "unconditional": "unconditional"}

@@ -1,0 +1,1 @@
+"""What the entry scripts do: build everything a command needs from its options, and run it."""
