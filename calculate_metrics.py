@@ -1,38 +1,153 @@
-"""Measure restorations: `python calculate_metrics.py gen --net FILE ...`, or under `torchrun`."""
+"""Reference statistics, restored test sets, samples, folders of images: measured.
 
+`python calculate_metrics.py ref | gen | gen-uncond | calc ...`, or under `torchrun`.
+"""
+
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import click
 
-from commands.cli import key_values, one_sentence_errors, options_of
+from commands.cli import COUNT, key_values, one_sentence_errors, options_of
 
 SHOW = {"help_option_names": ["-h", "--help"], "show_default": True}
+FILE = click.Path(path_type=Path)
+FOLDER = click.Path(file_okay=False, path_type=Path)
+Decorator = Callable[[Callable], Callable]
+
+# ---- options that several commands share
+
+
+def together(*options: Decorator) -> Decorator:
+    """One decorator of several, listed in their order."""
+
+    def add(command: Callable) -> Callable:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return add
+
+
+def data_options(split: str) -> Decorator:
+    """The images: a class, its options, its split."""
+    return together(
+        click.option(
+            "--data",
+            default="datautils.photos.Photos",
+            help="Data set class, such as datautils.ffhq.FFHQ64 or datautils.imagedir.ImageDir.",
+        ),
+        click.option(
+            "--data-opt",
+            multiple=True,
+            metavar="KEY=VALUE",
+            help="Option of the data set class, such as path=FILE; may be repeated.",
+        ),
+        click.option(
+            "--split",
+            type=click.Choice(["train", "heldout", "all"]),
+            default=split,
+            help="Images of the data set to take.",
+        ),
+    )
+
+
+def detector_option(default: tuple[str, ...] = ()) -> Decorator:
+    """Where features come from."""
+    return click.option(
+        "--detector",
+        "detectors",
+        multiple=True,
+        default=default,
+        metavar="NAME[=FILE]",
+        help="Detector and its weights file: inception=FILE (fid), squeezenet=FILE (sfd), or the "
+        "TorchScript file of any other (fd); may be repeated. Without a file, the one in the cache "
+        "or, for inception, a download.",
+    )
+
+
+def reference_options(required: bool = False) -> Decorator:
+    """What features are compared with."""
+    return together(
+        click.option(
+            "--ref",
+            type=FILE,
+            required=required,
+            help="Reference statistics for fid, sfd and fd: a .safetensors file of `ref`, or an "
+            ".npz file of EDM.",
+        ),
+        detector_option(),
+        any_count,
+    )
+
+
+any_count = click.option(
+    "--any-count",
+    is_flag=True,
+    help="Accept a reference of another number of images; Fréchet distances depend on it.",
+)
+guidance = click.option(
+    "--cfg",
+    type=click.FloatRange(0),
+    help="Classifier-free guidance: null + CFG·(class − null); the paper has 2 on ImageNet64. "
+    "[default: none]",
+)
+precision = click.option(
+    "--precision",
+    type=click.Choice(["fp32", "bf16", "fp16"]),
+    default="fp32",
+    help="Arithmetic of the network.",
+)
+network = click.option(
+    "--net", required=True, type=FILE, help="Trained weights, a .safetensors file."
+)
+batch = click.option(
+    "--batch", type=click.IntRange(1), default=32, help="Images at once, on each process."
+)
+workers = click.option(
+    "--workers",
+    type=click.IntRange(0),
+    default=1,
+    help="Processes that load images, for each process.",
+)
+save_images = click.option(
+    "--save-images", is_flag=True, help="Also write every image, to OUTDIR/images."
+)
+seed = click.option("--seed", type=click.IntRange(0), default=0, help="Seed of everything random.")
 
 
 @click.group(context_settings=SHOW)
 def main() -> None:
-    """Measure how good restorations are."""
+    """Measure how good images are."""
+
+
+# ---- ref
 
 
 @main.command(context_settings=SHOW)
-@click.option(
-    "--net",
-    required=True,
-    type=click.Path(path_type=Path),
-    help="Trained weights, a .safetensors file.",
-)
-@click.option(
-    "--data",
-    default="datautils.photos.Photos",
-    help="Data set class; its held-out split is restored.",
-)
-@click.option(
-    "--data-opt",
-    multiple=True,
-    metavar="KEY=VALUE",
-    help="Option of the data set class; may be repeated.",
-)
+@data_options("heldout")
+@click.option("--dest", required=True, type=FILE, help="File to write, .safetensors.")
+@click.option("--images", type=COUNT, help="Images to take, such as 10000 or 8Ki.  [default: all]")
+@detector_option(("inception",))
+@batch
+@workers
+def ref(**options: Any) -> None:
+    """Compute the statistics of a data set's features that restorations are compared with."""
+    with one_sentence_errors():
+        options["data_opt"] = options_of(options["data_opt"])
+
+    from commands.ref import ReferenceStatistics  # importing torch takes seconds: not for --help
+
+    ReferenceStatistics(**options).run()
+
+
+# ---- gen
+
+
+@main.command(context_settings=SHOW)
+@network
+@data_options("heldout")
 @click.option(
     "--degradation",
     "degradations",
@@ -43,16 +158,22 @@ def main() -> None:
 @click.option(
     "--outdir",
     required=True,
-    type=click.Path(file_okay=False, path_type=Path),
+    type=FOLDER,
     help="Folder for metrics.json, per_image.csv and grid.png.",
 )
 @click.option(
-    "--images", type=click.IntRange(1), help="Images to restore.  [default: the whole split]"
+    "--images",
+    type=COUNT,
+    help="Images to restore, such as 1000 or 1Ki.  [default: the whole split]",
 )
+@batch
 @click.option(
-    "--batch", type=click.IntRange(1), default=32, help="Images at once, on each process."
+    "--metrics",
+    default="psnr,ssim,consistency",
+    help="Comma-separated: psnr (dB), ssim, consistency; fid, sfd, fd; cfid, csfd, cfd, the same "
+    "of restorations projected onto y.",
 )
-@click.option("--metrics", default="psnr,ssim,consistency", help="Comma-separated metrics.")
+@reference_options()
 @click.option(
     "--sampler",
     "samplers",
@@ -66,6 +187,7 @@ def main() -> None:
     metavar="KEY=VALUE",
     help="Option of the solver, or NAME.KEY=VALUE where several are run; may be repeated.",
 )
+@guidance
 @click.option(
     "--baselines",
     default="pinv",
@@ -77,27 +199,93 @@ def main() -> None:
     default=0.0,
     help="Standard deviation of the noise on y; images are in [-1, 1].",
 )
-@click.option(
-    "--precision",
-    type=click.Choice(["fp32", "bf16", "fp16"]),
-    default="fp32",
-    help="Arithmetic of the network.",
-)
+@precision
 @click.option(
     "--pictures", type=click.IntRange(0), default=3, help="Images of each degradation in grid.png."
 )
-@click.option(
-    "--seed", type=click.IntRange(0), default=0, help="Seed of operators, noise and samples."
-)
+@save_images
+@workers
+@seed
 def gen(**options: Any) -> None:
-    """Restore a data set's held-out images under each degradation and measure the result."""
+    """Restore a data set under each degradation and measure the result."""
     with one_sentence_errors():
         options["data_opt"] = options_of(options["data_opt"])
         options["sampler_opt"] = key_values(options["sampler_opt"])
 
-    from commands.gen import Generation  # importing torch takes seconds: not for --help
+    from commands.gen import Generation
 
     Generation(**options).run()
+
+
+# ---- gen-uncond
+
+
+@main.command("gen-uncond", context_settings=SHOW)
+@network
+@click.option("--outdir", required=True, type=FOLDER, help="Folder for metrics.json and grid.png.")
+@click.option("--images", type=COUNT, default=50_000, help="Images to draw, such as 50000 or 64Ki.")
+@batch
+@click.option(
+    "--class",
+    "classes",
+    type=click.IntRange(0),
+    multiple=True,
+    help="Class to draw; may be repeated, they take turns.  [default: any, uniformly]",
+)
+@click.option("--metrics", default="", show_default="none", help="Comma-separated: fid, sfd, fd.")
+@reference_options()
+@click.option("--sampler", default="heun", help="Solver.")
+@click.option(
+    "--sampler-opt",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Option of the solver; may be repeated.",
+)
+@guidance
+@precision
+@click.option("--pictures", type=click.IntRange(0), default=64, help="Images in grid.png.")
+@save_images
+@seed
+def gen_uncond(**options: Any) -> None:
+    """Draw images without any measurement, of chosen classes or any, and measure them."""
+    with one_sentence_errors():
+        options["sampler_opt"] = key_values(options["sampler_opt"])
+
+    from commands.gen_uncond import Unconditional
+
+    Unconditional(**options).run()
+
+
+# ---- calc
+
+
+@main.command(context_settings=SHOW)
+@click.option("--images", required=True, type=FILE, help="Folder or zip file of images to measure.")
+@click.option(
+    "--ref",
+    required=True,
+    type=FILE,
+    help="Folder or zip file of images, or reference statistics (.safetensors, .npz).",
+)
+@click.option(
+    "--metrics",
+    default="fid",
+    help="Comma-separated: fid, sfd, fd; with two folders of images of the same names also psnr "
+    "(dB) and ssim.",
+)
+@detector_option()
+@any_count
+@click.option(
+    "--size", type=click.IntRange(1), help="Crop and resize all images to this side, in pixels."
+)
+@click.option("--outdir", type=FOLDER, help="Folder for metrics.json.  [default: only print]")
+@batch
+@workers
+def calc(**options: Any) -> None:
+    """Measure a folder of images against another one, or against reference statistics."""
+    from commands.calc import Calculation
+
+    Calculation(**options).run()
 
 
 if __name__ == "__main__":

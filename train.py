@@ -6,23 +6,9 @@ from typing import Any
 
 import click
 
-from commands.cli import one_sentence_errors, options_of
-from training.config import PRECISIONS, TrainConfig, parse_count
+from commands.cli import COUNT, Count, key_values, one_sentence_errors, options_of
+from training.config import PRECISIONS, TrainConfig
 
-
-class Count(click.ParamType):
-    """A number of images such as 4096, 64Ki, 8Mi or 2^25."""
-
-    name = "count"
-
-    def convert(self, value: Any, param: Any, ctx: Any) -> int:
-        try:
-            return parse_count(value)
-        except ValueError as error:
-            self.fail(str(error), param, ctx)
-
-
-COUNT = Count()
 FOLDER = click.Path(file_okay=False, path_type=Path)
 
 
@@ -68,13 +54,37 @@ FOLDER = click.Path(file_okay=False, path_type=Path)
 @click.option(
     "--noise-level", type=float, help="Standard deviation of the noise on y; images are in [-1, 1]."
 )
+@click.option(
+    "--mse-train",
+    is_flag=True,
+    default=None,
+    help="Train the one-step MMSE estimate alone (input 100·ε, plain mean-squared error).",
+)
+@click.option(
+    "--augment",
+    type=float,
+    help="Probability of each non-leaking augmentation, from 0 to 1; the paper has 0.12 on FFHQ.",
+)
+@click.option(
+    "--ref-path",
+    type=click.Path(path_type=str),
+    help="Reference statistics of the held-out images (calculate_metrics.py ref): Fréchet "
+    "distances of restorations are logged while training.",
+)
+@click.option(
+    "--detector",
+    "detectors",
+    multiple=True,
+    metavar="NAME=FILE",
+    help="Weights of a detector of --ref-path, such as inception=FILE; may be repeated.",
+)
 @click.option("-b", "--batch", type=COUNT, help="Images in a step, over all processes.")
 @click.option("--batch-gpu", type=COUNT, help="Images that a process handles at once.")
 @click.option("--duration", type=COUNT, help="Images to train on.")
 @click.option("--max-minutes", type=float, help="Wall-clock budget in minutes.")
 @click.option("--seed", type=int, help="Seed of everything random.")
 @click.option("--lr", type=float, help="Learning rate after the ramp.")
-@click.option("--ramp", type=COUNT, help="Images over which the learning rate rises from zero.")
+@click.option("--ramp", type=Count(0), help="Images over which the learning rate rises from zero.")
 @click.option(
     "--decay",
     type=COUNT,
@@ -92,6 +102,7 @@ FOLDER = click.Path(file_okay=False, path_type=Path)
     help="Share of the samples whose class is hidden, from 0 to 1.",
 )
 @click.option("--precision", type=click.Choice(PRECISIONS), help="Arithmetic of the network.")
+@click.option("--fp32", is_flag=True, help="The same as --precision fp32.")
 @click.option("--workers", type=int, help="Processes that load data, for each training process.")
 def main(
     config_file: Path | None,
@@ -101,17 +112,23 @@ def main(
     dry_run: bool,
     data_opt: tuple[str, ...],
     settings: tuple[str, ...],
+    detectors: tuple[str, ...],
+    fp32: bool,
     **options: Any,
 ) -> None:
     """Train a denoiser; progress is shown as a bar and kept in the run's folder."""
     with one_sentence_errors():
         overrides = options_of(settings)
         overrides |= {key: value for key, value in options.items() if value is not None}
+        if detectors:
+            overrides["detectors"] = key_values(detectors)
+        if fp32 and overrides.setdefault("precision", "fp32") != "fp32":
+            raise ValueError(f"--fp32 contradicts --precision {overrides['precision']}")
         if resume and (config_file or name or outdir):
             raise ValueError(
                 "--resume goes on in the run's own folder: leave out --config, --name and --outdir"
             )
-        source = resume / "config.yaml" if resume else config_file
+        source = resume / "config.yaml" if resume else config_file or _published(overrides)
         config = TrainConfig.load(source, overrides, options_of(data_opt))
         if resume:
             config.check_resumes(TrainConfig.load(source, {}))
@@ -123,6 +140,18 @@ def main(
     from commands.train import run  # importing torch takes seconds: not for --help
 
     run(config, folder, resume=resume is not None, command=sys.argv)
+
+
+def _published(overrides: dict[str, Any]) -> Path | None:
+    """The settings kept for a data set class where nothing else says which: those of the paper."""
+    if "preset" in overrides or "data_class" not in overrides:
+        return None
+    name = str(overrides["data_class"]).rpartition(".")[2]
+    path = Path(__file__).parent / "configs" / f"{name}.yaml"
+    if not path.is_file():
+        return None
+    click.echo(f"settings of configs/{name}.yaml, overridden by the options", err=True)
+    return path
 
 
 if __name__ == "__main__":

@@ -7,7 +7,31 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import click
 import yaml
+
+from training.config import parse_count
+
+
+class Count(click.ParamType):
+    """A number of images such as 4096, 64Ki, 8Mi or 2^25, at least `smallest`."""
+
+    name = "count"
+
+    def __init__(self, smallest: int = 1):
+        self.smallest = smallest
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> int:
+        try:
+            count = parse_count(value)
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+        if count < self.smallest:
+            self.fail(f"{value} is too small, at least {self.smallest}", param, ctx)
+        return count
+
+
+COUNT = Count()
 
 
 @contextmanager
@@ -45,3 +69,12 @@ def check_folder(folder: Path) -> None:
     parent = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     if not parent.is_dir() or not os.access(parent, os.W_OK):
         raise ValueError(f"cannot write into {folder}: {parent} is no folder that can be written")
+
+
+def chosen(kind: str, text: str, known: Iterable[str]) -> list[str]:
+    """The names of a comma-separated list, each once. Raises ValueError with the known ones."""
+    names = list(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
+    for name in names:
+        if name not in known:
+            raise ValueError(f"unknown {kind} '{name}'; known are {', '.join(known)}")
+    return names

@@ -1,49 +1,38 @@
-"""`calculate_metrics.py gen`: build everything an evaluation needs from its options, and run it."""
+"""`calculate_metrics.py gen`: restore a data set under each degradation and measure the result."""
 
+import math
+import shutil
+import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 from tqdm import tqdm
 
-from commands.cli import check_folder
+from commands.cli import check_folder, chosen
+from commands.files import working_folder
+from commands.methods import BASELINES, Restorer, baseline_methods, check_guidance, solvers_of
+from commands.ref import checked_count
 from datautils import ImageDataset, get_dataset
-from degradation import Draws, GaussianNoise, Problem, get_family
-from metrics import baselines
-from metrics.evaluate import METRICS, Restore, Results, evaluate
-from metrics.pixel import to_float
-from metrics.report import write_report
-from networks import Denoiser, GaussianPrior, load_weights
+from degradation import Family, GaussianNoise, get_family
+from metrics.distances import Distances
+from metrics.evaluate import Restore, Restored, restorations
+from metrics.images import ImageWriter
+from metrics.measure import METRICS, PER_IMAGE, Measure
+from metrics.pipeline import Stage
+from metrics.records import COLUMNS, PartialRecords, Summary, merged
+from metrics.report import UNITS, metrics_table, write_pictures
+from metrics.results import write_metrics, write_per_image
+from metrics.statistics import FeatureStatistics
+from networks import Denoiser, load_weights
 from networks.presets import conditioning_of
-from samplers import CountingDenoiser, Solver, make_solver
+from samplers import Solver
 from training import distributed
 from training.data import DTYPES
 
 _NAMES = {"invfusion": "InvFusion", "blind": "blind", "unconditional": "unconditional"}
-_BASELINES = ("pinv", "fill", "smooth", "gaussian")
-_GAUSSIAN_CROPS = 16_000
-_GAUSSIAN_LIMIT = 4096  # values of an image: the covariance is their square
-
-
-@dataclass
-class Restorer:
-    """A trained denoiser driven by a solver; remembers the evaluations an image takes."""
-
-    denoiser: Denoiser
-    solver: Solver
-    precision: torch.dtype
-    evaluations: int = 0
-
-    def __call__(self, problem: Problem, noise: Tensor, draws: Draws) -> Tensor:
-        counter = CountingDenoiser(self.denoiser)
-        enabled = self.precision != torch.float32
-        with torch.autocast(noise.device.type, self.precision, enabled=enabled):
-            restored = self.solver(counter, noise, problem, draws)
-        self.evaluations = counter.calls
-        return restored
 
 
 @dataclass
@@ -53,133 +42,207 @@ class Generation:
     net: Path
     data: str
     data_opt: dict[str, Any]
+    split: str
     degradations: tuple[str, ...]
     outdir: Path
     images: int | None
     batch: int
     metrics: str
+    ref: Path | None
+    detectors: tuple[str, ...]
+    any_count: bool
     samplers: tuple[str, ...]
     sampler_opt: dict[str, str]
+    cfg: float | None
     baselines: str
     noise_level: float
     precision: str
     pictures: int
+    save_images: bool
+    workers: int
     seed: int
 
     def run(self) -> None:
         """Restore, measure, write the result files and print the table."""
         with distributed.process_group() as device:
             with distributed.one_sentence_errors():
-                families = {name.removeprefix("degradation."): get_family(name)
-                            for name in self.degradations}  # fmt: skip
-                metrics = _chosen("metric", self.metrics, METRICS)
-                chosen = _chosen("baseline", self.baselines, _BASELINES)
-                solvers = self._solvers()
-                denoiser = load_weights(self.net, device)
-                noise = GaussianNoise(self.noise_level)
-                check_folder(self.outdir)
-                dataset = self._dataset(denoiser)
-                for family in families.values():
-                    family.check(dataset.image_shape)
-                count = self._count(dataset)
-                restorers = self._restorers(denoiser, solvers)
-                methods = self._baselines(chosen, dataset) | restorers
-            results = evaluate(
-                dataset,
-                families,
-                methods,
-                noise=noise,
-                metrics=metrics,
-                indices=range(distributed.rank(), count, distributed.world_size()),
-                batch=self.batch,
-                seed=self.seed,
-                device=device,
-                pictures=self.pictures,
-                progress=distributed.rank() == 0,
-            )
-            merged = Results()
-            for part in distributed.gather(results):
-                merged.merge(part)
-            if distributed.rank() == 0:
-                counts = {
-                    name: m.evaluations for name, m in methods.items() if isinstance(m, Restorer)
-                }
-                print(write_report(self.outdir, merged, metrics, self._settings(count), counts))
-                print(f"results: {self.outdir}")
+                self._build(device)
+            with distributed.data_errors(), working_folder(self.outdir) as folder:
+                start = time.perf_counter()
+                measure = self._measure(folder, device)
+                self.stages["total"] = time.perf_counter() - start
+                distributed.barrier()
+                self._finish(folder, measure)
 
-    def _solvers(self) -> dict[str, Solver]:
-        options: dict[str, dict[str, str]] = {name: {} for name in self.samplers}
-        for key, value in self.sampler_opt.items():
-            name, _, option = key.rpartition(".")
-            if not name and len(self.samplers) == 1:
-                name = self.samplers[0]
-            if name not in options:
-                known = ", ".join(f"{sampler}.{option}" for sampler in self.samplers)
-                raise ValueError(f"--sampler-opt {key} must name the sampler: {known}")
-            options[name][option] = value
-        return {name: make_solver(name, chosen) for name, chosen in options.items()}
+    def _build(self, device: torch.device) -> None:
+        """Everything that an option can get wrong comes first."""
+        self.families: dict[str, Family] = {
+            name.removeprefix("degradation."): get_family(name) for name in self.degradations
+        }
+        self.names = chosen("metric", self.metrics, METRICS)
+        wanted = chosen("baseline", self.baselines, BASELINES)
+        if self.noise_level and any(n in ("cfid", "csfd", "cfd") for n in self.names):
+            raise ValueError(
+                "cfid, csfd and cfd project onto Hx = y, which is defined without noise only: "
+                f"leave them out of --metrics {self.metrics} or give --noise-level 0"
+            )
+        solvers = solvers_of(self.samplers, self.sampler_opt)
+        denoiser = load_weights(self.net, device)
+        self.noise = GaussianNoise(self.noise_level)
+        check_folder(self.outdir)
+        dataset = self._dataset(denoiser)
+        for family in self.families.values():
+            family.check(dataset.image_shape)
+        self.count = checked_count(self.images, dataset, self.data)
+        self.distances = Distances.of(
+            self.names,
+            self.ref,
+            self.detectors,
+            device,
+            images=self.count,
+            image_shape=dataset.image_shape,
+            any_count=self.any_count,
+        )
+        self.restorers = self._restorers(denoiser, solvers, dataset)
+        self.methods: dict[str, Restore] = baseline_methods(
+            wanted, dataset, lambda: get_dataset(self.data, "train", **self.data_opt)
+        )
+        self.methods |= self.restorers
+        self.dataset, self.stages = dataset, {"load": 0.0}
+
+    def _measure(self, folder: Path, device: torch.device) -> Measure:
+        """This process's share; loading, restoring, measuring and writing run side by side."""
+        rank = distributed.rank()
+        indices = range(rank, self.count, distributed.world_size())
+        stream = restorations(
+            self.dataset,
+            self.families,
+            self.methods,
+            noise=self.noise,
+            indices=indices,
+            batch=self.batch,
+            seed=self.seed,
+            device=device,
+            workers=self.workers,
+        )
+        total = len(indices) * len(self.families) * len(self.methods)
+        bar = tqdm(total=total, unit="img", desc="restoring", disable=rank != 0)
+        per_image = [name for name in self.names if name in PER_IMAGE]
+        with (
+            bar,
+            PartialRecords(folder / f"{rank}.csv", per_image) as records,
+            ImageWriter(folder / "images") as writer,
+        ):
+            measure = Measure(
+                records,
+                self.names,
+                self.distances.detectors,
+                device,
+                self.pictures,
+                writer if self.save_images else None,
+            )
+            with Stage[Restored](measure) as stage:
+                waited = time.perf_counter()
+                for restored in stream:
+                    self.stages["load"] += time.perf_counter() - waited - restored.seconds
+                    bar.set_postfix(family=restored.group.degradation, method=restored.method)
+                    stage.put(restored)
+                    bar.update(len(restored.group.indices))
+                    waited = time.perf_counter()
+        self.stages |= {"restore": sum(measure.restoring.values())} | measure.seconds
+        self.stages["write"] = writer.seconds
+        return measure
+
+    def _finish(self, folder: Path, measure: Measure) -> None:
+        """Bring the processes' shares together; the first writes the files and prints the table."""
+        distances = self._distances(measure)
+        shares = distributed.gather((measure.restoring, measure.pictures, self.stages))
+        if distributed.rank():
+            return
+        order, per_image = list(self.families), measure.metrics
+        parts = [folder / f"{rank}.csv" for rank in range(distributed.world_size())]
+        summary, columns = Summary(per_image), [*COLUMNS, *per_image]
+        rows = summary.over(merged(parts, order, per_image))
+        write_per_image(self.outdir, rows, columns)
+        pictures = {key: images for share in shares for key, images in share[1].items()}
+        if pictures:
+            write_pictures(self.outdir / "grid.png", pictures, order)
+        if self.save_images:
+            shutil.rmtree(self.outdir / "images", ignore_errors=True)
+            (folder / "images").rename(self.outdir / "images")
+        values = self._values(summary, distances, [share[0] for share in shares])
+        total = self.count * len(self.families) * len(self.methods)
+        stages = {stage: sum(share[2][stage] for share in shares) / total for stage in self.stages}
+        record = {"units": UNITS, "values": values, "stages": stages}
+        write_metrics(self.outdir, record, self._settings())
+        print(metrics_table(values, self.names))
+        text = ", ".join(f"{stage} {1000 * seconds:.1f}" for stage, seconds in stages.items())
+        print(f"ms an image on each process: {text}")
+        print(f"results: {self.outdir}")
+
+    def _distances(self, measure: Measure) -> dict[tuple[str, str, str], float]:
+        """Over all processes; NaN where the restoration of an image was not finite."""
+        values = {}
+        for degradation in self.families:
+            for method in self.methods:
+                key = degradation, method
+                failed = sum(distributed.gather(measure.failed.get(key, 0)))
+                for metric, detector in self.distances.detectors.items():
+                    own = measure.statistics.get((*key, metric), FeatureStatistics())
+                    total = own.reduced(distributed.sum_tensor, detector.features)
+                    value = self.distances.value(metric, total) if not failed else math.nan
+                    values[(*key, metric)] = value
+        return values
+
+    def _values(
+        self,
+        summary: Summary,
+        distances: Mapping[tuple[str, str, str], float],
+        restoring: list[dict[tuple[str, str], float]],
+    ) -> dict[str, dict[str, dict[str, Any]]]:
+        values = summary.result()
+        for degradation, methods in values.items():
+            for method, cell in methods.items():
+                for metric in self.distances.detectors:
+                    value = distances[degradation, method, metric]
+                    cell[metric] = {"mean": value, "count": self.count}
+                restorer = self.restorers.get(method)
+                cell["evaluations"] = restorer.evaluations if restorer else 0
+                cell["network_calls"] = restorer.network_calls if restorer else 0
+                seconds = sum(share.get((degradation, method), 0.0) for share in restoring)
+                cell["seconds_per_image"] = seconds / self.count
+        return values
 
     def _dataset(self, denoiser: Denoiser) -> ImageDataset:
-        dataset = get_dataset(self.data, "heldout", **self.data_opt)
+        dataset = get_dataset(self.data, self.split, **self.data_opt)
         expected, found = denoiser.config.image_shape, dataset.image_shape
         if found != expected:
             raise ValueError(f"{self.net} restores images {expected}, but {self.data} has {found}")
         return dataset
 
-    def _baselines(self, chosen: list[str], dataset: ImageDataset) -> dict[str, Restore]:
-        methods: dict[str, Restore] = {}
-        if "pinv" in chosen:
-            methods["H†y"] = lambda problem, noise, draws: baselines.pinv(problem)
-        if "fill" in chosen:
-            methods["constant fill"] = lambda problem, noise, draws: baselines.constant_fill(
-                problem
-            )
-        if "smooth" in chosen:
-            methods["smooth prior"] = lambda problem, noise, draws: baselines.smooth(problem)
-        if "gaussian" in chosen:
-            prior = self._gaussian(dataset)
-            methods["Gaussian MMSE"] = lambda problem, noise, draws: prior.posterior_mean(problem)
-        return methods
-
-    def _gaussian(self, dataset: ImageDataset) -> GaussianPrior:
-        training = get_dataset(self.data, "train", **self.data_opt)
-        if torch.Size(dataset.image_shape).numel() > _GAUSSIAN_LIMIT:
-            raise ValueError(
-                "the gaussian baseline needs the full covariance of an image: "
-                f"{dataset.image_shape} is too large, leave it out of --baselines"
-            )
-        count = min(_GAUSSIAN_CROPS, len(training))
-        bar = tqdm(range(count), "crops for the Gaussian", disable=distributed.rank() != 0)
-        crops = [training[i][0] for i in bar]
-        return GaussianPrior.fit(to_float(torch.stack(crops)))
-
-    def _restorers(self, denoiser: Denoiser, solvers: Mapping[str, Solver]) -> dict[str, Restore]:
+    def _restorers(
+        self, denoiser: Denoiser, solvers: Mapping[str, Solver], dataset: ImageDataset
+    ) -> dict[str, Restorer]:
         kind = conditioning_of(denoiser.config)
         if kind == "unconditional":
             raise ValueError(
                 f"{self.net} is an unconditional denoiser: these samplers would ignore y"
             )
+        check_guidance(self.cfg, denoiser, self.net)
         titles = {"mmse": f"{_NAMES[kind]} MMSE"}
         return {
             titles.get(name, f"{_NAMES[kind]} sample ({name})"): Restorer(
-                denoiser, solver, DTYPES[self.precision]
+                denoiser, solver, DTYPES[self.precision], self.cfg
             )
             for name, solver in solvers.items()
         }
 
-    def _count(self, dataset: ImageDataset) -> int:
-        available = len(dataset)
-        if self.images is not None and self.images > available:
-            raise ValueError(f"--images {self.images}: {self.data} has only {available}")
-        return self.images or available
-
-    def _settings(self, count: int) -> dict[str, Any]:
-        return asdict(self) | {"images": count, "processes": distributed.world_size()}
-
-
-def _chosen(kind: str, text: str, known: Mapping | tuple[str, ...]) -> list[str]:
-    names = [name.strip() for name in text.split(",") if name.strip()]
-    for name in names:
-        if name not in known:
-            raise ValueError(f"unknown {kind} '{name}'; known are {', '.join(known)}")
-    return names
+    def _settings(self) -> dict[str, Any]:
+        options = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        solvers = {name: asdict(r.solver) for name, r in self.restorers.items()}  # type: ignore[call-overload]
+        return options | {
+            "images": self.count,
+            "processes": distributed.world_size(),
+            "solvers": solvers,
+            "detector_files": self.distances.provenance(),
+        }

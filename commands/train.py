@@ -9,14 +9,17 @@ import torch
 from commands.cli import check_folder
 from datautils import ImageDataset, get_dataset
 from degradation import Family, GaussianNoise, NoDegradation, get_family
+from metrics.distances import reference_detectors
 from metrics.results import environment, replacing
+from metrics.statistics import load_reference
 from networks import Denoiser, make_config
+from samplers import MMSE, Heun
 from training import distributed
 from training.checkpoint import list_checkpoints
 from training.config import TrainConfig
 from training.curves import draw_curves
 from training.loop import Trainer, train
-from training.validation import Validation
+from training.validation import HeldoutDistances, Validation, members
 
 
 def run(config: TrainConfig, folder: Path, *, resume: bool, command: Sequence[str]) -> None:
@@ -28,15 +31,17 @@ def run(config: TrainConfig, folder: Path, *, resume: bool, command: Sequence[st
             dataset = get_dataset(config.data_class, "train", **config.data)
             denoiser, family = _denoiser(config, dataset), _family(config)
             family.check(dataset.image_shape)
+            validation = _validation(config, family, device)
+            distances = _distances(config, family, dataset, device)
             trainer = Trainer(config, denoiser, family, device)
-            validation = _validation(config, device)
             if resume:
                 trainer.resume(folder / "checkpoints")
         distributed.barrier()
         if distributed.rank() == 0:
             _record(config, folder, command)
         distributed.barrier()
-        train(trainer, dataset, folder, validation)
+        with distributed.data_errors():
+            train(trainer, dataset, folder, validation, distances)
         if distributed.rank() == 0 and validation:
             draw_curves(folder)
 
@@ -72,14 +77,46 @@ def _denoiser(config: TrainConfig, dataset: ImageDataset) -> Denoiser:
     )
 
 
-def _validation(config: TrainConfig, device: torch.device) -> Validation | None:
+def _validation(config: TrainConfig, family: Family, device: torch.device) -> Validation | None:
     if not config.degradation or not config.validate_every:
         return None
+    families = members(family)
+    families.pop("NoDegradation", None)
     return Validation(
         get_dataset(config.data_class, "heldout", **config.data),
-        get_family(config.degradation),
+        families,
         GaussianNoise(config.noise_level),
         count=config.validate_images,
+        batch=config.batch_gpu or config.batch,
+        device=device,
+    )
+
+
+def _distances(
+    config: TrainConfig, family: Family, dataset: ImageDataset, device: torch.device
+) -> HeldoutDistances | None:
+    """Checked against the reference before the first step: a wrong path must not cost hours."""
+    if config.ref_path is None or not config.measure_every:
+        return None
+    reference = load_reference(config.ref_path)
+    heldout = get_dataset(config.data_class, "heldout", **config.data)
+    count = len(heldout) if reference.images is None else reference.images
+    if count > len(heldout):
+        raise ValueError(
+            f"{config.ref_path} is of {count} images, and {config.data_class} holds out only "
+            f"{len(heldout)}: restorations are compared with statistics of the held-out images"
+        )
+    detectors = reference_detectors(reference, config.detectors, device)
+    for detector in detectors.values():
+        reference.check(detector, images=count, image_shape=dataset.image_shape)
+    return HeldoutDistances(
+        heldout,
+        members(family),
+        GaussianNoise(config.noise_level),
+        reference,
+        detectors,
+        MMSE() if config.mse_train else Heun(),
+        count=count,
         batch=config.batch_gpu or config.batch,
         device=device,
     )

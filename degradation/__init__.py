@@ -20,6 +20,7 @@ from degradation.matrix import DenseMatrix
 from degradation.noise import GaussianNoise
 from degradation.problem import Problem
 from degradation.randomness import Draws, derive_seed
+from degradation.valid import ValidConvolution, ValidRegion
 
 __all__ = [
     "FAMILIES",
@@ -40,6 +41,8 @@ __all__ = [
     "RandomDegradation",
     "SRConv",
     "StridedConvolution",
+    "ValidConvolution",
+    "ValidRegion",
     "derive_seed",
     "get_family",
 ]

@@ -139,9 +139,13 @@ class MotionBlur(Family):
     def sample(
         self, image_shape: Shape, structure: int, seeds: Sequence[int], device: Device = "cpu"
     ) -> StridedConvolution:
-        size = (image_shape[1] // 2, image_shape[2] // 2)
-        kernel = motion_kernels(Draws(seeds), size, smooth=float(structure))
+        kernel = self.kernels(image_shape, structure, seeds)
         return StridedConvolution(kernel.to(device), structure, image_shape)
+
+    def kernels(self, image_shape: Shape, structure: int, seeds: Sequence[int]) -> Tensor:
+        """The kernels of `sample`, `[B, h // 2, w // 2]` on the CPU."""
+        size = (image_shape[1] // 2, image_shape[2] // 2)
+        return motion_kernels(Draws(seeds), size, smooth=float(structure))
 
 
 @dataclass(frozen=True)
@@ -162,9 +166,13 @@ class SRConv(Family):
     def sample(
         self, image_shape: Shape, structure: int, seeds: Sequence[int], device: Device = "cpu"
     ) -> StridedConvolution:
-        kernel = Draws(seeds).normal((2 * structure, 2 * structure), "kernel")
-        kernel = kernel / kernel.abs().sum((-2, -1), keepdim=True)
+        kernel = self.kernels(image_shape, structure, seeds)
         return StridedConvolution(kernel.to(device), structure, image_shape)
+
+    def kernels(self, image_shape: Shape, structure: int, seeds: Sequence[int]) -> Tensor:
+        """The kernels of `sample`, `[B, 2·stride, 2·stride]` on the CPU."""
+        kernel = Draws(seeds).normal((2 * structure, 2 * structure), "kernel")
+        return kernel / kernel.abs().sum((-2, -1), keepdim=True)
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,6 @@
 PSNR and SSIM are taken on uint8 images, as they would be saved, and computed in float64.
 """
 
-import math
 from typing import Protocol
 
 import torch
@@ -39,8 +38,8 @@ def to_float(images: Tensor) -> Tensor:
 def psnr(a: Tensor, b: Tensor) -> Tensor:
     """Peak signal-to-noise ratio of uint8 images `[B, C, h, w]`: float64 `[B]`, dB, peak 255.
 
-    10 log10(255² / MSE) with the mean over C, h and w; infinite for identical images (`summarize`
-    leaves those out of the mean). Raises ValueError for other types or unequal shapes.
+    10 log10(255² / MSE) with the mean over C, h and w; infinite for identical images (they are
+    left out of means). Raises ValueError for other types or unequal shapes.
     """
     _check(a, b)
     mse = (a.double() - b.double()).square().mean(dim=(1, 2, 3))
@@ -79,24 +78,6 @@ def consistency(degradation: _Measures, x: Tensor, y: Tensor) -> Tensor:
     rows = degradation.rows
     squares = torch.where(rows, (y - degradation.H(x)).double(), 0.0).square()
     return squares.sum(dim=1) / rows.sum(dim=1).clamp(min=1)
-
-
-def summarize(values: Tensor) -> dict[str, float | int]:
-    """Mean of per-image values `[n]`, with what is needed to judge it.
-
-    `mean` and `standard_error` (sample standard deviation / √count) are over the `count` values
-    that are not infinite; `infinite` says how many were left out, because a single exact
-    restoration would make a mean PSNR infinite. A value that is not a number is a failure and is
-    not left out: it shows in the mean. Undefined statistics (no values; the error of one) are NaN.
-    """
-    kept = values.double()[~values.isinf()]
-    count = kept.numel()
-    return {
-        "mean": kept.mean().item(),
-        "standard_error": kept.std().item() / math.sqrt(count) if count > 1 else math.nan,
-        "count": count,
-        "infinite": values.numel() - count,
-    }
 
 
 def _check(a: Tensor, b: Tensor) -> None:

@@ -4,59 +4,57 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from metrics.evaluate import Results, summarise
-from metrics.results import table, write_grid, write_metrics, write_per_image
+from torch import Tensor
+
+from metrics.results import table, write_grid
 
 UNITS = {
     "psnr": "dB, uint8 images, peak 255",
     "ssim": "at most 1, uint8 images",
     "consistency": "mean of (y − Hx)² over the existing rows of y, images in [-1, 1]",
+    "fid": "Fréchet distance of Inception-2015 features of uint8 images",
+    "sfd": "Fréchet distance of SqueezeNet features of uint8 images",
+    "fd": "Fréchet distance of the features of the detector named in the settings",
+    "cfid": "fid of the images projected onto y", "csfd": "sfd of the images projected onto y",
+    "cfd": "fd of the images projected onto y",
     "seconds_per_image": "s",
-}
+    "stages": "s an image: load, restore, metrics, features and write run beside each other",
+}  # fmt: skip
+
+Cell = Mapping[str, Any]
 
 
-def write_report(
-    folder: Path,
-    results: Results,
-    metrics: Sequence[str],
-    settings: Mapping[str, Any],
-    evaluations: Mapping[str, int],
+def metrics_table(
+    values: Mapping[str, Mapping[str, Cell]], metrics: Sequence[str], first: str = "degradation"
 ) -> str:
-    """Write the result files and return the table of means as text.
+    """A table of text of {degradation: {method: cell}}.
 
-    evaluations: denoiser calls for an image (NFE) by method.
+    A cell holds {"mean": ...} for each metric, and evaluations (NFE) and seconds_per_image.
     """
-    summary = summarise(results, metrics)
-    for methods in summary.values():
-        for method, cell in methods.items():
-            cell["evaluations"] = evaluations.get(method, 0)
-    order = {name: i for i, name in enumerate(summary)}
-    rows = sorted(results.rows, key=lambda row: (order[row["degradation"]], row["image"]))
-    write_per_image(folder, rows)
-    write_metrics(folder, {"units": UNITS, "values": summary}, settings)
-    if results.pictures:
-        _write_pictures(folder / "grid.png", results, list(order))
-    return _table(summary, metrics)
-
-
-def _table(summary: dict[str, dict[str, dict[str, Any]]], metrics: Sequence[str]) -> str:
-    headers = ["degradation", "method", *metrics, "NFE", "s/image"]
+    headers = [first, "method", *metrics, "NFE", "s/image"]
     lines = []
-    for degradation, methods in summary.items():
+    for degradation, methods in values.items():
         for method, cell in methods.items():
-            means = [_shown(metric, cell[metric]["mean"]) for metric in metrics]
+            means = [shown(metric, cell[metric]["mean"]) for metric in metrics]
             seconds = f"{cell['seconds_per_image']:.3f}"
             lines.append([degradation, method, *means, str(cell["evaluations"]), seconds])
     return table(headers, lines)
 
 
-def _shown(metric: str, value: float) -> str:
-    return {"psnr": f"{value:.2f}", "ssim": f"{value:.3f}"}.get(metric, f"{value:.2e}")
+def shown(metric: str, value: float) -> str:
+    """A value with the digits that its metric deserves."""
+    formats = {"consistency": ".2e", "ssim": ".3f"}
+    return format(value, formats.get(metric, ".2f"))
 
 
-def _write_pictures(path: Path, results: Results, degradations: Sequence[str]) -> None:
-    keys = sorted(results.pictures, key=lambda key: (degradations.index(key[0]), key[1]))
+def write_pictures(
+    path: Path,
+    pictures: Mapping[tuple[str, int], Mapping[str, Tensor]],
+    degradations: Sequence[str],
+) -> None:
+    """Write a grid with a row for each (degradation, image) and a column for each restoration."""
+    keys = sorted(pictures, key=lambda key: (degradations.index(key[0]), key[1]))
     columns = ["original", "measurement"]
-    columns += [name for name in results.pictures[keys[0]] if name not in columns]
-    cells = [[results.pictures[key].get(name) for name in columns] for key in keys]
+    columns += [name for name in pictures[keys[0]] if name not in columns]
+    cells = [[pictures[key].get(name) for name in columns] for key in keys]
     write_grid(path, cells, columns, [key[0] for key in keys])

@@ -12,7 +12,7 @@ import math
 import os
 import platform
 import subprocess
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,25 +28,27 @@ _GAP = 6  # pixels between cells
 
 
 def write_metrics(
-    folder: str | Path, metrics: Mapping[str, Any], settings: Mapping[str, Any]
+    folder: str | Path,
+    metrics: Mapping[str, Any],
+    settings: Mapping[str, Any],
+    name: str = "metrics.json",
 ) -> None:
-    """Write `folder/metrics.json`: {"metrics", "settings", "environment"}, strict JSON.
+    """Write `folder/name`: {"metrics", "settings", "environment"}, strict JSON.
 
     Values may be nested and hold tensors, arrays and paths; a number that JSON has no word for
     (NaN, infinity) becomes null. Raises TypeError for a value of any other kind.
     """
     record = {"metrics": metrics, "settings": settings, "environment": environment()}
     text = json.dumps(_plain(record), indent=2, allow_nan=False, ensure_ascii=False)
-    with replacing(Path(folder) / "metrics.json") as temporary:
+    with replacing(Path(folder) / name) as temporary:
         temporary.write_text(text + "\n", encoding="utf-8")
 
 
-def write_per_image(folder: str | Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Write `folder/per_image.csv`: a line per row, a column per key, empty where a row lacks it.
-
-    The columns stand in the order in which the rows first name them.
-    """
-    columns = list(dict.fromkeys(key for row in rows for key in row))
+def write_per_image(
+    folder: str | Path, rows: Iterable[Mapping[str, Any]], columns: Sequence[str]
+) -> None:
+    """Write `folder/per_image.csv`: a line per row, taken one by one, empty where a row lacks a
+    column. Raises ValueError for a row with another column."""
     with (
         replacing(Path(folder) / "per_image.csv") as temporary,
         temporary.open("w", newline="", encoding="utf-8") as file,

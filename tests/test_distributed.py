@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 
 import calculate_metrics
 import train
+from metrics.statistics import load_reference
 from training.log import read_log
 
 ROOT = Path(train.__file__).parent
@@ -119,7 +120,37 @@ def options(run: Path, outdir: Path, batch: int) -> list[object]:
         "--degradation", "MatrixDegradation", "--sampler", "heun", "--sampler", "mmse",
         "--sampler-opt", "heun.num_steps=4", "--baselines", "pinv,fill,smooth,gaussian",
         "--batch", batch, "--pictures", 2, "--outdir", outdir,
+        "--metrics", "psnr,ssim,consistency,fd,cfd", "--ref", run.parent / "ref.safetensors",
+        "--detector", run.parent / "mean.pt", "--save-images",
     ]  # fmt: skip
+
+
+class Means(torch.nn.Module):
+    """A detector of three features."""
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return images.float().mean((2, 3)) / 255
+
+
+def reference(home: Path, dest: Path) -> list[object]:
+    return [
+        "ref", "--data-opt", "resolution=16", "--data-opt", "size=8", "--dest", dest,
+        "--detector", home / "mean.pt", "--batch", 3,
+    ]  # fmt: skip
+
+
+@pytest.fixture(scope="module", autouse=True)
+def statistics(home: Path) -> None:
+    torch.jit.script(Means()).save(home / "mean.pt")
+    alone(calculate_metrics.main, *reference(home, home / "ref.safetensors"))
+
+
+def test_two_processes_take_the_reference_of_one(home):
+    together("calculate_metrics.py", *reference(home, home / "two.safetensors"))
+    one, two = (load_file(home / f"{name}.safetensors") for name in ("ref", "two"))
+    torch.testing.assert_close(two, one, rtol=1e-12, atol=1e-14)
+    found, expected = (load_reference(home / f"{n}.safetensors").images for n in ("two", "ref"))
+    assert found == expected == 8
 
 
 @pytest.fixture(scope="module")
@@ -174,6 +205,9 @@ def test_summaries_are_over_all_images(whole, other):
             found = two[degradation][method]
             assert found["psnr"]["count"] + found["psnr"]["infinite"] == 8
             assert found["psnr"]["mean"] == pytest.approx(cell["psnr"]["mean"], abs=1e-3)
+            for metric in ("fd", "cfd"):
+                # A pixel of a level more or less moves a mean of 256 by that much.
+                assert found[metric]["mean"] == pytest.approx(cell[metric]["mean"], abs=1e-6)
             assert found["evaluations"] == cell["evaluations"]
             assert found["seconds_per_image"] > 0
 
@@ -181,6 +215,16 @@ def test_summaries_are_over_all_images(whole, other):
 def test_pictures_are_the_same(whole, other):
     one, two = (pixels(folder / "grid.png").astype(int) for folder in (whole, other))
     assert abs(one - two).max() <= 1
+
+
+def test_the_same_images_are_written(whole, other):
+    one, two = (
+        sorted(p.relative_to(f) for p in (f / "images").rglob("*.png")) for f in (whole, other)
+    )
+    assert one == two and len(one) == 3 * 8 * 6
+    for name in one:
+        a, b = (pixels(folder / name).astype(int) for folder in (whole, other))
+        assert abs(a - b).max() <= 1
 
 
 def pixels(path: Path) -> np.ndarray:

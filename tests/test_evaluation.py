@@ -1,9 +1,9 @@
-"""Evaluation: what an image's result depends on, the summaries, the files, and the baselines."""
+"""Evaluation: what an image's result depends on, and the baselines."""
 
-import csv
-import json
 import math
+import tempfile
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +11,6 @@ import pytest
 import scipy.fft
 import torch
 from helpers import dense, dense_pinv, gaussian
-from PIL import Image
 from torch import Tensor
 
 from datautils.photos import Photos
@@ -36,9 +35,10 @@ from degradation import (
     smooth,
 )
 from metrics import baselines
-from metrics.evaluate import METRICS, Results, evaluate, group_by_structure, summarise
+from metrics.evaluate import group_by_structure, restorations
+from metrics.measure import Measure
 from metrics.pixel import consistency, psnr, ssim, to_float, to_uint8
-from metrics.report import write_report
+from metrics.records import PartialRecords, merged
 from networks import Denoiser, GaussianPrior, make_config
 from samplers import make_solver
 
@@ -72,7 +72,7 @@ def network() -> Denoiser:
     return denoiser
 
 
-def restorations() -> dict:
+def all_methods() -> dict:
     """H†y; one that shows its latent and its draws; a sampler with a network."""
     denoiser, solver = network(), make_solver("heun", {"num_steps": "3", "churn": "1"})
 
@@ -85,21 +85,42 @@ def restorations() -> dict:
     return {"pinv": lambda problem, noise, draws: problem.pinv(), "noisy": noisy, "net": sample}
 
 
-def run(methods: dict | None = None, **options: object) -> Results:
+@dataclass
+class Found:
+    """What came of an evaluation: rows, pictures, seconds of restoring."""
+
+    rows: list[dict]
+    pictures: dict
+    seconds: dict
+
+
+def collect(dataset, families, methods, *, metrics, pictures=0, **options) -> Found:
+    """Everything that an evaluation streams, in memory."""
+    with tempfile.TemporaryDirectory() as folder:
+        part = Path(folder) / "0.csv"
+        with PartialRecords(part, metrics) as records:
+            measure = Measure(records, metrics, {}, CPU, pictures)
+            for restored in restorations(dataset, families, methods, device=CPU, **options):
+                measure(restored)
+        rows = list(merged([part], list(families), metrics))
+    return Found(rows, measure.pictures, measure.restoring)
+
+
+def run(methods: dict | None = None, **options: object) -> Found:
     plain: dict = {
         "noise": GaussianNoise(0.05), "metrics": COLUMNS, "indices": range(8), "batch": 8,
-        "seed": 0, "device": CPU, "progress": False,
+        "seed": 0,
     }  # fmt: skip
-    return evaluate(photos(), FAMILIES, methods or restorations(), **plain | options)
+    return collect(photos(), FAMILIES, methods or all_methods(), **plain | options)
 
 
 @pytest.fixture(scope="module")
-def whole() -> Results:
+def whole() -> Found:
     """All images in the largest batches, with pictures of the first two."""
     return run(pictures=2)
 
 
-def by_image(results: Results) -> dict[tuple, dict]:
+def by_image(results: Found) -> dict[tuple, dict]:
     keyed = {(row["degradation"], row["image"], row["method"]): row for row in results.rows}
     assert len(keyed) == len(results.rows)
     return keyed
@@ -107,7 +128,7 @@ def by_image(results: Results) -> dict[tuple, dict]:
 
 @pytest.mark.parametrize(
     "options",
-    [{"batch": 1}, {"batch": 3}, {"indices": [5]}, {"indices": [6, 1, 2]}],
+    [{"batch": 1}, {"batch": 3}, {"indices": [5]}, {"indices": [1, 2, 6]}, {"workers": 1}],
     ids=str,
 )
 def test_results_of_an_image_do_not_depend_on_its_company(whole, options):
@@ -123,10 +144,37 @@ def test_results_of_an_image_do_not_depend_on_its_company(whole, options):
             ), (key, metric)
 
 
+def test_chunks_of_a_plan_change_nothing(whole, monkeypatch):
+    monkeypatch.setattr("metrics.evaluate._CHUNK", 3)
+    pinv = {"pinv": all_methods()["pinv"]}
+    found = run(pinv)
+    assert [row["image"] for row in found.rows] == list(range(8)) * 3
+    for key, row in by_image(found).items():
+        assert row["psnr"] == pytest.approx(by_image(whole)[key]["psnr"], rel=1e-6)
+
+
+def test_restorations_come_one_by_one():
+    seen = []
+
+    class Watched(Photos):
+        def __getitem__(self, index):
+            seen.append(index)
+            return super().__getitem__(index)
+
+    stream = restorations(
+        Watched(16, "heldout", size=8), {"patches": MissingPatches()},
+        {"pinv": lambda problem, noise, draws: problem.pinv()},
+        noise=GaussianNoise(), indices=range(8), batch=4, seed=0, device=CPU,
+    )  # fmt: skip
+    assert not seen
+    first = next(stream)
+    assert first.group.indices == [0, 1, 2, 3] and seen == [0, 1, 2, 3]
+
+
 def test_results_of_a_method_do_not_depend_on_the_others(whole):
     expected = by_image(whole)
     for method in ("noisy", "net"):
-        found = by_image(run({method: restorations()[method]}))
+        found = by_image(run({method: all_methods()[method]}))
         assert found and all(row == expected[key] for key, row in found.items())
 
 
@@ -143,10 +191,9 @@ def test_every_image_is_restored_under_an_operator_of_its_own(whole):
 
 def test_rows_hold_the_metrics_of_the_restoration_they_name():
     dataset, family, seed = photos(), MissingPatches(), derive_seed(3, "image", 4)
-    results = evaluate(
+    results = collect(
         dataset, {"patches": family}, {"half": lambda problem, noise, draws: 0.5 * noise},
-        noise=GaussianNoise(0.1), metrics=COLUMNS, indices=[4], batch=2, seed=3, device=CPU,
-        progress=False,
+        noise=GaussianNoise(0.1), metrics=COLUMNS, indices=[4], batch=2, seed=3,
     )  # fmt: skip
     truth = dataset[4][0][None]
     operator = family.sample((3, 16, 16), None, [seed])
@@ -171,15 +218,6 @@ def test_pictures_are_those_of_the_first_images(whole):
             assert quality == values[name, index, method]["psnr"]
 
 
-def test_results_of_processes_come_together(whole):
-    merged = Results()
-    for rank in range(2):
-        merged.merge(run(indices=range(rank, 8, 2), pictures=2))
-    assert by_image(merged).keys() == by_image(whole).keys()
-    assert merged.pictures.keys() == whole.pictures.keys()
-    assert merged.seconds.keys() == whole.seconds.keys()
-
-
 @pytest.mark.parametrize("batch", [1, 3, 100])
 @pytest.mark.parametrize("family", [MotionBlur(), RandomDegradation(), MissingPatches()])
 def test_groups_share_a_structure_and_take_every_image_once(family, batch):
@@ -192,92 +230,6 @@ def test_groups_share_a_structure_and_take_every_image_once(family, batch):
     structures = {family.structure(seed) for seed in seeds.values()}
     if batch == 100:
         assert len(groups) == len(structures)
-
-
-# ---- summaries and files -------------------------------------------------------------------------
-
-
-def results_by_hand() -> Results:
-    values = {("blur", "a"): [20.0, 22.0, 27.0], ("blur", "b"): [30.0, math.inf, 32.0],
-              ("mask", "a"): [1.0, 2.0, 4.0], ("mask", "b"): [5.0, 6.0, 7.5]}  # fmt: skip
-    rows = [
-        {"degradation": d, "image": i, "structure": "None", "method": m, "psnr": v, "ssim": v / 100}
-        for i in (2, 0, 1)
-        for (d, m), column in values.items()
-        for v in [column[i]]
-    ]
-    picture = torch.randint(0, 256, (3, 16, 16), dtype=torch.uint8)
-    cell = {"original": picture, "a": picture, "b": picture}
-    pictures = {("mask", 0): cell | {"measurement": picture}, ("blur", 0): cell}
-    return Results(rows, pictures, {key: 6.0 for key in values})
-
-
-def test_summaries_are_means_with_standard_errors():
-    table = summarise(results_by_hand(), ["psnr", "ssim"])
-    assert {d: list(methods) for d, methods in table.items()} == {
-        "blur": ["a", "b"], "mask": ["a", "b"],
-    }  # fmt: skip
-    values = np.array([20.0, 22.0, 27.0])
-    cell = table["blur"]["a"]
-    for metric, scale in (("psnr", 1), ("ssim", 0.01)):
-        assert cell[metric]["mean"] == pytest.approx(values.mean() * scale, rel=1e-6)
-        error = values.std(ddof=1) / math.sqrt(3) * scale
-        assert cell[metric]["standard_error"] == pytest.approx(error, rel=1e-6)
-        assert cell[metric]["count"] == 3 and cell[metric]["infinite"] == 0
-    assert cell["seconds_per_image"] == 2
-    exact = table["blur"]["b"]["psnr"]
-    assert exact["mean"] == 31 and exact["count"] == 2 and exact["infinite"] == 1
-
-
-@pytest.fixture(scope="module")
-def report(tmp_path_factory) -> tuple[Path, str]:
-    folder = tmp_path_factory.mktemp("report") / "new"
-    settings = {"net": Path("a.safetensors"), "batch": 4}
-    return folder, write_report(folder, results_by_hand(), ["psnr", "ssim"], settings, {"b": 63})
-
-
-def refuse(word: str) -> None:
-    raise AssertionError(f"{word} is no JSON")
-
-
-def test_a_report_holds_settings_environment_units_and_values(report):
-    assert sorted(p.name for p in report[0].iterdir()) == [
-        "grid.png", "metrics.json", "per_image.csv",
-    ]  # fmt: skip
-    record = json.loads((report[0] / "metrics.json").read_text(), parse_constant=refuse)
-    assert record["settings"] == {"net": "a.safetensors", "batch": 4}
-    assert {"python", "torch", "device", "commit"} <= set(record["environment"])
-    values, units = record["metrics"]["values"], record["metrics"]["units"]
-    assert set(METRICS) <= set(units) and "dB" in units["psnr"]
-    assert values["blur"]["a"]["psnr"]["mean"] == 23
-    assert [values["mask"][m]["evaluations"] for m in "ab"] == [0, 63]
-
-
-def test_a_report_lists_every_image_in_order(report):
-    with (report[0] / "per_image.csv").open() as file:
-        rows = list(csv.DictReader(file))
-    assert [(r["degradation"], r["image"], r["method"]) for r in rows] == [
-        (d, str(i), m) for d in ("blur", "mask") for i in range(3) for m in "ab"
-    ]
-    assert [float(r["psnr"]) for r in rows[:6]] == [20, 30, 22, math.inf, 27, 32]
-
-
-def test_a_report_shows_pictures_and_a_table(report):
-    with Image.open(report[0] / "grid.png") as picture:
-        picture.load()
-        assert picture.format == "PNG"
-        assert picture.width > 4 * 128 and picture.height > 2 * 128  # four columns, two rows
-    table = report[1]
-    headers = [cell.strip() for cell in table.splitlines()[0].strip("|").split("|")]
-    assert headers == ["degradation", "method", "psnr", "ssim", "NFE", "s/image"]
-    assert "23.00" in table and "0.230" in table and "| 63 " in table
-
-
-def test_a_report_without_pictures_has_no_grid(tmp_path):
-    results = results_by_hand()
-    results.pictures.clear()
-    write_report(tmp_path, results, ["psnr"], {}, {})
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["metrics.json", "per_image.csv"]
 
 
 # ---- operators to try estimates on ---------------------------------------------------------------
@@ -401,6 +353,7 @@ def textbook(problem: Problem) -> Tensor:
 @pytest.fixture
 def converged(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(smooth, "_STEPS", 300)
+    monkeypatch.setattr(smooth, "_NOISY_STEPS", 300)
 
 
 @pytest.mark.usefixtures("converged")
@@ -488,6 +441,7 @@ def test_what_a_few_steps_leave_is_small_beside_the_error(family, level, monkeyp
     pairs = problems(FAMILIES[family], pixels(photos(32)), level)
     early = torch.cat([baselines.smooth(problem) for problem, _ in pairs])
     monkeypatch.setattr(smooth, "_STEPS", 300)
+    monkeypatch.setattr(smooth, "_NOISY_STEPS", 300)
     late = torch.cat([baselines.smooth(problem[:]) for problem, _ in pairs])
     truth = torch.cat([to_float(images) for _, images in pairs])
     assert (early - late).square().mean() < 0.05 * (late - truth).square().mean()
@@ -545,21 +499,12 @@ def test_a_gaussian_can_be_fitted_to_fewer_images_than_values():
 
 
 def test_a_restoration_that_is_not_finite_shows_in_the_mean():
-    dataset = photos(4, "heldout", 8)
     broken = {
         "broken": lambda problem, noise, draws: noise.index_fill(0, torch.tensor(0), torch.nan)
     }
-    results = evaluate(
-        dataset,
-        {"MissingPatches": MissingPatches()},
-        broken,
-        noise=GaussianNoise(),
-        metrics=["consistency"],
-        indices=range(4),
-        batch=4,
-        seed=0,
-        device=torch.device("cpu"),
-        progress=False,
-    )
+    results = collect(
+        photos(4, "heldout", 8), {"MissingPatches": MissingPatches()}, broken,
+        noise=GaussianNoise(), metrics=["consistency"], indices=range(4), batch=4, seed=0,
+    )  # fmt: skip
     values = [row["consistency"] for row in results.rows]
     assert math.isnan(values[0]) and not any(math.isnan(value) for value in values[1:])

@@ -8,7 +8,7 @@ import pytest
 import torch
 from skimage.metrics import structural_similarity
 
-from metrics.pixel import consistency, psnr, ssim, summarize, to_uint8
+from metrics.pixel import consistency, psnr, ssim, to_uint8
 
 GOLDEN = Path(__file__).resolve().parents[2] / "shared" / "golden" / "metrics.pt"
 
@@ -164,27 +164,3 @@ def test_consistency_is_of_the_image_given():
     y = torch.tensor([[0.5, 0.25], [1.0, 1.0]])
     value = consistency(Rows(torch.ones(2, 2, dtype=torch.bool)), x, y)
     assert value.tolist() == pytest.approx([0.125, 0.5])
-
-
-def test_summary_of_known_values():
-    summary = summarize(torch.tensor([1.0, 2.0, 3.0, 6.0]))
-    assert summary["mean"] == 3.0
-    assert summary["standard_error"] == pytest.approx(math.sqrt(14 / 3) / 2)
-    assert (summary["count"], summary["infinite"]) == (4, 0)
-
-
-def test_summary_leaves_out_and_counts_exact_matches():
-    summary = summarize(torch.tensor([20.0, math.inf, 30.0, math.inf, math.inf]))
-    assert summary["mean"] == 25.0
-    assert (summary["count"], summary["infinite"]) == (2, 3)
-
-
-def test_summary_shows_failures():
-    assert math.isnan(summarize(torch.tensor([1.0, math.nan, 3.0]))["mean"])
-
-
-@pytest.mark.parametrize("values", [[], [7.0], [math.inf]])
-def test_summary_of_too_few_values_has_no_error(values):
-    summary = summarize(torch.tensor(values))
-    assert math.isnan(summary["standard_error"])
-    assert summary["count"] == sum(map(math.isfinite, values))

@@ -24,7 +24,7 @@ from training.curves import draw_curves
 from training.data import SampleOrder
 from training.log import read_log
 from training.loop import Trainer, train
-from training.loss import DenoisingLoss, draw_sigma
+from training.loss import DenoisingLoss, MMSELoss, draw_sigma
 from training.schedule import ema_decay, learning_rate, update_average
 
 CPU = torch.device("cpu")
@@ -472,7 +472,7 @@ def test_the_seed_decides_the_weights(tmp_path):
 
 
 def given_to_the_loss(config: TrainConfig, steps: int = 1) -> list[tuple]:
-    """(clean images, σ, noise, problem, task) of every call in some steps on the same images."""
+    """(clean images, σ, noise, problem, task, augment labels) of every call in some steps on the same images."""
     trainer, calls = make_trainer(config), []
     trainer.loss.register_forward_pre_hook(lambda module, arguments: calls.append(arguments))
     for images, _ in batches(steps):
@@ -482,18 +482,37 @@ def given_to_the_loss(config: TrainConfig, steps: int = 1) -> list[tuple]:
 
 def test_the_settings_reach_the_loss():
     plain = settings(P_mean=math.log(3), P_std=1e-9, mmse_share=0.0, noise_level=0.3)
-    ((images, sigma, _, problem, _),) = given_to_the_loss(plain)
+    ((images, sigma, _, problem, _, augmented),) = given_to_the_loss(plain)
     torch.testing.assert_close(images, next(batches(1))[0] / 127.5 - 1)
     torch.testing.assert_close(sigma, torch.full((BATCH,), 3.0))
     torch.testing.assert_close(problem.noise_level, torch.full((BATCH,), 0.3))
     assert problem.class_labels.tolist() == [0, 1, 2, 3]
-    ((_, sigma, _, problem, _),) = given_to_the_loss(settings(mmse_share=1.0, label_dropout=1.0))
+    assert augmented is None
+    ((_, sigma, _, problem, *_),) = given_to_the_loss(settings(mmse_share=1.0, label_dropout=1.0))
     assert sigma.eq(100).all() and problem.class_labels.eq(-1).all()
+
+
+def test_augmented_images_are_measured_and_the_network_is_told():
+    options = settings(augment=0.5, mmse_share=0.0, noise_level=0.0)
+    ((images, _, _, problem, _, labels),) = given_to_the_loss(options)
+    plain = next(batches(1))[0] / 127.5 - 1
+    changed = labels.ne(0).any(1)
+    assert changed.any() and labels.shape == (BATCH, 9)
+    for i in range(BATCH):
+        assert torch.equal(images[i], plain[i]) == (not changed[i])
+    torch.testing.assert_close(problem.y, problem.degradation.H(images))
+
+
+def test_mmse_training_is_at_sigma_100_with_a_plain_loss():
+    trainer = make_trainer(settings(mse_train=True, noise_level=0.1))
+    assert isinstance(trainer.loss_module, MMSELoss)
+    ((_, sigma, _, problem, *_),) = given_to_the_loss(settings(mse_train=True, noise_level=0.1))
+    assert sigma.eq(100).all() and problem.noise_level.eq(torch.tensor(0.1)).all()
 
 
 def test_every_step_and_every_image_has_draws_of_its_own():
     calls = given_to_the_loss(settings(mmse_share=0.0), steps=3)
-    noises = torch.cat([noise.flatten(1) for _, _, noise, _, _ in calls])
+    noises = torch.cat([noise.flatten(1) for _, _, noise, *_ in calls])
     products = noises @ noises.T / noises.shape[1] - torch.eye(3 * BATCH)
     assert products.abs().max() < 5 * math.sqrt(2 / noises.shape[1])
     assert len({s.item() for _, sigma, *_ in calls for s in sigma}) == 3 * BATCH
@@ -502,11 +521,11 @@ def test_every_step_and_every_image_has_draws_of_its_own():
 def test_a_structure_has_its_own_task_where_they_are_balanced():
     family = RandomDegradation()
     calls = given_to_the_loss(settings(balance=True), steps=12)
-    pairs = {(task, type(problem.degradation)) for _, _, _, problem, task in calls}
+    pairs = {(task, type(problem.degradation)) for _, _, _, problem, task, _ in calls}
     tasks = {task for task, _ in pairs}
     assert len(tasks) > 3 and len(tasks) == len(pairs)
     assert tasks <= set(range(len(family.structures())))
-    assert {task for *_, task in given_to_the_loss(settings(), steps=4)} == {0}
+    assert {task for *_, task, _ in given_to_the_loss(settings(), steps=4)} == {0}
 
 
 def perturbed(trainer: Trainer) -> Trainer:

@@ -16,12 +16,14 @@ _POSITIVE = (
     *("batch", "duration", "lr", "P_std", "log_every", "checkpoint_every"),
     *("ema_halflife", "keep_checkpoints", "validate_images"),
 )
-_NOT_NEGATIVE = ("noise_level", "seed", "ramp", "workers", "ema_ramp", "validate_every")
+_NOT_NEGATIVE = (
+    *("noise_level", "seed", "ramp", "workers", "ema_ramp", "validate_every", "measure_every"),
+)
 _FREE = (
     *("duration", "max_minutes", "workers", "batch_gpu", "log_every", "validate_every"),
-    *("checkpoint_every", "keep_checkpoints"),
+    *("checkpoint_every", "keep_checkpoints", "ref_path", "detectors", "measure_every"),
 )
-_SHARES = ("mmse_share", "label_dropout", "cooldown")
+_SHARES = ("mmse_share", "label_dropout", "cooldown", "augment")
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "ki": 2**10, "mi": 2**20, "gi": 2**30}
 
 
@@ -40,6 +42,10 @@ class TrainConfig:
     """Leave the operator out of the network (Palette)."""
     noise_level: float = 0.0
     """Standard deviation of the noise on y; images are in [-1, 1]."""
+    mse_train: bool = False
+    """Train the one-step MMSE estimate alone: input 100·ε, plain mean-squared error."""
+    augment: float = 0.0
+    """Probability of each non-leaking augmentation (EDM); 0 leaves augmentation out."""
 
     batch: int = 512
     """Images in a step, over all processes."""
@@ -81,6 +87,12 @@ class TrainConfig:
     validate_every: int = 2**20
     """Held-out PSNR of the MMSE estimate for each family; 0 leaves it out."""
     validate_images: int = 64
+    ref_path: str | None = None
+    """Reference statistics of held-out images; their Fréchet distances are then logged."""
+    detectors: dict[str, str] = field(default_factory=dict)
+    """Weights files of the reference's detectors by name; else those in the cache."""
+    measure_every: int = 2**22
+    """Fréchet distances of as many restorations as the reference has images; 0 leaves them out."""
     checkpoint_every: int = 2**20
     keep_checkpoints: int = 2
     workers: int = 4
@@ -97,6 +109,10 @@ class TrainConfig:
             value = getattr(self, name)
             _require(value is None or value > 0, name, value, "a number above 0, or null")
         _require(self.seed < 2**63, "seed", self.seed, "below 2^63")
+        if self.mse_train and not self.degradation:
+            raise ValueError("mse_train estimates x0 from y: give a degradation")
+        if self.mse_train and self.balance:
+            raise ValueError("mse_train has a plain loss without weights: leave out balance")
         _require(self.precision in PRECISIONS, "precision", self.precision, " or ".join(PRECISIONS))
 
     @classmethod
@@ -196,7 +212,7 @@ def _number(value: Any) -> float:
 
 def _mapping(value: Any) -> dict[str, Any]:
     if not isinstance(value, dict):
-        raise ValueError("data must be a mapping of names to values")
+        raise ValueError(f"{value!r} is no mapping of names to values")
     return value
 
 

@@ -4,9 +4,10 @@ from collections.abc import Iterator
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import Sampler
 
 from datautils import ImageDataset
+from datautils.loading import load_batches
 from degradation import derive_seed
 from training import distributed
 
@@ -51,11 +52,5 @@ def training_batches(
     dataset: ImageDataset, batch: int, seed: int, step: int, workers: int
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Batches (uint8 images `[n, C, h, w]`, int64 labels `[n]`) of this process, from `step` on."""
-    loader: DataLoader = DataLoader(
-        dataset,  # type: ignore[arg-type]
-        batch_sampler=SampleOrder(len(dataset), batch, seed, step),
-        num_workers=workers,
-        pin_memory=torch.cuda.is_available(),
-        persistent_workers=workers > 0,
-    )
-    return iter(loader)
+    order = SampleOrder(len(dataset), batch, seed, step)
+    return load_batches(dataset, order, workers, pin_memory=torch.cuda.is_available())

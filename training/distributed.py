@@ -9,6 +9,8 @@ from contextlib import contextmanager
 import torch
 import torch.distributed as dist
 
+from datautils import DataError
+
 
 @contextmanager
 def process_group() -> Iterator[torch.device]:
@@ -75,6 +77,28 @@ def one_sentence_errors() -> Iterator[None]:
         if rank() == 0:
             print(f"error: {errors[0]}", file=sys.stderr, flush=True)
         sys.exit(2)
+
+
+@contextmanager
+def data_errors() -> Iterator[None]:
+    """End this process with exit code 2 and one sentence where data cannot be read or written.
+
+    Under torchrun the others then end too: unlike `one_sentence_errors` this waits for nobody.
+    """
+    try:
+        yield
+    except (DataError, OSError) as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
+        sys.exit(2)
+
+
+def sum_tensor(value: torch.Tensor) -> torch.Tensor:
+    """The sum of every process's tensor, on every process."""
+    if not dist.is_initialized():
+        return value
+    shared = value.to("cuda") if dist.get_backend() == "nccl" else value.cpu()
+    dist.all_reduce(shared)
+    return shared.to(value.device)
 
 
 def from_first(value: float) -> float:

@@ -18,17 +18,18 @@ from degradation import Draws, Family, GaussianNoise, derive_seed
 from metrics.pixel import to_float
 from networks import Denoiser, save_weights
 from training import distributed
+from training.augment import Augment
 from training.checkpoint import Progress, load_checkpoint, save_checkpoint
 from training.config import TrainConfig
 from training.data import DTYPES, step_samples, training_batches
 from training.log import RunLog
-from training.loss import DenoisingLoss, draw_sigma
+from training.loss import DenoisingLoss, MMSELoss, draw_sigma
 from training.schedule import ema_decay, learning_rate, update_average
 
 _MAX_SKIPPED = 50  # steps in a row without finite gradients before a run is given up
 
-# Held-out PSNR of a denoiser for each family.
-Validate = Callable[[Callable], dict[str, float]]
+# Values of a denoiser for each family: held-out PSNR, Fréchet distances.
+Measure = Callable[[Callable], dict[str, Any]]
 
 
 class Trainer:
@@ -50,7 +51,9 @@ class Trainer:
         self.progress = Progress()
         self.skipped_in_a_row = 0
         self.tasks = family.structures() if config.balance else ()
-        self.loss_module = DenoisingLoss(self.denoiser, max(1, len(self.tasks))).to(device)
+        self.augment = Augment(config.augment) if config.augment else None
+        loss = MMSELoss if config.mse_train else DenoisingLoss
+        self.loss_module = loss(self.denoiser, max(1, len(self.tasks))).to(device)
         self.optimizer = torch.optim.Adam(self.loss_module.parameters(), config.lr, config.betas)
         parallel = distributed.world_size() > 1
         self.loss: nn.Module = (
@@ -90,15 +93,19 @@ class Trainer:
         clean = to_float(images.to(self.device, non_blocking=True))
         labels = labels.to(self.device, non_blocking=True)
         draws = Draws(seeds, self.device)
+        augment_labels = None
+        if self.augment:
+            clean, augment_labels = self.augment(clean, draws)
         shape = self.denoiser.config.image_shape
         operator = self.family.sample(shape, structure, seeds, self.device)
         hidden = draws.uniform((), "label dropout") < config.label_dropout
         problem = self.noise.measure(operator, clean, draws, torch.where(hidden, -1, labels))
-        sigma = draw_sigma(draws, config.P_mean, config.P_std, config.mmse_share)
+        mmse_share = 1.0 if config.mse_train else config.mmse_share
+        sigma = draw_sigma(draws, config.P_mean, config.P_std, mmse_share)
         noise = draws.normal(clean.shape[1:], "noise")
         with self.autocast():
             task = self.tasks.index(structure) if self.tasks else 0
-            return self.loss(clean, sigma, noise, problem, task)
+            return self.loss(clean, sigma, noise, problem, task, augment_labels)
 
     def _update(self, fraction: float) -> None:
         config, progress = self.config, self.progress
@@ -174,7 +181,8 @@ def train(
     trainer: Trainer,
     dataset: ImageDataset,
     folder: Path,
-    validate: Validate | None = None,
+    validate: Measure | None = None,
+    distances: Measure | None = None,
 ) -> Path:
     """Run until the images or the minutes of the configuration are used up.
 
@@ -199,6 +207,8 @@ def train(
                 meter.report(log, trainer, clock)
             if validate and (_due(config.validate_every, progress.images, config.batch) or over):
                 _validate(trainer, validate, log, clock)
+            if distances and (_due(config.measure_every, progress.images, config.batch) or over):
+                _measure(trainer, distances, log, clock)
             if _due(config.checkpoint_every, progress.images, config.batch) or over:
                 progress.seconds = clock.seconds()
                 trainer.checkpoint(checkpoints)
@@ -258,13 +268,23 @@ def _fraction(config: TrainConfig, images: int, seconds: float) -> float:
     return min(max(images / config.duration, spent), 1.0)
 
 
-def _validate(trainer: Trainer, validate: Validate, log: RunLog, clock: _Clock) -> None:
+def _validate(trainer: Trainer, validate: Measure, log: RunLog, clock: _Clock) -> None:
     values = validate(trainer.estimate)
     log.write(
         images=trainer.progress.images, seconds=round(clock.seconds(), 2), heldout_psnr=values
     )
     text = ", ".join(f"{name} {value:.2f}" for name, value in values.items())
     log.say(f"{trainer.progress.images:>10} images: held-out PSNR (dB) {text}")
+
+
+def _measure(trainer: Trainer, distances: Measure, log: RunLog, clock: _Clock) -> None:
+    values = distances(trainer.estimate)
+    log.write(
+        images=trainer.progress.images, seconds=round(clock.seconds(), 2), heldout_distance=values
+    )
+    for name, cell in values.items():
+        text = ", ".join(f"{metric} {value:.2f}" for metric, value in cell.items())
+        log.say(f"{trainer.progress.images:>10} images: held-out {name} {text}")
 
 
 def _summary(trainer: Trainer, clock: _Clock) -> dict[str, Any]:
@@ -275,6 +295,8 @@ def _summary(trainer: Trainer, clock: _Clock) -> dict[str, Any]:
         "seconds": round(clock.seconds(), 1),
         "degradation": config.degradation,
         "noise_level": config.noise_level,
+        "mse_train": config.mse_train,
+        "augment": config.augment,
         "precision": config.precision,
         "data": config.data_class,
         "skipped_steps": progress.skipped,

@@ -1,4 +1,4 @@
-"""The training loss: denoising with learned uncertainty (EDM2, section 2.2; paper, Eq. 6)."""
+"""The training losses: denoising with learned uncertainty (EDM2, 2.2; paper, Eq. 6), MMSE."""
 
 import torch
 from torch import Tensor, nn
@@ -32,11 +32,52 @@ class DenoisingLoss(nn.Module):
         self.task = nn.Parameter(torch.zeros(tasks), requires_grad=tasks > 1)
 
     def forward(
-        self, images: Tensor, sigma: Tensor, noise: Tensor, problem: Problem, task: int = 0
+        self,
+        images: Tensor,
+        sigma: Tensor,
+        noise: Tensor,
+        problem: Problem,
+        task: int = 0,
+        augment_labels: Tensor | None = None,
     ) -> Tensor:
-        """Loss `[B]`, a mean over values; images and unit noise `[B, C, h, w]`, sigma `[B]`."""
+        """Loss `[B]`, a mean over values; images and unit noise `[B, C, h, w]`, sigma `[B]`.
+
+        augment_labels: what `Augment` did to the images, `[B, 9]`.
+        """
         noisy = images + sigma[:, None, None, None] * noise
-        error = (self.denoiser(noisy, sigma, problem) - images).square().flatten(1).mean(1)
+        estimate = self.denoiser(noisy, sigma, problem, augment_labels)
+        error = (estimate - images).square().flatten(1).mean(1)
         weight = self.denoiser.output_scale(sigma, problem).square().reciprocal()
         log_variance = self.denoiser.log_variance(sigma) + _TASK_SPEED * self.task[task]
         return weight / log_variance.exp() * error + log_variance
+
+
+class MMSELoss(nn.Module):
+    """‖D(σε, σ; H, y) − x0‖² per value, the input without the image: training of E[x0 | y] alone.
+
+    The noise level is that of the solver `MMSE`, σ = 100 (`draw_sigma` with an mmse_share of 1).
+    Nothing is weighted, so there is nothing to balance several `tasks` with: ValueError.
+    """
+
+    def __init__(self, denoiser: Denoiser, tasks: int = 1):
+        super().__init__()
+        if tasks != 1:
+            raise ValueError(
+                "MMSE training has no weights that could balance tasks: leave them out"
+            )
+        self.denoiser = denoiser
+
+    def forward(
+        self,
+        images: Tensor,
+        sigma: Tensor,
+        noise: Tensor,
+        problem: Problem,
+        task: int = 0,
+        augment_labels: Tensor | None = None,
+    ) -> Tensor:
+        """Loss `[B]`, arguments as in `DenoisingLoss`; the task plays no part."""
+        estimate = self.denoiser(sigma[:, None, None, None] * noise, sigma, problem, augment_labels)
+        error = (estimate - images).square().flatten(1).mean(1)
+        # Parallel training waits for a gradient of every parameter, the idle uncertainty's too.
+        return error + 0 * self.denoiser.log_variance(sigma)

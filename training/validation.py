@@ -1,16 +1,27 @@
-"""Held-out restorations while training: PSNR of the one-step MMSE estimate for each family."""
+"""Held-out images while training: PSNR of the one-step MMSE estimate, Fréchet distances."""
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping
 
 import torch
 
 from datautils import ImageDataset
 from degradation import Family, GaussianNoise, RandomDegradation
-from metrics.evaluate import Results, evaluate, summarise
-from samplers import MMSE
+from metrics.evaluate import restorations
+from metrics.features import Detector
+from metrics.pixel import psnr, to_uint8
+from metrics.records import Mean
+from metrics.statistics import FeatureStatistics, Reference
+from samplers import MMSE, Solver
 from training import distributed
 
 _SEED = 1  # its own, so that the operators are not those of the evaluation afterwards
+
+
+def members(family: Family) -> dict[str, Family]:
+    """The families that a training family consists of, by name."""
+    parts = family.members if isinstance(family, RandomDegradation) else (family,)
+    return {type(part).__name__: part for part in parts}
 
 
 class Validation:
@@ -19,7 +30,7 @@ class Validation:
     def __init__(
         self,
         dataset: ImageDataset,
-        family: Family,
+        families: Mapping[str, Family],
         noise: GaussianNoise,
         count: int,
         batch: int,
@@ -28,27 +39,90 @@ class Validation:
         count = min(count, len(dataset))
         self.indices = range(distributed.rank(), count, distributed.world_size())
         self.dataset, self.noise, self.batch, self.device = dataset, noise, batch, device
-        members = family.members if isinstance(family, RandomDegradation) else (family,)
-        self.families = {type(m).__name__: m for m in members}
-        self.families.pop("NoDegradation", None)
+        self.families = families
 
     def __call__(self, denoiser: Callable) -> dict[str, float]:
         """Mean PSNR (dB) for each family, on every process."""
         solver = MMSE()
-        results = evaluate(
+        values: dict[str, list[float]] = {name: [] for name in self.families}
+        for restored in restorations(
             self.dataset,
             self.families,
             {"mmse": lambda problem, noise, draws: solver(denoiser, noise, problem, draws)},
             noise=self.noise,
-            metrics=["psnr"],
             indices=self.indices,
             batch=self.batch,
             seed=_SEED,
             device=self.device,
-            progress=False,
-        )
-        merged = Results()
-        for part in distributed.gather(results):
-            merged.merge(part)
-        summary = summarise(merged, ["psnr"])
-        return {name: summary[name]["mmse"]["psnr"]["mean"] for name in self.families}
+        ):
+            found = psnr(to_uint8(restored.x), restored.truth)
+            values[restored.group.degradation] += found[: len(restored.group.indices)].tolist()
+        shares = distributed.gather(values)
+        means = {name: Mean() for name in self.families}
+        for name, mean in means.items():
+            for value in (value for share in shares for value in share[name]):
+                mean.add(value)
+        return {name: mean.result()["mean"] for name, mean in means.items()}
+
+
+class HeldoutDistances:
+    """Fréchet distances between restored held-out images and a reference, for each family.
+
+    The first `count` images are restored by `solver`.
+    """
+
+    def __init__(
+        self,
+        dataset: ImageDataset,
+        families: Mapping[str, Family],
+        noise: GaussianNoise,
+        reference: Reference,
+        detectors: Mapping[str, Detector],
+        solver: Solver,
+        count: int,
+        batch: int,
+        device: torch.device,
+    ):
+        self.dataset, self.families, self.noise, self.solver = dataset, families, noise, solver
+        self.reference, self.detectors = reference, detectors
+        self.indices = range(distributed.rank(), count, distributed.world_size())
+        self.batch, self.device = batch, device
+
+    def __call__(self, denoiser: Callable) -> dict[str, dict[str, float]]:
+        """{family: {metric: distance}} on every process, NaN where a sample is not finite."""
+        solver = self.solver
+        statistics = {
+            (family, metric): FeatureStatistics()
+            for family in self.families
+            for metric in self.detectors
+        }
+        failed = dict.fromkeys(self.families, 0)
+        for restored in restorations(
+            self.dataset,
+            self.families,
+            {"sample": lambda problem, noise, draws: solver(denoiser, noise, problem, draws)},
+            noise=self.noise,
+            indices=self.indices,
+            batch=self.batch,
+            seed=_SEED,
+            device=self.device,
+        ):
+            family, x = restored.group.degradation, restored.x[: len(restored.group.indices)]
+            finite = x.flatten(1).isfinite().all(1)
+            failed[family] += len(finite) - int(finite.sum())
+            for metric, detector in self.detectors.items():
+                statistics[family, metric].update(detector(to_uint8(x))[finite])
+        return {family: self._distances(family, statistics, failed) for family in self.families}
+
+    def _distances(
+        self,
+        family: str,
+        statistics: Mapping[tuple[str, str], FeatureStatistics],
+        failed: Mapping[str, int],
+    ) -> dict[str, float]:
+        broken = any(distributed.gather(failed[family]))
+        values = {}
+        for metric, detector in self.detectors.items():
+            total = statistics[family, metric].reduced(distributed.sum_tensor, detector.features)
+            values[metric] = math.nan if broken else self.reference.distance(detector.name, total)
+        return values

@@ -1,0 +1,96 @@
+"""Ways to restore an image that the commands can be asked for: networks with solvers, baselines."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from datautils import ImageDataset
+from degradation import Draws, Problem
+from metrics import baselines
+from metrics.evaluate import Restore
+from metrics.pixel import to_float
+from networks import Denoiser, GaussianPrior
+from samplers import CountingDenoiser, Guided, Solver, make_solver
+from training import distributed
+
+BASELINES = ("pinv", "fill", "smooth", "gaussian")
+_GAUSSIAN_CROPS = 16_000
+_GAUSSIAN_LIMIT = 4096  # values of an image: the covariance is their square
+
+
+@dataclass
+class Restorer:
+    """A trained denoiser driven by a solver; remembers the evaluations an image takes."""
+
+    denoiser: Denoiser
+    solver: Solver
+    precision: torch.dtype
+    guidance: float | None = None
+    evaluations: int = 0
+    network_calls: int = 0
+
+    def __call__(self, problem: Problem, noise: Tensor, draws: Draws) -> Tensor:
+        network = CountingDenoiser(self.denoiser)
+        guided = network if self.guidance is None else Guided(network, self.guidance)
+        counter = CountingDenoiser(guided)
+        enabled = self.precision != torch.float32
+        with torch.autocast(noise.device.type, self.precision, enabled=enabled):
+            restored = self.solver(counter, noise, problem, draws)
+        self.evaluations, self.network_calls = counter.calls, network.calls
+        return restored
+
+
+def solvers_of(names: Sequence[str], options: Mapping[str, str]) -> dict[str, Solver]:
+    """Solvers by name, from options KEY=VALUE of the only one or NAME.KEY=VALUE. ValueError."""
+    by_name: dict[str, dict[str, str]] = {name: {} for name in names}
+    for key, value in options.items():
+        name, _, option = key.rpartition(".")
+        if not name and len(names) == 1:
+            name = names[0]
+        if name not in by_name:
+            known = ", ".join(f"{sampler}.{option}" for sampler in names)
+            raise ValueError(f"--sampler-opt {key} must name the sampler: {known}")
+        by_name[name][option] = value
+    return {name: make_solver(name, picked) for name, picked in by_name.items()}
+
+
+def check_guidance(scale: float | None, denoiser: Denoiser, net: Path) -> None:
+    """Raise ValueError where a network that knows no classes is to be guided by them."""
+    if scale is not None and not denoiser.config.num_classes:
+        raise ValueError(f"--cfg {scale} guides by class, but {net} was trained without classes")
+
+
+def baseline_methods(
+    wanted: Sequence[str], dataset: ImageDataset, training: Callable[[], ImageDataset]
+) -> dict[str, Restore]:
+    """Restorations without a network, by the title they have in tables.
+
+    training: gives the images that the Gaussian is fitted to.
+    """
+    methods: dict[str, Restore] = {}
+    if "pinv" in wanted:
+        methods["H†y"] = lambda problem, noise, draws: baselines.pinv(problem)
+    if "fill" in wanted:
+        methods["constant fill"] = lambda problem, noise, draws: baselines.constant_fill(problem)
+    if "smooth" in wanted:
+        methods["smooth prior"] = lambda problem, noise, draws: baselines.smooth(problem)
+    if "gaussian" in wanted:
+        if torch.Size(dataset.image_shape).numel() > _GAUSSIAN_LIMIT:
+            raise ValueError(
+                "the gaussian baseline needs the full covariance of an image: "
+                f"{dataset.image_shape} is too large, leave it out of --baselines"
+            )
+        prior = _gaussian(training())
+        methods["Gaussian MMSE"] = lambda problem, noise, draws: prior.posterior_mean(problem)
+    return methods
+
+
+def _gaussian(training: ImageDataset) -> GaussianPrior:
+    count = min(_GAUSSIAN_CROPS, len(training))
+    bar = tqdm(range(count), "crops for the Gaussian", disable=distributed.rank() != 0)
+    crops = [training[i][0] for i in bar]
+    return GaussianPrior.fit(to_float(torch.stack(crops)))

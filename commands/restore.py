@@ -1,0 +1,190 @@
+"""`restore.py`: restore one photo, several times over, and keep what was found."""
+
+import math
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from commands.cli import check_folder, one_sentence_errors
+from commands.photo import Request, Task, pose
+from commands.sheet import Restored, write_restored
+from degradation import Draws, Problem, derive_seed
+from metrics.pixel import consistency, psnr, to_uint8
+from metrics.results import table
+from networks import Denoiser, load_weights
+from networks.presets import conditioning_of
+from samplers import MMSE, CountingDenoiser, Guided, Solver, Tiled, make_solver
+from samplers.base import Denoiser as AnyDenoiser
+from training.data import DTYPES
+
+
+@dataclass
+class Restoration:
+    """The options of `restore.py`, in the words of its help text."""
+
+    request: Request
+    net: Path
+    out: Path
+    samples: int
+    sampler: str
+    sampler_opt: Mapping[str, str]
+    cfg: float | None
+    precision: str
+    batch: int
+    evaluations: dict[str, int] = field(default_factory=dict, init=False)
+    network_calls: dict[str, int] = field(default_factory=dict, init=False)
+    seconds: dict[str, float] = field(default_factory=dict, init=False)
+
+    def run(self) -> None:
+        """Restore the photo, write the folder and print a table."""
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        with one_sentence_errors():
+            self.request.check()
+            solver = make_solver(self.sampler, self.sampler_opt)
+            self._check_out()
+            denoiser = load_weights(self.net, device)
+            self._check_network(denoiser)
+            task = pose(self.request, denoiser.config.image_shape, device)
+        if task.measurement is None:
+            task.notes.append("measurement.png is left out: what was measured is no picture")
+        if self.samples == 1:
+            task.notes.append("std.png is left out: it takes two --samples or more")
+        for note in task.notes:
+            print(note)
+        with torch.no_grad():
+            restored = self._restore(task, denoiser, solver)
+        metrics = self._metrics(task, restored)
+        with one_sentence_errors():
+            write_restored(self.out, task, restored, metrics, self._settings(task))
+        print(_summary(metrics))
+        print(f"restored: {self.out}")
+
+    def _check_out(self) -> None:
+        check_folder(self.out)
+        if (self.out / "restore.json").exists():
+            raise ValueError(f"{self.out} already holds a restoration: choose another --out")
+
+    def _check_network(self, denoiser: Denoiser) -> None:
+        config = denoiser.config
+        if conditioning_of(config) == "unconditional":
+            raise ValueError(f"{self.net} is an unconditional denoiser: it would ignore the photo")
+        if config.image_shape[0] != 3:
+            raise ValueError(f"{self.net} restores {config.image_shape[0]} channels, a photo has 3")
+        label = self.request.class_label
+        if label is not None and label >= config.num_classes:
+            known = f"classes 0 to {config.num_classes - 1}" if config.num_classes else "no classes"
+            raise ValueError(f"--class {label}: {self.net} was trained with {known}")
+        if self.cfg is not None and not math.isfinite(self.cfg):
+            raise ValueError(f"--cfg must be a finite number, not {self.cfg}")
+        if self.cfg is not None and label is None:
+            raise ValueError("--cfg guides towards a class: give its number by --class")
+
+    # ---- restoring --------------------------------------------------------------------------
+
+    def _restore(self, task: Task, denoiser: Denoiser, solver: Solver) -> Restored:
+        seed, problem = self.request.seed, task.problem
+        seeds = [derive_seed(seed, "restore", i) for i in range(self.samples)]
+        guided: AnyDenoiser = denoiser
+        if self.cfg is not None:
+            guided = Guided(denoiser, self.cfg)
+        samples = self._run("samples", solver, guided, task, problem.expand(self.samples), seeds)
+        # The estimate of a guided network would be of another distribution.
+        mmse = self._run("mmse", MMSE(), denoiser, task, problem, [derive_seed(seed, "restore")])
+        pinv = problem.pinv() if task.invertible else self._tiled(denoiser, task).pinv(problem)
+        estimates = torch.cat((samples, mmse))
+        final = problem.expand(len(estimates)).project(estimates) if task.exact else estimates
+        return Restored(final[:-1], final[-1:], pinv, estimates if task.exact else None)
+
+    def _run(
+        self,
+        name: str,
+        solver: Solver,
+        denoiser: AnyDenoiser,
+        task: Task,
+        problem: Problem,
+        seeds: list[int],
+    ) -> Tensor:
+        """Images `[B, C, H, W]`, one for each seed; keeps what it took under `name`."""
+        device = problem.y.device
+        draws = Draws(seeds, device)
+        noise = draws.normal(problem.degradation.image_shape, "latent")
+        dtype = DTYPES[self.precision]
+        start = _now(device)
+        with (
+            tqdm(desc=name, unit="batch", leave=False, disable=None) as bar,
+            torch.autocast(device.type, dtype, enabled=dtype != torch.float32),
+        ):
+            tiled = self._tiled(denoiser, task)
+            tiled.progress = bar.update
+            counter = CountingDenoiser(tiled)
+            images = solver(counter, noise, problem, draws)
+        self.seconds[name] = _now(device) - start
+        self.evaluations[name], self.network_calls[name] = counter.calls, tiled.calls
+        return images.float()
+
+    def _tiled(self, denoiser: AnyDenoiser, task: Task) -> Tiled:
+        return Tiled(denoiser, task.tiling, self.batch, task.blur, project=task.exact)
+
+    # ---- what is kept -----------------------------------------------------------------------
+
+    def _metrics(self, task: Task, restored: Restored) -> dict[str, Any]:
+        """What is known of every picture, by its name, and what it took."""
+        names = [*(f"sample-{i + 1}" for i in range(self.samples)), "mmse", "pinv"]
+        images = torch.cat((restored.samples, restored.mmse, restored.pinv))
+        pictures: dict[str, dict[str, float]] = {name: {} for name in names}
+        problem = task.problem.expand(len(images))
+        columns = {"consistency": consistency(problem.degradation, images, problem.y)}
+        if task.truth is not None:
+            truth = task.truth[None].to(images.device).expand(len(images), -1, -1, -1)
+            columns["psnr"] = psnr(to_uint8(images), truth)
+        if restored.before is not None:
+            before = torch.cat((restored.before, restored.pinv))
+            value = consistency(problem.degradation, before, problem.y)[:-1]
+            columns["consistency_before_projection"] = value
+        for column, values in columns.items():
+            for name, value in zip(names, values.tolist(), strict=False):
+                pictures[name][column] = value
+        return {
+            "pictures": pictures,
+            "units": {"psnr": "dB, of uint8 images", "consistency": "mean of (y − Hx)²"},
+            "deviation_white_at": restored.white,
+            "evaluations": self.evaluations,
+            "network_batches": self.network_calls,
+            "seconds": self.seconds,
+        }
+
+    def _settings(self, task: Task) -> dict[str, Any]:
+        settings = asdict(self)
+        request = settings.pop("request")
+        for key in ("evaluations", "network_calls", "seconds"):
+            del settings[key]
+        operator = task.problem.degradation
+        return request | settings | {
+            "operator": type(operator).__name__,
+            "image_shape": operator.image_shape,
+            "measurements": int(operator.rows.sum()),
+            "tile": task.tiling.side,
+            "tiles": len(task.tiling),
+            "notes": task.notes,
+        }  # fmt: skip
+
+
+def _now(device: torch.device) -> float:
+    """Seconds on a clock, once the device has done what it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
+
+
+def _summary(metrics: Mapping[str, Any]) -> str:
+    rows = [
+        [name, values.get("psnr"), values["consistency"]]
+        for name, values in metrics["pictures"].items()
+    ]
+    return table(["picture", "PSNR (dB)", "mean (y − Hx)²"], rows)

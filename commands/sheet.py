@@ -1,0 +1,91 @@
+"""The folder of a restored photo: its pictures, a sheet of them all, and the figures."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from commands.files import working_folder
+from commands.photo import Task
+from metrics.pixel import to_uint8
+from metrics.results import write_grid, write_metrics
+
+_WHITE = 0.99  # share of the pixels whose deviation is not cut off in the picture
+
+
+@dataclass
+class Restored:
+    """The images of one photo, `[·, 3, H, W]` in [-1, 1]."""
+
+    samples: Tensor
+    mmse: Tensor
+    pinv: Tensor
+    before: Tensor | None
+    """Samples and MMSE estimate as they were before a projection onto Hx = y, if there was one."""
+
+    @cached_property
+    def deviation(self) -> Tensor | None:
+        """Standard deviation over the samples, root mean square over the colours: `[H, W]`, in grey
+        levels of 0 to 255; None for a single sample."""
+        if len(self.samples) == 1:
+            return None
+        levels = self.samples.clamp(-1, 1) * 127.5
+        return levels.var(0).mean(0).sqrt()
+
+    @cached_property
+    def white(self) -> float | None:
+        """Grey levels of deviation that `std.png` shows white; one pixel in a hundred has more."""
+        if self.deviation is None:
+            return None
+        values = self.deviation.flatten().sort().values
+        return max(1.0, values[int(_WHITE * (len(values) - 1))].item())
+
+
+def write_restored(
+    folder: Path,
+    task: Task,
+    restored: Restored,
+    metrics: Mapping[str, Any],
+    settings: Mapping[str, Any],
+) -> None:
+    """Write everything under temporary names, then rename it; `restore.json` comes last."""
+    pictures = _pictures(task, restored)
+    with working_folder(folder) as unfinished:
+        for name, (_, picture) in pictures.items():
+            if name != "original":  # the user has it
+                pixels = picture.expand(3, -1, -1).permute(1, 2, 0).contiguous().numpy()
+                Image.fromarray(pixels).save(unfinished / f"{name}.png")
+        titles = [_titled(name, title, metrics) for name, (title, _) in pictures.items()]
+        write_grid(unfinished / "sheet.png", [[p for _, p in pictures.values()]], titles)
+        write_metrics(unfinished, metrics, settings, name="restore.json")
+        for path in sorted(unfinished.iterdir(), key=lambda path: path.suffix == ".json"):
+            path.replace(folder / path.name)
+
+
+def _pictures(task: Task, restored: Restored) -> dict[str, tuple[str, Tensor]]:
+    """Title and uint8 picture `[C, h, w]` of each file of the folder, and of the original."""
+    pictures = {}
+    if task.truth is not None:
+        pictures["original"] = "original", task.truth
+    if task.measurement is not None:
+        pictures["measurement"] = "measurement", to_uint8(task.measurement)
+    pinv = "H†y" if task.invertible else "H†y, tile by tile"
+    pictures["pinv"] = pinv, to_uint8(restored.pinv[0])
+    for i, sample in enumerate(restored.samples):
+        pictures[f"sample-{i + 1}"] = f"sample {i + 1}", to_uint8(sample)
+    pictures["mmse"] = "MMSE", to_uint8(restored.mmse[0])
+    if restored.deviation is not None and restored.white is not None:
+        title = f"deviation of the samples, white = {restored.white:.1f} of 255"
+        shown = (restored.deviation / restored.white * 255).round().clamp(0, 255)
+        pictures["std"] = title, shown.to(torch.uint8)[None]
+    return {name: (title, picture.cpu()) for name, (title, picture) in pictures.items()}
+
+
+def _titled(name: str, title: str, metrics: Mapping[str, Any]) -> str:
+    value = metrics["pictures"].get(name, {}).get("psnr")
+    return title if value is None else f"{title} {value:.2f} dB"

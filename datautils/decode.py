@@ -1,0 +1,191 @@
+"""From the bytes of a picture to uint8 RGB; masks and kernels from a user's file."""
+
+import io
+import os
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor
+
+MAX_BYTES = 512 * 2**20  # no picture or list of labels is larger; what claims to be is refused
+
+# Only these are tried: of the dozens Pillow knows, one starts a PostScript interpreter.
+_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF", "PPM")
+_WHITE = (255, 255, 255, 255)
+_UPRIGHT = {  # EXIF orientation -> what turns the picture upright
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+class DataError(ValueError):
+    """A fault of a data file, in one sentence that names the file and the archive it is in."""
+
+
+def decode_image(data: bytes, name: str) -> Image.Image:
+    """The picture in `data`, upright and in RGB.
+
+    The EXIF orientation is applied. Grey becomes RGB, whatever is transparent is laid over white,
+    of 16 bits the upper 8 are kept, an animation gives its first frame. `name` stands in messages.
+    Raises DataError where the bytes are no whole picture, or one of absurdly many pixels.
+    """
+    image = _open(data, name)
+    # Asked for after loading: Pillow turns TIFFs itself while it loads, and then says 1.
+    orientation = _orientation(image)
+    rgb = _to_rgb(image, name)
+    return rgb.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else rgb
+
+
+def to_tensor(image: Image.Image) -> Tensor:
+    """An RGB picture as uint8 `[3, h, w]`."""
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
+
+
+def centre_crop(image: Image.Image, side: int | None = None) -> Image.Image:
+    """The square of `side` pixels (default: the largest) in the middle of a picture.
+
+    Raises ValueError where the picture is smaller than that.
+    """
+    width, height = image.size
+    side = min(width, height) if side is None else side
+    if side > min(width, height):
+        raise ValueError(f"of {width}x{height} pixels, too small for a crop of {side}x{side}")
+    if (width, height) == (side, side):
+        return image
+    left, top = (width - side) // 2, (height - side) // 2
+    return image.crop((left, top, left + side, top + side))
+
+
+def resize(image: Image.Image, side: int) -> Image.Image:
+    """The picture resized to side×side by Lanczos; itself where it has that size."""
+    if image.size == (side, side):
+        return image
+    return image.resize((side, side), Image.Resampling.LANCZOS)
+
+
+def read_image(path: str | os.PathLike[str]) -> Tensor:
+    """The picture in a file as uint8 `[3, h, w]`. Raises DataError."""
+    return to_tensor(decode_image(read_file(path), str(path)))
+
+
+def read_mask(path: str | os.PathLike[str]) -> Tensor:
+    """The mask that a grey picture shows, bool `[1, h, w]`: True (visible) above half of white.
+
+    Colours count by their luma; what is transparent is white, so visible. Raises DataError.
+    """
+    grey = np.array(decode_image(read_file(path), str(path)).convert("L"))
+    return torch.from_numpy(grey > 127)[None]
+
+
+def read_kernel(path: str | os.PathLike[str]) -> Tensor:
+    """A blur kernel from a file, float32 `[kh, kw]`.
+
+    A picture's grey values (all 16 bits where it has them) are scaled to the sum 1; the numbers of
+    a .npy file are taken as they are. Raises DataError where the file holds neither, has values
+    that are not finite, or only zeros.
+    """
+    is_array = Path(path).suffix.lower() == ".npy"
+    kernel = _array_kernel(path) if is_array else _picture_kernel(path)
+    if not np.isfinite(kernel).all():
+        raise DataError(f"the kernel {path} holds values that are not finite")
+    if not kernel.any():
+        raise DataError(f"the kernel {path} is zero everywhere")
+    kernel = kernel if is_array else kernel / kernel.sum()
+    return torch.from_numpy(kernel.astype(np.float32))
+
+
+def read_file(path: str | os.PathLike[str]) -> bytes:
+    """The contents of a file of at most 512 MiB. Raises DataError."""
+    try:
+        with open(path, "rb") as file:
+            data = file.read(MAX_BYTES + 1)
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror or error}") from None
+    if len(data) > MAX_BYTES:
+        raise DataError(f"{path} is larger than {MAX_BYTES // 2**20} MiB")
+    return data
+
+
+def _open(data: bytes, name: str) -> Image.Image:
+    """The picture as Pillow sees it, with its pixels read."""
+    try:
+        image = Image.open(io.BytesIO(data), formats=_FORMATS)
+        # Pillow only warns of the smaller ones. Turning its warning into an error for a while
+        # would not do: the filters belong to the whole process, and several threads read.
+        limit = Image.MAX_IMAGE_PIXELS
+        if limit is not None and image.width * image.height > limit:
+            raise Image.DecompressionBombError
+        image.load()
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+        raise DataError(
+            f"{name} claims more than {Image.MAX_IMAGE_PIXELS} pixels: refused as a "
+            "decompression bomb"
+        ) from None
+    except UnidentifiedImageError:
+        raise DataError(f"{name} is no picture ({', '.join(_FORMATS)})") from None
+    except MemoryError:
+        raise
+    except Exception as error:  # on damaged bytes the decoders raise nearly anything
+        raise DataError(f"{name} is a damaged picture: {error or type(error).__name__}") from None
+    return image
+
+
+def _orientation(image: Image.Image) -> int:
+    """The EXIF orientation, 1 (upright) where there is none or it cannot be read."""
+    try:
+        return image.getexif().get(0x0112, 1)
+    except Exception:  # a camera's broken tags are no reason to refuse the pixels
+        return 1
+
+
+def _to_rgb(image: Image.Image, name: str) -> Image.Image:
+    if image.mode.startswith("I"):
+        image = Image.fromarray((_sixteen_bits(image, name) >> 8).astype(np.uint8))
+    if image.mode == "F":
+        raise DataError(f"{name} has floating-point pixels, whose range is unknown")
+    try:
+        if image.has_transparency_data:
+            rgba = image.convert("RGBA")
+            image = Image.alpha_composite(Image.new("RGBA", image.size, _WHITE), rgba)
+        return image.convert("RGB")
+    except (ValueError, OSError) as error:  # LAB, for one, has no conversion
+        raise DataError(f"{name} cannot be converted to RGB: {error}") from None
+
+
+def _sixteen_bits(image: Image.Image, name: str) -> np.ndarray:
+    """Grey values of the modes "I;16" and "I" as they are, int64 `[h, w]` in 0..65535.
+
+    They are not stretched to their own range, nor clipped at 255 as Pillow's conversion does.
+    """
+    values = np.array(image).astype(np.int64)
+    if values.min() < 0 or values.max() > 65535:
+        raise DataError(f"{name} has grey values beyond 16 bits")
+    return values
+
+
+def _picture_kernel(path: str | os.PathLike[str]) -> np.ndarray:
+    data = read_file(path)
+    image = _open(data, str(path))
+    if image.mode.startswith("I"):
+        return _sixteen_bits(image, str(path)).astype(np.float64)
+    return np.array(decode_image(data, str(path)).convert("L"), dtype=np.float64)
+
+
+def _array_kernel(path: str | os.PathLike[str]) -> np.ndarray:
+    try:
+        # Mapped, a header that claims a huge array fails at once instead of filling the memory.
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror or error}") from None
+    except (ValueError, EOFError):
+        raise DataError(f"{path} is no .npy file of numbers, or a damaged one") from None
+    if not isinstance(array, np.ndarray) or array.ndim != 2 or array.dtype.kind not in "biuf":
+        raise DataError(f"{path} must hold one array of real numbers of shape [kh, kw]")
+    return np.array(array, dtype=np.float64)

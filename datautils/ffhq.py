@@ -1,0 +1,92 @@
+"""FFHQ at 64 and 256 pixels, with the published split: files from number 60000 are held out."""
+
+import os
+import re
+from pathlib import PurePosixPath
+from typing import ClassVar
+
+import numpy as np
+
+from datautils.archive import Archive
+from datautils.decode import DataError
+from datautils.imagedir import ImageDir, expect
+from datautils.labels import Labels
+
+FIRST_HELDOUT = 60000
+
+
+class _FFHQ(ImageDir):
+    """FFHQ in a folder or a zip file; the number of a file is the last one in its stem.
+
+    Numbers below 60000 are for training, the others held out, both in the order of the numbers. If
+    `heldout_path` is given, its images are held out instead and all of `path` is for training, in
+    the order of the names. Images of another size are resized as by ImageDir. Raises DataError
+    for a file without a number and a split without an image.
+    """
+
+    side: ClassVar[int]
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        split: str = "train",
+        *,
+        heldout_path: str | os.PathLike[str] | None = None,
+    ):
+        if split != "heldout" or heldout_path is None:
+            expect(path, "path", self.side)
+        super().__init__(path, split, heldout_path=heldout_path, size=self.side, labels="none")
+
+    def _choose(self, archive: Archive, labels: Labels) -> np.ndarray:
+        if self.heldout_path is not None:
+            return np.arange(len(archive.names))
+        numbers = np.array([_number(archive, name) for name in archive.names])
+        order = np.argsort(numbers, kind="stable")
+        heldout = numbers[order] >= FIRST_HELDOUT
+        chosen = {"train": order[~heldout], "heldout": order[heldout], "all": order}[self.split]
+        if not chosen.size:
+            raise DataError(
+                f"{archive.path} has no image of the {self.split} split, whose numbers are "
+                f"{'from' if self.split == 'heldout' else 'below'} {FIRST_HELDOUT}: its numbers "
+                f"are {numbers.min()} to {numbers.max()}; give heldout_path=PATH to hold out the "
+                "images of another folder or zip file instead"
+            )
+        return chosen
+
+
+class FFHQ64(_FFHQ):
+    __doc__ = _FFHQ.__doc__
+    side = 64
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str] = "data/ffhq64.zip",
+        split: str = "train",
+        *,
+        heldout_path: str | os.PathLike[str] | None = None,
+    ):
+        super().__init__(path, split, heldout_path=heldout_path)
+
+
+class FFHQ256(_FFHQ):
+    __doc__ = _FFHQ.__doc__
+    side = 256
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str] = "data/ffhq256.zip",
+        split: str = "train",
+        *,
+        heldout_path: str | os.PathLike[str] | None = None,
+    ):
+        super().__init__(path, split, heldout_path=heldout_path)
+
+
+def _number(archive: Archive, name: str) -> int:
+    numbers = re.findall(r"[0-9]+", PurePosixPath(name).stem)
+    if not numbers or len(numbers[-1]) > 18:
+        raise DataError(
+            f"{archive.where(name)} has no number in its name, so its split is unknown: give "
+            "heldout_path=PATH to hold out the images of another folder or zip file instead"
+        )
+    return int(numbers[-1])

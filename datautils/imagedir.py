@@ -1,0 +1,184 @@
+"""Images in a folder or a zip file, whole or cropped and resized, with or without labels."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from datautils.archive import Archive, open_archive
+from datautils.decode import DataError, centre_crop, decode_image, resize, to_tensor
+from datautils.labels import MODES, Labels, read_labels, same_classes
+
+SPLITS = ("train", "heldout", "all")
+
+
+class ImageDir(Dataset[tuple[Tensor, int]]):
+    """The images of a folder or a zip file, in the order of their names.
+
+    split: "train", "heldout", or "all" images of `path`. `heldout=N` holds the last N out of
+    training, `heldout_path` is another folder or zip file that holds them; with neither every
+    image is for training. `crop` is the side in pixels of the square cut out of the middle, `size`
+    the side after resizing by Lanczos; `size` alone resizes the largest square, with neither all
+    images must have the shape of the first. `labels` is explained at `read_labels`; `num_classes`
+    is the largest label of `path` + 1 unless given, and 0 without labels.
+
+    Items are (uint8 image [3, h, w], label or -1). Raises ValueError for options that make no
+    sense and DataError, which names the file, for faults of the data; of an image, when it is read.
+    """
+
+    num_classes: int
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        split: str = "all",
+        *,
+        heldout: int | None = None,
+        heldout_path: str | os.PathLike[str] | None = None,
+        size: int | None = None,
+        crop: int | None = None,
+        labels: str = "auto",
+        num_classes: int | None = None,
+    ):
+        _check(path, split, heldout, heldout_path, labels)
+        for name, value in {"size": size, "crop": crop, "num_classes": num_classes}.items():
+            _check_count(name, value)
+        self.path, self.heldout_path = Path(path), heldout_path and Path(heldout_path)
+        self.heldout, self.split, self.size, self.crop = heldout, split, size, crop
+        self._archive, found, self.num_classes = self._open(labels, num_classes)
+        self.label_mode = found.mode
+        chosen = self._choose(self._archive, found)
+        self.names = [self._archive.names[i] for i in chosen]
+        self._labels = found.values[chosen].astype(np.int32)
+        self._shape = None if (side := size or crop) is None else (3, side, side)
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(channels, height, width) of every image; without size and crop, of the first."""
+        if self._shape is None:
+            width, height = self._read(self.names[0]).size
+            self._shape = 3, height, width
+        return self._shape
+
+    @property
+    def description(self) -> dict[str, Any]:
+        """Where the images come from and what was done to them, for a record in JSON."""
+        return {
+            "path": str(self._archive.path),
+            "split": self.split,
+            "heldout": self.heldout,
+            "heldout_path": self.heldout_path and str(self.heldout_path),
+            "count": len(self),
+            "size": self.size,
+            "crop": self.crop,
+            "labels": self.label_mode,
+            "num_classes": self.num_classes,
+        }
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        """Image `index` as uint8 `[3, h, w]`, and its label, -1 for none."""
+        if not 0 <= index < len(self.names):
+            raise IndexError(f"image {index} of {len(self.names)}")
+        name = self.names[index]
+        image = self._read(name)
+        _, height, width = self.image_shape
+        if image.size != (width, height):
+            raise DataError(
+                f"{self._archive.where(name)} has {image.width}x{image.height} pixels, but "
+                f"{self._archive.where(self.names[0])} has {width}x{height}: give size or crop"
+            )
+        return to_tensor(image), int(self._labels[index])
+
+    def _read(self, name: str) -> Image.Image:
+        where = self._archive.where(name)
+        image = decode_image(self._archive.read(name), where)
+        return fit(image, self.size, self.crop, where)
+
+    def _open(self, mode: str, num_classes: int | None) -> tuple[Archive, Labels, int]:
+        """The archive that holds this split, the labels of all of its images, and num_classes."""
+        if self.split != "heldout" or self.heldout_path is None:
+            archive = open_archive(self.path)
+            found = _labels(archive, mode, num_classes)
+            return archive, found, num_classes or found.num_classes
+        archive = open_archive(self.heldout_path)
+        if mode == "none" or (num_classes is not None and archive.has_labels()):
+            # Numbers in dataset.json mean the same in every archive: no need of the training set.
+            return archive, _labels(archive, mode, num_classes), num_classes or 0
+        training = open_archive(self.path)
+        train = _labels(training, mode, num_classes)
+        classes = num_classes or train.num_classes
+        found = _labels(archive, mode, classes or None)
+        same_classes(found, train, archive, training)
+        return archive, found, classes
+
+    def _choose(self, archive: Archive, labels: Labels) -> np.ndarray:
+        """Indices of this split's images among the names of the archive that holds it."""
+        count = len(archive.names)
+        if self.split == "heldout" and self.heldout is None and self.heldout_path is None:
+            raise ValueError(
+                "nothing says which images are held out: give heldout=N or heldout_path=PATH, "
+                'or take the split "all"'
+            )
+        if self.split == "all" or self.heldout is None:
+            return np.arange(count)
+        if not 1 <= self.heldout < count:
+            raise ValueError(
+                f"heldout={self.heldout} must leave images in both splits, and {archive.path} "
+                f"has {count}"
+            )
+        first = count - self.heldout
+        return np.arange(first) if self.split == "train" else np.arange(first, count)
+
+
+def fit(image: Image.Image, size: int | None, crop: int | None, where: str) -> Image.Image:
+    """The centre square of `crop` pixels (default: the largest), resized to `size` pixels.
+
+    With neither, the image as it is. Raises DataError where it is too small for the crop.
+    """
+    if size is None and crop is None:
+        return image
+    try:
+        image = centre_crop(image, crop)
+    except ValueError as error:
+        raise DataError(f"{where} is {error}") from None
+    return image if size is None else resize(image, size)
+
+
+def expect(path: str | os.PathLike[str], option: str, size: int) -> None:
+    """Raise DataError, with the command that makes it, where a prepared data set is not there."""
+    if not Path(path).exists():
+        raise DataError(
+            f"{path} is not there: make it by `python -m datautils.prepare --source ORIGINALS "
+            f"--dest {path} --size {size}`, or name another folder or zip file by {option}=PATH"
+        )
+
+
+def _labels(archive: Archive, mode: str, num_classes: int | None) -> Labels:
+    labels = read_labels(archive, mode, num_classes)
+    if num_classes is not None and labels.mode == "none":
+        raise DataError(f"{archive.path} has no labels, but num_classes={num_classes} was given")
+    return labels
+
+
+def _check(path: Any, split: str, heldout: Any, heldout_path: Any, labels: str) -> None:
+    if split not in SPLITS:
+        raise ValueError(f"unknown split {split!r}; known: {', '.join(SPLITS)}")
+    if labels not in MODES:
+        raise ValueError(f"labels must be one of {', '.join(MODES)}, not {labels!r}")
+    if heldout is not None and heldout_path is not None:
+        raise ValueError("give heldout=N or heldout_path=PATH, not both")
+    if heldout_path is not None and os.path.realpath(path) == os.path.realpath(heldout_path):
+        raise ValueError(f"heldout_path={heldout_path} is the path of the training images")
+    _check_count("heldout", heldout)
+
+
+def _check_count(name: str, value: Any) -> None:
+    if value is not None and (type(value) is not int or value < 1):
+        raise ValueError(f"{name} must be an integer of at least 1, not {value!r}")

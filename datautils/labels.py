@@ -1,0 +1,122 @@
+"""Class labels of an archive's pictures, from dataset.json or from the names of the subfolders."""
+
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from datautils.archive import LABELS, Archive, position, read_json
+from datautils.decode import DataError
+
+MODES = ("auto", "json", "subfolders", "none")
+
+
+class Labels(NamedTuple):
+    """The label of each picture of an archive, and where it was read."""
+
+    mode: str  # "json", "subfolders" or "none"
+    values: np.ndarray  # int64 [pictures], -1 without labels
+    classes: tuple[str, ...] = ()  # the subfolders' names, label by label
+
+    @property
+    def num_classes(self) -> int:
+        """The largest label + 1; 0 without labels."""
+        return int(self.values.max()) + 1
+
+
+def read_labels(archive: Archive, mode: str = "auto", num_classes: int | None = None) -> Labels:
+    """Labels of an archive's pictures, in the order of its names.
+
+    "json" follows EDM: dataset.json holds {"labels": [[name, label], ...]}, or {name: label}, or
+    null for no labels. "subfolders" numbers the top-level folders in the order of their names.
+    "auto" is "json" where there is a dataset.json; "subfolders" where there are at least two that
+    are not all mere numbers, which are shards; else "none". Labels are in 0..num_classes - 1.
+    Raises ValueError for an unknown mode, DataError for labels that are missing or wrong.
+    """
+    if mode not in MODES:
+        raise ValueError(f"labels must be one of {', '.join(MODES)}, not {mode!r}")
+    labels = _read(archive, mode)
+    if mode in ("json", "subfolders") and labels.mode == "none":
+        raise DataError(f"{archive.where(LABELS)} holds no labels: give labels=none")
+    if num_classes is not None and labels.mode != "none":
+        for i in np.flatnonzero(labels.values >= num_classes)[:1]:
+            raise DataError(
+                f"{archive.where(archive.names[i])} has the label {labels.values[i]}, "
+                f"but there are {num_classes} classes, from 0"
+            )
+    return labels
+
+
+def same_classes(labels: Labels, train: Labels, archive: Archive, training: Archive) -> None:
+    """Raise DataError where held-out labels do not mean the same as those of the training set."""
+    if labels.mode != train.mode:
+        raise DataError(
+            f"the labels of {training.path} are of the kind '{train.mode}', those of "
+            f"{archive.path} '{labels.mode}': they must be alike"
+        )
+    for name in sorted(set(labels.classes) ^ set(train.classes))[:1]:
+        one, other = (archive, training) if name in labels.classes else (training, archive)
+        raise DataError(f"{one.path} has a class folder '{name}' that {other.path} has not")
+
+
+def _read(archive: Archive, mode: str) -> Labels:
+    none = Labels("none", np.full(len(archive.names), -1, dtype=np.int64))
+    if mode == "json" or (mode == "auto" and archive.has_labels()):
+        pairs = _pairs(archive)
+        return Labels("json", _assign(archive, pairs)) if pairs else none
+    folders = [] if mode == "none" else _top_folders(archive.names)
+    numbers = all(folder.isdigit() for folder in folders)
+    if mode == "subfolders" or (len(folders) > 1 and not numbers):
+        return Labels("subfolders", _from_folders(archive, folders), tuple(folders))
+    return none
+
+
+def _pairs(archive: Archive) -> list[Any]:
+    """The (name, label) pairs of dataset.json, their types unchecked; empty where it has none."""
+    where = archive.where(LABELS)
+    content = read_json(archive)
+    if not isinstance(content, dict) or "labels" not in content:
+        raise DataError(f'{where} must hold {{"labels": [[name, label], ...]}}')
+    labels = content["labels"]
+    pairs = list(labels.items()) if isinstance(labels, dict) else labels or []
+    if not isinstance(pairs, list):
+        raise DataError(f'"labels" in {where} must be a list of [name, label], or null')
+    for pair in pairs:
+        if not isinstance(pair, list | tuple) or len(pair) != 2 or not isinstance(pair[0], str):
+            raise DataError(f'"labels" in {where} holds {str(pair)[:80]}, not [name, label]')
+    return pairs
+
+
+def _assign(archive: Archive, pairs: Iterable[tuple[str, Any]]) -> np.ndarray:
+    where = archive.where(LABELS)
+    values = np.full(len(archive.names), -1, dtype=np.int64)
+    for name, label in pairs:
+        i = position(archive.names, name)
+        if i is None:
+            raise DataError(f"{where} has a label for {name}, which is not there")
+        if values[i] >= 0:
+            raise DataError(f"{where} has two labels for {name}")
+        if type(label) is not int or not 0 <= label < 2**31:
+            raise DataError(
+                f"the label of {name} in {where} is {str(label)[:80]}, not an integer from 0"
+            )
+        values[i] = label
+    _check_all(archive, values, f"{where} has labels for others")
+    return values
+
+
+def _from_folders(archive: Archive, folders: list[str]) -> np.ndarray:
+    number = {folder: i for i, folder in enumerate(folders)}
+    tops = (name.partition("/") for name in archive.names)
+    values = np.array([number[top] if slash else -1 for top, slash, _ in tops], dtype=np.int64)
+    _check_all(archive, values, "it lies in no subfolder; give labels=none if these are no classes")
+    return values
+
+
+def _top_folders(names: list[str]) -> list[str]:
+    return sorted({name.partition("/")[0] for name in names if "/" in name})
+
+
+def _check_all(archive: Archive, values: np.ndarray, reason: str) -> None:
+    for i in np.flatnonzero(values < 0)[:1]:
+        raise DataError(f"{archive.where(archive.names[i])} has no label: {reason}")

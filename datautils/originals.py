@@ -1,0 +1,139 @@
+"""The originals that `prepare` reads: from a folder, a zip file, or the Hugging Face hub."""
+
+import importlib
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
+from pathlib import Path, PurePosixPath
+from typing import Any, NamedTuple
+
+from datautils.archive import Archive, open_archive
+from datautils.decode import DataError, read_file
+from datautils.labels import read_labels
+
+
+class Original(NamedTuple):
+    """A picture as it came: how the prepared file is named, and how to read this one."""
+
+    stem: str  # relative path without the extension
+    where: str  # for messages
+    label: int  # -1 for none
+    read: Callable[[], bytes]  # raises DataError
+
+
+class Source(NamedTuple):
+    """Originals in order, each read only when its turn comes."""
+
+    originals: Iterable[Original]
+    total: int | None  # at most so many; None where it is not known beforehand
+    labelled: bool
+
+
+def archive_source(path: Path, labels: str = "auto", limit: int | None = None) -> Source:
+    """The first `limit` images, by name, of a folder or zip file. Raises DataError.
+
+    Labels are numbered over all images of it, so a limit does not change them.
+    """
+    archive = open_archive(path)
+    found = read_labels(archive, labels)
+    names = archive.names[:limit]
+    _check_stems(archive, names)
+    originals = (
+        Original(_stem(name), archive.where(name), int(label), partial(archive.read, name))
+        for name, label in zip(names, found.values, strict=False)
+    )
+    return Source(originals, len(names), found.mode != "none")
+
+
+def hub_source(
+    name: str,
+    split: str = "train",
+    image_column: str = "image",
+    label_column: str | None = None,
+    labels: str = "auto",
+    limit: int | None = None,
+) -> Source:
+    """The first `limit` rows of a data set of the hub (OWNER/NAME), downloaded as they are used.
+
+    They are named 00000/00000000, 00000/00000001, ... with a thousand in a folder. "auto" labels
+    are those of `label_column`, which must then be there, or of the column "label" if there is one.
+    Needs the package `datasets`. Raises DataError where that is missing, the hub cannot be reached
+    or has no such data, split or column.
+    """
+    if labels not in ("auto", "none"):
+        raise DataError(f"labels={labels} is for folders and zip files: the hub has a label column")
+    rows = _rows(name, split, image_column, limit)
+    first = next(rows, None)
+    if first is None:
+        raise DataError(f"the split {split} of {name} is empty")
+    column = None
+    if labels == "auto" and (label_column or "label" in first):
+        column = label_column or "label"
+    for wanted in (image_column, column):
+        if wanted is not None and wanted not in first:
+            raise DataError(f"{name} has no column {wanted}; it has {', '.join(first)}")
+    originals = (
+        _row_original(row, i, f"row {i} of {name}", image_column, column)
+        for i, row in enumerate(itertools.chain([first], rows))
+    )
+    return Source(originals, limit, column is not None)
+
+
+def _rows(
+    name: str, split: str, image_column: str, limit: int | None
+) -> Iterator[Mapping[str, Any]]:
+    try:
+        datasets = importlib.import_module("datasets")
+    except ImportError:
+        raise DataError("the hub needs the package datasets: `pip install datasets`") from None
+    try:
+        rows = datasets.load_dataset(name, split=split, streaming=True)
+        # The encoded file instead of the decoded picture: decoding is left to our own processes.
+        rows = rows.cast_column(image_column, datasets.Image(decode=False))
+        yield from itertools.islice(rows, limit)
+    except Exception as error:  # of the network, of the hub, of the parsers of its files
+        text = str(error).strip().partition("\n")[0][:300] or type(error).__name__
+        raise DataError(
+            f"the split {split} of {name} cannot be streamed from the hub ({text}): "
+            "is the name right, and is there a network?"
+        ) from None
+
+
+def _row_original(
+    row: Mapping[str, Any], i: int, where: str, image_column: str, label_column: str | None
+) -> Original:
+    label = -1 if label_column is None else row[label_column]
+    if label_column is not None and (type(label) is not int or label < 0):
+        raise DataError(
+            f"the label of {where} is {str(label)[:80]}, not an integer from 0: name another "
+            "label column, or take labels=none"
+        )
+    stem = f"{i // 1000:05d}/{i:08d}"
+    return Original(stem, where, label, partial(_cell_bytes, row[image_column], where))
+
+
+def _cell_bytes(cell: Any, where: str) -> bytes:
+    """The encoded picture in a cell of an image column."""
+    content = cell if isinstance(cell, Mapping) else {}
+    if isinstance(content.get("bytes"), bytes):
+        return content["bytes"]
+    if content.get("path"):
+        return read_file(content["path"])
+    raise DataError(f"{where} holds no picture")
+
+
+def _check_stems(archive: Archive, names: list[str]) -> None:
+    """Raise DataError where two originals would become one file."""
+    seen: set[str] = set()
+    for name in names:
+        stem = _stem(name)
+        if stem in seen:
+            raise DataError(
+                f"{archive.where(name)} differs from another file in the extension only: both "
+                f"would become {stem}"
+            )
+        seen.add(stem)
+
+
+def _stem(name: str) -> str:
+    return str(PurePosixPath(name).with_suffix(""))

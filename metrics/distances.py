@@ -1,0 +1,88 @@
+"""The Fréchet distances an evaluation reports: which detectors, and against which reference."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+
+from metrics.features import DISTANCES, Detector, detectors_for, load_detector
+from metrics.statistics import FeatureStatistics, Reference, load_reference
+
+
+@dataclass(frozen=True)
+class Distances:
+    """Detectors by metric (fid, cfid, ...) and the reference statistics; both may be none."""
+
+    detectors: dict[str, Detector]
+    reference: Reference | None
+
+    @classmethod
+    def of(
+        cls,
+        metrics: Sequence[str],
+        ref: Path | None,
+        specs: Sequence[str],
+        device: torch.device,
+        *,
+        images: int,
+        image_shape: tuple[int, int, int],
+        any_count: bool = False,
+    ) -> Self:
+        """Load what the metrics need and refuse a reference that does not match.
+
+        specs: values of `--detector`. Raises ValueError or OSError in one sentence.
+        """
+        wanted = [metric for metric in metrics if metric in DISTANCES]
+        if wanted and ref is None:
+            raise ValueError(f"{', '.join(wanted)} needs reference statistics: give --ref FILE")
+        if ref is not None and not wanted:
+            known = ", ".join(DISTANCES)
+            raise ValueError(f"--ref {ref} serves none of the metrics: add one of {known}")
+        loaded = detectors_for(wanted, specs, device)
+        if ref is None:
+            return cls({}, None)
+        reference = load_reference(ref)
+        by_metric = {}
+        for metric in wanted:
+            detector = loaded[metric]
+            reference.check(
+                detector, images=images, image_shape=image_shape, allow_any_count=any_count
+            )
+            by_metric[metric] = detector
+        return cls(by_metric, reference)
+
+    def value(self, metric: str, statistics: FeatureStatistics) -> float:
+        """The distance of a metric's statistics from the reference."""
+        assert self.reference is not None
+        return self.reference.distance(self.detectors[metric].name, statistics)
+
+    def provenance(self) -> dict[str, Any]:
+        """What the distances were computed with: SHA-256 of the detectors, the reference."""
+        if self.reference is None:
+            return {}
+        return {
+            "detectors": {d.name: d.sha256 for d in self.detectors.values()},
+            "images": self.reference.images,
+            "description": self.reference.description,
+        }
+
+
+def reference_detectors(
+    reference: Reference, files: Mapping[str, str], device: torch.device
+) -> dict[str, Detector]:
+    """The detectors that a reference was made with, by metric.
+
+    files: their weights by name, else those in the cache. Raises ValueError in one sentence.
+    """
+    for name in files:
+        if name not in reference.detectors:
+            known = ", ".join(reference.detectors)
+            raise ValueError(f"{reference.path} has no features of '{name}'; it has {known}")
+    by_detector = {name: metric for metric, (name, projected) in DISTANCES.items() if not projected}
+    found = {}
+    for name in reference.detectors:
+        metric = by_detector.get(name, by_detector[None])
+        found[metric] = load_detector(f"{name}={files[name]}" if name in files else name, device)
+    return found

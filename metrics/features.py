@@ -1,0 +1,280 @@
+"""Detectors: networks whose features of an image stand in for what one sees in it.
+
+`inception` is the network of FID (Heusel et al. 2017), through the optional package torch-fidelity;
+`squeezenet` a small one of our own; any other is a TorchScript file of the user's.
+"""
+
+import hashlib
+import io
+import os
+import pickle
+import re
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError
+from torch import Tensor
+
+from metrics.download import fetch, sha256_of
+from metrics.squeezenet import SqueezeNet
+
+# By metric: its detector (None for the user's own), and whether the images are projected first
+# onto those that explain the measurement.
+DISTANCES: dict[str, tuple[str | None, bool]] = {
+    "fid": ("inception", False),
+    "cfid": ("inception", True),
+    "sfd": ("squeezenet", False),
+    "csfd": ("squeezenet", True),
+    "fd": (None, False),
+    "cfd": (None, True),
+}
+RESERVED = ("inception", "squeezenet")
+
+INCEPTION_FILE = "weights-inception-2015-12-05-6726825d.pth"
+INCEPTION_SHA256 = "6726825d"  # the first digits, which the file's name carries
+INCEPTION_URL = (
+    f"https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/{INCEPTION_FILE}"
+)
+SQUEEZENET_FILE = "squeezenet11-imagenet-features.pt"
+
+_PROBE = 64  # side of the images that a user's detector is tried on, pixels
+
+
+@dataclass(frozen=True)
+class Detector:
+    """A network from images to features; `sha256` is that of the file its weights came from."""
+
+    name: str
+    sha256: str
+    features: int
+    network: Callable[[Tensor], Tensor]
+    device: torch.device
+
+    @torch.no_grad()
+    def __call__(self, images: Tensor) -> Tensor:
+        """Features of uint8 images `[B, 3, h, w]`: float32 `[B, features]`, on its own device.
+
+        In float32 inside autocast too. An image's features do not depend on the others of the
+        batch, but for rounding. Raises ValueError for other images.
+        """
+        if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3:
+            raise ValueError(
+                f"the detector '{self.name}' takes uint8 images [B, 3, h, w], not {images.dtype} "
+                f"{tuple(images.shape)}"
+            )
+        if len(images) == 0:
+            return torch.empty(0, self.features, device=self.device)
+        with _full_precision(self.device):
+            return self.network(images.to(self.device)).float()
+
+
+def load_detector(spec: str, device: torch.device | str = "cpu") -> Detector:
+    """The detector of a `--detector` option.
+
+    spec: `inception` or `squeezenet`, whose weights then lie in the cache folder or, for Inception,
+    are downloaded; `inception=FILE` or `squeezenet=FILE`; or `NAME=FILE` or `FILE` with a
+    TorchScript file that takes uint8 images `[B, 3, h, w]` of any size and returns features
+    `[B, d]`. Without a NAME, the file's stem is the name. Raises ValueError, in one sentence.
+    """
+    name, file = _parsed(spec)
+    device = torch.device(device)
+    if name == "inception":
+        return _inception(file, device)
+    if name == "squeezenet":
+        return _squeezenet(file, device)
+    assert file is not None
+    return _torchscript(name, file, device)
+
+
+def detectors_for(
+    metrics: Sequence[str], specs: Sequence[str], device: torch.device | str = "cpu"
+) -> dict[str, Detector]:
+    """The detector of each metric in `DISTANCES`; metrics that share one get the same object.
+
+    specs: values of a repeated `--detector`. Raises ValueError, in one sentence, when a detector
+    cannot be had or one that was given is not used.
+    """
+    by_name: dict[str, str] = {}
+    for spec in specs:
+        name, _ = _parsed(spec)
+        if name in by_name:
+            raise ValueError(f"--detector gives '{name}' twice: {by_name[name]} and {spec}")
+        by_name[name] = spec
+    wanted = {metric: DISTANCES[metric][0] for metric in metrics if metric in DISTANCES}
+    own = [name for name in by_name if name not in RESERVED]
+    for metric, detector in wanted.items():
+        if detector is None and len(own) != 1:
+            given = ", ".join(by_name[name] for name in own) or "none"
+            raise ValueError(
+                f"{metric} needs one detector of your own, and {given} was given: give "
+                "--detector NAME=FILE once, with a TorchScript file"
+            )
+    names = {metric: own[0] if name is None else name for metric, name in wanted.items()}
+    for name, spec in by_name.items():
+        if name not in names.values():
+            users = [
+                m for m, (n, _) in DISTANCES.items() if n == (name if name in RESERVED else None)
+            ]
+            raise ValueError(
+                f"--detector {spec} serves none of the metrics: leave it out, or add "
+                f"{' or '.join(users)}"
+            )
+    loaded = {
+        name: load_detector(by_name.get(name, name), device)
+        for name in dict.fromkeys(names.values())
+    }
+    return {metric: loaded[name] for metric, name in names.items()}
+
+
+def cache_folder() -> Path:
+    """Where weights are looked for and downloaded to: `invfusion` in the user's cache folder."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "invfusion"
+
+
+def _parsed(spec: str) -> tuple[str, Path | None]:
+    """Name and file of a detector option; no file for a reserved name by itself."""
+    if spec in RESERVED:
+        return spec, None
+    name, equals, file = spec.partition("=")
+    if not equals or Path(spec).is_file():  # a path may have an = in it
+        name, file = Path(spec).stem, spec
+        if name in RESERVED:
+            raise ValueError(f"--detector {spec}: give {name}={spec}, or NAME={spec}")
+    if not re.fullmatch(r"[\w.+-]+", name):
+        raise ValueError(f"--detector {spec}: '{name}' is no name; give NAME=FILE")
+    if not Path(file).is_file():
+        known = " or ".join(RESERVED)
+        raise ValueError(
+            f"--detector {spec}: there is no file '{file}'; give {known}, FILE or NAME=FILE"
+        )
+    return name, Path(file)
+
+
+@contextmanager
+def _full_precision(device: torch.device) -> Iterator[None]:
+    """No autocast and no TensorFloat-32 convolutions, which keep 10 bits of a number only."""
+    cudnn = torch.backends.cudnn
+    flags = {name: getattr(cudnn, name) for name in ("enabled", "benchmark", "deterministic")}
+    with torch.autocast(device.type, enabled=False), cudnn.flags(**flags, allow_tf32=False):
+        yield
+
+
+def _inception(file: Path | None, device: torch.device) -> Detector:
+    """Inception of 2015-12-05: 2048 features before the classifier, as of the TensorFlow graph."""
+    try:
+        from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+    except Exception as error:  # torchvision, which it imports, fails in many ways
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ValueError(
+            "the detector 'inception' needs the packages torch-fidelity and torchvision, the "
+            f"latter in a build for torch {torch.__version__}, and they cannot be imported: "
+            f"{reason}"
+        ) from error
+    path = file or _cached_inception()
+    state, sha256 = _read_tensors(path)
+    # torch-fidelity unpickles what it is given: hand it a copy of the tensors, not the file.
+    copy = io.BytesIO()
+    torch.save(state, copy)
+    copy.seek(0)
+    try:
+        network = FeatureExtractorInceptionV3(
+            "inception-v3-compat", ["2048"], feature_extractor_weights_path=copy
+        )
+    except (RuntimeError, ValueError) as error:
+        raise ValueError(
+            f"{path} does not hold the weights of torch-fidelity's Inception"
+        ) from error
+    network = network.eval().to(device)
+    return Detector("inception", sha256, 2048, lambda images: network(images)[0], device)
+
+
+def _cached_inception() -> Path:
+    path = cache_folder() / INCEPTION_FILE
+    if path.is_file():
+        found = sha256_of(path)
+        if found.startswith(INCEPTION_SHA256):
+            return path
+        raise ValueError(
+            f"the SHA-256 of {path} begins with {found[:8]} instead of {INCEPTION_SHA256}: "
+            "delete the file, and it is downloaded again"
+        )
+    try:
+        return fetch(INCEPTION_URL, path, INCEPTION_SHA256)
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"the Inception weights are not at {path}, and {INCEPTION_URL} cannot be downloaded "
+            f"({error}): get the file and give --detector inception=FILE"
+        ) from error
+
+
+def _squeezenet(file: Path | None, device: torch.device) -> Detector:
+    path = file or cache_folder() / SQUEEZENET_FILE
+    if not path.is_file():
+        raise ValueError(
+            f"the SqueezeNet weights are not at {path}: give --detector squeezenet=FILE with the "
+            "weights of torchvision's squeezenet1_1().features, trained by Caffe"
+        )
+    state, sha256 = _read_tensors(path)
+    network = SqueezeNet()
+    try:
+        network.load_state_dict(state)
+    except (RuntimeError, TypeError) as error:
+        raise ValueError(
+            f"{path} does not hold the weights of SqueezeNet 1.1's features"
+        ) from error
+    network = network.eval().requires_grad_(False).to(device)
+    return Detector("squeezenet", sha256, SqueezeNet.features, network, device)
+
+
+def _torchscript(name: str, path: Path, device: torch.device) -> Detector:
+    try:
+        network = torch.jit.load(str(path), map_location=device).eval()
+    except (RuntimeError, ValueError, OSError) as error:
+        raise ValueError(
+            f"the detector {path} is no TorchScript file that can be loaded"
+        ) from error
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(
+        0, 256, (2, 3, _PROBE, _PROBE), dtype=torch.uint8, generator=generator
+    ).to(device)
+    with torch.no_grad(), _full_precision(device):
+        try:
+            both, first = network(images), network(images[:1])
+        except Exception as error:  # whatever a program of the user's raises
+            last = str(error).strip().splitlines()[-1:] or [type(error).__name__]
+            raise ValueError(
+                f"the detector {path} does not take uint8 images {list(images.shape)}: {last[0]}"
+            ) from error
+    _check_features(path, both, first)
+    return Detector(name, sha256_of(path), both.shape[1], network, device)
+
+
+def _check_features(path: Path, both: Any, first: Any) -> None:
+    """What a detector gives for two images, and for the first of them alone."""
+    if not isinstance(both, Tensor) or both.ndim != 2 or len(both) != 2 or both.shape[1] == 0:
+        given = list(both.shape) if isinstance(both, Tensor) else type(both).__name__
+        raise ValueError(f"the detector {path} gives {given} for 2 images: it must give [2, d]")
+    if not both.is_floating_point() or not both.isfinite().all():
+        raise ValueError(f"the features of the detector {path} are not finite numbers in float32")
+    if first.shape != both[:1].shape or (both[0] - first[0]).norm() > 1e-3 * both[0].norm():
+        raise ValueError(f"the detector {path} gives an image other features beside other images")
+
+
+def _read_tensors(path: Path) -> tuple[dict[str, Tensor], str]:
+    """The tensors of a `.safetensors` or torch.save file, and the SHA-256 of that file."""
+    data = path.read_bytes()
+    try:
+        if path.suffix == ".safetensors":
+            state = safetensors.torch.load(data)
+        else:
+            state = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    except (SafetensorError, pickle.UnpicklingError, RuntimeError, ValueError, EOFError) as error:
+        raise ValueError(f"{path} is damaged, or holds more than plain tensors") from error
+    if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
+        raise ValueError(f"{path} holds no tensors by name")
+    return state, hashlib.sha256(data).hexdigest()

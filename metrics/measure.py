@@ -1,0 +1,133 @@
+"""From restorations to values: rows of per-image metrics, feature statistics, pictures, files."""
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from degradation import Problem
+from metrics.evaluate import Restored
+from metrics.features import DISTANCES, Detector
+from metrics.images import ImageWriter, image_name
+from metrics.pixel import consistency, psnr, ssim, to_uint8
+from metrics.records import PartialRecords, Row
+from metrics.statistics import FeatureStatistics
+
+# A metric of each image: (problem, restored float images, restored uint8, true uint8) → [B].
+Metric = Callable[[Problem, Tensor, Tensor, Tensor], Tensor]
+
+PER_IMAGE: dict[str, Metric] = {
+    "psnr": lambda problem, x, restored, truth: psnr(restored, truth),
+    "ssim": lambda problem, x, restored, truth: ssim(restored, truth),
+    "consistency": lambda problem, x, restored, truth: consistency(
+        problem.degradation, x, problem.y
+    ),
+}
+METRICS = (*PER_IMAGE, *DISTANCES)
+
+Key = tuple[str, str]  # degradation and method
+
+
+class Measure:
+    """Takes in restored groups one by one; memory does not grow with their number.
+
+    detectors: by metric (fid, cfid, ...). The first `pictures` images of every degradation are
+    kept for a grid; with a writer every image is written. `seconds` counts the time by stage.
+    """
+
+    def __init__(
+        self,
+        records: PartialRecords,
+        metrics: Sequence[str],
+        detectors: Mapping[str, Detector],
+        device: torch.device,
+        pictures: int = 0,
+        writer: ImageWriter | None = None,
+    ):
+        self.records, self.writer = records, writer
+        self.metrics = [metric for metric in metrics if metric in PER_IMAGE]
+        self.detectors = detectors
+        self.shown = pictures
+        self.statistics: dict[tuple[str, str, str], FeatureStatistics] = {}
+        self.pictures: dict[tuple[str, int], dict[str, Tensor]] = {}
+        self.restoring: dict[Key, float] = {}
+        self.failed: dict[Key, int] = {}
+        self.seconds = {"metrics": 0.0, "features": 0.0}
+        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+
+    @torch.no_grad()
+    def __call__(self, restored: Restored) -> None:
+        """Measure a group; what it holds must be computed already."""
+        group = restored.group
+        key = group.degradation, restored.method
+        self.restoring[key] = self.restoring.get(key, 0.0) + restored.seconds
+        with torch.cuda.stream(self._stream):
+            with self._timed("metrics"):
+                images = to_uint8(restored.x)
+                pixels = images.cpu()
+                values = self._values(restored, pixels)
+                self.records.add((group.degradation, group.chunk), self._rows(restored, values))
+                self._keep(restored, pixels)
+            with self._timed("features"):
+                self._features(restored, images)
+        if self.writer:
+            for i, index in enumerate(group.indices):
+                self.writer.put(image_name(index, *key), pixels[i])
+
+    def _values(self, restored: Restored, pixels: Tensor) -> dict[str, list[float]]:
+        """A restoration that is not finite has no values, which shows in the mean."""
+        failed = ~restored.x.flatten(1).isfinite().all(1).cpu()
+        arguments = restored.problem, restored.x, pixels, restored.truth.cpu()
+        values = {metric: PER_IMAGE[metric](*arguments).cpu() for metric in self.metrics}
+        return {m: value.masked_fill(failed, torch.nan).tolist() for m, value in values.items()}
+
+    def _rows(self, restored: Restored, values: Mapping[str, list[float]]) -> list[Row]:
+        group = restored.group
+        return [
+            {
+                "degradation": group.degradation,
+                "image": index,
+                "structure": str(group.structure),
+                "method": restored.method,
+            }
+            | {metric: values[metric][i] for metric in self.metrics}
+            for i, index in enumerate(group.indices)
+        ]
+
+    def _features(self, restored: Restored, images: Tensor) -> None:
+        """A restoration that is not finite has no features: it is counted instead."""
+        key = restored.group.degradation, restored.method
+        finite = restored.x.flatten(1).isfinite().all(1)[: len(restored.group.indices)]
+        self.failed[key] = self.failed.get(key, 0) + len(finite) - int(finite.sum())
+        features: dict[tuple[str, bool], Tensor] = {}
+        for metric, detector in self.detectors.items():
+            projected = DISTANCES[metric][1]
+            kind = detector.name, projected
+            if kind not in features:
+                x = restored.problem.project(restored.x) if projected else restored.x
+                features[kind] = detector(to_uint8(x) if projected else images)[: len(finite)]
+            statistics = self.statistics.setdefault((*key, metric), FeatureStatistics())
+            statistics.update(features[kind][finite])
+
+    def _keep(self, restored: Restored, pixels: Tensor) -> None:
+        group, problem = restored.group, restored.problem
+        shown = [i for i, index in enumerate(group.indices) if index < self.shown]
+        if not shown:
+            return
+        measured = problem.degradation.measurement_image(problem.y)
+        for i in shown:
+            images = self.pictures.setdefault((group.degradation, group.indices[i]), {})
+            images["original"] = restored.truth[i].cpu()
+            if measured is not None:
+                images["measurement"] = to_uint8(measured[i]).cpu()
+            images[restored.method] = pixels[i].clone()
+
+    @contextlib.contextmanager
+    def _timed(self, stage: str) -> Iterator[None]:
+        start = time.perf_counter()
+        yield
+        if self._stream:
+            self._stream.synchronize()
+        self.seconds[stage] += time.perf_counter() - start

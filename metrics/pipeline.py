@@ -1,0 +1,61 @@
+"""Steps of an evaluation that run beside each other, each in a thread of its own."""
+
+import queue
+import threading
+import time
+from collections.abc import Callable
+from types import TracebackType
+from typing import Generic, Self, TypeVar
+
+Item = TypeVar("Item")
+
+
+class Stage(Generic[Item]):
+    """Does `work` on every item that is put, in order, in one thread, while the caller goes on.
+
+    At most `depth` items wait, so memory stays bounded. An exception of the work is raised by the
+    next `put` or at the end of the `with` block; `seconds` is the time the work has taken.
+    """
+
+    def __init__(self, work: Callable[[Item], None], depth: int = 2):
+        self.seconds = 0.0
+        self._work = work
+        self._items: queue.Queue[Item | None] = queue.Queue(depth)
+        self._error: BaseException | None = None
+        self._thread = threading.Thread(target=self._run, daemon=True)
+
+    def put(self, item: Item) -> None:
+        """Hand over an item; waits while the stage is too far behind."""
+        self._raise()
+        self._items.put(item)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if error is not None:  # what still waits is not wanted any more
+            self._error = self._error or error
+        self._items.put(None)
+        self._thread.join()
+        if error is None:
+            self._raise()
+
+    def _run(self) -> None:
+        while (item := self._items.get()) is not None:
+            if self._error is None:
+                start = time.perf_counter()
+                try:
+                    self._work(item)
+                except BaseException as error:
+                    self._error = error
+                self.seconds += time.perf_counter() - start
+
+    def _raise(self) -> None:
+        if self._error is not None:
+            raise self._error

@@ -1,0 +1,287 @@
+"""Mean and covariance of features over any number of images, and files of them to compare with.
+
+A reference file is one `.safetensors`: for each detector `<name>/mean` and `<name>/covariance` in
+float64 and, as JSON, which weights computed them from which images. EDM's `.npz` files (Karras et
+al. 2022: arrays `mu` and `sigma` of Inception features) are read too. Nothing is ever unpickled.
+"""
+
+import datetime
+import json
+import os
+import zipfile
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from metrics.features import Detector
+from metrics.frechet import frechet_distance
+from metrics.results import environment, replacing
+
+METADATA_KEY = "invfusion-reference"
+FORMAT_VERSION = 1
+
+
+class FeatureStatistics:
+    """Count, sum and sum of outer products of features, in float64 on the features' device.
+
+    Sums can be taken in any order, so the statistics depend neither on the batches nor on how the
+    images were shared between processes, but for the rounding of float64.
+    """
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._sum: Tensor | None = None  # [d]
+        self._outer: Tensor | None = None  # [d, d]
+
+    def update(self, features: Tensor) -> None:
+        """Take in features `[B, d]`; ValueError for another d or values that are not finite."""
+        if features.ndim != 2:
+            raise ValueError(f"expected features [B, d], not {tuple(features.shape)}")
+        if not features.isfinite().all():
+            raise ValueError("the features of an image are not finite")
+        features = features.detach().double()
+        self._add(len(features), features.sum(0), features.mT @ features)
+
+    def merge(self, other: "FeatureStatistics") -> None:
+        """Take in the statistics of other images; ValueError for another number of features."""
+        if other._sum is not None and other._outer is not None:
+            self._add(other.count, other._sum, other._outer)
+
+    def _add(self, count: int, total: Tensor, outer: Tensor) -> None:
+        if self._sum is None or self._outer is None:
+            self._sum, self._outer = torch.zeros_like(total), torch.zeros_like(outer)
+        if total.shape != self._sum.shape:
+            raise ValueError(f"expected {len(self._sum)} features, not {len(total)}")
+        self.count += count
+        self._sum += total.to(self._sum.device)
+        self._outer += outer.to(self._outer.device)
+
+    @property
+    def mean(self) -> Tensor:
+        """Mean of the features, float64 `[d]`; ValueError before the first image."""
+        if self._sum is None or self.count == 0:
+            raise ValueError("there is no mean of the features of no image")
+        return self._sum / self.count
+
+    @property
+    def covariance(self) -> Tensor:
+        """Unbiased covariance (n − 1), float64 `[d, d]`; ValueError for fewer than 2 images."""
+        if self._outer is None or self.count < 2:
+            raise ValueError(f"a covariance needs at least 2 images, not {self.count}")
+        mean = self.mean
+        return (self._outer - self.count * torch.outer(mean, mean)) / (self.count - 1)
+
+    def reduced(self, sum_tensor: Callable[[Tensor], Tensor], features: int) -> "FeatureStatistics":
+        """The statistics of all processes, on every process; each must call it.
+
+        sum_tensor: sums a tensor over the processes. features: their number d, for a process that
+        has seen no image.
+        """
+        total, outer = self._sum, self._outer
+        if total is None or outer is None:
+            total = torch.zeros(features, dtype=torch.float64)
+            outer = torch.zeros(features, features, dtype=torch.float64)
+        flat = torch.cat([total.new_tensor([self.count]), total, outer.flatten()])
+        count, total, outer = sum_tensor(flat).split([1, features, features**2])
+        result = FeatureStatistics()
+        result._add(int(count.item()), total, outer.view(features, features))
+        return result
+
+    def cpu(self) -> "FeatureStatistics":
+        """A copy on the CPU, to be handed to another process."""
+        copy = FeatureStatistics()
+        copy.merge(self)
+        if copy._sum is not None and copy._outer is not None:
+            copy._sum, copy._outer = copy._sum.cpu(), copy._outer.cpu()
+        return copy
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Of one detector's features: mean `[d]`, covariance `[d, d]`, and what computed them.
+
+    sha256: of the detector's weights file, or None where it is not known.
+    """
+
+    mean: Tensor
+    covariance: Tensor
+    sha256: str | None
+
+
+@dataclass(frozen=True)
+class Reference:
+    """What a reference file holds; None where it does not say."""
+
+    path: Path
+    detectors: dict[str, Moments]
+    images: int | None = None
+    image_shape: tuple[int, ...] | None = None
+    description: Mapping[str, Any] | None = None
+
+    def check(
+        self,
+        detector: Detector,
+        images: int | None = None,
+        image_shape: Sequence[int] | None = None,
+        allow_any_count: bool = False,
+    ) -> None:
+        """ValueError, in a sentence, where a distance to this reference would mean nothing.
+
+        images: how many are compared with it; image_shape: theirs. What is None, here or in the
+        file, is not checked.
+        """
+        moments = self._moments(detector.name)
+        if moments.sha256 is not None and moments.sha256 != detector.sha256:
+            raise ValueError(
+                f"{self.path} was made with other weights of '{detector.name}': SHA-256 "
+                f"{moments.sha256[:8]}…, not {detector.sha256[:8]}…"
+            )
+        if len(moments.mean) != detector.features:
+            raise ValueError(
+                f"{self.path} has {len(moments.mean)} features of '{detector.name}', and the "
+                f"detector gives {detector.features}"
+            )
+        shape = None if image_shape is None else tuple(image_shape)
+        if None not in (shape, self.image_shape) and shape != self.image_shape:
+            raise ValueError(f"{self.path} is of images {self.image_shape}, not {shape}")
+        if None not in (images, self.images) and images != self.images and not allow_any_count:
+            raise ValueError(
+                f"{self.path} is of {self.images} images, not {images}, and Fréchet distances "
+                "depend on the number of images: accept with --any-count"
+            )
+
+    def distance(self, name: str, statistics: FeatureStatistics) -> float:
+        """Squared Fréchet distance between images and the reference, by one detector's features."""
+        moments = self._moments(name)
+        mean, covariance = statistics.mean, statistics.covariance
+        return frechet_distance(mean, covariance, moments.mean, moments.covariance)
+
+    def _moments(self, name: str) -> Moments:
+        if name not in self.detectors:
+            known = ", ".join(self.detectors)
+            raise ValueError(f"{self.path} has no features of '{name}'; it has {known}")
+        return self.detectors[name]
+
+
+def save_reference(
+    path: str | os.PathLike[str],
+    statistics: Mapping[str, tuple[FeatureStatistics, Detector]],
+    provenance: Mapping[str, Any],
+) -> None:
+    """Write the statistics of one set of images, `{detector name: (statistics, detector)}`.
+
+    provenance: what JSON can hold about the images: `image_shape`, `data`, `split`. Raises
+    ValueError where there is no detector or the detectors did not see equally many images.
+    """
+    counts = {name: stats.count for name, (stats, _) in statistics.items()}
+    if len(set(counts.values())) != 1:
+        raise ValueError(f"a reference needs the same images for every detector, not {counts}")
+    tensors, detectors = {}, {}
+    for name, (stats, detector) in statistics.items():
+        tensors[f"{name}/mean"] = stats.mean.cpu()
+        tensors[f"{name}/covariance"] = stats.covariance.cpu()
+        detectors[name] = {"sha256": detector.sha256, "features": detector.features}
+    now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    description = {
+        **provenance,
+        "format": FORMAT_VERSION,
+        "detectors": detectors,
+        "images": next(iter(counts.values())),
+        "created": {"time": now, **environment()},
+    }
+    metadata = {METADATA_KEY: json.dumps(description, allow_nan=False)}
+    with replacing(Path(path)) as temporary:
+        temporary.touch()
+        mode = temporary.stat().st_mode
+        save_file(tensors, temporary, metadata)
+        temporary.chmod(mode)  # as the umask has it: safetensors lets only the owner read
+
+
+def load_reference(path: str | os.PathLike[str]) -> Reference:
+    """A file of `save_reference`, or EDM's `.npz`, whose detector is "inception".
+
+    Raises FileNotFoundError when there is no such file, and ValueError, in a sentence that names
+    the file, when it is damaged or of another kind.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise FileNotFoundError(f"there is no reference file {path}")
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder, not a reference file")
+    if path.suffix in (".pkl", ".pickle", ".pt", ".pth"):
+        raise ValueError(
+            f"{path} is a pickle, and pickles are never opened here: give a .safetensors file of "
+            "`calculate_metrics.py ref`, or an .npz with the arrays mu and sigma"
+        )
+    reference = _load_npz(path) if path.suffix == ".npz" else _load_safetensors(path)
+    for name, moments in reference.detectors.items():
+        d = moments.mean.numel()
+        shapes = tuple(moments.mean.shape), tuple(moments.covariance.shape)
+        if d == 0 or shapes != ((d,), (d, d)):
+            raise ValueError(f"{path} has a mean and covariance of '{name}' of shapes {shapes}")
+        if not (moments.mean.isfinite().all() and moments.covariance.isfinite().all()):
+            raise ValueError(f"the statistics of '{name}' in {path} are not all finite")
+    return reference
+
+
+def _load_npz(path: Path) -> Reference:
+    try:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+            mean, covariance = (
+                torch.from_numpy(np.asarray(arrays[key], dtype=np.float64))
+                for key in ("mu", "sigma")
+            )
+    except KeyError as error:
+        raise ValueError(f"{path} does not have the arrays mu and sigma") from error
+    except (ValueError, TypeError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise ValueError(
+            f"{path} is damaged, or holds pickled objects, which are never opened here"
+        ) from error
+    return Reference(path, {"inception": Moments(mean, covariance, None)})
+
+
+def _load_safetensors(path: Path) -> Reference:
+    try:
+        with safe_open(path, framework="pt", device="cpu") as file:
+            text = (file.metadata() or {}).get(METADATA_KEY)
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except SafetensorError as error:
+        raise ValueError(f"{path} is no safetensors file, or it is damaged or cut off") from error
+    if text is None:
+        raise ValueError(f"{path} holds tensors, but is no reference file of save_reference")
+    try:
+        description = json.loads(text)
+        if description["format"] != FORMAT_VERSION:
+            raise ValueError(
+                f"{path} has reference format {description['format']}, and this version of the "
+                f"project reads {FORMAT_VERSION} only"
+            )
+    except (TypeError, KeyError, json.JSONDecodeError) as error:
+        raise ValueError(f"the description inside {path} is damaged") from error
+    return _described(path, description, tensors)
+
+
+def _described(path: Path, description: Mapping[str, Any], tensors: dict[str, Tensor]) -> Reference:
+    try:
+        detectors = {
+            name: Moments(tensors[f"{name}/mean"], tensors[f"{name}/covariance"], entry["sha256"])
+            for name, entry in description["detectors"].items()
+        }
+        shape = description.get("image_shape")
+        return Reference(
+            path,
+            detectors,
+            images=int(description["images"]),
+            image_shape=None if shape is None else tuple(shape),
+            description=description,
+        )
+    except (TypeError, KeyError, AttributeError, ValueError) as error:
+        raise ValueError(f"{path} does not hold what its description says: {error}") from error

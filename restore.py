@@ -1,0 +1,98 @@
+"""Restore a photo: `python restore.py --net FILE --image photo.png ...`."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import click
+
+from commands.cli import key_values, one_sentence_errors
+
+FILE = click.Path(path_type=Path)
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
+@click.option("--net", required=True, type=FILE, help="Trained weights, a .safetensors file.")
+@click.option(
+    "--image",
+    required=True,
+    type=FILE,
+    help="The photo: a clean one, which is degraded first, or with --measured a degraded one.",
+)
+@click.option(
+    "--measured", is_flag=True, help="The photo is what a camera measured, by --mask or --kernel."
+)
+@click.option(
+    "--degradation",
+    help="Family that the operator is drawn from, such as degradation.MotionBlur.",
+)
+@click.option(
+    "--mask",
+    type=FILE,
+    help="Picture of the photo's size: white pixels are visible, the others are ignored.",
+)
+@click.option(
+    "--kernel",
+    type=FILE,
+    help="Blur: a picture, scaled to sum 1, or a .npy array; its centre is at (h // 2, w // 2).",
+)
+@click.option(
+    "--stride",
+    type=click.IntRange(1),
+    help="With --kernel: the image has this many times the width and height of its measurement.",
+)
+@click.option(
+    "--noise-level",
+    type=click.FloatRange(0),
+    help="Standard deviation of the noise on y; images are in [-1, 1].  [default: 0]",
+)
+@click.option("--samples", type=click.IntRange(1), default=4, help="Restorations to draw.")
+@click.option(
+    "--out",
+    required=True,
+    type=click.Path(file_okay=False, path_type=Path),
+    help="New folder for the pictures, sheet.png and restore.json.",
+)
+@click.option(
+    "--fit",
+    type=click.Choice(["tile", "resize"]),
+    default="tile",
+    help="A photo larger than the network's images: in overlapping tiles, or made smaller.",
+)
+@click.option("--sampler", default="heun", help="Solver.")
+@click.option(
+    "--sampler-opt",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Option of the solver; may be repeated.",
+)
+@click.option("--class", "class_label", type=click.IntRange(0), help="Class of what is shown.")
+@click.option("--cfg", type=float, help="Scale of the guidance towards --class; 1 is none.")
+@click.option(
+    "--precision",
+    type=click.Choice(["fp32", "bf16", "fp16"]),
+    default="fp32",
+    help="Arithmetic of the network.",
+)
+@click.option("--batch", type=click.IntRange(1), default=32, help="Tiles restored at once.")
+@click.option(
+    "--seed", type=click.IntRange(0), default=0, help="Seed of operator, noise and samples."
+)
+def main(sampler_opt: tuple[str, ...], **options: Any) -> None:
+    """Restore a photo: samples, the MMSE estimate, and how much the samples differ.
+
+    Without --measured the photo is degraded by --degradation, --mask or --kernel, and compared
+    with what is restored.
+    """
+    with one_sentence_errors():
+        sampler_options = key_values(sampler_opt)
+
+    from commands.photo import Request  # importing torch takes seconds: not for --help
+    from commands.restore import Restoration
+
+    asked = {field.name: options.pop(field.name) for field in dataclasses.fields(Request)}
+    Restoration(Request(**asked), sampler_opt=sampler_options, **options).run()
+
+
+if __name__ == "__main__":
+    main()

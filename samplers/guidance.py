@@ -1,0 +1,57 @@
+"""Guidance by class (Ho and Salimans, "Classifier-free diffusion guidance", 2022)."""
+
+import weakref
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from degradation import Problem
+from samplers.base import Denoiser
+
+
+class Guided:
+    """D_null + scale·(D_class − D_null): a denoiser that exaggerates what the class changes.
+
+    Both evaluations know H and y, D_null not the class. At scale 1 only D_class is evaluated, at 0
+    only D_null. For the NFE of the tables, which count a guided evaluation once, a
+    `CountingDenoiser` goes around it; inside, one counts the calls of the network.
+    """
+
+    def __init__(self, denoiser: Denoiser, scale: float):
+        self.denoiser, self.scale = denoiser, scale
+        self._nulls: dict[int, Problem] = {}
+
+    @property
+    def config(self) -> Any:
+        """The configuration of the network; AttributeError where the denoiser has none."""
+        return self.denoiser.config  # type: ignore[attr-defined]
+
+    def __call__(self, x: Tensor, sigma: Tensor | float, problem: Problem) -> Tensor:
+        """x `[B, C, h, w]`, sigma a number or `[B]`; returns the guided estimate `[B, C, h, w]`.
+
+        Raises ValueError for a problem without class labels.
+        """
+        if problem.class_labels is None:
+            raise ValueError("guidance needs a problem with class labels")
+        if self.scale == 1:
+            return self.denoiser(x, sigma, problem)
+        if self.scale == 0:
+            return self.denoiser(x, sigma, self._null(problem))
+        # Side by side in one batch they would need twice the memory and, but for single images,
+        # the same time.
+        known = self.denoiser(x, sigma, problem)
+        null = self.denoiser(x, sigma, self._null(problem))
+        return null + self.scale * (known - null)
+
+    def _null(self, problem: Problem) -> Problem:
+        """The problem without its classes, made once, with all that the problem has computed."""
+        assert problem.class_labels is not None
+        key = id(problem)
+        if key not in self._nulls:
+            self._nulls[key] = problem.with_classes(torch.full_like(problem.class_labels, -1))
+            weakref.finalize(problem, self._nulls.pop, key, None)
+        null = self._nulls[key]
+        for name, value in vars(problem).items():  # neither H†y nor the smooth start know classes
+            vars(null).setdefault(name, value)
+        return null

@@ -1,0 +1,354 @@
+"""`calculate_metrics.py` as its users call it: reference, restorations, samples, folders."""
+
+import json
+import math
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner, Result
+from PIL import Image
+
+from calculate_metrics import main
+from datautils import get_dataset
+from metrics.frechet import frechet_distance
+from metrics.statistics import load_reference
+from networks import Denoiser, make_config, save_weights
+
+
+class Detector(torch.nn.Module):
+    """Six features of an image."""
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        x = images.float() / 255
+        return torch.cat((x.mean((2, 3)), x.var((2, 3))), 1)
+
+
+def network(path: Path, conditioning: str = "invfusion", classes: int = 0) -> Path:
+    torch.manual_seed(0)
+    denoiser = Denoiser(make_config("tiny", conditioning, num_classes=classes))
+    with torch.no_grad():
+        for p in denoiser.parameters():
+            p.add_(0.03 * torch.randn(p.shape))
+    save_weights(path, denoiser, {})
+    return path
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("commands")
+    torch.jit.script(Detector()).save(folder / "six.pt")
+    network(folder / "net.safetensors")
+    network(folder / "classes.safetensors", classes=4)
+    network(folder / "plain.safetensors", "unconditional", classes=4)
+    result = call(folder, "ref", *DATA, "--dest", "ref.safetensors", "--detector", "six.pt")
+    assert result.exit_code == 0, result.output
+    return folder
+
+
+DATA = ("--data-opt", "resolution=16", "--data-opt", "size=8")
+FAST = ("--sampler", "heun", "--sampler-opt", "num_steps=2", "--batch", 4)
+
+
+def call(home: Path, command: str, *arguments: object) -> Result:
+    """Run a command; words that are files of `home` are given as their paths."""
+    words = [str(a) for a in arguments]
+    paths = [
+        str(home / w) if w.endswith((".safetensors", ".pt", ".npz")) and "/" not in w else w
+        for w in words
+    ]
+    return CliRunner().invoke(main, [command, *paths])
+
+
+def gen(home: Path, outdir: Path, *arguments: object) -> Result:
+    return call(
+        home, "gen", "--net", "net.safetensors", *DATA, *FAST, "--outdir", outdir,
+        "--degradation", "degradation.MissingPatches", *arguments,
+    )  # fmt: skip
+
+
+DISTANCES = ("--ref", "ref.safetensors", "--detector", "six.pt")
+
+
+def metrics(folder: Path) -> dict:
+    return json.loads((folder / "metrics.json").read_text())
+
+
+def refused(result: Result, *words: str) -> None:
+    assert result.exit_code == 2, result.output
+    assert isinstance(result.exception, SystemExit)
+    lines = result.stderr.strip().splitlines()
+    assert lines[-1].lower().startswith("error: ")
+    for word in words:
+        assert word in lines[-1]
+
+
+# ---- ref -----------------------------------------------------------------------------------------
+
+
+def test_reference_statistics_are_those_of_the_images(home):
+    reference = load_reference(home / "ref.safetensors")
+    assert reference.images == 8 and reference.image_shape == (3, 16, 16)
+    photos = get_dataset("datautils.photos.Photos", "heldout", resolution=16, size=8)
+    features = Detector()(torch.stack([photos[i][0] for i in range(8)])).double()
+    moments = reference.detectors["six"]
+    torch.testing.assert_close(moments.mean, features.mean(0), rtol=1e-6, atol=1e-8)
+    torch.testing.assert_close(moments.covariance, features.T.cov(), rtol=1e-4, atol=1e-8)
+    assert reference.description["split"] == "heldout"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("--dest", "x.pkl"), ("x.pkl", ".safetensors")),
+        (("--dest", "x.safetensors", "--images", "9"), ("--images 9", "only 8")),
+        (("--dest", "x.safetensors", "--images", "1"), ("at least 2",)),
+        (("--dest", "x.safetensors", "--images", "many"), ("many", "count")),
+        (("--dest", "x.safetensors", "--detector", "there-is-none.pt"), ("there-is-none.pt",)),
+        (("--dest", "x.safetensors", "--data", "datautils.none.None"), ("datautils.none.None",)),
+    ],
+)
+def test_a_reference_that_cannot_be_made_is_refused(home, tmp_path, arguments, words):
+    arguments = [tmp_path / a if a.startswith("x.") else a for a in arguments]
+    refused(call(home, "ref", *DATA, "--detector", "six.pt", *arguments), *words)
+    assert not list(tmp_path.iterdir())
+
+
+# ---- gen -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def restored(home) -> Path:
+    result = gen(
+        home, home / "gen", "--metrics", "fd,cfd,psnr", *DISTANCES, "--save-images", "--seed", 3
+    )
+    assert result.exit_code == 0, result.output
+    return home / "gen"
+
+
+def test_distances_are_those_of_the_images_written(home, restored):
+    values = metrics(restored)["metrics"]["values"]["MissingPatches"]
+    for method, name in (("H†y", "pinv"), ("InvFusion sample (heun)", "InvFusion-sample-heun")):
+        folder = restored / "images" / "MissingPatches" / name
+        assert len(list(folder.rglob("*.png"))) == 8
+        result = call(home, "calc", "--images", folder, *DISTANCES, "--metrics", "fd",
+                      "--outdir", home / "calc")  # fmt: skip
+        assert result.exit_code == 0, result.output
+        found = metrics(home / "calc")["metrics"]["values"]["fd"]
+        assert found["count"] == values[method]["fd"]["count"] == 8
+        assert found["mean"] == pytest.approx(values[method]["fd"]["mean"], rel=1e-6)
+    # H†y is consistent as it is; a sample of this network is not.
+    assert values["H†y"]["cfd"] == values["H†y"]["fd"]
+    sample = values["InvFusion sample (heun)"]
+    assert abs(sample["cfd"]["mean"] / sample["fd"]["mean"] - 1) > 0.01
+
+
+def test_images_written_are_those_measured(restored):
+    import csv
+
+    with (restored / "per_image.csv").open() as file:
+        rows = [r for r in csv.DictReader(file) if r["method"] == "H†y"]
+    photos = get_dataset("datautils.photos.Photos", "heldout", resolution=16, size=8)
+    for row in rows:
+        index = int(row["image"])
+        path = restored / f"images/MissingPatches/pinv/00000/{index:08d}.png"
+        image = np.asarray(Image.open(path)).astype(float).transpose(2, 0, 1)
+        mse = np.square(image - photos[index][0].numpy().astype(float)).mean()
+        assert 10 * math.log10(255**2 / mse) == pytest.approx(float(row["psnr"]), rel=1e-9)
+
+
+def test_a_result_says_how_it_was_made(restored):
+    record = metrics(restored)
+    settings = record["settings"]
+    assert settings["solvers"]["InvFusion sample (heun)"]["num_steps"] == 2
+    assert set(settings["detector_files"]["detectors"]) == {"six"}
+    assert settings["images"] == 8 and settings["split"] == "heldout"
+    stages = record["metrics"]["stages"]
+    assert set(stages) == {"load", "restore", "metrics", "features", "write", "total"}
+    assert all(seconds > 0 for seconds in stages.values())
+    assert not (restored / ".unfinished").exists()
+
+
+def test_a_failed_image_shows_in_the_distance(home, tmp_path, monkeypatch):
+    from metrics import baselines
+
+    pinv = baselines.pinv
+    monkeypatch.setattr(
+        "metrics.baselines.pinv",
+        lambda problem: pinv(problem).index_fill(0, torch.tensor(0), torch.nan),
+    )
+    result = gen(home, tmp_path / "out", "--metrics", "fd,psnr", *DISTANCES)
+    assert result.exit_code == 0, result.output
+    values = metrics(tmp_path / "out")["metrics"]["values"]["MissingPatches"]
+    assert values["H†y"]["fd"]["mean"] is None and values["H†y"]["psnr"]["mean"] is None
+    assert values["InvFusion sample (heun)"]["fd"]["mean"] > 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("--metrics", "fd"), ("fd", "--ref")),
+        (("--metrics", "psnr", *DISTANCES), ("--ref", "none of the metrics")),
+        (("--metrics", "fid", *DISTANCES), ("six",)),
+        (("--metrics", "cfd", *DISTANCES, "--noise-level", "0.1"), ("cfd", "noise")),
+        (("--metrics", "fd", *DISTANCES, "--images", "4"), ("8 images", "4", "--any-count")),
+        (("--metrics", "fd", "--ref", "none.safetensors", "--detector", "six.pt"), ("none.saf",)),
+        (("--metrics", "quality"), ("quality", "psnr")),
+        (("--cfg", "2"), ("--cfg 2", "without classes")),
+        (("--images", "9"), ("--images 9", "only 8")),
+        (("--images", "0"), ("--images",)),
+        (("--data-opt", "resolution=32"), ("(3, 16, 16)", "(3, 32, 32)")),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_measured_is_refused(home, tmp_path, arguments, words):
+    refused(gen(home, tmp_path / "out", *arguments), *words)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_reference_of_another_count_can_be_accepted(home, tmp_path):
+    result = gen(
+        home, tmp_path, "--metrics", "fd", *DISTANCES, "--images", 6, "--any-count",
+        "--baselines", "",
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+
+
+def test_guidance_doubles_the_calls_of_the_network(home, tmp_path):
+    for cfg in ("1", "2"):
+        result = call(
+            home, "gen", "--net", "classes.safetensors", *DATA, *FAST, "--images", 4,
+            "--degradation", "MissingPatches", "--outdir", tmp_path / cfg, "--cfg", cfg,
+        )  # fmt: skip
+        assert result.exit_code == 0, result.output
+    one, two = (
+        metrics(tmp_path / cfg)["metrics"]["values"]["MissingPatches"]["InvFusion sample (heun)"]
+        for cfg in "12"
+    )
+    assert (one["evaluations"], one["network_calls"]) == (3, 3)
+    assert (two["evaluations"], two["network_calls"]) == (3, 6)
+
+
+def test_a_broken_image_ends_the_run_with_its_name_and_leaves_nothing(home, tmp_path):
+    images = tmp_path / "images"
+    images.mkdir()
+    for i in range(8):
+        Image.new("RGB", (16, 16), (i, 0, 0)).save(images / f"{i}.png")
+    (images / "6.png").write_bytes((images / "6.png").read_bytes()[:40])
+    result = call(
+        home, "gen", "--net", "net.safetensors", *FAST, "--data", "datautils.imagedir.ImageDir",
+        "--data-opt", f"path={images}", "--split", "all", "--degradation", "MissingPatches",
+        "--outdir", tmp_path / "out",
+    )  # fmt: skip
+    refused(result, "6.png")
+    assert not (tmp_path / "out").exists()
+
+
+# ---- gen-uncond ----------------------------------------------------------------------------------
+
+
+def uncond(home: Path, outdir: Path, *arguments: object, net: str = "plain") -> Result:
+    return call(
+        home, "gen-uncond", "--net", f"{net}.safetensors", "--outdir", outdir, "--images", 6,
+        "--sampler-opt", "num_steps=2", *arguments,
+    )  # fmt: skip
+
+
+def pixels(folder: Path) -> np.ndarray:
+    files = sorted((folder / "images").rglob("*.png"))
+    return np.stack([np.asarray(Image.open(file)) for file in files])
+
+
+def test_images_drawn_follow_from_their_seed_and_class_alone(home, tmp_path):
+    for name, arguments in {
+        "all": ("--batch", 6),
+        "two": ("--batch", 4, "--class", "3", "--class", "1"),
+        "again": ("--batch", 1, "--class", "3", "--class", "1"),
+        "other": ("--batch", 6, "--class", "0"),
+    }.items():
+        result = uncond(home, tmp_path / name, "--save-images", *arguments)
+        assert result.exit_code == 0, result.output
+    found = {p.name: pixels(p).astype(int) for p in tmp_path.iterdir()}
+    assert found["two"].shape == (6, 16, 16, 3)
+    assert np.abs(found["two"] - found["again"]).max() <= 1
+    assert (found["two"] != found["other"]).any((1, 2, 3)).all()
+    labels = json.loads((tmp_path / "two/images/dataset.json").read_text())["labels"]
+    assert [label for _, label in labels] == [3, 1, 3, 1, 3, 1]
+    dataset = get_dataset("datautils.imagedir.ImageDir", "all", path=tmp_path / "two/images")
+    assert [dataset[i][1] for i in range(6)] == [3, 1, 3, 1, 3, 1]
+
+
+@pytest.mark.parametrize("net", ["net", "classes", "plain"])
+def test_any_network_draws_without_a_measurement(home, tmp_path, net):
+    result = uncond(home, tmp_path, "--metrics", "fd", *DISTANCES, "--any-count", net=net)
+    assert result.exit_code == 0, result.output
+    cell = metrics(tmp_path)["metrics"]["values"]["none"]["heun"]
+    assert cell["fd"]["count"] == 6 and cell["fd"]["mean"] > 0
+    assert cell["evaluations"] == 3
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["grid.png", "metrics.json"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("--class", "4"), ("--class 4", "between 0 and 3")),
+        (("--metrics", "psnr"), ("psnr", "fid")),
+        (("--metrics", "fd", *DISTANCES), ("8 images", "6")),
+        (("--sampler", "none"), ("none", "heun")),
+    ],
+)
+def test_samples_that_cannot_be_drawn_are_refused(home, tmp_path, arguments, words):
+    refused(uncond(home, tmp_path / "out", *arguments), *words)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_class_of_a_network_without_classes_is_refused(home, tmp_path):
+    refused(uncond(home, tmp_path / "out", "--class", "0", net="net"), "without classes")
+
+
+# ---- calc ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def folders(tmp_path) -> tuple[Path, Path]:
+    rng = np.random.default_rng(0)
+    for name in "ab":
+        (tmp_path / name).mkdir()
+        for i in range(5):
+            image = rng.integers(0, 256, (16, 16, 3), dtype=np.uint8)
+            Image.fromarray(image).save(tmp_path / name / f"{i}.png")
+    return tmp_path / "a", tmp_path / "b"
+
+
+def test_two_folders_are_compared(home, folders, tmp_path):
+    a, b = folders
+    result = call(home, "calc", "--images", a, "--ref", b, "--metrics", "fd,psnr,ssim",
+                  "--detector", "six.pt", "--outdir", tmp_path / "out", "--batch", 2)  # fmt: skip
+    assert result.exit_code == 0, result.output
+    values = metrics(tmp_path / "out")["metrics"]["values"]
+    one, two = (
+        np.stack([np.asarray(Image.open(f)).transpose(2, 0, 1) for f in sorted(p.iterdir())])
+        for p in folders
+    )
+    mse = np.square(one.astype(float) - two).mean((1, 2, 3))
+    assert values["psnr"]["mean"] == pytest.approx((10 * np.log10(255**2 / mse)).mean())
+    x, y = (Detector()(torch.from_numpy(images)).double() for images in (one, two))
+    expected = frechet_distance(x.mean(0), x.T.cov(), y.mean(0), y.T.cov())
+    assert values["fd"]["mean"] == pytest.approx(expected, rel=1e-5)
+
+
+def test_folders_that_do_not_match_are_refused(home, folders):
+    a, b = folders
+    (b / "4.png").rename(b / "5.png")
+    refused(call(home, "calc", "--images", a, "--ref", b, "--metrics", "psnr"), "4.png", "5.png")
+    (b / "5.png").unlink()
+    refused(call(home, "calc", "--images", a, "--ref", b, "--metrics", "psnr"), "4 images", "5")
+    fd = "--metrics", "fd", "--detector", "six.pt"
+    refused(call(home, "calc", "--images", a, "--ref", b, *fd), "--any-count")
+    refused(call(home, "calc", "--images", a, "--ref", "ref.safetensors", *fd), "8 images", "5")
+    refused(
+        call(home, "calc", "--images", a, "--ref", "ref.safetensors", "--metrics", "ssim"), "ssim"
+    )
+    shutil.rmtree(b)
+    refused(call(home, "calc", "--images", b, "--ref", a, *fd), str(b))

@@ -1,0 +1,284 @@
+"""Pictures of every kind become upright RGB; what cannot be decoded is told in one sentence."""
+
+import io
+import struct
+import warnings
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from datautils.decode import (
+    DataError,
+    centre_crop,
+    decode_image,
+    read_image,
+    read_kernel,
+    read_mask,
+    resize,
+    to_tensor,
+)
+
+RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
+
+
+def encoded(image: Image.Image, format: str = "PNG", **options: Any) -> bytes:
+    file = io.BytesIO()
+    image.save(file, format, **options)
+    return file.getvalue()
+
+
+def pixels(data: bytes) -> np.ndarray:
+    image = decode_image(data, "a.png")
+    assert image.mode == "RGB"
+    return np.array(image)
+
+
+def random_image(*shape: int, dtype: Any = np.uint8) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, np.iinfo(dtype).max, shape, dtype, endpoint=True)
+
+
+def chunk(kind: bytes, data: bytes) -> bytes:
+    return struct.pack(">L", len(data)) + kind + data + struct.pack(">L", zlib.crc32(kind + data))
+
+
+def png_claiming(width: int, height: int) -> bytes:
+    """A PNG of a hundred bytes whose header claims any size."""
+    header = chunk(b"IHDR", struct.pack(">2L5B", width, height, 8, 2, 0, 0, 0))
+    return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize("format", ["PNG", "BMP", "TIFF", "PPM"])
+def test_rgb_stays_as_it_is(format: str):
+    values = random_image(5, 7, 3)
+    assert (pixels(encoded(Image.fromarray(values), format)) == values).all()
+
+
+def test_webp_and_jpeg_are_read():
+    values = random_image(5, 7, 3)
+    assert (pixels(encoded(Image.fromarray(values), "WEBP", lossless=True)) == values).all()
+    flat = Image.new("RGB", (16, 16), (200, 100, 50))
+    assert np.abs(pixels(encoded(flat, "JPEG")).astype(int) - (200, 100, 50)).max() <= 2
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("format", ["PNG", "TIFF", "WEBP"])
+def test_exif_orientation_is_applied(orientation: int, format: str):
+    values = random_image(4, 6, 3)
+    turn = {  # what the EXIF standard says the stored rows and columns are
+        1: lambda x: x, 2: lambda x: x[:, ::-1], 3: lambda x: x[::-1, ::-1], 4: lambda x: x[::-1],
+        5: lambda x: x.swapaxes(0, 1), 6: lambda x: np.rot90(x, 1),
+        7: lambda x: x[::-1, ::-1].swapaxes(0, 1), 8: lambda x: np.rot90(x, -1),
+    }  # fmt: skip
+    stored = Image.fromarray(np.ascontiguousarray(turn[orientation](values)))
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    options = {"lossless": True} if format == "WEBP" else {}
+    assert (pixels(encoded(stored, format, exif=exif, **options)) == values).all()
+
+
+def test_a_broken_exif_block_is_no_reason_to_refuse():
+    image = Image.new("RGB", (8, 8), RED)
+    data = encoded(image, "JPEG", exif=b"Exif\0\0II*\0\xff\xff\xff\xff garbage")
+    assert pixels(data).shape == (8, 8, 3)
+
+
+def test_grey_and_one_bit():
+    grey = random_image(4, 6)
+    assert (pixels(encoded(Image.fromarray(grey))) == grey[..., None]).all()
+    bits = Image.fromarray(grey > 127)
+    assert bits.mode == "1"
+    assert (pixels(encoded(bits)) == np.where(grey > 127, 255, 0)[..., None]).all()
+
+
+@pytest.mark.parametrize("format", ["PNG", "TIFF", "PPM"])
+def test_of_sixteen_bits_the_upper_eight_are_kept(format: str):
+    values = random_image(4, 6, dtype=np.uint16)
+    values[0] = 300  # clipped, it would be white; stretched, it would follow the others
+    assert (pixels(encoded(Image.fromarray(values), format)) == (values >> 8)[..., None]).all()
+
+
+def test_thirty_two_bits_are_refused_beyond_sixteen():
+    data = encoded(Image.fromarray(np.full((2, 2), 70000, np.int32)), "TIFF")
+    with pytest.raises(DataError, match=r"^a\.png has grey values beyond 16 bits$"):
+        decode_image(data, "a.png")
+    with pytest.raises(DataError, match=r"a\.png .*floating-point"):
+        decode_image(encoded(Image.fromarray(np.ones((2, 2), np.float32)), "TIFF"), "a.png")
+
+
+def test_what_is_transparent_is_laid_over_white():
+    rgba = np.zeros((1, 3, 4), np.uint8)
+    rgba[0] = [(255, 0, 0, 255), (0, 255, 0, 0), (0, 0, 0, 128)]
+    assert pixels(encoded(Image.fromarray(rgba))).tolist() == [[[255, 0, 0], [255] * 3, [127] * 3]]
+    grey = Image.fromarray(rgba).convert("LA")
+    assert pixels(encoded(grey))[0, 1].tolist() == [255] * 3
+
+
+def test_palettes_with_and_without_transparency():
+    image = Image.new("P", (3, 1))
+    image.putpalette([*RED, *GREEN, *BLUE])
+    image.putdata([0, 1, 2])
+    expected = [[list(RED), list(GREEN), list(BLUE)]]
+    assert pixels(encoded(image)).tolist() == expected
+    assert pixels(encoded(image, "GIF")).tolist() == expected
+    expected[0][1] = list(WHITE)
+    assert pixels(encoded(image, transparency=1)).tolist() == expected
+    assert pixels(encoded(image, transparency=bytes([255, 0, 255]))).tolist() == expected
+    rgb = Image.new("RGB", (2, 2), GREEN)
+    assert (pixels(encoded(rgb, transparency=GREEN)) == 255).all()
+
+
+def test_cmyk_is_converted():
+    image = Image.new("CMYK", (16, 16), (0, 255, 255, 0))
+    for format in ("TIFF", "JPEG"):
+        assert np.abs(pixels(encoded(image, format)).astype(int) - RED).max() <= 3
+
+
+@pytest.mark.parametrize("format", ["GIF", "WEBP", "PNG", "TIFF"])
+def test_an_animation_gives_its_first_frame(format: str):
+    frames = [Image.new("RGB", (4, 4), colour) for colour in (RED, GREEN, BLUE)]
+    options = {"lossless": True} if format == "WEBP" else {}
+    data = encoded(frames[0], format, save_all=True, append_images=frames[1:], **options)
+    assert (pixels(data) == RED).all()
+
+
+@pytest.mark.parametrize("format", ["PNG", "JPEG", "WEBP", "TIFF", "BMP", "PPM"])
+def test_truncated_pictures_are_refused(format: str):
+    data = encoded(Image.fromarray(random_image(32, 32, 3)), format)
+    for length in (0, 1, 10, len(data) // 2):
+        with pytest.raises(DataError, match=r"^b/a\.png in data\.zip is (no|a damaged) picture"):
+            decode_image(data[:length], "b/a.png in data.zip")
+
+
+def test_damaged_bytes_raise_nothing_but_data_errors():
+    generator = np.random.default_rng(0)
+    for format in ("PNG", "JPEG", "WEBP", "TIFF", "GIF"):
+        data = encoded(Image.fromarray(random_image(16, 16, 3)), format)
+        for _ in range(60):
+            damaged = np.frombuffer(data, np.uint8).copy()
+            at = generator.integers(0, len(data), 4)
+            damaged[at] = generator.integers(0, 256, 4)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                try:
+                    decode_image(damaged.tobytes(), "a")
+                except DataError as error:
+                    assert str(error).startswith("a ")
+
+
+@pytest.mark.parametrize("data", [b"", b"<svg/>", b"%!PS-Adobe-3.0 EPSF-3.0\n", b"\0" * 1000])
+def test_other_files_are_refused(data: bytes):
+    with pytest.raises(DataError, match=r"^a\.png is no picture \(PNG, JPEG"):
+        decode_image(data, "a.png")
+
+
+@pytest.mark.parametrize("side", [10_000, 14_000, 100_000])  # Pillow warns, warns, raises
+@pytest.mark.parametrize("action", ["ignore", "error"])
+def test_decompression_bombs_are_refused(side: int, action: Any):
+    with warnings.catch_warnings():
+        warnings.simplefilter(action)
+        with pytest.raises(DataError, match=r"^a\.png claims .* decompression bomb"):
+            decode_image(png_claiming(side, side), "a.png")
+
+
+def test_centre_crop():
+    values = random_image(6, 9, 3)
+    image = Image.fromarray(values)
+    assert (np.array(centre_crop(image, 3)) == values[1:4, 3:6]).all()
+    assert (np.array(centre_crop(image)) == values[:, 1:7]).all()
+    with pytest.raises(ValueError, match="9x6 pixels.*7x7"):
+        centre_crop(image, 7)
+
+
+def test_resize_is_lanczos_and_leaves_the_right_size_alone():
+    image = Image.fromarray(random_image(12, 12, 3))
+    assert resize(image, 12) is image
+    expected = image.resize((5, 5), Image.Resampling.LANCZOS)
+    assert (np.array(resize(image, 5)) == np.array(expected)).all()
+
+
+def test_tensors():
+    values = random_image(4, 6, 3)
+    tensor = to_tensor(Image.fromarray(values))
+    assert tensor.dtype == torch.uint8 and tensor.is_contiguous()
+    assert (tensor.numpy() == values.transpose(2, 0, 1)).all()
+
+
+def test_read_image_and_mask(tmp_path: Path):
+    values = random_image(4, 6)
+    path = tmp_path / "mask.png"
+    path.write_bytes(encoded(Image.fromarray(values)))
+    assert read_image(path).shape == (3, 4, 6)
+    mask = read_mask(path)
+    assert mask.dtype == torch.bool
+    assert (mask.numpy() == (values > 127.5)[None]).all()
+    path.write_bytes(encoded(Image.fromarray(random_image(4, 6, dtype=np.uint16))))
+    assert (read_mask(path).numpy() == (random_image(4, 6, dtype=np.uint16) > 32767)[None]).all()
+    for read in (read_image, read_mask, read_kernel):
+        with pytest.raises(DataError, match=r"nowhere\.png cannot be read: No such file"):
+            read(tmp_path / "nowhere.png")
+        with pytest.raises(DataError, match="cannot be read: Is a directory"):
+            read(tmp_path)
+
+
+def test_a_kernel_from_a_picture_has_the_sum_one(tmp_path: Path):
+    path = tmp_path / "kernel.png"
+    for dtype in (np.uint8, np.uint16):
+        values = random_image(3, 5, dtype=dtype)
+        path.write_bytes(encoded(Image.fromarray(values)))
+        kernel = read_kernel(path)
+        assert kernel.dtype == torch.float32
+        assert kernel.numpy() == pytest.approx(values / values.sum(dtype=float), rel=1e-6)
+    path.write_bytes(encoded(Image.new("L", (3, 3))))
+    with pytest.raises(DataError, match=r"kernel\.png is zero everywhere"):
+        read_kernel(path)
+
+
+def test_a_kernel_from_numbers_is_taken_as_it_is(tmp_path: Path):
+    path = tmp_path / "kernel.npy"
+    values = np.random.default_rng(0).standard_normal((3, 4))
+    np.save(path, values)
+    assert torch.equal(read_kernel(path), torch.from_numpy(values).float())
+    np.save(path, np.eye(3, dtype=int))
+    assert torch.equal(read_kernel(path), torch.eye(3))
+
+
+class Trap:
+    """Unpickling it leaves a file behind."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def __reduce__(self) -> Any:
+        return Path.touch, (self.path,)
+
+
+def test_wrong_kernel_files_are_refused_and_never_unpickled(tmp_path: Path):
+    path = tmp_path / "kernel.npy"
+    np.save(path, np.array([[Trap(tmp_path / "sprung")]], dtype=object), allow_pickle=True)
+    with pytest.raises(DataError, match=r"kernel\.npy"):
+        read_kernel(path)
+    assert not (tmp_path / "sprung").exists()
+    for values in (np.ones(3), np.ones((2, 2, 2)), np.ones((2, 2), complex), np.float32(1)):
+        np.save(path, values)
+        with pytest.raises(DataError, match=r"kernel\.npy must hold one array of real numbers"):
+            read_kernel(path)
+    np.save(path, np.full((2, 2), np.nan))
+    with pytest.raises(DataError, match="not finite"):
+        read_kernel(path)
+    np.save(path, np.ones((200, 200)))
+    whole = path.read_bytes()
+    for data in (
+        b"",
+        b"abc",
+        whole[:1000],
+        whole[:20],
+        whole.replace(b"(200, 200)", b"(9**9,900)"),
+    ):
+        path.write_bytes(data)
+        with pytest.raises(DataError, match=r"kernel\.npy"):
+            read_kernel(path)

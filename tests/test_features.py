@@ -1,0 +1,418 @@
+"""Detectors: what they compute, where their weights come from, and how they refuse."""
+
+import functools
+import hashlib
+import http.server
+import io
+import threading
+import zipfile
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from safetensors.torch import save_file
+from torchvision_on_cpu import declare_operators
+
+from metrics import features
+from metrics.download import fetch
+from metrics.features import DISTANCES, detectors_for, load_detector
+from metrics.frechet import frechet_distance
+from metrics.squeezenet import SqueezeNet
+from metrics.statistics import FeatureStatistics
+
+WEIGHTS = "data/detectors/squeezenet11-imagenet-features.pt"
+
+
+def images(count, side=64, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(0, 256, (count, 3, side, side), dtype=torch.uint8, generator=generator)
+
+
+def sha256(path):
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    """The cache folder of a user who has none yet."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "invfusion"
+
+
+@pytest.fixture
+def squeezenet_file(tmp_path):
+    path = tmp_path / "squeezenet.pt"
+    torch.save(SqueezeNet().state_dict(), path)
+    return path
+
+
+class Colours(torch.nn.Module):
+    """Mean colour and its squares: a detector anyone could write."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        mean = x.float().mean(dim=(2, 3))
+        return torch.cat([mean, mean * mean], dim=1)
+
+
+class Mistaken(torch.nn.Module):
+    """Gives something else than features of each image."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind = kind
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        mean = x.float().mean(dim=(2, 3))
+        if self.kind == "map":
+            return x.float()
+        if self.kind == "mixed":
+            return mean - 0.5 * mean.mean(dim=0, keepdim=True)
+        if self.kind == "infinite":
+            return mean / 0.0
+        raise ValueError("images of 299 pixels only")
+
+
+@pytest.fixture
+def own_file(tmp_path):
+    path = tmp_path / "colours.pt"
+    torch.jit.script(Colours()).save(str(path))
+    return path
+
+
+def serve(folder):
+    class Quiet(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *arguments):
+            pass
+
+    handler = functools.partial(Quiet, directory=str(folder))
+    return http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+
+
+@pytest.fixture
+def server(tmp_path):
+    """(folder, its URL) of a web server on this machine."""
+    folder = tmp_path / "web"
+    folder.mkdir()
+    with serve(folder) as web:
+        thread = threading.Thread(target=web.serve_forever, daemon=True)
+        thread.start()
+        yield folder, f"http://127.0.0.1:{web.server_address[1]}"
+        web.shutdown()
+        thread.join()
+
+
+def test_fetch_puts_a_checked_file_in_place(server, tmp_path, capsys):
+    folder, url = server
+    (folder / "weights").write_bytes(bytes(range(256)) * 5000)
+    dest = tmp_path / "new" / "folder" / "weights"
+    digest = sha256(folder / "weights")
+    assert fetch(f"{url}/weights", dest, digest[:8].upper()) == dest
+    assert dest.read_bytes() == (folder / "weights").read_bytes()
+    assert [p.name for p in dest.parent.iterdir()] == ["weights"]
+    assert "100%" in capsys.readouterr().err
+
+
+def test_fetch_keeps_nothing_of_a_wrong_or_missing_file(server, tmp_path):
+    folder, url = server
+    (folder / "weights").write_bytes(b"not them")
+    dest = tmp_path / "dest" / "weights"
+    dest.parent.mkdir()
+    dest.write_bytes(b"older")
+    with pytest.raises(ValueError, match="instead of 6726825d: it was not kept"):
+        fetch(f"{url}/weights", dest, "6726825d", progress=False)
+    with pytest.raises(OSError, match="404"):
+        fetch(f"{url}/none", dest, "6726825d", progress=False)
+    assert dest.read_bytes() == b"older"
+    assert [p.name for p in dest.parent.iterdir()] == ["weights"]
+
+
+def test_fetch_gives_up_on_a_server_that_ends_early_or_says_nothing(tmp_path):
+    class Short(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            if self.path == "/silent":
+                released.wait(10)
+                return
+            self.send_response(200)
+            self.send_header("Content-Length", "1000")
+            self.end_headers()
+            self.wfile.write(b"x" * 10)
+
+        def log_message(self, *arguments):
+            pass
+
+    released = threading.Event()
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Short) as web:
+        thread = threading.Thread(target=web.serve_forever, daemon=True)
+        thread.start()
+        url = f"http://127.0.0.1:{web.server_address[1]}"
+        with pytest.raises(OSError, match="after 10 of 1000 bytes"):
+            fetch(f"{url}/short", tmp_path / "a", "00", progress=False)
+        with pytest.raises(OSError, match="timed out"):
+            fetch(f"{url}/silent", tmp_path / "b", "00", progress=False, timeout=0.2)
+        released.set()
+        web.shutdown()
+        thread.join()
+    assert not list(tmp_path.iterdir())
+
+
+def test_squeezenet_is_a_chain_of_convolutions(squeezenet_file):
+    """The first layers worked out by hand, and the sizes of the maps of the whole chain."""
+    detector = load_detector(f"squeezenet={squeezenet_file}")
+    assert (detector.name, detector.features) == ("squeezenet", 512)
+    assert detector.sha256 == sha256(squeezenet_file)
+    sides = []
+    for layer in detector.network:
+        layer.register_forward_hook(lambda module, given, out: sides.append(out.shape[1:]))
+    result = detector(images(2, side=48))
+    assert result.shape == (2, 512) and result.dtype == torch.float32
+    pools = [sides[i] for i in (0, 2, 5, 8, 12)]
+    assert pools == [(64, 111, 111), (64, 55, 55), (128, 27, 27), (256, 13, 13), (512, 13, 13)]
+
+
+def test_squeezenet_input_is_centred_colour(squeezenet_file):
+    """Images of the training mean's colour reach the first layer as zeros, up to rounding to 8 bit."""
+    network = load_detector(f"squeezenet={squeezenet_file}").network
+    seen = []
+    network[0].register_forward_hook(lambda module, given, out: seen.append(given[0]))
+    flat = torch.tensor([124, 117, 104], dtype=torch.uint8).view(1, 3, 1, 1).expand(1, 3, 20, 30)
+    network(flat)
+    expected = torch.tensor([0.32, 0.221, 0.061]).view(1, 3, 1, 1).expand(1, 3, 224, 224)
+    torch.testing.assert_close(seen[0], expected, rtol=0, atol=2e-5)
+
+
+def test_features_are_float32_and_independent_of_the_batch(squeezenet_file):
+    detector = load_detector(f"squeezenet={squeezenet_file}")
+    batch = images(5)
+    together = detector(batch)
+    assert not together.requires_grad
+    alone = torch.cat([detector(image[None]) for image in batch])
+    torch.testing.assert_close(alone, together, rtol=1e-4, atol=1e-6)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(detector(batch), together)
+    assert detector(batch[:0]).shape == (0, 512)
+
+
+def test_other_images_are_refused(squeezenet_file):
+    detector = load_detector(f"squeezenet={squeezenet_file}")
+    for wrong in (images(1).float(), images(1)[:, :1], images(1)[0]):
+        with pytest.raises(ValueError, match=r"'squeezenet' takes uint8 images \[B, 3, h, w\]"):
+            detector(wrong)
+
+
+def test_squeezenet_weights_from_the_cache_or_from_safetensors(cache, squeezenet_file, tmp_path):
+    with pytest.raises(ValueError, match=f"not at {cache}.*: give --detector squeezenet=FILE"):
+        load_detector("squeezenet")
+    state = torch.load(squeezenet_file, weights_only=True)
+    save_file(state, tmp_path / "s.safetensors")
+    expected = load_detector(f"squeezenet={tmp_path / 's.safetensors'}")(images(1))
+    cache.mkdir(parents=True)
+    squeezenet_file.rename(cache / "squeezenet11-imagenet-features.pt")
+    assert torch.equal(load_detector("squeezenet")(images(1)), expected)
+
+
+def test_squeezenet_weights_of_another_kind_are_refused(tmp_path):
+    path = tmp_path / "w.pt"
+    for content, message in [
+        ({"0.weight": torch.ones(2)}, "does not hold the weights of SqueezeNet"),
+        ([torch.ones(2)], "no tensors by name"),
+        (Colours(), "damaged, or holds more than plain tensors"),
+    ]:
+        torch.save(content, path)
+        with pytest.raises(ValueError, match=message) as caught:
+            load_detector(f"squeezenet={path}")
+        assert str(path) in str(caught.value)
+    path.write_bytes(b"rubbish")
+    with pytest.raises(ValueError, match="damaged"):
+        load_detector(f"squeezenet={path}")
+
+
+def zip_images(path, count):
+    """The first images that are spread evenly over a zip file, uint8 `[count, 3, h, w]`."""
+    with zipfile.ZipFile(path) as archive:
+        names = sorted(n for n in archive.namelist() if not n.endswith((".json", "/")))
+        chosen = names[:: len(names) // count][:count]
+        arrays = [np.array(Image.open(io.BytesIO(archive.read(n))).convert("RGB")) for n in chosen]
+    return torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2)
+
+
+def blurred(batch, sigma):
+    """Gaussian blur of uint8 images, sigma in pixels."""
+    reach = 3 * sigma
+    taps = torch.exp(-0.5 * (torch.arange(-reach, reach + 1) / sigma).square())
+    taps = (taps / taps.sum()).view(1, 1, -1)
+    planes = F.pad(batch.flatten(0, 1)[:, None].float(), (reach,) * 4, mode="reflect")
+    planes = F.conv2d(F.conv2d(planes, taps[:, None]), taps[..., None])
+    return planes.view(batch.shape).round().to(torch.uint8)
+
+
+def test_sfd_orders_real_photos(shared):
+    """Held-out faces are nearest to faces, then blurred ones, then photos of other things."""
+    detector = load_detector(f"squeezenet={shared(WEIGHTS)}")
+
+    def statistics(batch):
+        gathered = FeatureStatistics()
+        for part in batch.split(50):
+            gathered.update(detector(part))
+        return gathered.mean, gathered.covariance
+
+    train = statistics(zip_images(shared("data/faces64-train.zip"), 100))
+    faces = zip_images(shared("data/faces64-heldout.zip"), 100)
+    others = zip_images(shared("data/imagenette64-val.zip"), 100)
+    sets = [faces, blurred(faces, 1), blurred(faces, 3), others]
+    clean, soft, blurry, strange = (frechet_distance(*statistics(s), *train) for s in sets)
+    assert 2 * clean < soft < 0.5 * blurry
+    assert strange > 5 * clean
+
+
+def test_own_detector_by_name_or_file(own_file):
+    batch = images(3)
+    mean = batch.float().mean((2, 3))
+    for spec, name in [(str(own_file), "colours"), (f"mine={own_file}", "mine")]:
+        detector = load_detector(spec, "cpu")
+        assert (detector.name, detector.features) == (name, 6)
+        assert detector.sha256 == sha256(own_file)
+        torch.testing.assert_close(detector(batch), torch.cat([mean, mean**2], 1))
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("map", r"gives \[2, 3, 64, 64\] for 2 images: it must give \[2, d\]"),
+        ("mixed", "other features beside other images"),
+        ("infinite", "not finite"),
+        ("raises", "does not take uint8 images .*299 pixels only"),
+    ],
+)
+def test_own_detector_is_tried_first(tmp_path, kind, message):
+    path = tmp_path / "wrong.pt"
+    torch.jit.script(Mistaken(kind)).save(str(path))
+    with pytest.raises(ValueError, match=message) as caught:
+        load_detector(str(path))
+    assert str(path) in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_specs_that_name_nothing_are_refused(tmp_path, squeezenet_file, own_file):
+    for spec in ("missing.pt", f"own={tmp_path / 'missing.pt'}", "inception=missing.pth"):
+        with pytest.raises(ValueError, match="there is no file") as caught:
+            load_detector(spec)
+        assert f"--detector {spec}" in str(caught.value)
+    with pytest.raises(ValueError, match="give squeezenet="):
+        load_detector(str(squeezenet_file))
+    with pytest.raises(ValueError, match="'a/b' is no name"):
+        load_detector(f"a/b={own_file}")
+    text = tmp_path / "text.pt"
+    text.write_text("no network")
+    with pytest.raises(ValueError, match="no TorchScript file"):
+        load_detector(f"own={text}")
+
+
+def test_metrics_choose_their_detectors(squeezenet_file, own_file):
+    specs = [f"squeezenet={squeezenet_file}", f"mine={own_file}"]
+    found = detectors_for(["sfd", "cfd", "csfd", "fd"], specs, "cpu")
+    assert {metric: d.name for metric, d in found.items()} == {
+        "sfd": "squeezenet",
+        "cfd": "mine",
+        "csfd": "squeezenet",
+        "fd": "mine",
+    }
+    assert found["sfd"] is found["csfd"]
+    assert detectors_for([], [], "cpu") == {}
+    assert [m for m, (_, projected) in DISTANCES.items() if projected] == ["cfid", "csfd", "cfd"]
+
+
+def test_detectors_that_lack_or_are_left_over_are_refused(squeezenet_file, own_file):
+    own, other = f"mine={own_file}", f"other={own_file}"
+    squeezenet = f"squeezenet={squeezenet_file}"
+    for metrics, specs, message in [
+        (["fd"], [], "fd needs one detector of your own, and none was given"),
+        (["cfd"], [own, other], f"cfd needs one detector of your own, and {own}, {other} was"),
+        (["sfd"], [squeezenet, own], f"{own} serves none .*add fd or cfd"),
+        (["fd"], [own, squeezenet], f"{squeezenet} serves none .*add sfd or csfd"),
+        ([], [own], "serves none of the metrics"),
+        (["fd"], [own, own], "'mine' twice"),
+        (["sfd"], [], "SqueezeNet weights are not at"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            detectors_for(metrics, specs, "cpu")
+
+
+def test_inception_without_its_package_is_one_sentence(monkeypatch, tmp_path):
+    monkeypatch.setitem(
+        __import__("sys").modules, "torch_fidelity.feature_extractor_inceptionv3", None
+    )
+    with pytest.raises(ValueError, match="needs the packages torch-fidelity and torchvision"):
+        detectors_for(["fid"], [], "cpu")
+
+
+@pytest.fixture
+def inception_module():
+    declare_operators()
+    return pytest.importorskip(
+        "torch_fidelity.feature_extractor_inceptionv3", exc_type=Exception, reason="torch-fidelity"
+    )
+
+
+@pytest.fixture
+def inception_file(inception_module, tmp_path, monkeypatch):
+    """A file like the published one, of the same network with random weights."""
+    path = tmp_path / "random.pth"
+
+    def build(**state):
+        with monkeypatch.context() as patch:
+            cls = inception_module.FeatureExtractorInceptionV3
+            patch.setattr(inception_module.torch, "load", lambda *a, **k: {})
+            patch.setattr(cls, "load_state_dict", lambda self, state: None)
+            return cls("random", ["2048"], feature_extractor_weights_path="none")
+
+    torch.save(build().state_dict(), path)
+    return path
+
+
+def test_inception_runs_through_torch_fidelity(inception_file, inception_module, cache):
+    detector = load_detector(f"inception={inception_file}")
+    assert (detector.name, detector.features) == ("inception", 2048)
+    assert detector.sha256 == sha256(inception_file)
+    cls = inception_module.FeatureExtractorInceptionV3
+    direct = cls("direct", ["2048"], feature_extractor_weights_path=str(inception_file))
+    batch = images(2, side=32)
+    result = detector(batch)
+    assert result.shape == (2, 2048) and result.std() > 0
+    assert torch.equal(result, direct(batch)[0])
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(detector(batch), result)
+    cache.mkdir(parents=True)
+    inception_file.rename(cache / features.INCEPTION_FILE)
+    with pytest.raises(ValueError, match="begins with .* instead of 6726825d"):
+        load_detector("inception")
+
+
+def test_inception_is_downloaded_once_and_checked(inception_file, server, cache, monkeypatch):
+    folder, url = server
+    published = inception_file.rename(folder / features.INCEPTION_FILE)
+    monkeypatch.setattr(features, "INCEPTION_URL", f"{url}/{published.name}")
+    with pytest.raises(ValueError, match="SHA-256 begins with .*--detector inception=FILE"):
+        load_detector("inception")
+    assert not list(cache.iterdir())
+    monkeypatch.setattr(features, "INCEPTION_SHA256", sha256(published)[:8])
+    assert load_detector("inception").sha256 == sha256(published)
+    published.unlink()
+    load_detector("inception")
+    (cache / features.INCEPTION_FILE).unlink()
+    with pytest.raises(ValueError, match=f"are not at {cache}.* {url}.*404.*inception=FILE"):
+        load_detector("inception")
+
+
+def test_inception_weights_are_never_unpickled_blindly(inception_module, tmp_path):
+    class Trap:
+        def __reduce__(self):
+            return pytest.fail, ("a pickle was opened",)
+
+    path = tmp_path / "trap.pth"
+    torch.save({"weight": Trap()}, path)
+    with pytest.raises(ValueError, match="more than plain tensors"):
+        load_detector(f"inception={path}")
+    torch.save({"weight": torch.ones(2)}, path)
+    with pytest.raises(ValueError, match="does not hold the weights of torch-fidelity's Inception"):
+        load_detector(f"inception={path}")

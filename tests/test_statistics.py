@@ -1,0 +1,261 @@
+"""Statistics of features do not depend on their order; their files say what they are of."""
+
+import json
+import pickle
+
+import numpy as np
+import pytest
+import torch
+from helpers import gaussian
+from safetensors.torch import save_file
+
+from metrics.features import Detector
+from metrics.frechet import frechet_distance
+from metrics.statistics import METADATA_KEY, FeatureStatistics, load_reference, save_reference
+
+PROVENANCE = {"image_shape": [3, 64, 64], "data": "datautils.photos.Photos", "split": "heldout"}
+
+
+def gathered(features, batch):
+    statistics = FeatureStatistics()
+    for part in features.split(batch):
+        statistics.update(part)
+    return statistics
+
+
+def detector(name="own", sha256="ab" * 32, features=6):
+    return Detector(name, sha256, features, lambda images: images, torch.device("cpu"))
+
+
+@pytest.fixture
+def saved(tmp_path):
+    """A reference of 30 images for two detectors, and the statistics in it."""
+    statistics = gathered(gaussian(30, 6), 7)
+    wide = gathered(gaussian(30, 9, seed=1), 7)
+    path = tmp_path / "refs" / "faces.safetensors"
+    entries = {
+        "own": (statistics, detector()),
+        "other": (wide, detector("other", "cd" * 32, 9)),
+    }
+    save_reference(path, entries, PROVENANCE)
+    return path, statistics
+
+
+def test_agrees_with_recorded_values(golden):
+    case = golden("metrics")
+    statistics = gathered(case["feat"], 7)
+    torch.testing.assert_close(statistics.mean, case["feat_mu"], rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(statistics.covariance, case["feat_sigma"], rtol=1e-11, atol=1e-12)
+
+
+def test_independent_of_the_batches():
+    features = (3 + gaussian(200, 12)).float()
+    expected = gathered(features, 200)
+    torch.testing.assert_close(expected.covariance, torch.cov(features.double().mT))
+    for batch in (1, 7, 64):
+        other = gathered(features[torch.randperm(200)], batch)
+        assert other.count == 200
+        torch.testing.assert_close(other.mean, expected.mean, rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(other.covariance, expected.covariance, rtol=1e-12, atol=1e-12)
+
+
+def test_shares_of_processes_merge_to_the_whole():
+    features = gaussian(50, 5)
+    whole = gathered(features, 50)
+    merged = FeatureStatistics()
+    for share in (features[0::3], features[1::3], features[:0], features[2::3]):
+        merged.merge(gathered(share, 4) if len(share) else FeatureStatistics())
+    assert merged.count == 50
+    torch.testing.assert_close(merged.covariance, whole.covariance, rtol=1e-12, atol=1e-12)
+
+
+def test_reduced_over_processes_one_of_which_saw_no_image():
+    features = gaussian(40, 5)
+    shares = [gathered(features[:25], 9), FeatureStatistics(), gathered(features[25:], 4)]
+    before = shares[0].mean.clone()
+    sent = []
+
+    def collect(value):
+        sent.append(value)
+        return value
+
+    for share in shares:
+        share.reduced(collect, 5)
+    total = shares[1].reduced(lambda value: value.copy_(sum(sent)), 5)  # in place, as all_reduce
+    whole = gathered(features, 40)
+    assert total.count == 40 and shares[1].count == 0
+    torch.testing.assert_close(total.covariance, whole.covariance, rtol=1e-12, atol=1e-12)
+    shares[0].reduced(lambda value: value.zero_(), 5)
+    assert torch.equal(shares[0].mean, before)
+
+
+def test_copy_is_independent():
+    statistics = gathered(gaussian(10, 4), 10)
+    copy = statistics.cpu()
+    copy.update(gaussian(10, 4, seed=1))
+    assert (statistics.count, copy.count) == (10, 20)
+    assert torch.equal(statistics.mean, gathered(gaussian(10, 4), 10).mean)
+
+
+def test_too_few_images_and_bad_features_are_refused():
+    statistics = FeatureStatistics()
+    with pytest.raises(ValueError, match="no image"):
+        _ = statistics.mean
+    statistics.update(torch.ones(1, 3))
+    with pytest.raises(ValueError, match="at least 2 images, not 1"):
+        _ = statistics.covariance
+    with pytest.raises(ValueError, match="expected 3 features, not 4"):
+        statistics.update(torch.ones(1, 4))
+    with pytest.raises(ValueError, match="not finite"):
+        statistics.update(torch.full((1, 3), torch.nan))
+    with pytest.raises(ValueError, match=r"\[B, d\]"):
+        statistics.update(torch.ones(3))
+    assert statistics.count == 1
+
+
+def test_reference_reads_back(saved):
+    path, statistics = saved
+    reference = load_reference(path)
+    own = reference.detectors["own"]
+    assert torch.equal(own.mean, statistics.mean)
+    assert torch.equal(own.covariance, statistics.covariance)
+    assert own.covariance.dtype == torch.float64
+    assert (reference.images, reference.image_shape) == (30, (3, 64, 64))
+    assert reference.description["data"] == PROVENANCE["data"]
+    assert reference.description["detectors"]["other"] == {"sha256": "cd" * 32, "features": 9}
+    assert reference.description["created"]["torch"] == torch.__version__
+    assert [p.name for p in path.parent.iterdir()] == ["faces.safetensors"]
+
+
+def test_distance_to_the_reference(saved):
+    path, statistics = saved
+    reference = load_reference(path)
+    other = gathered(1 + gaussian(80, 6, seed=5), 80)
+    expected = frechet_distance(
+        other.mean, other.covariance, statistics.mean, statistics.covariance
+    )
+    assert reference.distance("own", other) == expected > 1
+    assert reference.distance("own", statistics) < 1e-12
+
+
+def test_check_accepts_what_matches_and_what_is_not_said(saved):
+    reference = load_reference(saved[0])
+    reference.check(detector(), images=30, image_shape=(3, 64, 64))
+    reference.check(detector())
+    reference.check(detector(), images=31, image_shape=[3, 64, 64], allow_any_count=True)
+
+
+@pytest.mark.parametrize(
+    ("given", "options", "message"),
+    [
+        (detector("inception"), {}, "no features of 'inception'; it has own, other"),
+        (detector(sha256="ef" * 32), {}, "other weights of 'own': SHA-256 abababab…, not efefefef"),
+        (detector(features=7), {}, "has 6 features of 'own', and the detector gives 7"),
+        (detector(), {"image_shape": (3, 32, 32)}, r"\(3, 64, 64\), not \(3, 32, 32\)"),
+        (detector(), {"images": 31}, "is of 30 images, not 31, .* accept with --any-count"),
+    ],
+)
+def test_check_refuses_what_does_not_match(saved, given, options, message):
+    path, _ = saved
+    with pytest.raises(ValueError, match=message) as caught:
+        load_reference(path).check(given, **options)
+    assert str(path) in str(caught.value)
+
+
+def test_reference_needs_the_same_images_for_every_detector(tmp_path):
+    entries = {
+        "own": (gathered(gaussian(5, 6), 5), detector()),
+        "other": (gathered(gaussian(4, 6), 4), detector("other")),
+    }
+    with pytest.raises(ValueError, match="same images"):
+        save_reference(tmp_path / "r.safetensors", entries, PROVENANCE)
+    with pytest.raises(ValueError, match="same images"):
+        save_reference(tmp_path / "r.safetensors", {}, PROVENANCE)
+    assert not list(tmp_path.iterdir())
+
+
+def test_edm_reference_is_read_without_count_or_checksum(tmp_path):
+    statistics = gathered(gaussian(30, 6), 30)
+    path = tmp_path / "cifar.npz"
+    np.savez(path, mu=statistics.mean.numpy(), sigma=statistics.covariance.numpy())
+    reference = load_reference(path)
+    inception = detector("inception")
+    reference.check(inception, images=7, image_shape=(3, 8, 8))
+    assert reference.distance("inception", statistics) < 1e-12
+    assert (reference.images, reference.image_shape) == (None, None)
+    with pytest.raises(ValueError, match="no features of 'own'; it has inception"):
+        reference.check(detector())
+
+
+class Trap:
+    """Says so when it is unpickled."""
+
+    def __reduce__(self):
+        return pytest.fail, ("a pickle was opened",)
+
+
+def test_pickles_are_never_opened(tmp_path):
+    bare = tmp_path / "ref.pkl"
+    bare.write_bytes(pickle.dumps(Trap()))
+    with pytest.raises(ValueError, match="pickles are never opened"):
+        load_reference(bare)
+    bare = bare.rename(tmp_path / "ref.npz")
+    with pytest.raises(ValueError, match="never opened"):
+        load_reference(bare)
+    inside = tmp_path / "inside.npz"
+    np.savez(inside, mu=np.array([Trap()], dtype=object), sigma=np.eye(2))
+    with pytest.raises(ValueError, match="never opened"):
+        load_reference(inside)
+
+
+def rewritten(path, **changes):
+    """The reference with another description; tensors of the one detector that stays."""
+    reference = load_reference(path)
+    moments = reference.detectors["own"]
+    tensors = {"own/mean": moments.mean, "own/covariance": moments.covariance}
+    own = {"own": reference.description["detectors"]["own"]}
+    description = {**reference.description, "detectors": own, **changes}
+    save_file(tensors, path, {METADATA_KEY: json.dumps(description)})
+    return path
+
+
+def test_damaged_references_are_refused_by_name(saved, tmp_path):
+    path, _ = saved
+    with pytest.raises(FileNotFoundError, match="no reference file"):
+        load_reference(tmp_path / "missing.safetensors")
+    with pytest.raises(ValueError, match="is a folder"):
+        load_reference(tmp_path)
+    cut = tmp_path / "cut.safetensors"
+    cut.write_bytes(path.read_bytes()[:-40])
+    with pytest.raises(ValueError, match=r"cut\.safetensors is no safetensors file"):
+        load_reference(cut)
+    plain = tmp_path / "plain.safetensors"
+    save_file({"a": torch.ones(2)}, plain)
+    with pytest.raises(ValueError, match="no reference file"):
+        load_reference(plain)
+    with pytest.raises(ValueError, match=r"faces\.safetensors has reference format 2"):
+        load_reference(rewritten(path, format=2))
+
+
+def test_descriptions_that_do_not_fit_are_refused(saved):
+    path, _ = saved
+    load_reference(rewritten(path))
+    wrong = {"own": {"sha256": None, "features": 6}, "gone": {"sha256": None, "features": 6}}
+    with pytest.raises(ValueError, match="not hold what its description says"):
+        load_reference(rewritten(path, detectors=wrong))
+
+
+def test_npz_of_other_arrays_or_shapes_is_refused(tmp_path):
+    path = tmp_path / "r.npz"
+    np.savez(path, mean=np.ones(2))
+    with pytest.raises(ValueError, match="arrays mu and sigma"):
+        load_reference(path)
+    np.savez(path, mu=np.ones(2), sigma=np.eye(3))
+    with pytest.raises(ValueError, match=r"shapes \(\(2,\), \(3, 3\)\)"):
+        load_reference(path)
+    np.savez(path, mu=np.ones(2), sigma=np.full((2, 2), np.nan))
+    with pytest.raises(ValueError, match="not all finite"):
+        load_reference(path)
+    path.write_bytes(b"PK\x03\x04 no zip")
+    with pytest.raises(ValueError, match="damaged"):
+        load_reference(path)
