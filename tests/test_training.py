@@ -472,7 +472,7 @@ def test_the_seed_decides_the_weights(tmp_path):
 
 
 def given_to_the_loss(config: TrainConfig, steps: int = 1) -> list[tuple]:
-    """(clean images, σ, noise, problem, task, augment labels) of every call in some steps on the same images."""
+    """(clean images, σ, noise, problem, task, augment labels) of every call in some steps."""
     trainer, calls = make_trainer(config), []
     trainer.loss.register_forward_pre_hook(lambda module, arguments: calls.append(arguments))
     for images, _ in batches(steps):
