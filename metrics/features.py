@@ -5,19 +5,22 @@
 """
 
 import hashlib
+import importlib
+import importlib.util
 import io
 import os
-import pickle
 import re
+import sys
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import safetensors.torch
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 
 from metrics.download import fetch, sha256_of
@@ -166,31 +169,53 @@ def _full_precision(device: torch.device) -> Iterator[None]:
 
 def _inception(file: Path | None, device: torch.device) -> Detector:
     """Inception of 2015-12-05: 2048 features before the classifier, as of the TensorFlow graph."""
-    try:
-        from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
-    except Exception as error:  # torchvision, which it imports, fails in many ways
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ValueError(
-            "the detector 'inception' needs the packages torch-fidelity and torchvision, the "
-            f"latter in a build for torch {torch.__version__}, and they cannot be imported: "
-            f"{reason}"
-        ) from error
+    extractor = _fidelity_module().FeatureExtractorInceptionV3
     path = file or _cached_inception()
     state, sha256 = _read_tensors(path)
+    if not sha256.startswith(INCEPTION_SHA256):
+        warnings.warn(
+            f"{path} is not {INCEPTION_FILE}: distances by it are no FID to compare with others",
+            stacklevel=2,
+        )
     # torch-fidelity unpickles what it is given: hand it a copy of the tensors, not the file.
     copy = io.BytesIO()
     torch.save(state, copy)
     copy.seek(0)
     try:
-        network = FeatureExtractorInceptionV3(
-            "inception-v3-compat", ["2048"], feature_extractor_weights_path=copy
-        )
+        network = extractor("inception-v3-compat", ["2048"], feature_extractor_weights_path=copy)
     except (RuntimeError, ValueError) as error:
         raise ValueError(
             f"{path} does not hold the weights of torch-fidelity's Inception"
         ) from error
     network = network.eval().to(device)
     return Detector("inception", sha256, 2048, lambda images: network(images)[0], device)
+
+
+def _fidelity_module() -> ModuleType:
+    """The one module of torch-fidelity that holds its Inception.
+
+    Importing the package as a whole would need torchvision, which Inception does not: the module is
+    imported from an empty package of the same name, which is taken away again.
+    """
+    name = "torch_fidelity"
+    spec = importlib.util.find_spec(name)
+    if spec is None or spec.submodule_search_locations is None:
+        raise ValueError(
+            "the detector 'inception' needs the package torch-fidelity: pip install --no-deps "
+            "torch-fidelity"
+        )
+    before = {key: sys.modules.pop(key) for key in list(sys.modules) if key.split(".")[0] == name}
+    package = ModuleType(name)
+    package.__path__ = list(spec.submodule_search_locations)
+    sys.modules[name] = package
+    try:
+        return importlib.import_module(f"{name}.feature_extractor_inceptionv3")
+    except ImportError as error:
+        raise ValueError(f"the package torch-fidelity cannot be used: {error}") from error
+    finally:
+        for key in [key for key in sys.modules if key.split(".")[0] == name]:
+            del sys.modules[key]
+        sys.modules.update(before)
 
 
 def _cached_inception() -> Path:
@@ -273,7 +298,7 @@ def _read_tensors(path: Path) -> tuple[dict[str, Tensor], str]:
             state = safetensors.torch.load(data)
         else:
             state = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-    except (SafetensorError, pickle.UnpicklingError, RuntimeError, ValueError, EOFError) as error:
+    except Exception as error:  # damaged files fail in as many ways as there are bytes
         raise ValueError(f"{path} is damaged, or holds more than plain tensors") from error
     if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
         raise ValueError(f"{path} holds no tensors by name")

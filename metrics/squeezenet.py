@@ -54,8 +54,14 @@ class SqueezeNet(nn.Sequential):
         )
 
     def forward(self, images: Tensor) -> Tensor:
-        """The spatial mean of the last map; images are resized to 224×224, bilinearly."""
+        """The spatial mean of the last map; images are resized to 224×224 as Pillow does it.
+
+        That is bicubic with a = −1/2, without aliasing, first along the rows and then along the
+        columns, each time in whole levels of 0..255.
+        """
         x = images.float()
-        x = F.interpolate(x, (_SIDE, _SIDE), mode="bilinear", align_corners=False)
+        for shape in ((x.shape[-2], _SIDE), (_SIDE, _SIDE)):
+            x = F.interpolate(x, shape, mode="bicubic", antialias=True)
+            x = (x + 0.5).floor().clamp(0, 255)
         x = x - x.new_tensor(_MEAN).view(3, 1, 1)
         return super().forward(x).mean(dim=(2, 3))
