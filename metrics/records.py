@@ -76,8 +76,8 @@ class Mean:
     """Mean of values that come one by one, with what is needed to judge it (Welford, 1962).
 
     Infinite values are counted but left out, because a single exact restoration would make a mean
-    PSNR infinite. A value that is not a number is a failure and is not left out: it shows in the
-    mean. Undefined statistics (no values; the error of one) are NaN.
+    PSNR infinite; only where all are, the mean is. A value that is not a number is a failure and is
+    not left out: it shows in the mean. Undefined statistics (no values; the error of one) are NaN.
     """
 
     def __init__(self) -> None:
@@ -98,7 +98,7 @@ class Mean:
         """`mean` and `standard_error` (sample standard deviation / √count) of `count` values."""
         n = self.count
         return {
-            "mean": self._mean if n else math.nan,
+            "mean": self._mean if n else math.inf if self.infinite else math.nan,
             "standard_error": math.sqrt(self._squares / (n - 1) / n) if n > 1 else math.nan,
             "count": n,
             "infinite": self.infinite,

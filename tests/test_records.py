@@ -114,6 +114,10 @@ def test_mean_of_too_few_values_has_no_error(values):
     assert found["count"] == sum(map(math.isfinite, values))
 
 
+def test_mean_of_exact_matches_alone_is_infinite():
+    assert mean([math.inf, math.inf])["mean"] == math.inf
+
+
 # ---- tables and pictures -------------------------------------------------------------------------
 
 
