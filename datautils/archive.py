@@ -5,13 +5,12 @@ for each entry: with a million images, the names and four columns of numbers are
 """
 
 import bisect
-import json
 import os
 import struct
 import zlib
 from array import array
 from collections.abc import Iterator
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, Protocol
 
 import numpy as np
@@ -61,15 +60,6 @@ def open_archive(path: str | os.PathLike[str]) -> Archive:
     return archive
 
 
-def read_json(archive: Archive) -> Any:
-    """The parsed dataset.json. Raises DataError."""
-    data = archive.read(LABELS)
-    try:
-        return json.loads(data)
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{archive.where(LABELS)} is no valid JSON: {error}") from None
-
-
 def position(names: list[str], name: str) -> int | None:
     """Index of a name in a sorted list, None where it is not there."""
     i = bisect.bisect_left(names, name)
@@ -110,7 +100,7 @@ class Zip:
                 raise DataError(f"{path} holds {name} twice")
         self._columns = {key: np.array(column)[order] for key, column in index.columns.items()}
         self._labels = index.labels
-        self._file: BinaryIO | None = None
+        self._file: _File | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_file": None}
@@ -137,9 +127,20 @@ class Zip:
     def _read_at(self, offset: int, size: int) -> bytes:
         """Bytes of the file. The place is given with every call instead of kept in the handle, so
         that threads and forked processes may share one."""
-        file = self._file or self.path.open("rb", buffering=0)
+        file = self._file or _File(self.path)
         self._file = file  # another thread may put its own here: ours stays open until we return
-        return os.pread(file.fileno(), size, offset)
+        return os.pread(file.number, size, offset)
+
+
+class _File:
+    """A file that is open for reading until nothing refers to it."""
+
+    def __init__(self, path: Path):
+        self.number = os.open(path, os.O_RDONLY)
+
+    def __del__(self) -> None:
+        if hasattr(self, "number"):
+            os.close(self.number)
 
 
 class _Entry(NamedTuple):
@@ -264,8 +265,8 @@ def _extract(read_at: Any, entry: _Entry) -> bytes:
 
 
 def _is_picture(name: str) -> bool:
-    parts = PurePosixPath(name).parts  # macOS adds hidden twins of the pictures to its zip files
-    hidden = any(part.startswith(".") or part == "__MACOSX" for part in parts)
+    inside = "/" + name.removeprefix("./")
+    hidden = "/." in inside or "/__MACOSX/" in inside  # macOS hides twins of the pictures in zips
     return name.lower().endswith(EXTENSIONS) and not hidden
 
 

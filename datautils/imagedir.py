@@ -11,7 +11,7 @@ from torch.utils.data import Dataset
 
 from datautils.archive import Archive, open_archive
 from datautils.decode import DataError, centre_crop, decode_image, resize, to_tensor
-from datautils.labels import MODES, Labels, read_labels, same_classes
+from datautils.labels import MODES, Labels, check_range, read_labels, same_classes
 
 SPLITS = ("train", "heldout", "all")
 
@@ -47,7 +47,8 @@ class ImageDir(Dataset[tuple[Tensor, int]]):
         _check(path, split, heldout, heldout_path, labels)
         for name, value in {"size": size, "crop": crop, "num_classes": num_classes}.items():
             _check_count(name, value)
-        self.path, self.heldout_path = Path(path), heldout_path and Path(heldout_path)
+        self.path = Path(path)
+        self.heldout_path = None if heldout_path is None else Path(heldout_path)
         self.heldout, self.split, self.size, self.crop = heldout, split, size, crop
         self._archive, found, self.num_classes = self._open(labels, num_classes)
         self.label_mode = found.mode
@@ -103,19 +104,18 @@ class ImageDir(Dataset[tuple[Tensor, int]]):
 
     def _open(self, mode: str, num_classes: int | None) -> tuple[Archive, Labels, int]:
         """The archive that holds this split, the labels of all of its images, and num_classes."""
-        if self.split != "heldout" or self.heldout_path is None:
-            archive = open_archive(self.path)
-            found = _labels(archive, mode, num_classes)
-            return archive, found, num_classes or found.num_classes
-        archive = open_archive(self.heldout_path)
-        if mode == "none" or (num_classes is not None and archive.has_labels()):
-            # Numbers in dataset.json mean the same in every archive: no need of the training set.
-            return archive, _labels(archive, mode, num_classes), num_classes or 0
-        training = open_archive(self.path)
-        train = _labels(training, mode, num_classes)
-        classes = num_classes or train.num_classes
-        found = _labels(archive, mode, classes or None)
-        same_classes(found, train, archive, training)
+        outside = self.heldout_path if self.split == "heldout" else None
+        archive = open_archive(outside or self.path)
+        found = read_labels(archive, mode)
+        classes = num_classes or found.num_classes
+        # Numbers in dataset.json mean the same in every archive, and may be all there is to know.
+        if outside and mode != "none" and not (num_classes and found.mode == "json"):
+            training = open_archive(self.path)
+            train = read_labels(training, mode)
+            same_classes(found, train, archive, training)
+            classes = num_classes or train.num_classes
+        if classes:
+            check_range(found, classes, archive)
         return archive, found, classes
 
     def _choose(self, archive: Archive, labels: Labels) -> np.ndarray:
@@ -158,13 +158,6 @@ def expect(path: str | os.PathLike[str], option: str, size: int) -> None:
             f"{path} is not there: make it by `python -m datautils.prepare --source ORIGINALS "
             f"--dest {path} --size {size}`, or name another folder or zip file by {option}=PATH"
         )
-
-
-def _labels(archive: Archive, mode: str, num_classes: int | None) -> Labels:
-    labels = read_labels(archive, mode, num_classes)
-    if num_classes is not None and labels.mode == "none":
-        raise DataError(f"{archive.path} has no labels, but num_classes={num_classes} was given")
-    return labels
 
 
 def _check(path: Any, split: str, heldout: Any, heldout_path: Any, labels: str) -> None:

@@ -1,11 +1,12 @@
 """Class labels of an archive's pictures, from dataset.json or from the names of the subfolders."""
 
+import json
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from datautils.archive import LABELS, Archive, position, read_json
+from datautils.archive import LABELS, Archive, position
 from datautils.decode import DataError
 
 MODES = ("auto", "json", "subfolders", "none")
@@ -24,13 +25,13 @@ class Labels(NamedTuple):
         return int(self.values.max()) + 1
 
 
-def read_labels(archive: Archive, mode: str = "auto", num_classes: int | None = None) -> Labels:
+def read_labels(archive: Archive, mode: str = "auto") -> Labels:
     """Labels of an archive's pictures, in the order of its names.
 
     "json" follows EDM: dataset.json holds {"labels": [[name, label], ...]}, or {name: label}, or
     null for no labels. "subfolders" numbers the top-level folders in the order of their names.
     "auto" is "json" where there is a dataset.json; "subfolders" where there are at least two that
-    are not all mere numbers, which are shards; else "none". Labels are in 0..num_classes - 1.
+    are not all mere numbers, which are shards; else "none".
     Raises ValueError for an unknown mode, DataError for labels that are missing or wrong.
     """
     if mode not in MODES:
@@ -38,13 +39,18 @@ def read_labels(archive: Archive, mode: str = "auto", num_classes: int | None = 
     labels = _read(archive, mode)
     if mode in ("json", "subfolders") and labels.mode == "none":
         raise DataError(f"{archive.where(LABELS)} holds no labels: give labels=none")
-    if num_classes is not None and labels.mode != "none":
-        for i in np.flatnonzero(labels.values >= num_classes)[:1]:
-            raise DataError(
-                f"{archive.where(archive.names[i])} has the label {labels.values[i]}, "
-                f"but there are {num_classes} classes, from 0"
-            )
     return labels
+
+
+def check_range(labels: Labels, num_classes: int, archive: Archive) -> None:
+    """Raise DataError where there are no labels, or one that is not in 0..num_classes - 1."""
+    if labels.mode == "none":
+        raise DataError(f"{archive.path} has no labels, but should have {num_classes} classes")
+    for i in np.flatnonzero(labels.values >= num_classes)[:1]:
+        raise DataError(
+            f"{archive.where(archive.names[i])} has the label {labels.values[i]}, "
+            f"but there are {num_classes} classes, from 0"
+        )
 
 
 def same_classes(labels: Labels, train: Labels, archive: Archive, training: Archive) -> None:
@@ -71,10 +77,19 @@ def _read(archive: Archive, mode: str) -> Labels:
     return none
 
 
+def _parsed(archive: Archive) -> Any:
+    """The parsed dataset.json. Raises DataError."""
+    data = archive.read(LABELS)
+    try:
+        return json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{archive.where(LABELS)} is no valid JSON: {error}") from None
+
+
 def _pairs(archive: Archive) -> list[Any]:
     """The (name, label) pairs of dataset.json, their types unchecked; empty where it has none."""
     where = archive.where(LABELS)
-    content = read_json(archive)
+    content = _parsed(archive)
     if not isinstance(content, dict) or "labels" not in content:
         raise DataError(f'{where} must hold {{"labels": [[name, label], ...]}}')
     labels = content["labels"]

@@ -1,5 +1,6 @@
 """Pictures of every kind become upright RGB; what cannot be decoded is told in one sentence."""
 
+import contextlib
 import io
 import struct
 import warnings
@@ -164,10 +165,14 @@ def test_damaged_bytes_raise_nothing_but_data_errors():
             damaged[at] = generator.integers(0, 256, 4)
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                try:
+                with contextlib.suppress(DataError):  # any other error fails
                     decode_image(damaged.tobytes(), "a")
-                except DataError as error:
-                    assert str(error).startswith("a ")
+
+
+def test_formats_that_are_not_listed_are_left_to_no_decoder():
+    for format in ("PCX", "EPS"):  # Pillow would hand the second to an interpreter
+        with pytest.raises(DataError, match=r"^a\.png is no picture"):
+            decode_image(encoded(Image.new("RGB", (4, 4)), format), "a.png")
 
 
 @pytest.mark.parametrize("data", [b"", b"<svg/>", b"%!PS-Adobe-3.0 EPSF-3.0\n", b"\0" * 1000])
@@ -190,7 +195,7 @@ def test_centre_crop():
     image = Image.fromarray(values)
     assert (np.array(centre_crop(image, 3)) == values[1:4, 3:6]).all()
     assert (np.array(centre_crop(image)) == values[:, 1:7]).all()
-    with pytest.raises(ValueError, match="9x6 pixels.*7x7"):
+    with pytest.raises(ValueError, match=r"9x6 pixels.*7x7"):
         centre_crop(image, 7)
 
 
