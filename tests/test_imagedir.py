@@ -508,7 +508,9 @@ def test_imagenet_holds_out_ten_of_fifty_of_each_class(tmp_path: Path):
     heldout = ImageNet64("absent.zip", "heldout", heldout_path=path)
     expected = [f"{i:03d}-3.png" for i in (*range(10), *range(50, 60), *range(100, 110))]
     expected += [f"{i:03d}-999.png" for i in range(10)] + [f"{i:03d}-5.png" for i in range(4)]
-    assert heldout.names == sorted(expected)
+    assert sorted(heldout.names) == sorted(expected)
+    first = [label for _, label in (heldout[i] for i in range(6))]
+    assert first == [3, 5, 999, 3, 5, 999]  # classes take turns
     assert heldout.num_classes == 1000 and heldout.image_shape == (3, 64, 64)
     assert all(name.endswith(f"-{label}.png") for name, (_, label) in zip(heldout.names, heldout))  # type: ignore # noqa: B905
     assert len(ImageNet64(path)) == 154 and ImageNet64(path).num_classes == 1000
