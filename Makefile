@@ -68,17 +68,18 @@ $(VENV)/.stamp-venv:
 	@touch $@
 
 # torch first and by itself: whatever needs it later is content with the build that is there.
-$(VENV)/.stamp-run: requirements.txt requirements-fid.txt $(VENV)/.stamp-venv
+$(VENV)/.stamp-run: requirements.txt requirements-nodeps.txt $(VENV)/.stamp-venv
 	@echo "== installing $$(grep '^torch==' requirements.txt) (a large download: up to a few GB where it brings CUDA)"
 	@$(PIP) --constraint requirements.txt "$$(grep '^torch==' requirements.txt)"
 	@echo "== installing the other packages of requirements.txt"
 	@$(PIP) -r requirements.txt
-	@$(PIP) --no-deps -r requirements-fid.txt
+	@$(PIP) --no-deps -r requirements-nodeps.txt
 	@touch $@
 
-$(VENV)/.stamp-dev: requirements-dev.txt $(VENV)/.stamp-run
-	@echo "== installing the test tools of requirements-dev.txt"
+$(VENV)/.stamp-dev: requirements-dev.txt requirements-dev-nodeps.txt $(VENV)/.stamp-run
+	@echo "== installing the test tools of requirements-dev.txt and requirements-dev-nodeps.txt"
 	@$(PIP) -r requirements-dev.txt
+	@$(PIP) --no-deps -r requirements-dev-nodeps.txt
 	@touch $@
 
 clean:

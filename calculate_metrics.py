@@ -156,6 +156,13 @@ def ref(**options: Any) -> None:
     help="Family of operators, such as degradation.MotionBlur; may be repeated.",
 )
 @click.option(
+    "--degradation-opt",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Option of the family, such as strides=2,4, or NAME.KEY=VALUE where several are measured; "
+    "may be repeated.",
+)
+@click.option(
     "--outdir",
     required=True,
     type=FOLDER,
@@ -199,6 +206,12 @@ def ref(**options: Any) -> None:
     default=0.0,
     help="Standard deviation of the noise on y; images are in [-1, 1].",
 )
+@click.option(
+    "--poisson-peak",
+    type=click.FloatRange(0, min_open=True),
+    help="Photon noise instead: expected photons of a white measurement, masks and blur only.  "
+    "[default: none]",
+)
 @precision
 @click.option(
     "--pictures", type=click.IntRange(0), default=3, help="Images of each degradation in grid.png."
@@ -210,6 +223,7 @@ def gen(**options: Any) -> None:
     """Restore a data set under each degradation and measure the result."""
     with one_sentence_errors():
         options["data_opt"] = options_of(options["data_opt"])
+        options["degradation_opt"] = key_values(options["degradation_opt"])
         options["sampler_opt"] = key_values(options["sampler_opt"])
 
     from commands.gen import Generation

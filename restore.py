@@ -27,6 +27,12 @@ FILE = click.Path(path_type=Path)
     help="Family that the operator is drawn from, such as degradation.MotionBlur.",
 )
 @click.option(
+    "--degradation-opt",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Option of the family, such as strides=4; may be repeated.",
+)
+@click.option(
     "--mask",
     type=FILE,
     help="Picture of the photo's size: white pixels are visible, the others are ignored.",
@@ -45,6 +51,11 @@ FILE = click.Path(path_type=Path)
     "--noise-level",
     type=click.FloatRange(0),
     help="Standard deviation of the noise on y; images are in [-1, 1].  [default: 0]",
+)
+@click.option(
+    "--poisson-peak",
+    type=click.FloatRange(0, min_open=True),
+    help="Photon noise instead: expected photons of a white measurement, masks and blur only.",
 )
 @click.option("--samples", type=click.IntRange(1), default=4, help="Restorations to draw.")
 @click.option(
@@ -78,7 +89,7 @@ FILE = click.Path(path_type=Path)
 @click.option(
     "--seed", type=click.IntRange(0), default=0, help="Seed of operator, noise and samples."
 )
-def main(sampler_opt: tuple[str, ...], **options: Any) -> None:
+def main(degradation_opt: tuple[str, ...], sampler_opt: tuple[str, ...], **options: Any) -> None:
     """Restore a photo: samples, the MMSE estimate, and how much the samples differ.
 
     Without --measured the photo is degraded by --degradation, --mask or --kernel, and compared
@@ -86,6 +97,7 @@ def main(sampler_opt: tuple[str, ...], **options: Any) -> None:
     """
     with one_sentence_errors():
         sampler_options = key_values(sampler_opt)
+        options["degradation_opt"] = key_values(degradation_opt)
 
     from commands.photo import Request  # importing torch takes seconds: not for --help
     from commands.restore import Restoration

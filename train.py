@@ -45,6 +45,12 @@ FOLDER = click.Path(file_okay=False, path_type=Path)
     help="Family to train on, such as degradation.RandomDegradation; none: unconditional.",
 )
 @click.option(
+    "--degradation-opt",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Option of the family, such as members=MotionBlur,Box; may be repeated.",
+)
+@click.option(
     "--blind-train",
     "blind",
     is_flag=True,
@@ -53,6 +59,11 @@ FOLDER = click.Path(file_okay=False, path_type=Path)
 )
 @click.option(
     "--noise-level", type=float, help="Standard deviation of the noise on y; images are in [-1, 1]."
+)
+@click.option(
+    "--poisson-peak",
+    type=float,
+    help="Photon noise instead: expected photons of a white measurement, masks and blur only.",
 )
 @click.option(
     "--mse-train",
@@ -112,6 +123,7 @@ def main(
     dry_run: bool,
     data_opt: tuple[str, ...],
     settings: tuple[str, ...],
+    degradation_opt: tuple[str, ...],
     detectors: tuple[str, ...],
     fp32: bool,
     **options: Any,
@@ -120,6 +132,8 @@ def main(
     with one_sentence_errors():
         overrides = options_of(settings)
         overrides |= {key: value for key, value in options.items() if value is not None}
+        if degradation_opt:
+            overrides["degradation_opt"] = key_values(degradation_opt)
         if detectors:
             overrides["detectors"] = key_values(detectors)
         if fp32 and overrides.setdefault("precision", "fp32") != "fp32":
@@ -144,7 +158,7 @@ def main(
 
 def _published(overrides: dict[str, Any]) -> Path | None:
     """The settings kept for a data set class where nothing else says which: those of the paper."""
-    if "preset" in overrides or "data_class" not in overrides:
+    if "data_class" not in overrides:
         return None
     name = str(overrides["data_class"]).rpartition(".")[2]
     path = Path(__file__).parent / "configs" / f"{name}.yaml"

@@ -66,7 +66,7 @@ def evaluate(count: int) -> dict[str, float]:
             measure = Measure(
                 records, METRICS, {"fd": features, "cfd": features}, torch.device("cpu"), 3
             )
-            with Stage(measure) as stage:
+            with Stage(measure, torch.device("cpu")) as stage:
                 for restored in restorations(
                     Noise(count),
                     {"MissingPatches": MissingPatches()},

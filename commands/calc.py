@@ -15,7 +15,7 @@ from datautils.imagedir import ImageDir
 from datautils.loading import load_batches
 from metrics.features import DISTANCES, Detector, detectors_for
 from metrics.frechet import frechet_distance
-from metrics.pixel import psnr, ssim
+from metrics.pixel import check_size, psnr, ssim
 from metrics.records import Mean
 from metrics.report import UNITS, shown
 from metrics.results import table, write_metrics
@@ -59,11 +59,17 @@ class Calculation:
         self.names = chosen("metric", self.metrics, (*_PAIRED, *_FRECHET))
         self.dataset = ImageDir(self.images, size=self.size, labels="none")
         _ = self.dataset[0]
+        check_size(self.names, self.dataset.image_shape)
         if self.outdir:
             check_folder(self.outdir)
         self.detectors_by_metric = detectors_for(
-            [name for name in self.names if name in DISTANCES], self.detectors, device
+            [name for name in self.names if name in DISTANCES],
+            self.detectors,
+            device,
+            self.dataset.image_shape,
         )
+        if self.detectors_by_metric:
+            _check_several(self.dataset)
         self.other: ImageDir | None = None
         if self.ref.is_dir() or self.ref.suffix == ".zip":
             self.other = ImageDir(self.ref, size=self.size, labels="none")
@@ -77,6 +83,8 @@ class Calculation:
                 f"{self.ref} has images {other.image_shape}, and {self.images} has "
                 f"{self.dataset.image_shape}: give --size"
             )
+        if self.detectors_by_metric:
+            _check_several(other)
         if self.detectors_by_metric and len(other) != len(self.dataset) and not self.any_count:
             raise ValueError(
                 f"{self.ref} has {len(other)} images, and {self.images} has {len(self.dataset)}: "
@@ -128,28 +136,38 @@ class Calculation:
         )
 
     def _paired(self) -> dict[str, dict[str, Any]]:
-        """PSNR and SSIM of images with the same name. The first process does it alone."""
+        """PSNR and SSIM of images with the same name, a share of them on each process."""
         names = [name for name in self.names if name in _PAIRED]
-        if not names or self.other is None or distributed.rank():
+        if not names or self.other is None:
             return {}
-        means = {name: Mean() for name in names}
-        batches = [range(len(self.dataset))[i : i + self.batch]
-                   for i in range(0, len(self.dataset), self.batch)]  # fmt: skip
+        own = range(distributed.rank(), len(self.dataset), distributed.world_size())
+        batches = [own[i : i + self.batch] for i in range(0, len(own), self.batch)]
         pairs = zip(
             load_batches(self.dataset, batches, self.workers),
             load_batches(self.other, batches, self.workers),
             strict=True,
         )
-        for (a, _), (b, _) in tqdm(pairs, "pairs", len(batches)):
-            for name, mean in means.items():
-                for value in _PAIRED[name](a, b).tolist():
-                    mean.add(value)
+        values: dict[str, list[float]] = {name: [] for name in names}
+        silent = distributed.rank() != 0
+        for (a, _), (b, _) in tqdm(pairs, "pairs", len(batches), disable=silent):
+            for name in names:
+                values[name] += _PAIRED[name](a, b).tolist()
+        shares = distributed.gather(values)
+        means = {name: Mean() for name in names}
+        for name, mean in means.items():
+            for value in (value for share in shares for value in share[name]):
+                mean.add(value)
         return {name: mean.result() for name, mean in means.items()}
 
     def _settings(self) -> dict[str, Any]:
         options = {name: getattr(self, name) for name in self.__dataclass_fields__}
         files = {d.name: d.sha256 for d in self.detectors_by_metric.values()}
         return options | {"processes": distributed.world_size(), "detector_files": files}
+
+
+def _check_several(dataset: ImageDir) -> None:
+    if len(dataset) < 2:
+        raise DataError(f"{dataset.path} has one image: a Fréchet distance needs at least 2")
 
 
 def _check_pairs(first: ImageDir, second: ImageDir) -> None:

@@ -2,7 +2,7 @@
 
 import os
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -54,6 +54,25 @@ def key_values(pairs: Iterable[str]) -> dict[str, str]:
         if not key or not equals:
             raise ValueError(f"'{pair}' is no option such as key=value")
     return {key: value for key, _, value in split}
+
+
+def options_by_name(
+    option: str, kind: str, names: Sequence[str], options: Mapping[str, str]
+) -> dict[str, dict[str, str]]:
+    """The options of each name, from KEY=VALUE of the only one or NAME.KEY=VALUE. ValueError.
+
+    option: what they are given by, such as --sampler-opt; kind: of what, such as sampler.
+    """
+    by_name: dict[str, dict[str, str]] = {name: {} for name in names}
+    for key, value in options.items():
+        name, _, inner = key.rpartition(".")
+        if not name and len(by_name) == 1:
+            name = names[0]
+        if name not in by_name:
+            known = ", ".join(f"{known}.{inner}" for known in by_name)
+            raise ValueError(f"{option} {key} must name the {kind}: {known}")
+        by_name[name][inner] = value
+    return by_name
 
 
 def options_of(pairs: Iterable[str]) -> dict[str, Any]:

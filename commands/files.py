@@ -1,21 +1,24 @@
-"""Where a command keeps what is half done."""
+"""Where a command keeps what is half done, and how it becomes its result."""
 
 import contextlib
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 from training import distributed
+
+IMAGES = "images"
 
 
 @contextmanager
 def working_folder(outdir: Path) -> Iterator[Path]:
     """A folder inside `outdir`, shared by all processes, that is removed whatever happens.
 
-    An `outdir` that was made for it goes too if nothing was left there.
+    Folders that were made for it go too if nothing was left there.
     """
-    folder, made = outdir / ".unfinished", not outdir.exists()
+    folder = outdir / ".unfinished"
+    made = [path for path in (outdir, *outdir.parents) if not path.exists()]
     if distributed.rank() == 0:
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
@@ -25,6 +28,20 @@ def working_folder(outdir: Path) -> Iterator[Path]:
     finally:
         if distributed.rank() == 0:
             shutil.rmtree(folder, ignore_errors=True)
-            if made:
-                with contextlib.suppress(OSError):
-                    outdir.rmdir()
+            with contextlib.suppress(OSError):  # what holds results stays
+                for path in made:
+                    path.rmdir()
+
+
+def publish(folder: Path, outdir: Path, names: Sequence[str]) -> None:
+    """Move finished files and folders from a working folder to their place, in this order."""
+    for name in names:
+        if (folder / name).exists():
+            (folder / name).replace(outdir / name)
+
+
+def check_images(outdir: Path) -> None:
+    """Raise ValueError where images would be written among files that are there already."""
+    folder = outdir / IMAGES
+    if folder.exists():
+        raise ValueError(f"--save-images: {folder} is there already, choose another --outdir")

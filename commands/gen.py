@@ -1,7 +1,6 @@
 """`calculate_metrics.py gen`: restore a data set under each degradation and measure the result."""
 
 import math
-import shutil
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -12,16 +11,18 @@ import torch
 from tqdm import tqdm
 
 from commands.cli import check_folder, chosen
-from commands.files import working_folder
+from commands.families import families_of
+from commands.files import check_images, publish, working_folder
 from commands.methods import BASELINES, Restorer, baseline_methods, check_guidance, solvers_of
 from commands.ref import checked_count
 from datautils import ImageDataset, get_dataset
-from degradation import Family, GaussianNoise, get_family
+from degradation import check_noise, make_noise
 from metrics.distances import Distances
 from metrics.evaluate import Restore, Restored, restorations
 from metrics.images import ImageWriter
 from metrics.measure import METRICS, PER_IMAGE, Measure
 from metrics.pipeline import Stage
+from metrics.pixel import check_size
 from metrics.records import COLUMNS, PartialRecords, Summary, merged
 from metrics.report import UNITS, metrics_table, write_pictures
 from metrics.results import write_metrics, write_per_image
@@ -44,6 +45,7 @@ class Generation:
     data_opt: dict[str, Any]
     split: str
     degradations: tuple[str, ...]
+    degradation_opt: dict[str, str]
     outdir: Path
     images: int | None
     batch: int
@@ -56,6 +58,7 @@ class Generation:
     cfg: float | None
     baselines: str
     noise_level: float
+    poisson_peak: float | None
     precision: str
     pictures: int
     save_images: bool
@@ -76,23 +79,26 @@ class Generation:
 
     def _build(self, device: torch.device) -> None:
         """Everything that an option can get wrong comes first."""
-        self.families: dict[str, Family] = {
-            name.removeprefix("degradation."): get_family(name) for name in self.degradations
-        }
+        self.families = families_of(self.degradations, self.degradation_opt)
         self.names = chosen("metric", self.metrics, METRICS)
         wanted = chosen("baseline", self.baselines, BASELINES)
-        if self.noise_level and any(n in ("cfid", "csfd", "cfd") for n in self.names):
+        self.noise = make_noise(self.noise_level, self.poisson_peak)
+        noisy = self.noise_level or self.poisson_peak
+        if noisy and any(n in ("cfid", "csfd", "cfd") for n in self.names):
             raise ValueError(
                 "cfid, csfd and cfd project onto Hx = y, which is defined without noise only: "
-                f"leave them out of --metrics {self.metrics} or give --noise-level 0"
+                f"leave them out of --metrics {self.metrics}, or the noise out"
             )
         solvers = solvers_of(self.samplers, self.sampler_opt)
         denoiser = load_weights(self.net, device)
-        self.noise = GaussianNoise(self.noise_level)
         check_folder(self.outdir)
+        if self.save_images:
+            check_images(self.outdir)
         dataset = self._dataset(denoiser)
+        check_size(self.names, dataset.image_shape)
         for family in self.families.values():
             family.check(dataset.image_shape)
+            check_noise(self.noise, family, dataset.image_shape)
         self.count = checked_count(self.images, dataset, self.data)
         self.distances = Distances.of(
             self.names,
@@ -141,7 +147,7 @@ class Generation:
                 self.pictures,
                 writer if self.save_images else None,
             )
-            with Stage[Restored](measure) as stage:
+            with Stage[Restored](measure, device) as stage:
                 waited = time.perf_counter()
                 for restored in stream:
                     self.stages["load"] += time.perf_counter() - waited - restored.seconds
@@ -163,25 +169,24 @@ class Generation:
         parts = [folder / f"{rank}.csv" for rank in range(distributed.world_size())]
         summary, columns = Summary(per_image), [*COLUMNS, *per_image]
         rows = summary.over(merged(parts, order, per_image))
-        write_per_image(self.outdir, rows, columns)
+        write_per_image(folder, rows, columns)
         pictures = {key: images for share in shares for key, images in share[1].items()}
         if pictures:
-            write_pictures(self.outdir / "grid.png", pictures, order)
-        if self.save_images:
-            shutil.rmtree(self.outdir / "images", ignore_errors=True)
-            (folder / "images").rename(self.outdir / "images")
+            write_pictures(folder / "grid.png", pictures, order)
         values = self._values(summary, distances, [share[0] for share in shares])
         total = self.count * len(self.families) * len(self.methods)
         stages = {stage: sum(share[2][stage] for share in shares) / total for stage in self.stages}
         record = {"units": UNITS, "values": values, "stages": stages}
-        write_metrics(self.outdir, record, self._settings())
+        write_metrics(folder, record, self._settings())
+        images = ["images"] if self.save_images else []
+        publish(folder, self.outdir, [*images, "grid.png", "per_image.csv", "metrics.json"])
         print(metrics_table(values, self.names))
         text = ", ".join(f"{stage} {1000 * seconds:.1f}" for stage, seconds in stages.items())
         print(f"ms an image on each process: {text}")
         print(f"results: {self.outdir}")
 
     def _distances(self, measure: Measure) -> dict[tuple[str, str, str], float]:
-        """Over all processes; NaN where the restoration of an image was not finite."""
+        """Over all processes, on the first; NaN where a restoration was not finite."""
         values = {}
         for degradation in self.families:
             for method in self.methods:
@@ -190,8 +195,9 @@ class Generation:
                 for metric, detector in self.distances.detectors.items():
                     own = measure.statistics.get((*key, metric), FeatureStatistics())
                     total = own.reduced(distributed.sum_tensor, detector.features)
-                    value = self.distances.value(metric, total) if not failed else math.nan
-                    values[(*key, metric)] = value
+                    if distributed.rank() == 0:  # roots of large matrices: once is enough
+                        value = self.distances.value(metric, total) if not failed else math.nan
+                        values[(*key, metric)] = value
         return values
 
     def _values(
@@ -218,6 +224,13 @@ class Generation:
         expected, found = denoiser.config.image_shape, dataset.image_shape
         if found != expected:
             raise ValueError(f"{self.net} restores images {expected}, but {self.data} has {found}")
+        known = denoiser.config.num_classes
+        if known and dataset.num_classes > known:
+            raise ValueError(
+                f"{self.net} knows {known} classes, but {self.data} has {dataset.num_classes}"
+            )
+        if self.cfg is not None and known and not dataset.num_classes:
+            raise ValueError(f"--cfg {self.cfg} guides by class, but {self.data} has no classes")
         return dataset
 
     def _restorers(

@@ -2,7 +2,6 @@
 
 import json
 import math
-import shutil
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -14,7 +13,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from commands.cli import check_folder, chosen
-from commands.files import working_folder
+from commands.files import check_images, publish, working_folder
 from commands.methods import Restorer, check_guidance, solvers_of
 from degradation import Draws, Problem, derive_seed
 from metrics.distances import Distances
@@ -23,7 +22,7 @@ from metrics.images import ImageWriter, image_name
 from metrics.pipeline import Stage
 from metrics.pixel import to_uint8
 from metrics.report import UNITS, metrics_table
-from metrics.results import replacing, write_grid, write_metrics
+from metrics.results import write_grid, write_metrics
 from metrics.statistics import FeatureStatistics
 from networks import load_weights
 from training import distributed
@@ -73,6 +72,8 @@ class Unconditional:
         self._check_classes()
         check_guidance(self.cfg, denoiser, self.net)
         check_folder(self.outdir)
+        if self.save_images:
+            check_images(self.outdir)
         self.restorer = Restorer(denoiser, solver, DTYPES[self.precision], self.cfg)
         self.distances = Distances.of(
             self.names,
@@ -102,7 +103,7 @@ class Unconditional:
         bar = tqdm(total=len(own), unit="img", desc="generating", disable=rank != 0)
         with bar, ImageWriter(folder / "images") as writer:
             self.writer = writer if self.save_images else None
-            with Stage[tuple[Sequence[int], Tensor]](self._measure) as stage:
+            with Stage[tuple[Sequence[int], Tensor]](self._measure, device) as stage:
                 for start in range(0, len(own), self.batch):
                     indices = own[start : start + self.batch]
                     began = seconds_now(device)
@@ -153,19 +154,17 @@ class Unconditional:
         values = {}
         for metric, detector in self.distances.detectors.items():
             total = self.statistics[metric].reduced(distributed.sum_tensor, detector.features)
-            value = math.nan if failed else self.distances.value(metric, total)
-            values[metric] = {"mean": value, "count": total.count}
+            if distributed.rank() == 0:
+                value = math.nan if failed else self.distances.value(metric, total)
+                values[metric] = {"mean": value, "count": total.count}
         shares = distributed.gather((self.shown, self.seconds))
         if distributed.rank():
             return
         pictures = {index: image for share in shares for index, image in share[0].items()}
         if pictures:
-            self._write_grid([pictures[index] for index in sorted(pictures)])
-        if self.save_images:
-            if self.config.num_classes:
-                self._write_labels(folder / "images" / "dataset.json")
-            shutil.rmtree(self.outdir / "images", ignore_errors=True)
-            (folder / "images").rename(self.outdir / "images")
+            self._write_grid(folder, [pictures[index] for index in sorted(pictures)])
+        if self.save_images and self.config.num_classes:
+            self._write_labels(folder / "images" / "dataset.json")
         stages = {
             stage: sum(share[1][stage] for share in shares) / self.images for stage in self.seconds
         }
@@ -176,20 +175,22 @@ class Unconditional:
         }
         named = {"none": {self.sampler: cell}}
         record = {"units": UNITS, "values": named, "not_finite": failed, "stages": stages}
-        write_metrics(self.outdir, record, self._settings())
+        write_metrics(folder, record, self._settings())
+        images = ["images"] if self.save_images else []
+        publish(folder, self.outdir, [*images, "grid.png", "metrics.json"])
         print(metrics_table(named, self.names))
         print(f"results: {self.outdir}")
 
-    def _write_grid(self, images: list[Tensor]) -> None:
+    def _write_grid(self, folder: Path, images: list[Tensor]) -> None:
         rows: list[list[Tensor | None]] = [
             [*images[i : i + _COLUMNS], *[None] * (i + _COLUMNS - len(images))]
             for i in range(0, len(images), _COLUMNS)
         ]
-        write_grid(self.outdir / "grid.png", rows, [""] * _COLUMNS)
+        write_grid(folder / "grid.png", rows, [""] * _COLUMNS)
 
     def _write_labels(self, path: Path) -> None:
         """EDM's dataset.json, so that the images can be trained on or measured by class."""
-        with replacing(path) as temporary, temporary.open("w") as file:
+        with path.open("w") as file:
             file.write('{"labels": [')
             for i, line in enumerate(self._label_lines()):
                 file.write(f",\n{line}" if i else line)

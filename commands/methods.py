@@ -1,5 +1,6 @@
 """Ways to restore an image that the commands can be asked for: networks with solvers, baselines."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,6 +9,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from commands.cli import options_by_name
 from datautils import ImageDataset
 from degradation import Draws, Problem
 from metrics import baselines
@@ -46,21 +48,17 @@ class Restorer:
 
 def solvers_of(names: Sequence[str], options: Mapping[str, str]) -> dict[str, Solver]:
     """Solvers by name, from options KEY=VALUE of the only one or NAME.KEY=VALUE. ValueError."""
-    by_name: dict[str, dict[str, str]] = {name: {} for name in names}
-    for key, value in options.items():
-        name, _, option = key.rpartition(".")
-        if not name and len(names) == 1:
-            name = names[0]
-        if name not in by_name:
-            known = ", ".join(f"{sampler}.{option}" for sampler in names)
-            raise ValueError(f"--sampler-opt {key} must name the sampler: {known}")
-        by_name[name][option] = value
+    by_name = options_by_name("--sampler-opt", "sampler", names, options)
     return {name: make_solver(name, picked) for name, picked in by_name.items()}
 
 
 def check_guidance(scale: float | None, denoiser: Denoiser, net: Path) -> None:
-    """Raise ValueError where a network that knows no classes is to be guided by them."""
-    if scale is not None and not denoiser.config.num_classes:
+    """Raise ValueError for a scale that is none, and for a network that knows no classes."""
+    if scale is None:
+        return
+    if not 0 <= scale < math.inf:
+        raise ValueError(f"--cfg {scale} must be a number of at least 0")
+    if not denoiser.config.num_classes:
         raise ValueError(f"--cfg {scale} guides by class, but {net} was trained without classes")
 
 

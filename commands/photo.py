@@ -9,25 +9,30 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from commands.families import family_of
 from datautils.decode import centre_crop, read_image, read_kernel, read_mask, resize, to_tensor
 from degradation import (
+    Blur,
+    Colourisation,
     Degradation,
     Draws,
     GaussianNoise,
+    Hadamard,
     Mask,
     MatrixDegradation,
-    MotionBlur,
+    Noise,
     Problem,
     RandomDegradation,
-    SRConv,
     StridedConvolution,
     ValidConvolution,
     ValidRegion,
     derive_seed,
-    get_family,
+    make_noise,
 )
+from degradation.valid import MAX_BYTES, MAX_ROWS
 from metrics.pixel import to_float
 from samplers import Tiling
+from samplers.tiles import TileBlur
 
 Shape = tuple[int, int, int]
 
@@ -39,17 +44,19 @@ class Request:
     image: Path
     measured: bool = False
     degradation: str | None = None
+    degradation_opt: dict[str, str] = field(default_factory=dict)
     mask: Path | None = None
     kernel: Path | None = None
     stride: int | None = None
     noise_level: float | None = None
+    poisson_peak: float | None = None
     fit: str = "tile"
     seed: int = 0
     class_label: int | None = None
 
     def check(self) -> None:
         """Raise ValueError for options that contradict each other or leave something open."""
-        GaussianNoise(self.noise_level or 0.0)  # refuses what is no level
+        noise = self.noise()  # refuses what is no level
         named = {"--degradation": self.degradation, "--mask": self.mask, "--kernel": self.kernel}
         given = [option for option, value in named.items() if value is not None]
         if self.measured and self.degradation is not None:
@@ -61,15 +68,22 @@ class Request:
             known = "--mask or --kernel" if self.measured else "--degradation, --mask or --kernel"
             found = f", not {' and '.join(given)}" if given else ""
             raise ValueError(f"give one of {known}{found}")
+        if self.degradation_opt and self.degradation is None:
+            raise ValueError("--degradation-opt goes with a --degradation")
         if (self.kernel is None) != (self.stride is None):
             raise ValueError("--kernel and --stride go together: the stride is 1 for blur alone")
         if self.measured and self.fit == "resize":
             raise ValueError("--fit resize would change what was measured: use --fit tile")
-        if self.measured and self.kernel and self.noise_level is None:
+        unknown = self.noise_level is None and isinstance(noise, GaussianNoise)
+        if self.measured and self.kernel and unknown:
             raise ValueError(
                 "--measured with --kernel needs --noise-level, the standard deviation of the "
                 "photo's noise where images are in [-1, 1]: rounding to 8 bits alone is 0.0023"
             )
+
+    def noise(self) -> Noise:
+        """The noise of the measurement. Raises ValueError for options that are no noise."""
+        return make_noise(self.noise_level or 0.0, self.poisson_peak)
 
 
 @dataclass
@@ -83,20 +97,21 @@ class Task:
     """The clean photo, uint8 `[3, H, W]`, where it is known."""
     measurement: Tensor | None
     """y as a picture in [-1, 1], `[3, h, w]`, where it is one."""
-    blur: ValidConvolution | None
+    blur: TileBlur | None
     """The operator of a tile where a photo of several tiles is blurred."""
     notes: list[str] = field(default_factory=list)
     """What the user should know about how the photo was cut."""
 
     @property
-    def invertible(self) -> bool:
-        """Whether the operator of the whole photo has its exact H†."""
-        return not isinstance(self.problem.degradation, ValidRegion)
+    def local(self) -> Degradation:
+        """The operator that the network is told of."""
+        return self.blur if self.blur is not None else self.problem.degradation
 
     @property
     def exact(self) -> bool:
-        """Whether images can be projected onto Hx = y: without noise, by an exact H†."""
-        return self.invertible and not bool(self.problem.noise_level.any())
+        """Whether images are projected onto Hx = y: without noise, by an exact H†."""
+        exact = self.problem.degradation.diagonalisable
+        return exact and not bool(self.problem.noise_level.any())
 
 
 def pose(request: Request, image_shape: Shape, device: torch.device) -> Task:
@@ -123,19 +138,20 @@ def pose(request: Request, image_shape: Shape, device: torch.device) -> Task:
 
 def _drawn(request: Request, photo: Tensor, image_shape: Shape, device: torch.device) -> Task:
     """By an operator that a family draws: kernels for the model's size, masks for the photo's."""
-    family, seed = get_family(request.degradation or ""), _problem_seed(request)
+    family = family_of(request.degradation or "", request.degradation_opt)
+    seed = _problem_seed(request)
     structure = family.structure(seed)
     while isinstance(family, RandomDegradation):
         member, structure = cast(tuple[int, Hashable], structure)
         family = family.members[member]
-    if isinstance(family, MotionBlur | SRConv):
+    if isinstance(family, Blur):
         stride = cast(int, structure)
         kernel = family.kernels(image_shape, stride, [seed]).to(device)
         return _blurred(request, photo, kernel, stride, image_shape)
     tiling = _tiling(request, photo, image_shape)
-    if isinstance(family, MatrixDegradation) and len(tiling) > 1:
+    if isinstance(family, MatrixDegradation | Hadamard | Colourisation) and len(tiling) > 1:
         raise ValueError(
-            "a random matrix measures all of a photo at once, so no tile can be restored by "
+            f"{type(family).__name__} measures a photo as a whole, so no tile can be restored by "
             f"itself: use --fit resize, to {_sides(image_shape)} pixels"
         )
     return _task(request, photo, family.sample(_shape(photo), structure, [seed], device), tiling)
@@ -149,8 +165,9 @@ def _blurred(
     photo = photo[:, : photo.shape[1] // stride * stride, : photo.shape[2] // stride * stride]
     tiling = _tiling(request, photo, image_shape, stride)
     operator = StridedConvolution(kernel, stride, _shape(photo))
-    blur = ValidConvolution(kernel, stride, image_shape) if len(tiling) > 1 else None
+    blur = _tile_blur(kernel, stride, image_shape) if len(tiling) > 1 else None
     task = _task(request, photo, operator, tiling, blur)
+    task.notes += _slow(blur)
     if photo.shape != whole.shape:
         task.notes.append(
             f"{request.image} of {_sides(whole.shape)} pixels is cropped at the right and the "
@@ -164,17 +181,18 @@ def _task(
     photo: Tensor,
     operator: Degradation,
     tiling: Tiling,
-    blur: ValidConvolution | None = None,
+    blur: TileBlur | None = None,
 ) -> Task:
     """With y = Hx of the photo x: with noise where it is clean, as it is where it was measured."""
     device = operator.rows.device
     x, draws = to_float(photo.to(device))[None], Draws([_problem_seed(request)], device)
-    level = request.noise_level or 0.0
-    noise = GaussianNoise(0.0 if request.measured else level)
-    y = noise.measure(operator, x, draws).y
-    picture = operator.measurement_image(y)
+    if request.measured:
+        problem = _problem(request, operator, operator.H(x))
+    else:
+        problem = request.noise().measure(operator, x, draws, _labels(request, device))
+    picture = operator.measurement_image(problem.y)
     return Task(
-        Problem(operator, y, level, _labels(request, device)),
+        problem,
         tiling,
         None if request.measured else photo,
         None if picture is None else picture[0],
@@ -187,14 +205,16 @@ def _measured_blur(request: Request, photo: Tensor, kernel: Tensor, image_shape:
     stride = request.stride or 1
     shape = (photo.shape[0], stride * photo.shape[1], stride * photo.shape[2])
     tiling = _tiling(request, torch.empty(shape, device="meta"), image_shape, stride)
-    blur = ValidConvolution(kernel, stride, image_shape)
-    operator = blur if len(tiling) == 1 else ValidRegion(kernel, stride, shape)
+    try:
+        blur = _tile_blur(kernel, stride, image_shape)
+    except ValueError as error:
+        raise ValueError(f"{request.kernel}: {error}") from None
+    # H† is shown, not computed with: a tolerance far below a grey level is enough.
+    operator = blur if len(tiling) == 1 else ValidRegion(kernel, stride, shape, tol=1e-4)
     picture = to_float(photo.to(kernel.device))
     y = picture.flatten()[None] * operator.rows
-    labels = _labels(request, kernel.device)
-    task = Task(
-        Problem(operator, y, request.noise_level or 0.0, labels), tiling, None, picture, blur
-    )
+    problem = _problem(request, operator, y)
+    task = Task(problem, tiling, None, picture, blur, _slow(blur))
     used = operator.rows[0].view(photo.shape)[0]
     if not used.all():
         task.notes.append(
@@ -204,9 +224,32 @@ def _measured_blur(request: Request, photo: Tensor, kernel: Tensor, image_shape:
     return task
 
 
+def _tile_blur(kernel: Tensor, stride: int, image_shape: Shape) -> TileBlur:
+    """The operator of a tile: with its SVD where that is small enough, else by iterations."""
+    count = image_shape[1] * image_shape[2]
+    if (count // stride**2) * count * 8 > MAX_BYTES or count // stride**2 > MAX_ROWS:
+        return ValidRegion(kernel, stride, image_shape, tol=1e-3, max_iter=100, floor=0.02)
+    return ValidConvolution(kernel, stride, image_shape)
+
+
+def _slow(blur: TileBlur | None) -> list[str]:
+    """What is to be said of an operator without an SVD."""
+    if not isinstance(blur, ValidRegion):
+        return []
+    sides = _sides(blur.image_shape)
+    return [f"H† of {sides} pixels is found by iterations in every layer, which takes long"]
+
+
 def _problem_seed(request: Request) -> int:
     """Of the operator and of the noise."""
     return derive_seed(request.seed, "restore", "problem")
+
+
+def _problem(request: Request, operator: Degradation, y: Tensor) -> Problem:
+    """Of a measurement that has its noise already."""
+    noise = request.noise()
+    noise.check(operator)
+    return Problem(operator, y, noise.level_of(operator, y), _labels(request, y.device))
 
 
 def _labels(request: Request, device: torch.device) -> Tensor | None:

@@ -49,12 +49,15 @@ class ReferenceStatistics:
     def _build(self, device: torch.device) -> tuple[ImageDataset, list[Detector], int]:
         if self.dest.suffix != ".safetensors":
             raise ValueError(f"--dest {self.dest} must end in .safetensors")
+        if self.dest.is_dir():
+            raise ValueError(f"--dest {self.dest} is a folder, not a file to write")
         check_folder(self.dest.parent)
         dataset = get_dataset(self.data, self.split, **self.data_opt)
         count = checked_count(self.images, dataset, self.data)
         if count < 2:
             raise ValueError(f"a covariance needs at least 2 images, not {count}")
-        detectors = [load_detector(spec, device) for spec in self.detectors]
+        shape = dataset.image_shape
+        detectors = [load_detector(spec, device, shape) for spec in self.detectors]
         _ = dataset[0]  # a broken data set shows before the work begins
         return dataset, detectors, count
 
@@ -69,6 +72,7 @@ class ReferenceStatistics:
             "data_opt": {key: str(value) for key, value in self.data_opt.items()},
             "split": self.split,
             "image_shape": list(dataset.image_shape),
+            "source": getattr(dataset, "description", None),
         }
         save_reference(self.dest, {d.name: (statistics[d.name], d) for d in detectors}, provenance)
 

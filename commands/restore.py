@@ -20,7 +20,6 @@ from metrics.results import table
 from networks import Denoiser, load_weights
 from networks.presets import conditioning_of
 from samplers import MMSE, CountingDenoiser, Guided, Solver, Tiled, make_solver
-from samplers.base import Denoiser as AnyDenoiser
 from training.data import DTYPES
 
 
@@ -51,6 +50,8 @@ class Restoration:
             denoiser = load_weights(self.net, device)
             self._check_network(denoiser)
             task = pose(self.request, denoiser.config.image_shape, device)
+            if denoiser.config.consistent:
+                task.local.check_diagonalisable("a consistent network")
         if task.measurement is None:
             task.notes.append("measurement.png is left out: what was measured is no picture")
         if self.samples == 1:
@@ -67,8 +68,8 @@ class Restoration:
 
     def _check_out(self) -> None:
         check_folder(self.out)
-        if (self.out / "restore.json").exists():
-            raise ValueError(f"{self.out} already holds a restoration: choose another --out")
+        if self.out.is_dir() and any(self.out.iterdir()):
+            raise ValueError(f"{self.out} is not empty: choose a new folder for --out")
 
     def _check_network(self, denoiser: Denoiser) -> None:
         config = denoiser.config
@@ -90,13 +91,12 @@ class Restoration:
     def _restore(self, task: Task, denoiser: Denoiser, solver: Solver) -> Restored:
         seed, problem = self.request.seed, task.problem
         seeds = [derive_seed(seed, "restore", i) for i in range(self.samples)]
-        guided: AnyDenoiser = denoiser
-        if self.cfg is not None:
-            guided = Guided(denoiser, self.cfg)
-        samples = self._run("samples", solver, guided, task, problem.expand(self.samples), seeds)
+        several = problem.expand(self.samples)
+        samples = self._run("samples", solver, denoiser, task, several, seeds, guide=True)
         # The estimate of a guided network would be of another distribution.
-        mmse = self._run("mmse", MMSE(), denoiser, task, problem, [derive_seed(seed, "restore")])
-        pinv = problem.pinv() if task.invertible else self._tiled(denoiser, task).pinv(problem)
+        one = [derive_seed(seed, "restore")]
+        mmse = self._run("mmse", MMSE(), denoiser, task, problem, one, guide=False)
+        pinv = problem.pinv()
         estimates = torch.cat((samples, mmse))
         final = problem.expand(len(estimates)).project(estimates) if task.exact else estimates
         return Restored(final[:-1], final[-1:], pinv, estimates if task.exact else None)
@@ -105,10 +105,11 @@ class Restoration:
         self,
         name: str,
         solver: Solver,
-        denoiser: AnyDenoiser,
+        denoiser: Denoiser,
         task: Task,
         problem: Problem,
         seeds: list[int],
+        guide: bool,
     ) -> Tensor:
         """Images `[B, C, H, W]`, one for each seed; keeps what it took under `name`."""
         device = problem.y.device
@@ -120,16 +121,16 @@ class Restoration:
             tqdm(desc=name, unit="batch", leave=False, disable=None) as bar,
             torch.autocast(device.type, dtype, enabled=dtype != torch.float32),
         ):
-            tiled = self._tiled(denoiser, task)
-            tiled.progress = bar.update
+            network = CountingDenoiser(denoiser)
+            guided = Guided(network, self.cfg) if guide and self.cfg is not None else network
+            tiled = Tiled(
+                guided, task.tiling, self.batch, task.blur, task.exact, progress=bar.update
+            )
             counter = CountingDenoiser(tiled)
             images = solver(counter, noise, problem, draws)
         self.seconds[name] = _now(device) - start
-        self.evaluations[name], self.network_calls[name] = counter.calls, tiled.calls
+        self.evaluations[name], self.network_calls[name] = counter.calls, network.calls
         return images.float()
-
-    def _tiled(self, denoiser: AnyDenoiser, task: Task) -> Tiled:
-        return Tiled(denoiser, task.tiling, self.batch, task.blur, project=task.exact)
 
     # ---- what is kept -----------------------------------------------------------------------
 
@@ -155,7 +156,7 @@ class Restoration:
             "units": {"psnr": "dB, of uint8 images", "consistency": "mean of (y − Hx)²"},
             "deviation_white_at": restored.white,
             "evaluations": self.evaluations,
-            "network_batches": self.network_calls,
+            "network_calls": self.network_calls,
             "seconds": self.seconds,
         }
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
@@ -15,6 +16,7 @@ from commands.photo import Task
 from metrics.pixel import to_uint8
 from metrics.results import write_grid, write_metrics
 
+_CELL = 1024  # pixels of the longer side of a picture on the sheet, at most
 _WHITE = 0.99  # share of the pixels whose deviation is not cut off in the picture
 
 
@@ -61,7 +63,8 @@ def write_restored(
                 pixels = picture.expand(3, -1, -1).permute(1, 2, 0).contiguous().numpy()
                 Image.fromarray(pixels).save(unfinished / f"{name}.png")
         titles = [_titled(name, title, metrics) for name, (title, _) in pictures.items()]
-        write_grid(unfinished / "sheet.png", [[p for _, p in pictures.values()]], titles)
+        cells = [_small(picture) for _, picture in pictures.values()]
+        write_grid(unfinished / "sheet.png", [cells], titles)
         write_metrics(unfinished, metrics, settings, name="restore.json")
         for path in sorted(unfinished.iterdir(), key=lambda path: path.suffix == ".json"):
             path.replace(folder / path.name)
@@ -74,8 +77,7 @@ def _pictures(task: Task, restored: Restored) -> dict[str, tuple[str, Tensor]]:
         pictures["original"] = "original", task.truth
     if task.measurement is not None:
         pictures["measurement"] = "measurement", to_uint8(task.measurement)
-    pinv = "H†y" if task.invertible else "H†y, tile by tile"
-    pictures["pinv"] = pinv, to_uint8(restored.pinv[0])
+    pictures["pinv"] = "H†y", to_uint8(restored.pinv[0])
     for i, sample in enumerate(restored.samples):
         pictures[f"sample-{i + 1}"] = f"sample {i + 1}", to_uint8(sample)
     pictures["mmse"] = "MMSE", to_uint8(restored.mmse[0])
@@ -84,6 +86,16 @@ def _pictures(task: Task, restored: Restored) -> dict[str, tuple[str, Tensor]]:
         shown = (restored.deviation / restored.white * 255).round().clamp(0, 255)
         pictures["std"] = title, shown.to(torch.uint8)[None]
     return {name: (title, picture.cpu()) for name, (title, picture) in pictures.items()}
+
+
+def _small(picture: Tensor) -> Tensor:
+    """A picture `[C, h, w]` made smaller where it is larger than a cell of the sheet."""
+    factor = min(1.0, _CELL / max(picture.shape[1:]))
+    if factor == 1:
+        return picture
+    sides = [max(1, round(n * factor)) for n in picture.shape[1:]]
+    small = F.interpolate(picture[None].float(), sides, mode="area")
+    return small[0].round().to(torch.uint8)
 
 
 def _titled(name: str, title: str, metrics: Mapping[str, Any]) -> str:

@@ -7,8 +7,9 @@ from pathlib import Path
 import torch
 
 from commands.cli import check_folder
+from commands.families import family_of
 from datautils import ImageDataset, get_dataset
-from degradation import Family, GaussianNoise, NoDegradation, get_family
+from degradation import Family, NoDegradation, check_noise, make_noise
 from metrics.distances import reference_detectors
 from metrics.results import environment, replacing
 from metrics.statistics import load_reference
@@ -31,8 +32,11 @@ def run(config: TrainConfig, folder: Path, *, resume: bool, command: Sequence[st
             dataset = get_dataset(config.data_class, "train", **config.data)
             denoiser, family = _denoiser(config, dataset), _family(config)
             family.check(dataset.image_shape)
+            noise = make_noise(config.noise_level, config.poisson_peak)
+            check_noise(noise, family, dataset.image_shape)
             validation = _validation(config, family, device)
             distances = _distances(config, family, dataset, device)
+        with distributed.one_sentence_errors():  # all processes have come this far: they meet here
             trainer = Trainer(config, denoiser, family, device)
             if resume:
                 trainer.resume(folder / "checkpoints")
@@ -64,7 +68,9 @@ def _check(config: TrainConfig, folder: Path, resume: bool) -> None:
 
 
 def _family(config: TrainConfig) -> Family:
-    return get_family(config.degradation) if config.degradation else NoDegradation()
+    if not config.degradation:
+        return NoDegradation()
+    return family_of(config.degradation, config.degradation_opt)
 
 
 def _denoiser(config: TrainConfig, dataset: ImageDataset) -> Denoiser:
@@ -85,10 +91,11 @@ def _validation(config: TrainConfig, family: Family, device: torch.device) -> Va
     return Validation(
         get_dataset(config.data_class, "heldout", **config.data),
         families,
-        GaussianNoise(config.noise_level),
+        make_noise(config.noise_level, config.poisson_peak),
         count=config.validate_images,
         batch=config.batch_gpu or config.batch,
         device=device,
+        workers=config.workers,
     )
 
 
@@ -106,19 +113,20 @@ def _distances(
             f"{config.ref_path} is of {count} images, and {config.data_class} holds out only "
             f"{len(heldout)}: restorations are compared with statistics of the held-out images"
         )
-    detectors = reference_detectors(reference, config.detectors, device)
+    detectors = reference_detectors(reference, config.detectors, device, dataset.image_shape)
     for detector in detectors.values():
         reference.check(detector, images=count, image_shape=dataset.image_shape)
     return HeldoutDistances(
         heldout,
         members(family),
-        GaussianNoise(config.noise_level),
+        make_noise(config.noise_level, config.poisson_peak),
         reference,
         detectors,
         MMSE() if config.mse_train else Heun(),
         count=count,
         batch=config.batch_gpu or config.batch,
         device=device,
+        workers=config.workers,
     )
 
 

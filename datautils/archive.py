@@ -15,7 +15,7 @@ from typing import Any, BinaryIO, NamedTuple, Protocol
 
 import numpy as np
 
-from datautils.decode import MAX_BYTES, DataError, read_file
+from datautils.decode import MAX_BYTES, DataError, open_file, read_file
 
 EXTENSIONS = (
     ".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm",
@@ -90,7 +90,7 @@ class Zip:
 
     def __init__(self, path: Path):
         self.path = path
-        with path.open("rb") as file:
+        with open_file(path) as file:
             index = _Index(path, file)
         names = index.names
         order = sorted(range(len(names)), key=names.__getitem__)
@@ -121,7 +121,7 @@ class Zip:
             return _extract(self._read_at, entry)
         except OSError as error:
             raise DataError(f"{self.where(name)} cannot be read: {error.strerror}") from None
-        except (ValueError, struct.error, zlib.error):
+        except (ValueError, OverflowError, struct.error, zlib.error):
             raise DataError(f"{self.where(name)} is damaged, or was changed meanwhile") from None
 
     def _read_at(self, offset: int, size: int) -> bytes:
@@ -156,6 +156,7 @@ class _Index:
 
     def __init__(self, path: Path, file: BinaryIO):
         self.path = path
+        self.length = file.seek(0, os.SEEK_END)
         self.names: list[str] = []
         # 8-byte integers without objects around them: there may be a million.
         self.columns = {key: array("Q") for key in _Entry._fields}
@@ -163,7 +164,7 @@ class _Index:
         try:
             for name, flags, entry in _entries(file):
                 self._add(name, flags, entry)
-        except (struct.error, UnicodeDecodeError, _NoZip):
+        except (struct.error, UnicodeDecodeError, OverflowError, _NoZip):
             raise DataError(f"{path} is no zip file, or a damaged one") from None
 
     def _add(self, name: str, flags: int, entry: _Entry) -> None:
@@ -181,6 +182,8 @@ class _Index:
             raise DataError(
                 f"{where} claims {entry.size} bytes in {entry.packed}: refused as a zip bomb"
             )
+        if entry.offset + entry.packed > self.length:
+            raise DataError(f"{where} lies beyond the end of the file, which is damaged or cut off")
         if name == LABELS:
             self.labels = entry
             return

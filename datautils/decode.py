@@ -2,7 +2,9 @@
 
 import io
 import os
+import stat
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import torch
@@ -88,29 +90,48 @@ def read_kernel(path: str | os.PathLike[str]) -> Tensor:
     """A blur kernel from a file, float32 `[kh, kw]`.
 
     A picture's grey values (all 16 bits where it has them) are scaled to the sum 1; the numbers of
-    a .npy file are taken as they are. Raises DataError where the file holds neither, has values
-    that are not finite, or only zeros.
+    a .npy file are taken as they are. Raises DataError where the file holds neither, or in float32
+    has values that are not finite, or only zeros.
     """
-    is_array = Path(path).suffix.lower() == ".npy"
-    kernel = _array_kernel(path) if is_array else _picture_kernel(path)
+    with np.errstate(over="ignore"):
+        is_array = Path(path).suffix.lower() == ".npy"
+        kernel = _array_kernel(path) if is_array else _picture_kernel(path)
+        if not is_array and kernel.any():
+            kernel = kernel / kernel.sum()
+        kernel = kernel.astype(np.float32)
     if not np.isfinite(kernel).all():
-        raise DataError(f"the kernel {path} holds values that are not finite")
+        raise DataError(f"the kernel {path} holds values that are not finite in float32")
     if not kernel.any():
         raise DataError(f"the kernel {path} is zero everywhere")
-    kernel = kernel if is_array else kernel / kernel.sum()
-    return torch.from_numpy(kernel.astype(np.float32))
+    return torch.from_numpy(kernel)
 
 
 def read_file(path: str | os.PathLike[str]) -> bytes:
     """The contents of a file of at most 512 MiB. Raises DataError."""
     try:
-        with open(path, "rb") as file:
+        with open_file(path) as file:
             data = file.read(MAX_BYTES + 1)
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror or error}") from None
     if len(data) > MAX_BYTES:
         raise DataError(f"{path} is larger than {MAX_BYTES // 2**20} MiB")
     return data
+
+
+def open_file(path: str | os.PathLike[str]) -> BinaryIO:
+    """A file opened for reading. Raises OSError, and DataError for a pipe or a device.
+
+    Those might never end, or wait for a writer for ever.
+    """
+    file = open(path, "rb", opener=_without_waiting)  # noqa: SIM115
+    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        file.close()
+        raise DataError(f"{path} is no regular file")
+    return file
+
+
+def _without_waiting(name: str, flags: int) -> int:
+    return os.open(name, flags | os.O_NONBLOCK)
 
 
 def _open(data: bytes, name: str) -> Image.Image:
@@ -179,6 +200,7 @@ def _picture_kernel(path: str | os.PathLike[str]) -> np.ndarray:
 
 
 def _array_kernel(path: str | os.PathLike[str]) -> np.ndarray:
+    read_file(path)  # for what it refuses: pipes, devices and files that are too large
     try:
         # Mapped, a header that claims a huge array fails at once instead of filling the memory.
         array = np.load(path, mmap_mode="r", allow_pickle=False)

@@ -11,7 +11,7 @@ from torch.utils.data import Dataset
 
 from datautils.archive import Archive, open_archive
 from datautils.decode import DataError, centre_crop, decode_image, resize, to_tensor
-from datautils.labels import MODES, Labels, check_range, read_labels, same_classes
+from datautils.labels import MODES, Labels, check_range, count_classes, read_labels, same_classes
 
 SPLITS = ("train", "heldout", "all")
 
@@ -24,7 +24,7 @@ class ImageDir(Dataset[tuple[Tensor, int]]):
     image is for training. `crop` is the side in pixels of the square cut out of the middle, `size`
     the side after resizing by Lanczos; `size` alone resizes the largest square, with neither all
     images must have the shape of the first. `labels` is explained at `read_labels`; `num_classes`
-    is the largest label of `path` + 1 unless given, and 0 without labels.
+    is the largest label of `path` + 1, at most a million, unless given, and 0 without labels.
 
     Items are (uint8 image [3, h, w], label or -1). Raises ValueError for options that make no
     sense and DataError, which names the file, for faults of the data; of an image, when it is read.
@@ -51,7 +51,7 @@ class ImageDir(Dataset[tuple[Tensor, int]]):
         self.heldout_path = None if heldout_path is None else Path(heldout_path)
         self.heldout, self.split, self.size, self.crop = heldout, split, size, crop
         self._archive, found, self.num_classes = self._open(labels, num_classes)
-        self.label_mode = found.mode
+        self._label_mode = found.mode
         chosen = self._choose(self._archive, found)
         self.names = [self._archive.names[i] for i in chosen]
         self._labels = found.values[chosen].astype(np.int32)
@@ -76,7 +76,7 @@ class ImageDir(Dataset[tuple[Tensor, int]]):
             "count": len(self),
             "size": self.size,
             "crop": self.crop,
-            "labels": self.label_mode,
+            "labels": self._label_mode,
             "num_classes": self.num_classes,
         }
 
@@ -107,13 +107,13 @@ class ImageDir(Dataset[tuple[Tensor, int]]):
         outside = self.heldout_path if self.split == "heldout" else None
         archive = open_archive(outside or self.path)
         found = read_labels(archive, mode)
-        classes = num_classes or found.num_classes
+        classes = num_classes or count_classes(found, archive)
         # Numbers in dataset.json mean the same in every archive, and may be all there is to know.
         if outside and mode != "none" and not (num_classes and found.mode == "json"):
             training = open_archive(self.path)
             train = read_labels(training, mode)
             same_classes(found, train, archive, training)
-            classes = num_classes or train.num_classes
+            classes = num_classes or count_classes(train, training)
         if classes:
             check_range(found, classes, archive)
         return archive, found, classes

@@ -1,6 +1,7 @@
 """Class labels of an archive's pictures, from dataset.json or from the names of the subfolders."""
 
 import json
+import os
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
@@ -10,6 +11,7 @@ from datautils.archive import LABELS, Archive, position
 from datautils.decode import DataError
 
 MODES = ("auto", "json", "subfolders", "none")
+_MAX_CLASSES = 10**6  # unless more are asked for: a network has a column of weights for each
 
 
 class Labels(NamedTuple):
@@ -19,17 +21,13 @@ class Labels(NamedTuple):
     values: np.ndarray  # int64 [pictures], -1 without labels
     classes: tuple[str, ...] = ()  # the subfolders' names, label by label
 
-    @property
-    def num_classes(self) -> int:
-        """The largest label + 1; 0 without labels."""
-        return int(self.values.max()) + 1
-
 
 def read_labels(archive: Archive, mode: str = "auto") -> Labels:
     """Labels of an archive's pictures, in the order of its names.
 
     "json" follows EDM: dataset.json holds {"labels": [[name, label], ...]}, or {name: label}, or
-    null for no labels. "subfolders" numbers the top-level folders in the order of their names.
+    null for no labels. "subfolders" numbers the top-level folders in the order of their names, or,
+    where one folder holds everything, those below it.
     "auto" is "json" where there is a dataset.json; "subfolders" where there are at least two that
     are not all mere numbers, which are shards; else "none".
     Raises ValueError for an unknown mode, DataError for labels that are missing or wrong.
@@ -40,6 +38,18 @@ def read_labels(archive: Archive, mode: str = "auto") -> Labels:
     if mode in ("json", "subfolders") and labels.mode == "none":
         raise DataError(f"{archive.where(LABELS)} holds no labels: give labels=none")
     return labels
+
+
+def count_classes(labels: Labels, archive: Archive) -> int:
+    """The largest label + 1; 0 without labels. Raises DataError beyond a million."""
+    count = int(labels.values.max()) + 1
+    if count > _MAX_CLASSES:
+        name = archive.names[int(labels.values.argmax())]
+        raise DataError(
+            f"{archive.where(name)} has the label {count - 1}, which looks like a mistake: give "
+            "num_classes=N if there are so many classes"
+        )
+    return count
 
 
 def check_range(labels: Labels, num_classes: int, archive: Archive) -> None:
@@ -70,10 +80,10 @@ def _read(archive: Archive, mode: str) -> Labels:
     if mode == "json" or (mode == "auto" and archive.has_labels()):
         pairs = _pairs(archive)
         return Labels("json", _assign(archive, pairs)) if pairs else none
-    folders = [] if mode == "none" else _top_folders(archive.names)
+    root, folders = ("", []) if mode == "none" else _class_folders(archive.names)
     numbers = all(folder.isdigit() for folder in folders)
     if mode == "subfolders" or (len(folders) > 1 and not numbers):
-        return Labels("subfolders", _from_folders(archive, folders), tuple(folders))
+        return Labels("subfolders", _from_folders(archive, root, folders), tuple(folders))
     return none
 
 
@@ -120,16 +130,26 @@ def _assign(archive: Archive, pairs: Iterable[tuple[str, Any]]) -> np.ndarray:
     return values
 
 
-def _from_folders(archive: Archive, folders: list[str]) -> np.ndarray:
+def _from_folders(archive: Archive, root: str, folders: list[str]) -> np.ndarray:
     number = {folder: i for i, folder in enumerate(folders)}
-    tops = (name.partition("/") for name in archive.names)
+    tops = (name[len(root) :].partition("/") for name in archive.names)
     values = np.array([number[top] if slash else -1 for top, slash, _ in tops], dtype=np.int64)
     _check_all(archive, values, "it lies in no subfolder; give labels=none if these are no classes")
     return values
 
 
-def _top_folders(names: list[str]) -> list[str]:
-    return sorted({name.partition("/")[0] for name in names if "/" in name})
+def _class_folders(names: list[str]) -> tuple[str, list[str]]:
+    """(root, folders): what all of the sorted names begin with, "" or ending in "/", and the names
+    of the folders next to it. With fewer than two of these the root's last folder is the only one.
+    """
+    slash = os.path.commonprefix([names[0], names[-1]]).rfind("/")  # noqa: RUF071
+    root = names[0][: slash + 1]
+    below = (name[len(root) :].partition("/") for name in names)
+    folders = sorted({top for top, found, _ in below if found})
+    if root and len(folders) < 2:
+        parent, _, last = root[:-1].rpartition("/")
+        return (f"{parent}/" if parent else ""), [last]
+    return root, folders
 
 
 def _check_all(archive: Archive, values: np.ndarray, reason: str) -> None:

@@ -1,48 +1,89 @@
 """Operators H of y = Hx + n, the random families they are drawn from, noise, and the problem."""
 
 from degradation.base import Degradation
+from degradation.blur import (
+    AveragePool,
+    Bicubic,
+    Blur,
+    FixedKernel,
+    GaussianBlur,
+    MotionBlur,
+    SRConv,
+    UniformBlur,
+)
+from degradation.channels import ChannelProduct
 from degradation.convolution import StridedConvolution
+from degradation.deepinv import to_deepinv
 from degradation.families import (
     FAMILIES,
-    Box,
-    Family,
-    MatrixDegradation,
-    MissingBox,
-    MissingPatches,
-    MotionBlur,
     NoDegradation,
     RandomDegradation,
-    SRConv,
+    family_class,
     get_family,
+)
+from degradation.family import Family
+from degradation.hadamard import BlockHadamard
+from degradation.inpainting import (
+    Box,
+    CentreBox,
+    FixedMask,
+    HalfImage,
+    MissingBox,
+    MissingPatches,
+    RandomPixels,
 )
 from degradation.mask import Mask, NullOperator
 from degradation.matrix import DenseMatrix
-from degradation.noise import GaussianNoise
+from degradation.noise import GaussianNoise, Noise, PoissonNoise, check_noise, make_noise
+from degradation.physics import FromPhysics, PhysicsFamily
 from degradation.problem import Problem
+from degradation.projections import Colourisation, Hadamard, MatrixDegradation
 from degradation.randomness import Draws, derive_seed
 from degradation.valid import ValidConvolution, ValidRegion
 
 __all__ = [
     "FAMILIES",
+    "AveragePool",
+    "Bicubic",
+    "BlockHadamard",
+    "Blur",
     "Box",
+    "CentreBox",
+    "ChannelProduct",
+    "Colourisation",
     "Degradation",
     "DenseMatrix",
     "Draws",
     "Family",
+    "FixedKernel",
+    "FixedMask",
+    "FromPhysics",
+    "GaussianBlur",
     "GaussianNoise",
+    "Hadamard",
+    "HalfImage",
     "Mask",
     "MatrixDegradation",
     "MissingBox",
     "MissingPatches",
     "MotionBlur",
     "NoDegradation",
+    "Noise",
     "NullOperator",
+    "PhysicsFamily",
+    "PoissonNoise",
     "Problem",
     "RandomDegradation",
+    "RandomPixels",
     "SRConv",
     "StridedConvolution",
+    "UniformBlur",
     "ValidConvolution",
     "ValidRegion",
+    "check_noise",
     "derive_seed",
+    "family_class",
     "get_family",
+    "make_noise",
+    "to_deepinv",
 ]

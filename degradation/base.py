@@ -33,6 +33,8 @@ class Degradation:
 
     image_shape: tuple[int, int, int]
     tensors: tuple[str, ...] = ()
+    diagonalisable: bool = True
+    """Whether there are `s` and the four maps; if not, H, H_adjoint and H_pinv are all there is."""
 
     # ---- the thin SVD -------------------------------------------------------------------------
 
@@ -140,6 +142,14 @@ class Degradation:
         shape = tuple(x.shape[-3:])
         if shape != self.image_shape:
             raise ValueError(f"this operator acts on images {self.image_shape}, not {shape}")
+
+    def check_diagonalisable(self, wanted: str) -> None:
+        """Raise ValueError where there is no SVD, which `wanted` needs."""
+        if not self.diagonalisable:
+            raise ValueError(
+                f"{wanted} needs the singular value decomposition of the operator, which "
+                f"{type(self).__name__} does not have"
+            )
 
     def unflatten(self, x: Tensor) -> Tensor:
         """Vectors `[B, (K,) C·h·w]` to images."""

@@ -6,21 +6,25 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from degradation.base import Degradation, full_precision
+from degradation.base import Degradation, full_precision, per_image
 
-# Below this ratio of singular values float32 products cost accuracy: they are redone in float64.
+# Below this ratio of singular values float32 products cost accuracy: Vᵀ is then made in float64.
 _WELL_CONDITIONED = 0.1
 
 
 class DenseMatrix(Degradation):
-    """y = Wx for a matrix W of M rows for each image, kept as Vᵀ and an M×M factor.
+    """y = Wx for a matrix W of M rows for each image: one large tensor and small factors of it.
 
     matrix: `[B, M, C·h·w]`; a row of zeros does not exist. The SVD comes from a float64
     eigendecomposition of the Gram matrix WWᵀ = U diag(s²) Uᵀ. Directions with s below `tol` times
     the largest singular value are dropped, from H too: dependent rows lose them.
+
+    W itself is kept where it is well conditioned, so that nothing large is computed to build the
+    operator: Vᵀ = (diag(1/s) Uᵀ) W. Otherwise Vᵀ takes its place. Either way every map is a product
+    with the large tensor and one with a small matrix.
     """
 
-    tensors = ("right", "left", "values", "present")
+    tensors = ("large", "to_z", "to_y", "left", "values", "present")
 
     def __init__(self, matrix: Tensor, image_shape: tuple[int, int, int], tol: float = 1e-3):
         self.image_shape = image_shape
@@ -29,26 +33,38 @@ class DenseMatrix(Degradation):
                 f"a matrix for images {self.image_shape} must be [B, M, {self.numel}], "
                 f"not {tuple(matrix.shape)}"
             )
-        matrix = full_precision(matrix)
+        self.large = matrix = full_precision(matrix)  # W, or Vᵀ [B, M, C·h·w]
+        self.present = torch.linalg.vector_norm(matrix, dim=-1) > 0
         with torch.autocast(matrix.device.type, enabled=False):
-            s, left, right = _factorise(matrix, tol)
-            largest = s.amax(-1, keepdim=True)
-            if ((s > 0) & (s < _WELL_CONDITIONED * largest)).any():
-                s, left, right = _factorise(matrix.double(), tol)
-        self.values = s.to(matrix)  # [B, M]
-        self.left = left.to(matrix)  # U [B, M, R]
-        self.right = right.to(matrix)  # Vᵀ [B, R, C·h·w]
-        self.present = matrix.abs().amax(-1) > 0
+            s, U = _decompose(_gram(matrix, self.present), tol)
+            kept = U * (s > 0)[:, None]
+            to_z = (kept * _inverse(s)[:, None]).mT  # Vᵀ = to_z · large, [B, R, M]
+            to_y = kept @ kept.mT  # H = to_y · large, [B, M, M]
+            self.values, self.left = s, kept
+            self.to_z, self.to_y = to_z, to_y
+            self._rework(tol)
+        for name in ("values", "left", "to_z", "to_y"):
+            setattr(self, name, getattr(self, name).to(matrix.dtype))
 
     @property
     def s(self) -> Tensor:
         return self.values
 
+    def H(self, x: Tensor) -> Tensor:
+        return _apply(self.to_y, _apply(self.large, self.flatten(x)))
+
+    def H_adjoint(self, y: Tensor) -> Tensor:
+        return self.unflatten(_apply(self.large.mT, _apply(self.to_y.mT, full_precision(y))))
+
+    def H_pinv(self, y: Tensor, noise_level: float | Tensor = 0.0) -> Tensor:
+        z = self.Ut(y)
+        return self.V(per_image(self.gain(noise_level), z) * z)
+
     def Vt(self, x: Tensor) -> Tensor:
-        return _apply(self.right, self.flatten(x))
+        return _apply(self.to_z, _apply(self.large, self.flatten(x)))
 
     def V(self, z: Tensor) -> Tensor:
-        return self.unflatten(_apply(self.right.mT, full_precision(z)))
+        return self.unflatten(_apply(self.large.mT, _apply(self.to_z.mT, full_precision(z))))
 
     def Ut(self, y: Tensor) -> Tensor:
         return _apply(self.left.mT, full_precision(y))
@@ -60,17 +76,53 @@ class DenseMatrix(Degradation):
     def rows(self) -> Tensor:
         return self.present
 
+    def _rework(self, tol: float) -> None:
+        """Put an accurate Vᵀ in the place of W for the images where W is ill conditioned."""
+        if self.large.dtype == torch.float64:
+            return
+        s = self.values
+        poor = ((s > 0) & (s < _WELL_CONDITIONED * s.amax(-1, keepdim=True))).any(-1)
+        if not poor.any():
+            return
+        exact = self.large[poor].double()
+        s, U = _decompose(torch.bmm(exact, exact.mT), tol)
+        kept = U * (s > 0)[:, None]
+        right = torch.bmm((kept * _inverse(s)[:, None]).mT, exact)
+        self.large = self.large.index_put((poor.nonzero()[:, 0],), right.to(self.large))
+        self.values, self.left = self.values.clone(), self.left.clone()
+        self.values[poor], self.left[poor] = s, kept
+        self.to_z[poor] = torch.diag_embed((s > 0).to(s))
+        self.to_y[poor] = kept * s[:, None]
 
-def _factorise(matrix: Tensor, tol: float) -> tuple[Tensor, Tensor, Tensor]:
-    """s, U and Vᵀ of `[B, M, N]` matrices, the products with them in their own precision."""
-    gram = torch.bmm(matrix, matrix.mT).double()
+
+def _gram(matrix: Tensor, present: Tensor) -> Tensor:
+    """WWᵀ of `[B, M, N]` matrices in their own precision, as float64 `[B, M, M]`."""
+    if matrix.device.type != "cpu":
+        return torch.bmm(matrix, matrix.mT).double()
+    gram = matrix.new_zeros(len(matrix), matrix.shape[1], matrix.shape[1])
+    # The rows that exist are usually the first ones: the others cost nothing on a CPU.
+    for full, part, count in zip(matrix, gram, _last(present), strict=True):
+        part[:count, :count] = full[:count] @ full[:count].mT
+    return gram.double()
+
+
+def _last(present: Tensor) -> list[int]:
+    """The number of rows up to the last one that exists, for each image."""
+    index = torch.arange(1, present.shape[1] + 1, device=present.device)
+    return (present * index).amax(-1).tolist()
+
+
+def _decompose(gram: Tensor, tol: float) -> tuple[Tensor, Tensor]:
+    """s `[B, M]`, 0 for a direction that is dropped, and U `[B, M, M]` of Gram matrices."""
     with _one_thread():
-        squares, left = torch.linalg.eigh(gram)
+        squares, U = torch.linalg.eigh(gram)
     s = squares.clamp(min=0).sqrt()
-    keep = s > tol * s.amax(-1, keepdim=True)
-    inverse = torch.where(keep, s, 1).reciprocal() * keep
-    right = torch.bmm((left * inverse[:, None]).mT.to(matrix), matrix)
-    return s * keep, left * keep[:, None], right
+    return s * (s > tol * s.amax(-1, keepdim=True)), U
+
+
+def _inverse(s: Tensor) -> Tensor:
+    """1 / s, and 0 for 0."""
+    return torch.where(s > 0, 1 / torch.where(s > 0, s, 1), 0)
 
 
 @contextmanager

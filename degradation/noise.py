@@ -1,12 +1,43 @@
-"""Measurement noise."""
+"""Measurement noise: white, or that of counted photons."""
 
+import math
 from dataclasses import dataclass
+from typing import Protocol
 
+import torch
 from torch import Tensor
 
 from degradation.base import Degradation
+from degradation.family import Family
+from degradation.mask import Mask
 from degradation.problem import Problem
 from degradation.randomness import Draws
+
+_UNIT = 0.01  # how far the measurement of a white image may be from white
+_NEGATIVE = 0.07  # of all weights, root mean square: dropped singular values leave up to 0.045,
+# kernels with negative lobes (bicubic, sinc) have 0.1 and more
+
+
+class Noise(Protocol):
+    """What turns Hx into a measurement."""
+
+    def measure(
+        self,
+        degradation: Degradation,
+        x: Tensor,
+        draws: Draws,
+        class_labels: Tensor | None = None,
+    ) -> Problem:
+        """The problem of clean images x `[B, C, h, w]`, the noise drawn from each image's seed."""
+        ...
+
+    def level_of(self, degradation: Degradation, y: Tensor) -> Tensor:
+        """Standard deviation of the noise on measurements y `[B, M]`, as far as y tells: `[B]`."""
+        ...
+
+    def check(self, degradation: Degradation) -> None:
+        """Raise ValueError for operators that cannot be measured so."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -35,3 +66,114 @@ class GaussianNoise:
             noise = draws.normal(y.shape[1:], "measurement noise").to(y)
             y = y + self.level * noise * degradation.rows
         return Problem(degradation, y, self.level, class_labels)
+
+    def level_of(self, degradation: Degradation, y: Tensor) -> Tensor:
+        """The level itself, `[B]`."""
+        return torch.full((len(y),), self.level, device=y.device)
+
+    def check(self, degradation: Degradation) -> None:
+        """Any operator will do."""
+
+
+@dataclass(frozen=True)
+class PoissonNoise:
+    """Photon noise: y = 2n/λ − 1, n ~ Poisson(λ (v + 1)/2) for every existing row v of Hx.
+
+    λ = `peak` is the expected number of photons where v is white (1); where it is black (−1) there
+    are none. v has to be an intensity, a weighted mean of pixels: pixels that are visible, or blur
+    with weights that are not negative and sum to 1. For other operators `measure` and `check` raise
+    ValueError. Intensities that rounding leaves below 0 are 0.
+    """
+
+    peak: float
+
+    def __post_init__(self) -> None:
+        if not 0 < self.peak < float("inf"):
+            raise ValueError(f"the peak must be a number of photons above 0, not {self.peak}")
+
+    def measure(
+        self,
+        degradation: Degradation,
+        x: Tensor,
+        draws: Draws,
+        class_labels: Tensor | None = None,
+    ) -> Problem:
+        """y for clean images x `[B, C, h, w]` in [-1, 1], by the inverse distribution function of
+        uniform numbers drawn from the image's seed."""
+        self.check(degradation)
+        y, rows = degradation.H(x), degradation.rows
+        first, second = (
+            draws.uniform(y.shape[1:], f"photons/{part}")[rows].double() for part in "ab"
+        )
+        uniform = first + (second - 0.5) * 2.0**-23  # 23 bits each: tails to 1e-14
+        mean = (self.peak / 2 * (y[rows].double() + 1)).clamp(min=0)
+        counts = poisson_quantile(uniform, mean)
+        y = y.masked_scatter(rows, (2 / self.peak * counts - 1).to(y))
+        return Problem(degradation, y, self.level_of(degradation, y), class_labels)
+
+    def level_of(self, degradation: Degradation, y: Tensor) -> Tensor:
+        """√(2 (v + 1)/λ), root mean square over the existing rows, with y in the place of v: `[B]`.
+
+        The mean of y is v, so its square is right on average. At least that of one photon in all:
+        no photons are no exact measurement.
+        """
+        rows = degradation.rows
+        count = rows.sum(1)
+        photons = (self.peak / 2 * torch.where(rows, y + 1, 0)).sum(1).clamp(min=1)
+        return 2 / self.peak * torch.where(count > 0, photons / count.clamp(min=1), 0).sqrt()
+
+    def check(self, degradation: Degradation) -> None:
+        """Every row must see a white image as white, and one row, as a sample, be a mean."""
+        rows = degradation.rows
+        if isinstance(degradation, Mask) or not rows.any():
+            return
+        like = degradation.H_adjoint(torch.zeros(rows.shape, device=rows.device))
+        white = degradation.H(torch.ones_like(like))
+        one = torch.nn.functional.one_hot(rows.byte().argmax(1), rows.shape[1]) * rows
+        weights = degradation.H_adjoint(one.to(white)).flatten(1)
+        mean = ((white - 1).abs() < _UNIT)[rows].all()
+        negative = weights.clamp(max=0).norm(dim=1)
+        if not mean or (negative > _NEGATIVE * weights.norm(dim=1)).any():
+            raise ValueError(
+                f"Poisson noise needs measurements that are intensities, and "
+                f"{type(degradation).__name__} here gives others: use masks, or blur with "
+                "weights that are not negative and sum to 1"
+            )
+
+
+def make_noise(noise_level: float = 0.0, poisson_peak: float | None = None) -> Noise:
+    """The noise that options ask for. ValueError for values out of range, or both kinds."""
+    if poisson_peak is None:
+        return GaussianNoise(noise_level)
+    if noise_level:
+        raise ValueError(
+            f"noise level {noise_level} and Poisson peak {poisson_peak} are two kinds of noise: "
+            "give one of them"
+        )
+    return PoissonNoise(poisson_peak)
+
+
+def check_noise(noise: Noise, family: Family, image_shape: tuple[int, int, int]) -> None:
+    """Raise ValueError where an operator of a family cannot be measured with this noise."""
+    if not isinstance(noise, GaussianNoise):
+        for structure in family.structures():
+            noise.check(family.sample(image_shape, structure, [0]))
+
+
+def poisson_quantile(uniform: Tensor, mean: Tensor) -> Tensor:
+    """The smallest n with P(Poisson(mean) ≤ n) ≥ uniform, for numbers in (0, 1): float64.
+
+    P(Poisson(μ) ≤ n) is the regularised upper incomplete gamma function Q(n + 1, μ). By bisection,
+    exact for any mean: no normal approximation.
+    """
+    mean, uniform = mean.double(), uniform.double()
+    spread = 10 * mean.sqrt() + 24  # P(|n − μ| > spread) is below the last bit of `uniform`
+    low = (mean - spread).floor().clamp(min=0) - 1  # too small
+    high = (mean + spread).ceil()  # enough
+    steps = math.ceil(math.log2(max(2.0, float((high - low).max())))) if len(mean) else 0
+    for _ in range(steps):
+        middle = ((low + high) / 2).floor()
+        enough = torch.special.gammaincc(middle.clamp(min=0) + 1, mean) >= uniform
+        enough = enough & (middle >= 0)
+        low, high = torch.where(enough, low, middle), torch.where(enough, middle, high)
+    return high

@@ -86,8 +86,9 @@ def smooth_estimate(operator: Degradation, y: Tensor, noise_level: Tensor) -> Sm
 
     The same is done beside it for one image drawn from the prior, whose error is known: that gives
     the likely error, once the contrast is scaled by the ratio of the explained energies
-    (y/s − Vᵀc)ᵀw. y `[B, M]`, noise_level `[B]`.
+    (y/s − Vᵀc)ᵀw. y `[B, M]`, noise_level `[B]`. Raises ValueError for operators without SVD.
     """
+    operator.check_diagonalisable("the smooth start, which consistent networks begin with,")
     probe, probe_noise = (
         part.to(y) for part in _probe(operator.image_shape, y.shape[-1], y.device)
     )

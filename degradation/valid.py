@@ -1,12 +1,16 @@
 """Blur without wrap-around: only the samples that see pixels of the image alone."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Self
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from degradation.base import Degradation, full_precision
+from degradation.convolution import StridedConvolution
+from degradation.iterative import Iterative
 from degradation.matrix import DenseMatrix
 
 MAX_ROWS = 4096
@@ -145,7 +149,8 @@ class ValidConvolution(_Valid):
                 f"for an exact matrix (at most {MAX_ROWS}, and 1 GiB)"
             )
         dense = DenseMatrix(_matrix(weights, self.geometry, (h, w)), (1, h, w), tol)
-        self.right = dense.right  # Vᵀ [B, R, h·w]
+        with torch.autocast(weights.device.type, enabled=False):
+            self.right = dense.to_z @ dense.large  # Vᵀ [B, R, h·w]
         self.left = dense.left  # U [B, R, R]
         self.values = dense.values  # [B, R]
 
@@ -180,32 +185,47 @@ class ValidConvolution(_Valid):
             return (stack @ matrix).unflatten(1, x.shape[1:-1]).flatten(-2)
 
 
-class ValidRegion(_Valid):
-    """The same measurement of an image of any size, without an SVD: only H and `rows`.
+class ValidRegion(_Valid, Iterative):
+    """The same measurement of an image of any size, without an SVD: H† by conjugate gradients.
 
-    kernel, stride and the form of y as in `ValidConvolution`, with nothing dropped.
+    kernel, stride and the form of y as in `ValidConvolution`, with nothing dropped; tol, max_iter
+    and floor as in `Iterative`.
     """
 
-    tensors = ("weights",)
+    tensors = ("norm",)
+    circle: StridedConvolution
 
-    def __init__(self, kernel: Tensor, stride: int, image_shape: tuple[int, int, int]):
+    def __init__(
+        self,
+        kernel: Tensor,
+        stride: int,
+        image_shape: tuple[int, int, int],
+        tol: float = 1e-6,
+        max_iter: int = 500,
+        floor: float = 1e-3,
+    ):
         self.image_shape = image_shape
-        self.weights, self.geometry = _placed(full_precision(kernel), stride, image_shape[1:])
+        self.tol, self.max_iter, self.floor = tol, max_iter, floor
+        weights, self.geometry = _placed(full_precision(kernel), stride, image_shape[1:])
+        # Circular, by fast Fourier transforms: the valid samples are those that do not wrap.
+        self.circle = StridedConvolution(weights.flip((1, 2)), stride, image_shape, tol=0.0)
+        self.norm = self.circle.values.amax((1, 2))
+        # The support may lie beside the centre of the kernel; in `circle` it lies around its own.
+        self.shift = tuple(
+            axis.length // 2 - (axis.start + axis.length - 1 - stride * axis.first)
+            for axis in (self.geometry.rows, self.geometry.columns)
+        )
 
-    def H(self, x: Tensor) -> Tensor:
-        self.check_shape(x)
-        with torch.autocast(x.device.type, enabled=False):
-            seen = self._seen(full_precision(x))
-            stack = seen.flatten(1, -3).transpose(0, 1)  # [K·C, B, ...]: a group for each kernel
-            samples = F.conv2d(
-                stack, self.weights[:, None], stride=self.geometry.stride, groups=len(self)
-            )
-        samples = samples.transpose(0, 1).unflatten(1, x.shape[1:-2])
-        return self.geometry.spread(samples).flatten(-3)
+    def _measure(self, x: Tensor) -> Tensor:
+        y = self.measurement_image(self.circle.H(x.roll(self.shift, (-2, -1))))
+        return self.geometry.spread(self.geometry.valid(y)).flatten(-3)
 
-    def _seen(self, x: Tensor) -> Tensor:
-        """The part of the images that some valid sample sees."""
-        for dim, axis in ((-2, self.geometry.rows), (-1, self.geometry.columns)):
-            last = axis.start + self.geometry.stride * (axis.count - 1)
-            x = x.narrow(dim, axis.start, last + axis.length - axis.start)
-        return x
+    def _spread(self, y: Tensor) -> Tensor:
+        samples = self.geometry.valid(self.measurement_image(y))
+        back = self.circle.H_adjoint(self.geometry.spread(samples).flatten(-3))
+        return back.roll([-pixels for pixels in self.shift], (-2, -1))
+
+    def _map(self, fn: Callable[[Tensor], Tensor]) -> Self:
+        other = super()._map(fn)
+        other.circle = self.circle._map(fn)
+        return other

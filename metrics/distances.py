@@ -40,7 +40,9 @@ class Distances:
         if ref is not None and not wanted:
             known = ", ".join(DISTANCES)
             raise ValueError(f"--ref {ref} serves none of the metrics: add one of {known}")
-        loaded = detectors_for(wanted, specs, device)
+        if wanted and images < 2:
+            raise ValueError(f"{', '.join(wanted)} needs at least 2 images, not {images}")
+        loaded = detectors_for(wanted, specs, device, image_shape)
         if ref is None:
             return cls({}, None)
         reference = load_reference(ref)
@@ -70,7 +72,10 @@ class Distances:
 
 
 def reference_detectors(
-    reference: Reference, files: Mapping[str, str], device: torch.device
+    reference: Reference,
+    files: Mapping[str, str],
+    device: torch.device,
+    image_shape: tuple[int, int, int],
 ) -> dict[str, Detector]:
     """The detectors that a reference was made with, by metric.
 
@@ -84,5 +89,7 @@ def reference_detectors(
     found = {}
     for name in reference.detectors:
         metric = by_detector.get(name, by_detector[None])
-        found[metric] = load_detector(f"{name}={files[name]}" if name in files else name, device)
+        found[metric] = load_detector(
+            f"{name}={files[name]}" if name in files else name, device, image_shape
+        )
     return found

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from datautils import ImageDataset
 from datautils.loading import load_batches
-from degradation import Draws, Family, GaussianNoise, Problem, derive_seed
+from degradation import Draws, Family, Noise, Problem, derive_seed
 from metrics.pixel import to_float
 
 _ROWS = 4  # matrix products of fewer rows round differently: batches are padded to a multiple
@@ -86,7 +86,7 @@ def restorations(
     families: Mapping[str, Family],
     methods: Mapping[str, Restore],
     *,
-    noise: GaussianNoise,
+    noise: Noise,
     indices: Sequence[int],
     batch: int,
     seed: int,

@@ -12,8 +12,7 @@ import os
 import re
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -23,6 +22,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from datautils import DataError
 from metrics.download import fetch, sha256_of
 from metrics.squeezenet import SqueezeNet
 
@@ -45,7 +45,7 @@ INCEPTION_URL = (
 )
 SQUEEZENET_FILE = "squeezenet11-imagenet-features.pt"
 
-_PROBE = 64  # side of the images that a user's detector is tried on, pixels
+_PROBE = (3, 64, 64)  # of the images that a user's detector is tried on, where theirs is not known
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,8 @@ class Detector:
         """Features of uint8 images `[B, 3, h, w]`: float32 `[B, features]`, on its own device.
 
         In float32 inside autocast too. An image's features do not depend on the others of the
-        batch, but for rounding. Raises ValueError for other images.
+        batch, but for rounding. Raises ValueError for other images, and DataError, in one sentence,
+        where the network fails or gives features that are not finite.
         """
         if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3:
             raise ValueError(
@@ -72,35 +73,55 @@ class Detector:
             )
         if len(images) == 0:
             return torch.empty(0, self.features, device=self.device)
-        with _full_precision(self.device):
-            return self.network(images.to(self.device)).float()
+        images = images.to(self.device)
+        try:
+            with torch.autocast(self.device.type, enabled=False):
+                features = self.network(images).float()
+        except Exception as error:  # whatever a program of the user's raises
+            raise DataError(
+                f"the detector '{self.name}' fails on images {list(images.shape)}: {_told(error)}"
+            ) from error
+        if not features.isfinite().all():
+            raise DataError(f"the detector '{self.name}' gives features that are not finite")
+        return features
 
 
-def load_detector(spec: str, device: torch.device | str = "cpu") -> Detector:
+def load_detector(
+    spec: str,
+    device: torch.device | str = "cpu",
+    image_shape: Sequence[int] | None = None,
+) -> Detector:
     """The detector of a `--detector` option.
 
     spec: `inception` or `squeezenet`, whose weights then lie in the cache folder or, for Inception,
     are downloaded; `inception=FILE` or `squeezenet=FILE`; or `NAME=FILE` or `FILE` with a
-    TorchScript file that takes uint8 images `[B, 3, h, w]` of any size and returns features
-    `[B, d]`. Without a NAME, the file's stem is the name. Raises ValueError, in one sentence.
+    TorchScript file that takes uint8 images `[B, 3, h, w]` and returns features `[B, d]`. Without a
+    NAME, the file's stem is the name. image_shape: (3, h, w) of the images it will see; a
+    TorchScript file is tried on some of that size. Raises ValueError, in one sentence.
+
+    On a GPU this ends the use of TensorFloat-32 in the convolutions of the whole process.
     """
     name, file = _parsed(spec)
     device = torch.device(device)
+    _use_float32(device)
     if name == "inception":
         return _inception(file, device)
     if name == "squeezenet":
         return _squeezenet(file, device)
     assert file is not None
-    return _torchscript(name, file, device)
+    return _torchscript(name, file, device, tuple(image_shape or _PROBE))
 
 
 def detectors_for(
-    metrics: Sequence[str], specs: Sequence[str], device: torch.device | str = "cpu"
+    metrics: Sequence[str],
+    specs: Sequence[str],
+    device: torch.device | str = "cpu",
+    image_shape: Sequence[int] | None = None,
 ) -> dict[str, Detector]:
     """The detector of each metric in `DISTANCES`; metrics that share one get the same object.
 
-    specs: values of a repeated `--detector`. Raises ValueError, in one sentence, when a detector
-    cannot be had or one that was given is not used.
+    specs: values of a repeated `--detector`; image_shape: as of `load_detector`. Raises ValueError,
+    in one sentence, when a detector cannot be had or one that was given is not used.
     """
     by_name: dict[str, str] = {}
     for spec in specs:
@@ -128,7 +149,7 @@ def detectors_for(
                 f"{' or '.join(users)}"
             )
     loaded = {
-        name: load_detector(by_name.get(name, name), device)
+        name: load_detector(by_name.get(name, name), device, image_shape)
         for name in dict.fromkeys(names.values())
     }
     return {metric: loaded[name] for metric, name in names.items()}
@@ -158,13 +179,20 @@ def _parsed(spec: str) -> tuple[str, Path | None]:
     return name, Path(file)
 
 
-@contextmanager
-def _full_precision(device: torch.device) -> Iterator[None]:
-    """No autocast and no TensorFloat-32 convolutions, which keep 10 bits of a number only."""
-    cudnn = torch.backends.cudnn
-    flags = {name: getattr(cudnn, name) for name in ("enabled", "benchmark", "deterministic")}
-    with torch.autocast(device.type, enabled=False), cudnn.flags(**flags, allow_tf32=False):
-        yield
+def _use_float32(device: torch.device) -> None:
+    """No TensorFloat-32 convolutions, which keep 10 bits of a number only.
+
+    The setting belongs to the process, so it is made once: changed around each call it would change
+    under other threads. torch's newer `cudnn.conv.fp32_precision` will not do: once it is set,
+    reading `allow_tf32` raises, which torch.compile and `cudnn.flags` do.
+    """
+    if device.type == "cuda":
+        torch.backends.cudnn.allow_tf32 = False
+
+
+def _told(error: Exception) -> str:
+    """What an error says, in one line: the last, for TorchScript's begin with a traceback."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[-1]
 
 
 def _inception(file: Path | None, device: torch.device) -> Detector:
@@ -256,7 +284,9 @@ def _squeezenet(file: Path | None, device: torch.device) -> Detector:
     return Detector("squeezenet", sha256, SqueezeNet.features, network, device)
 
 
-def _torchscript(name: str, path: Path, device: torch.device) -> Detector:
+def _torchscript(
+    name: str, path: Path, device: torch.device, image_shape: tuple[int, ...]
+) -> Detector:
     try:
         network = torch.jit.load(str(path), map_location=device).eval()
     except (RuntimeError, ValueError, OSError) as error:
@@ -264,16 +294,15 @@ def _torchscript(name: str, path: Path, device: torch.device) -> Detector:
             f"the detector {path} is no TorchScript file that can be loaded"
         ) from error
     generator = torch.Generator().manual_seed(0)
-    images = torch.randint(
-        0, 256, (2, 3, _PROBE, _PROBE), dtype=torch.uint8, generator=generator
-    ).to(device)
-    with torch.no_grad(), _full_precision(device):
+    images = torch.randint(0, 256, (2, *image_shape), dtype=torch.uint8, generator=generator)
+    images = images.to(device)
+    with torch.no_grad(), torch.autocast(device.type, enabled=False):
         try:
             both, first = network(images), network(images[:1])
         except Exception as error:  # whatever a program of the user's raises
-            last = str(error).strip().splitlines()[-1:] or [type(error).__name__]
             raise ValueError(
-                f"the detector {path} does not take uint8 images {list(images.shape)}: {last[0]}"
+                f"the detector {path} does not take uint8 images {list(images.shape)}: "
+                f"{_told(error)}"
             ) from error
     _check_features(path, both, first)
     return Detector(name, sha256_of(path), both.shape[1], network, device)

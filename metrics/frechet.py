@@ -7,11 +7,14 @@ import torch
 from torch import Tensor
 
 
-def frechet_distance(mean1: Tensor, cov1: Tensor, mean2: Tensor, cov2: Tensor) -> float:
+def frechet_distance(
+    mean1: Tensor, cov1: Tensor, mean2: Tensor, cov2: Tensor, *, root2: Tensor | None = None
+) -> float:
     """The squared Fréchet distance of two Gaussians, at least 0, in float64.
 
-    mean: `[d]`; cov: `[d, d]`, symmetric and positive semi-definite, singular if need be. Raises
-    ValueError for other shapes and for values that are not finite.
+    mean: `[d]`; cov: `[d, d]`, symmetric and positive semi-definite, singular if need be; root2:
+    `square_root(cov2)`, where it is known already. Raises ValueError for other shapes and for
+    values that are not finite.
 
     tr(Σ₁Σ₂)^{1/2} is the nuclear norm of Σ₁^{1/2}Σ₂^{1/2}: no root of a matrix that is not
     symmetric, hence no complex numbers and no trouble where Σ₁Σ₂ is singular. The decompositions
@@ -19,18 +22,20 @@ def frechet_distance(mean1: Tensor, cov1: Tensor, mean2: Tensor, cov2: Tensor) -
     """
     _check(mean1, cov1, mean2, cov2)
     mean1, cov1, mean2, cov2 = (t.detach().cpu().double() for t in (mean1, cov1, mean2, cov2))
-    fidelity = torch.linalg.svdvals(_root(cov1) @ _root(cov2)).sum()
+    root2 = square_root(cov2) if root2 is None else root2
+    fidelity = torch.linalg.svdvals(square_root(cov1) @ root2).sum()
     spread = cov1.trace() + cov2.trace() - 2 * fidelity
     # Both terms are never negative; rounding can make the second one so.
     return ((mean1 - mean2).square().sum() + spread.clamp(min=0)).item()
 
 
-def _root(covariance: Tensor) -> Tensor:
-    """The symmetric positive semi-definite square root, `[d, d]`.
+def square_root(covariance: Tensor) -> Tensor:
+    """The symmetric positive semi-definite square root, `[d, d]`, float64 on the CPU.
 
     Eigenvalues below the rounding error of the largest are taken for 0: a singular covariance has
     them, of either sign, and their roots would be 10⁸ times as large.
     """
+    covariance = covariance.detach().cpu().double()
     values, vectors = torch.linalg.eigh((covariance + covariance.mT) / 2)
     rounding = len(values) * torch.finfo(values.dtype).eps * values.abs().max()
     roots = torch.where(values > rounding, values, 0.0).sqrt()

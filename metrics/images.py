@@ -23,6 +23,7 @@ class ImageWriter:
 
     def __init__(self, folder: Path):
         self.folder = folder
+        folder.mkdir(parents=True, exist_ok=True)
         self.seconds = 0.0
         self._pool = ThreadPoolExecutor(_THREADS)
         self._places = threading.BoundedSemaphore(_WAITING)
@@ -51,6 +52,8 @@ class ImageWriter:
 
     def _write(self, path: Path, image: Tensor) -> None:
         start = time.perf_counter()
+        if not self.folder.is_dir():  # another process has given up: nothing is to come back
+            raise FileNotFoundError(f"the folder {self.folder} was removed")
         path.parent.mkdir(parents=True, exist_ok=True)
         pixels = image.expand(3, -1, -1).permute(1, 2, 0).contiguous().numpy()
         Image.fromarray(pixels).save(path, compress_level=3)

@@ -55,32 +55,31 @@ class Measure:
         self.restoring: dict[Key, float] = {}
         self.failed: dict[Key, int] = {}
         self.seconds = {"metrics": 0.0, "features": 0.0}
-        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self.device = device
 
     @torch.no_grad()
     def __call__(self, restored: Restored) -> None:
-        """Measure a group; what it holds must be computed already."""
+        """Measure a group."""
         group = restored.group
         key = group.degradation, restored.method
         self.restoring[key] = self.restoring.get(key, 0.0) + restored.seconds
-        with torch.cuda.stream(self._stream):
-            with self._timed("metrics"):
-                images = to_uint8(restored.x)
-                pixels = images.cpu()
-                values = self._values(restored, pixels)
-                self.records.add((group.degradation, group.chunk), self._rows(restored, values))
-                self._keep(restored, pixels)
-            with self._timed("features"):
-                self._features(restored, images)
+        with self._timed("metrics"):
+            images = to_uint8(restored.x)
+            values = self._values(restored, images)
+            pixels = images.cpu()
+            self.records.add((group.degradation, group.chunk), self._rows(restored, values))
+            self._keep(restored, pixels)
+        with self._timed("features"):
+            self._features(restored, images)
         if self.writer:
             for i, index in enumerate(group.indices):
                 self.writer.put(image_name(index, *key), pixels[i])
 
-    def _values(self, restored: Restored, pixels: Tensor) -> dict[str, list[float]]:
+    def _values(self, restored: Restored, images: Tensor) -> dict[str, list[float]]:
         """A restoration that is not finite has no values, which shows in the mean."""
-        failed = ~restored.x.flatten(1).isfinite().all(1).cpu()
-        arguments = restored.problem, restored.x, pixels, restored.truth.cpu()
-        values = {metric: PER_IMAGE[metric](*arguments).cpu() for metric in self.metrics}
+        failed = ~restored.x.flatten(1).isfinite().all(1)
+        arguments = restored.problem, restored.x, images, restored.truth
+        values = {metric: PER_IMAGE[metric](*arguments) for metric in self.metrics}
         return {m: value.masked_fill(failed, torch.nan).tolist() for m, value in values.items()}
 
     def _rows(self, restored: Restored, values: Mapping[str, list[float]]) -> list[Row]:
@@ -119,7 +118,7 @@ class Measure:
         measured = problem.degradation.measurement_image(problem.y)
         for i in shown:
             images = self.pictures.setdefault((group.degradation, group.indices[i]), {})
-            images["original"] = restored.truth[i].cpu()
+            images["original"] = restored.truth[i].cpu().clone()
             if measured is not None:
                 images["measurement"] = to_uint8(measured[i]).cpu()
             images[restored.method] = pixels[i].clone()
@@ -128,6 +127,6 @@ class Measure:
     def _timed(self, stage: str) -> Iterator[None]:
         start = time.perf_counter()
         yield
-        if self._stream:
-            self._stream.synchronize()
+        if self.device.type == "cuda":
+            torch.cuda.current_stream().synchronize()
         self.seconds[stage] += time.perf_counter() - start

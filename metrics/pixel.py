@@ -3,6 +3,7 @@
 PSNR and SSIM are taken on uint8 images, as they would be saved, and computed in float64.
 """
 
+from collections.abc import Collection
 from typing import Protocol
 
 import torch
@@ -66,6 +67,13 @@ def ssim(a: Tensor, b: Tensor) -> Tensor:
     numerator = (2 * mean_a * mean_b + c1) * (2 * covariance + c2)
     denominator = (mean_a.square() + mean_b.square() + c1) * (variances + c2)
     return (numerator / denominator).mean(dim=(1, 2, 3))
+
+
+def check_size(metrics: Collection[str], image_shape: tuple[int, int, int]) -> None:
+    """Raise ValueError where an image is too small for one of the metrics."""
+    h, w = image_shape[1:]
+    if "ssim" in metrics and min(h, w) < _WINDOW:
+        raise ValueError(f"ssim needs images of at least {_WINDOW}×{_WINDOW} pixels, not {h}×{w}")
 
 
 def consistency(degradation: _Measures, x: Tensor, y: Tensor) -> Tensor:

@@ -18,20 +18,19 @@ UNITS = {
     "cfid": "fid of the images projected onto y", "csfd": "sfd of the images projected onto y",
     "cfd": "fd of the images projected onto y",
     "seconds_per_image": "s",
-    "stages": "s an image: load, restore, metrics, features and write run beside each other",
+    "stages": "s an image on each process: load (images, operators, y), restore, metrics with "
+    "features, and write run beside each other",
 }  # fmt: skip
 
 Cell = Mapping[str, Any]
 
 
-def metrics_table(
-    values: Mapping[str, Mapping[str, Cell]], metrics: Sequence[str], first: str = "degradation"
-) -> str:
+def metrics_table(values: Mapping[str, Mapping[str, Cell]], metrics: Sequence[str]) -> str:
     """A table of text of {degradation: {method: cell}}.
 
     A cell holds {"mean": ...} for each metric, and evaluations (NFE) and seconds_per_image.
     """
-    headers = [first, "method", *metrics, "NFE", "s/image"]
+    headers = ["degradation", "method", *metrics, "NFE", "s/image"]
     lines = []
     for degradation, methods in values.items():
         for method, cell in methods.items():

@@ -12,6 +12,7 @@ import math
 import os
 import platform
 import subprocess
+import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -39,7 +40,7 @@ def write_metrics(
     (NaN, infinity) becomes null. Raises TypeError for a value of any other kind.
     """
     record = {"metrics": metrics, "settings": settings, "environment": environment()}
-    text = json.dumps(_plain(record), indent=2, allow_nan=False, ensure_ascii=False)
+    text = json.dumps(plain(record), indent=2, allow_nan=False, ensure_ascii=False)
     with replacing(Path(folder) / name) as temporary:
         temporary.write_text(text + "\n", encoding="utf-8")
 
@@ -156,7 +157,7 @@ def table(headers: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
 def replacing(path: Path) -> Iterator[Path]:
     """A temporary path beside `path` that takes its place if the block ends well."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     try:
         yield temporary
         os.replace(temporary, path)
@@ -164,14 +165,14 @@ def replacing(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """The value in what JSON knows: dicts, lists, strings, finite numbers, bools and null."""
     if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
+        return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
+        return [plain(item) for item in value]
     if isinstance(value, Tensor | np.ndarray | np.generic):
-        return _plain(value.tolist())
+        return plain(value.tolist())
     if isinstance(value, float) and not math.isfinite(value):
         return None
     if isinstance(value, Path | torch.device | torch.dtype):

@@ -8,10 +8,9 @@ al. 2022: arrays `mu` and `sigma` of Inception features) are read too. Nothing i
 import datetime
 import json
 import os
-import zipfile
-import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +20,14 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from datautils import DataError
 from metrics.features import Detector
-from metrics.frechet import frechet_distance
+from metrics.frechet import frechet_distance, square_root
 from metrics.results import environment, replacing
 
 METADATA_KEY = "invfusion-reference"
 FORMAT_VERSION = 1
+_MAX_BYTES = 2 * 2**30  # of an array: the covariance of 16,000 features in float64
 
 
 class FeatureStatistics:
@@ -49,11 +50,6 @@ class FeatureStatistics:
             raise ValueError("the features of an image are not finite")
         features = features.detach().double()
         self._add(len(features), features.sum(0), features.mT @ features)
-
-    def merge(self, other: "FeatureStatistics") -> None:
-        """Take in the statistics of other images; ValueError for another number of features."""
-        if other._sum is not None and other._outer is not None:
-            self._add(other.count, other._sum, other._outer)
 
     def _add(self, count: int, total: Tensor, outer: Tensor) -> None:
         if self._sum is None or self._outer is None:
@@ -95,14 +91,6 @@ class FeatureStatistics:
         result._add(int(count.item()), total, outer.view(features, features))
         return result
 
-    def cpu(self) -> "FeatureStatistics":
-        """A copy on the CPU, to be handed to another process."""
-        copy = FeatureStatistics()
-        copy.merge(self)
-        if copy._sum is not None and copy._outer is not None:
-            copy._sum, copy._outer = copy._sum.cpu(), copy._outer.cpu()
-        return copy
-
 
 @dataclass(frozen=True)
 class Moments:
@@ -114,6 +102,11 @@ class Moments:
     mean: Tensor
     covariance: Tensor
     sha256: str | None
+
+    @cached_property
+    def root(self) -> Tensor:
+        """The square root of the covariance, computed once for the distances of many methods."""
+        return square_root(self.covariance)
 
 
 @dataclass(frozen=True)
@@ -162,7 +155,9 @@ class Reference:
         """Squared Fréchet distance between images and the reference, by one detector's features."""
         moments = self._moments(name)
         mean, covariance = statistics.mean, statistics.covariance
-        return frechet_distance(mean, covariance, moments.mean, moments.covariance)
+        return frechet_distance(
+            mean, covariance, moments.mean, moments.covariance, root2=moments.root
+        )
 
     def _moments(self, name: str) -> Moments:
         if name not in self.detectors:
@@ -179,7 +174,8 @@ def save_reference(
     """Write the statistics of one set of images, `{detector name: (statistics, detector)}`.
 
     provenance: what JSON can hold about the images: `image_shape`, `data`, `split`. Raises
-    ValueError where there is no detector or the detectors did not see equally many images.
+    ValueError where there is no detector or the detectors did not see equally many images, OSError
+    where the file cannot be written.
     """
     counts = {name: stats.count for name, (stats, _) in statistics.items()}
     if len(set(counts.values())) != 1:
@@ -201,7 +197,10 @@ def save_reference(
     with replacing(Path(path)) as temporary:
         temporary.touch()
         mode = temporary.stat().st_mode
-        save_file(tensors, temporary, metadata)
+        try:
+            save_file(tensors, temporary, metadata)
+        except SafetensorError as error:  # a full disk, for one
+            raise OSError(f"{path} cannot be written: {error}") from error
         temporary.chmod(mode)  # as the umask has it: safetensors lets only the owner read
 
 
@@ -235,17 +234,28 @@ def load_reference(path: str | os.PathLike[str]) -> Reference:
 def _load_npz(path: Path) -> Reference:
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+            _check_sizes(path, arrays)
             mean, covariance = (
                 torch.from_numpy(np.asarray(arrays[key], dtype=np.float64))
                 for key in ("mu", "sigma")
             )
     except KeyError as error:
         raise ValueError(f"{path} does not have the arrays mu and sigma") from error
-    except (ValueError, TypeError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+    except DataError:
+        raise
+    except Exception as error:  # damaged files fail in as many ways as there are bytes
         raise ValueError(
             f"{path} is damaged, or holds pickled objects, which are never opened here"
         ) from error
     return Reference(path, {"inception": Moments(mean, covariance, None)})
+
+
+def _check_sizes(path: Path, arrays: np.lib.npyio.NpzFile) -> None:
+    """DataError for an array that claims too many bytes; beyond its claim none is ever read."""
+    for entry in arrays.zip.infolist() if arrays.zip is not None else ():
+        name = entry.filename.removesuffix(".npy")
+        if name in ("mu", "sigma") and entry.file_size > _MAX_BYTES:
+            raise DataError(f"the array {name} in {path} claims {entry.file_size} bytes: refused")
 
 
 def _load_safetensors(path: Path) -> Reference:

@@ -31,7 +31,9 @@ class GaussianPrior:
         """E[x0 | y] `[B, C, h, w]`: the linear MMSE estimate m + ΣHᵀ(HΣHᵀ + σ²I)⁻¹(y − Hm).
 
         Solved in the spectral coordinates of H, where the directions that exist are independent.
+        Raises ValueError for operators without SVD.
         """
+        problem.degradation.check_diagonalisable("the Gaussian's estimate")
         device = problem.y.device
         prior = type(self)(self.mean.to(device), self.covariance.to(device), self.image_shape)
         means = [prior._posterior_mean(problem[[i]]) for i in range(len(problem))]

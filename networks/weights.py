@@ -29,7 +29,7 @@ def save_weights(path: str | os.PathLike[str], denoiser: Denoiser, summary: dict
     """Write the weights, the configuration and a training summary that JSON can hold.
 
     The file appears under its name only when it is complete and on the disk; a save that fails
-    leaves an older file as it was.
+    raises OSError and leaves an older file as it was.
     """
     path = Path(path)
     description = {
@@ -48,7 +48,10 @@ def save_weights(path: str | os.PathLike[str], denoiser: Denoiser, summary: dict
     try:
         unfinished.touch()
         mode = unfinished.stat().st_mode
-        save_file(tensors, unfinished, metadata)
+        try:
+            save_file(tensors, unfinished, metadata)
+        except SafetensorError as error:  # a full disk, for one
+            raise OSError(f"{path} cannot be written: {error}") from error
         unfinished.chmod(mode)  # as the umask has it: safetensors lets only the owner read
         with unfinished.open("r+b") as file:
             os.fsync(file.fileno())

@@ -1,7 +1,6 @@
 """Guidance by class (Ho and Salimans, "Classifier-free diffusion guidance", 2022)."""
 
 import weakref
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,11 +20,6 @@ class Guided:
     def __init__(self, denoiser: Denoiser, scale: float):
         self.denoiser, self.scale = denoiser, scale
         self._nulls: dict[int, Problem] = {}
-
-    @property
-    def config(self) -> Any:
-        """The configuration of the network; AttributeError where the denoiser has none."""
-        return self.denoiser.config  # type: ignore[attr-defined]
 
     def __call__(self, x: Tensor, sigma: Tensor | float, problem: Problem) -> Tensor:
         """x `[B, C, h, w]`, sigma a number or `[B]`; returns the guided estimate `[B, C, h, w]`.

@@ -7,8 +7,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from degradation import Mask, NullOperator, Problem, ValidConvolution
+from degradation import Mask, NullOperator, Problem, ValidConvolution, ValidRegion
 from samplers.base import Denoiser
+
+TileBlur = ValidConvolution | ValidRegion
 
 
 @dataclass(frozen=True)
@@ -82,9 +84,7 @@ def _starts(n: int, m: int, stride: int) -> tuple[int, ...]:
     return (*range(0, n - m, step), n - m)
 
 
-def tile_problems(
-    problem: Problem, tiling: Tiling, blur: ValidConvolution | None = None
-) -> Problem:
+def tile_problems(problem: Problem, tiling: Tiling, blur: TileBlur | None = None) -> Problem:
     """What each tile alone knows of a problem: B problems of images to B·T exact ones of tiles.
 
     Of a mask that is what the tile shows. Of a blur it is the samples that depend on pixels of the
@@ -93,7 +93,7 @@ def tile_problems(
     whole, count = problem.degradation, len(problem) * len(tiling)
     channels = whole.image_shape[0]
     picture = whole.measurement_image(problem.y)
-    operator: NullOperator | Mask | ValidConvolution
+    operator: NullOperator | Mask | TileBlur
     if isinstance(whole, NullOperator):
         operator = NullOperator(count, (channels, *tiling.side), problem.y.device)
         y = torch.zeros(count, 1).to(problem.y)
@@ -118,8 +118,8 @@ class Tiled:
     """A denoiser of images of any size: one of tiles, run on all of them at once and blended.
 
     Every solver works on the whole image, so neighbouring tiles see the same noise and agree.
-    With a single tile it is the denoiser itself. batch: tiles in one call of it. `calls` counts
-    these. The problem is cut up once for a sampling run.
+    With a single tile it is the denoiser itself. batch: tiles in one call of it. The
+    problem is cut up once for a sampling run.
 
     project: for y without noise. A tile leaves out the samples of a blur that see beyond it, and
     neighbours need not agree; E[x0 | x, y] lies in {x: Hx = y}, so a projection of the blended
@@ -131,14 +131,13 @@ class Tiled:
         denoiser: Denoiser,
         tiling: Tiling,
         batch: int,
-        blur: ValidConvolution | None = None,
+        blur: TileBlur | None = None,
         project: bool = False,
         progress: Callable[[], object] = lambda: None,
     ):
         self.denoiser, self.tiling, self.batch, self.blur = denoiser, tiling, batch, blur
         self.project = project and len(tiling) > 1
         self.progress = progress
-        self.calls = 0
         self._known: tuple[Problem, list[Problem]] | None = None
 
     def __call__(self, x: Tensor, sigma: Tensor | float, problem: Problem) -> Tensor:
@@ -150,7 +149,6 @@ class Tiled:
         estimates = []
         for (part, level), local in zip(parts, self.problems(problem), strict=True):
             estimates.append(self.denoiser(part, level, local))
-            self.calls += 1
             self.progress()
         estimate = self.tiling.blend(torch.cat(estimates))
         return problem.project(estimate) if self.project else estimate
@@ -165,7 +163,3 @@ class Tiled:
             whole = len(starts) == 1
             self._known = problem, [local if whole else local[i : i + self.batch] for i in starts]
         return self._known[1]
-
-    def pinv(self, problem: Problem) -> Tensor:
-        """H†y of the tiles, blended: `[B, C, H, W]`."""
-        return self.tiling.blend(torch.cat([local.pinv() for local in self.problems(problem)]))

@@ -68,3 +68,27 @@ def assert_penrose(H: Tensor, pinv: Tensor, tol: float) -> None:
     assert_near(pinv @ (H @ pinv), pinv, tol)
     assert_near((H @ pinv).mT, H @ pinv, tol)
     assert_near((pinv @ H).mT, pinv @ H, tol)
+
+
+def images(op: Degradation, *stack: int, seed: int = 1) -> Tensor:
+    return gaussian(len(op), *stack, *op.image_shape, seed=seed, dtype=precision(op))
+
+
+def data(op: Degradation, *stack: int, seed: int = 2) -> Tensor:
+    return gaussian(len(op), *stack, measurements(op), seed=seed, dtype=precision(op))
+
+
+def check_laws(op: Degradation, seed: int, tol: float) -> None:
+    """Adjoint and Penrose identities on random images and measurements."""
+    x, y = images(op, seed=seed), data(op, seed=seed + 1)
+
+    def close(a: Tensor, b: Tensor, scale: Tensor) -> None:
+        assert (a - b).abs().max() <= tol * scale.norm().clamp(min=1)
+
+    Hx, pinv = op.H(x), op.H_pinv(y)
+    close((Hx * y).sum(), (x * op.H_adjoint(y)).sum(), x.norm() * y.norm())
+    close(op.H(op.H_pinv(Hx)), Hx, x)
+    close(op.H_pinv(op.H(pinv)), pinv, pinv)
+    u, v = images(op, seed=seed + 2), data(op, seed=seed + 3)
+    close((op.H_pinv(op.H(u)) * x).sum(), (u * op.H_pinv(Hx)).sum(), x.norm() * u.norm())
+    close((op.H(op.H_pinv(v)) * y).sum(), (v * op.H(pinv)).sum(), y.norm() * v.norm())

@@ -3,6 +3,9 @@
 import json
 import math
 import shutil
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +19,8 @@ from datautils import get_dataset
 from metrics.frechet import frechet_distance
 from metrics.statistics import load_reference
 from networks import Denoiser, make_config, save_weights
+
+ROOT = Path(__file__).resolve().parents[1]
 
 
 class Detector(torch.nn.Module):
@@ -104,6 +109,7 @@ def test_reference_statistics_are_those_of_the_images(home):
     [
         (("--dest", "x.pkl"), ("x.pkl", ".safetensors")),
         (("--dest", "x.safetensors", "--images", "9"), ("--images 9", "only 8")),
+        (("--dest", "."), (".safetensors",)),
         (("--dest", "x.safetensors", "--images", "1"), ("at least 2",)),
         (("--dest", "x.safetensors", "--images", "many"), ("many", "count")),
         (("--dest", "x.safetensors", "--detector", "there-is-none.pt"), ("there-is-none.pt",)),
@@ -207,6 +213,76 @@ def test_what_cannot_be_measured_is_refused(home, tmp_path, arguments, words):
     assert not list(tmp_path.iterdir())
 
 
+def test_images_are_never_written_among_others(home, restored):
+    before = sorted(restored.rglob("*"))
+    refused(gen(home, restored, "--save-images"), "images", "there already", "--outdir")
+    refused(uncond(home, restored, "--save-images"), "images", "there already", "--outdir")
+    assert sorted(restored.rglob("*")) == before
+
+
+@pytest.mark.parametrize("cfg", ["nan", "inf", "-1"])
+def test_a_scale_that_is_none_is_refused(home, tmp_path, cfg):
+    refused(uncond(home, tmp_path / "out", "--cfg", cfg), "--cfg")
+
+
+@pytest.fixture
+def classes(tmp_path) -> Path:
+    """A folder of five classes with an image of 16×16 each."""
+    for i in range(5):
+        (tmp_path / "classes" / f"class-{i}").mkdir(parents=True)
+        Image.new("RGB", (16, 16), (i, 0, 0)).save(tmp_path / "classes" / f"class-{i}" / "a.png")
+    return tmp_path / "classes"
+
+
+def gen_folder(home: Path, folder: Path, outdir: Path, *arguments: object) -> Result:
+    return call(
+        home, "gen", "--data", "datautils.imagedir.ImageDir", "--data-opt", f"path={folder}",
+        "--split", "all", *FAST, "--outdir", outdir, "--degradation", "MissingPatches", *arguments,
+    )  # fmt: skip
+
+
+def test_classes_that_the_network_does_not_know_are_refused(home, classes, tmp_path):
+    result = gen_folder(home, classes, tmp_path / "out", "--net", "classes.safetensors")
+    refused(result, "4 classes", "5")
+    options = "--net", "classes.safetensors", "--cfg", "2", "--data-opt", "labels=none"
+    refused(gen_folder(home, classes, tmp_path / "out", *options), "--cfg", "no classes")
+    assert not (tmp_path / "out").exists()
+
+
+def test_one_image_has_no_distance(home, tmp_path):
+    metric = "--metrics", "fd", *DISTANCES, "--any-count"
+    refused(gen(home, tmp_path / "out", *metric, "--images", 1), "at least 2 images")
+    refused(uncond(home, tmp_path / "out", *metric, "--images", 1), "at least 2 images")
+    (tmp_path / "one").mkdir()
+    Image.new("RGB", (16, 16)).save(tmp_path / "one" / "a.png")
+    refused(call(home, "calc", "--images", tmp_path / "one", *metric), "at least 2")
+
+
+def test_images_too_small_for_ssim_are_refused_at_once(home, tmp_path):
+    for name in "ab":
+        (tmp_path / name).mkdir()
+        Image.new("RGB", (8, 8)).save(tmp_path / name / "0.png")
+    folders = "--images", tmp_path / "a", "--ref", tmp_path / "b"
+    refused(call(home, "calc", *folders, "--metrics", "ssim"), "11×11", "8×8")
+
+
+def test_a_run_that_is_terminated_leaves_nothing(home, tmp_path):
+    command = [
+        sys.executable, str(ROOT / "calculate_metrics.py"), "gen", "--net",
+        str(home / "net.safetensors"), "--data-opt", "resolution=16", "--degradation",
+        "MissingPatches", "--outdir", str(tmp_path / "a" / "out"), "--sampler-opt",
+        "heun.num_steps=200", "--save-images",
+    ]  # fmt: skip
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as process:
+        while not (tmp_path / "a" / "out" / ".unfinished" / "0.csv").exists():
+            assert process.poll() is None
+            time.sleep(0.05)
+        process.terminate()
+        process.communicate(timeout=60)
+        assert process.returncode == 128 + 15
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_reference_of_another_count_can_be_accepted(home, tmp_path):
     result = gen(
         home, tmp_path, "--metrics", "fd", *DISTANCES, "--images", 6, "--any-count",
@@ -215,12 +291,11 @@ def test_a_reference_of_another_count_can_be_accepted(home, tmp_path):
     assert result.exit_code == 0, result.output
 
 
-def test_guidance_doubles_the_calls_of_the_network(home, tmp_path):
+def test_guidance_doubles_the_calls_of_the_network(home, classes, tmp_path):
+    shutil.rmtree(classes / "class-4")
     for cfg in ("1", "2"):
-        result = call(
-            home, "gen", "--net", "classes.safetensors", *DATA, *FAST, "--images", 4,
-            "--degradation", "MissingPatches", "--outdir", tmp_path / cfg, "--cfg", cfg,
-        )  # fmt: skip
+        options = "--net", "classes.safetensors", "--cfg", cfg
+        result = gen_folder(home, classes, tmp_path / cfg, *options)
         assert result.exit_code == 0, result.output
     one, two = (
         metrics(tmp_path / cfg)["metrics"]["values"]["MissingPatches"]["InvFusion sample (heun)"]

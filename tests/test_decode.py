@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import os
 import struct
 import warnings
 import zlib
@@ -252,6 +253,18 @@ def test_a_kernel_from_numbers_is_taken_as_it_is(tmp_path: Path):
     assert torch.equal(read_kernel(path), torch.eye(3))
 
 
+@pytest.mark.parametrize("name", ["pipe.png", "pipe.npy", "zero.png", "zero.npy"])
+def test_pipes_and_devices_are_refused_instead_of_waited_for(tmp_path: Path, name: str):
+    path = tmp_path / name
+    if name.startswith("pipe"):
+        os.mkfifo(path)
+    else:
+        path.symlink_to("/dev/zero")
+    for read in (read_kernel,) if path.suffix == ".npy" else (read_image, read_mask, read_kernel):
+        with pytest.raises(DataError, match=rf"{name} is no regular file$"):
+            read(path)
+
+
 class Trap:
     """Unpickling it leaves a file behind."""
 
@@ -275,6 +288,13 @@ def test_wrong_kernel_files_are_refused_and_never_unpickled(tmp_path: Path):
     np.save(path, np.full((2, 2), np.nan))
     with pytest.raises(DataError, match="not finite"):
         read_kernel(path)
+    np.save(path, np.array([[1e300, 1.0]]))  # finite, but not in float32
+    with pytest.raises(DataError, match=r"kernel\.npy holds values that are not finite in float32"):
+        read_kernel(path)
+    for values in (np.zeros((3, 3)), np.full((3, 3), 1e-60)):
+        np.save(path, values)
+        with pytest.raises(DataError, match=r"kernel\.npy is zero everywhere"):
+            read_kernel(path)
     np.save(path, np.ones((200, 200)))
     whole = path.read_bytes()
     for data in (

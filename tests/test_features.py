@@ -5,9 +5,12 @@ import hashlib
 import http.server
 import importlib.util
 import io
+import socketserver
 import sys
 import threading
+import time
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -16,9 +19,10 @@ import torch.nn.functional as F
 from PIL import Image
 from safetensors.torch import save_file
 
+from datautils import DataError
 from metrics import features
 from metrics.download import fetch
-from metrics.features import DISTANCES, detectors_for, load_detector
+from metrics.features import DISTANCES, Detector, detectors_for, load_detector
 from metrics.frechet import frechet_distance
 from metrics.squeezenet import SqueezeNet
 from metrics.statistics import FeatureStatistics
@@ -72,7 +76,9 @@ class Mistaken(torch.nn.Module):
             return mean - 0.5 * mean.mean(dim=0, keepdim=True)
         if self.kind == "infinite":
             return mean / 0.0
-        raise ValueError("images of 299 pixels only")
+        if self.kind == "raises" or x.shape[3] < 100:
+            raise ValueError("images of 299 pixels only")
+        return mean
 
 
 @pytest.fixture
@@ -156,6 +162,63 @@ def test_fetch_gives_up_on_a_server_that_ends_early_or_says_nothing(tmp_path):
         web.shutdown()
         thread.join()
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n10\r\nhalf", b"no HTTP at all\r\n"],
+    ids=["cut off", "another protocol"],
+)
+def test_fetch_tells_a_broken_answer_as_an_error_of_the_connection(tmp_path, answer):
+    class Broken(socketserver.BaseRequestHandler):
+        def handle(self):
+            self.request.recv(1 << 16)
+            self.request.sendall(answer)
+
+    with socketserver.TCPServer(("127.0.0.1", 0), Broken) as web:
+        thread = threading.Thread(target=web.serve_forever, daemon=True)
+        thread.start()
+        url = f"http://127.0.0.1:{web.server_address[1]}/weights"
+        with pytest.raises(OSError, match=f"^{url} gave no whole answer: "):
+            fetch(url, tmp_path / "a", "00", progress=False)
+        web.shutdown()
+        thread.join()
+    assert not list(tmp_path.iterdir())
+
+
+def test_processes_that_want_a_file_at_once_download_it_once(tmp_path):
+    content, asked = bytes(range(256)), []
+
+    class Slow(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            asked.append(self.path)
+            time.sleep(0.5)
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(content)
+
+        def log_message(self, *arguments):
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Slow) as web:
+        thread = threading.Thread(target=web.serve_forever, daemon=True)
+        thread.start()
+        url = f"http://127.0.0.1:{web.server_address[1]}/weights"
+        digest = hashlib.sha256(content).hexdigest()
+        started = threading.Barrier(4)
+
+        def one(_):
+            started.wait()
+            return fetch(url, tmp_path / "new" / "weights", digest, progress=False)
+
+        # Threads stand for processes: each opens the lock file, and a lock belongs to the opening.
+        with ThreadPoolExecutor(4) as pool:
+            paths = list(pool.map(one, range(4)))
+        web.shutdown()
+        thread.join()
+    assert len(asked) == 1
+    assert [p.name for p in (tmp_path / "new").iterdir()] == ["weights"]
+    assert paths[0].read_bytes() == content
 
 
 def test_squeezenet_is_a_chain_of_convolutions(squeezenet_file):
@@ -310,6 +373,52 @@ def test_own_detector_is_tried_first(tmp_path, kind, message):
     with pytest.raises(ValueError, match=message) as caught:
         load_detector(str(path))
     assert str(path) in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_own_detector_is_tried_on_images_of_the_size_it_will_see(tmp_path):
+    path = tmp_path / "large.pt"
+    torch.jit.script(Mistaken("small only fails")).save(str(path))
+    with pytest.raises(ValueError, match=r"uint8 images \[2, 3, 64, 64\]: .*299 pixels only"):
+        load_detector(str(path))
+    assert load_detector(str(path), "cpu", (3, 90, 120)).features == 3
+    found = detectors_for(["fd"], [str(path)], "cpu", image_shape=(3, 90, 120))
+    assert found["fd"](images(2, 120)).shape == (2, 3)
+
+
+def test_a_detector_that_fails_later_is_named_in_one_sentence(tmp_path):
+    path = tmp_path / "large.pt"
+    torch.jit.script(Mistaken("small only fails")).save(str(path))
+    detector = load_detector(f"mine={path}", "cpu", (3, 120, 120))
+    message = r"^the detector 'mine' fails on images \[4, 3, 64, 64\]: .*299 pixels only$"
+    with pytest.raises(DataError, match=message):
+        detector(images(4))
+
+
+def test_features_that_are_not_finite_are_refused():
+    def network(batch):
+        return batch.float().mean((2, 3)).log()
+
+    detector = Detector("mine", "ab" * 32, 3, network, torch.device("cpu"))
+    assert detector(images(2)).isfinite().all()
+    with pytest.raises(DataError, match=r"^the detector 'mine' gives features .* not finite$"):
+        detector(torch.zeros(1, 3, 4, 4, dtype=torch.uint8))
+
+
+def test_settings_of_the_process_are_made_once(own_file, monkeypatch):
+    """Other threads compute meanwhile: nothing of theirs changes with a call."""
+    detector = load_detector(str(own_file))
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    monkeypatch.setattr(torch.backends.cudnn, "set_flags", pytest.fail)
+    detector(images(1))
+    features._use_float32(torch.device("cuda"))
+    assert not torch.backends.cudnn.allow_tf32
+
+
+@pytest.mark.gpu
+def test_convolutions_are_exact_on_a_gpu(squeezenet_file):
+    expected = load_detector(f"squeezenet={squeezenet_file}")(images(4))
+    found = load_detector(f"squeezenet={squeezenet_file}", "cuda")(images(4)).cpu()
+    assert (found - expected).norm() < 1e-5 * expected.norm()
 
 
 def test_specs_that_name_nothing_are_refused(tmp_path, squeezenet_file, own_file):

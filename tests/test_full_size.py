@@ -62,7 +62,8 @@ def test_a_data_class_brings_the_settings_of_its_name(name):
     found = dry_run("--data-class", CLASSES[name], "--seed", "3")
     assert found["preset"] == name and found["augment"] == config["augment"]
     assert found["seed"] == 3
-    assert dry_run("--data-class", CLASSES[name], "--preset", "tiny")["augment"] == 0
+    small = dry_run("--data-class", CLASSES[name], "--preset", "tiny", "-b", "8")
+    assert small == dry_run("--data-class", CLASSES[name]) | {"preset": "tiny", "batch": 8}
 
 
 def test_options_have_the_names_of_the_paper():

@@ -4,8 +4,10 @@ import pytest
 import torch
 
 from degradation import (
+    Colourisation,
     Draws,
     GaussianNoise,
+    Hadamard,
     MatrixDegradation,
     MissingPatches,
     MotionBlur,
@@ -16,7 +18,13 @@ from networks import Denoiser, GaussianPrior, make_config
 
 pytestmark = pytest.mark.gpu
 SHAPE = (3, 16, 16)
-FAMILIES = [(MotionBlur(), 4), (MissingPatches(), None), (MatrixDegradation(), None)]
+FAMILIES = [
+    (MotionBlur(), 4),
+    (MissingPatches(), None),
+    (MatrixDegradation(), None),
+    (Hadamard(), None),
+    (Colourisation(of=MotionBlur()), 4),
+]
 
 
 def test_draws_agree():

@@ -138,7 +138,6 @@ def test_a_network_is_guided_by_its_classes():
         if parameter.ndim > 1:  # no layer is left at zero
             torch.nn.init.normal_(parameter, std=0.1)
     guided = Guided(denoiser, 2.0)
-    assert guided.config is denoiser.config
     problem = Problem.without_measurement(2, (3, 16, 16), torch.tensor([0, 2]))
     noise = gaussian(2, 3, 16, 16, dtype=torch.float32)
     with torch.no_grad():
@@ -147,11 +146,6 @@ def test_a_network_is_guided_by_its_classes():
         null = MMSE()(denoiser, noise, problem.with_classes(torch.tensor([-1, -1])), Draws([0, 1]))
     assert (known - null).abs().max() > 1e-3
     torch.testing.assert_close(out, 2 * known - null)
-
-
-def test_a_denoiser_without_configuration_has_none():
-    with pytest.raises(AttributeError):
-        Guided(ByClass(), 2.0).config  # noqa: B018
 
 
 def test_the_recorded_run(golden):

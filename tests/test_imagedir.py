@@ -228,6 +228,34 @@ def test_any_damage_to_the_directory_raises_data_errors_only(tmp_path: Path):
             pass
 
 
+@pytest.mark.parametrize("before", [b"", b"x"])
+@pytest.mark.parametrize(
+    ("field", "value"), [(2, 2**63 + 5), (2, 2**64 - 1), (2, 10**6), (1, 2**20)]
+)
+def test_entries_beyond_the_end_are_told(tmp_path: Path, before: bytes, field: int, value: int):
+    path = make(tmp_path / "a.zip", {"a.png": b"content"})
+    data = bytearray(before + long_directory(path.read_bytes()))
+    at = data.index(b"\1\0\x18\0") + 4 + 8 * field  # size, packed size, offset
+    data[at : at + 8] = value.to_bytes(8, "little")
+    path.write_bytes(data)
+    with pytest.raises(DataError, match=r"^a\.png in .*a\.zip lies beyond the end of the file"):
+        open_archive(path)
+
+
+def test_pipes_and_devices_are_refused_instead_of_waited_for(tmp_path: Path):
+    folder = make(tmp_path / "folder", ["b.png"])
+    os.mkfifo(folder / "a.png")
+    (folder / "c.png").symlink_to("/dev/zero")
+    archive = open_archive(folder)
+    for name in ("a.png", "c.png"):
+        with pytest.raises(DataError, match=rf"{re.escape(name)} is no regular file$"):
+            archive.read(name)
+    assert archive.read("b.png") == png(0)
+    os.mkfifo(tmp_path / "a.zip")
+    with pytest.raises(DataError, match=r"a\.zip is no regular file$"):
+        open_archive(tmp_path / "a.zip")
+
+
 def test_nothing_there(tmp_path: Path):
     with pytest.raises(DataError, match=r"nowhere is not there"):
         open_archive(tmp_path / "nowhere")
@@ -357,7 +385,7 @@ def test_description_is_json(where: Path):
     described = json.loads(json.dumps(data.description))
     assert described["path"] == str(where)
     assert described["count"] == 4 and described["size"] == 8 and described["crop"] is None
-    assert described["split"] == "heldout"
+    assert described["split"] == "heldout" and described["labels"] == "none"
 
 
 # ---- labels --------------------------------------------------------------------------------------
@@ -387,6 +415,39 @@ def test_labels_of_subfolders(where: Path, tmp_path: Path):
     assert ImageDir(path, labels="subfolders").num_classes == 2
     path = make(tmp_path / "other.zip", PAIR, None)  # dataset.json says there are none
     assert ImageDir(path).num_classes == 0
+
+
+@pytest.mark.parametrize("root", ["root", "root/ds", "./root"])
+def test_subfolders_below_one_folder_that_holds_everything(tmp_path: Path, root: str):
+    path = tmp_path / "a.zip"
+
+    def classes(*names: str, labels: str = "auto") -> tuple[int, list[int]]:
+        data = ImageDir(make(path, [f"{root}/{name}" for name in names]), labels=labels)
+        return data.num_classes, labels_of(data)
+
+    assert classes("cats/1.png", "cat/deep/1.png", "cats/2.png") == (2, [0, 1, 1])
+    assert classes("0/a.png", "1/b.png") == (0, [-1, -1])  # shards
+    assert classes("0/a.png", "1/b.png", labels="subfolders") == (2, [0, 1])
+    for names in (["a.png", "b.png"], ["a.png", "deep/b.png"]):
+        assert classes(*names) == (0, [-1, -1])
+        assert classes(*names, labels="subfolders") == (1, [0, 0])
+    with pytest.raises(DataError, match=r"a\.png in .* has no label: it lies in no subfolder"):
+        classes("a.png", "cat/1.png", "dog/1.png")
+
+
+def test_a_label_that_nobody_means(where: Path, tmp_path: Path):
+    make(where, PAIR, [["x/a.png", 0], ["y/b.png", 2**31 - 2]])
+    with pytest.raises(
+        DataError, match=r"^\S*y/b\.png.* has the label 2147483646, .*num_classes=N"
+    ):
+        ImageDir(where)
+    assert ImageDir(where, num_classes=2**31 - 1)[1][1] == 2**31 - 2
+    edge = make(tmp_path / "edge.zip", PAIR, [["x/a.png", 0], ["y/b.png", 10**6 - 1]])
+    assert ImageDir(edge).num_classes == 10**6
+    with pytest.raises(DataError, match=r"y/b\.png.* has the label 2147483646"):
+        ImageDir(edge, "heldout", heldout_path=where)
+    with pytest.raises(DataError, match=r"y/b\.png.* has the label 2147483646"):
+        ImageDir(where, "heldout", heldout_path=edge)
 
 
 @pytest.mark.parametrize(

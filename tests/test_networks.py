@@ -34,7 +34,10 @@ from networks.presets import CONDITIONINGS, conditioning_of
 from samplers import MMSE, Heun
 
 SHAPE = (3, 16, 16)
-FAMILIES = ["MissingPatches", "Box", "MotionBlur", "SRConv", "MatrixDegradation", "NoDegradation"]
+FAMILIES = [
+    *("MissingPatches", "Box", "MotionBlur", "SRConv", "MatrixDegradation", "NoDegradation"),
+    *("Hadamard", "Colourisation", "Bicubic"),
+]
 
 
 def randomised(config: NetworkConfig) -> Denoiser:

@@ -1,15 +1,20 @@
 """Every concrete operator against dense matrices: adjoint, pseudo-inverse, SVD, both forms."""
 
+import math
 from collections.abc import Callable
 
 import pytest
+import scipy.linalg
 import torch
 from helpers import (
     assert_near,
     assert_penrose,
+    check_laws,
+    data,
     dense,
     dense_pinv,
     gaussian,
+    images,
     matrix,
     measurements,
     precision,
@@ -19,7 +24,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from degradation import Degradation, DenseMatrix, Mask, NullOperator, StridedConvolution
+from degradation import (
+    BlockHadamard,
+    ChannelProduct,
+    Degradation,
+    DenseMatrix,
+    Mask,
+    NullOperator,
+    StridedConvolution,
+    ValidConvolution,
+    ValidRegion,
+)
 
 BATCH = 3
 TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-10}
@@ -67,9 +82,50 @@ def rows(shape, values):
     return make
 
 
-def null(dtype):
-    op = NullOperator(BATCH, (3, 4, 6)).to(dtype)
-    return op, lambda x: x.new_zeros(BATCH, 1)
+def hadamard(shape, count):
+    n = math.prod(shape)
+    signs = (2 * (gaussian(BATCH, n, seed=6) > 0) - 1).to(torch.int8)
+    index = gaussian(BATCH, n, seed=7).argsort(1)[:, :count]
+    block = math.gcd(n, 2**30)
+    blocks = scipy.linalg.block_diag(*[scipy.linalg.hadamard(block)] * (n // block))
+    every_row = torch.from_numpy(blocks / block**0.5)
+
+    def make(dtype):
+        op = BlockHadamard(signs, index, shape).to(dtype)
+        return op, lambda x: ((x.flatten(1) * signs) @ every_row.to(x)).gather(1, index)
+
+    return make
+
+
+def product(channels, case):
+    """Mixtures of `channels` weights `[B, m, C]`, each measured as in a case of one channel."""
+
+    def make(dtype):
+        op, plain = case(dtype)
+        mixing = channels.to(dtype)
+
+        def apply(x):
+            mixed = torch.einsum("bmc,bchw->bmhw", mixing.to(x), x)
+            return torch.cat([plain(m[:, None]) for m in mixed.unbind(1)], 1)
+
+        return ChannelProduct(mixing, op), apply
+
+    return make
+
+
+def valid(shape, stride, kernel):
+    def make(dtype):
+        op = ValidConvolution(kernel.to(dtype), stride, shape)
+        return op, lambda x: spatial(kernel, stride, x) * op.rows
+
+    return make
+
+
+def null_of(shape):
+    def make(dtype):
+        return NullOperator(BATCH, shape).to(dtype), lambda x: x.new_zeros(BATCH, 1)
+
+    return make
 
 
 def kernels(kh, kw):
@@ -99,6 +155,18 @@ def some_rows_zero():
     return values
 
 
+def grey():
+    return torch.full((BATCH, 1, 3), 1 / 3, dtype=torch.float64)
+
+
+def dependent_mixtures():
+    values = gaussian(BATCH, 3, 3)
+    values[0, 2] = values[0, 0] - 2 * values[0, 1]
+    values[1, 1] = 0
+    values[2] = 0
+    return values
+
+
 CASES: dict[str, Callable[[torch.dtype], tuple[Degradation, Callable[[Tensor], Tensor]]]] = {
     "mask, one channel": mask((3, 6, 8), 1),
     "mask, three channels": mask((3, 6, 8), 3),
@@ -120,7 +188,24 @@ CASES: dict[str, Callable[[torch.dtype], tuple[Degradation, Callable[[Tensor], T
     "matrix, more rows than pixels": rows((1, 4, 5), gaussian(BATCH, 31, 20)),
     "matrix, dependent rows": rows((3, 4, 4), dependent()),
     "matrix, rows of zeros": rows((3, 4, 4), some_rows_zero()),
-    "no measurement": null,
+    "no measurement": null_of((3, 4, 6)),
+    "hadamard, one block": hadamard((1, 4, 8), 9),
+    "hadamard, three blocks": hadamard((3, 4, 4), 20),
+    "hadamard, every row": hadamard((3, 2, 4), 24),
+    "hadamard, one row": hadamard((1, 6, 5), 1),
+    "hadamard, odd sides": hadamard((2, 3, 5), 11),
+    "grey": product(grey(), mask((1, 4, 5), 1, fill=1)),
+    "grey and masked": product(grey(), mask((1, 4, 5), 1)),
+    "grey and blurred": product(grey(), convolution((1, 6, 8), 2, kernels(3, 3))),
+    "grey, zeros on the coarse grid": product(grey(), convolution((1, 8, 8), 2, same([[1, 0, 1]]))),
+    "grey and valid": product(grey(), valid((1, 6, 8), 1, kernels(3, 2))),
+    "grey and random rows": product(grey(), rows((1, 4, 4), gaussian(BATCH, 5, 16))),
+    "grey and not seen": product(grey(), null_of((1, 4, 4))),
+    "two mixtures of five channels": product(gaussian(BATCH, 2, 5), mask((1, 4, 3), 1)),
+    "more mixtures than channels": product(
+        gaussian(BATCH, 4, 2), convolution((1, 4, 6), 2, kernels(3, 3))
+    ),
+    "mixtures, dependent and zero": product(dependent_mixtures(), mask((1, 3, 4), 1)),
 }
 
 every_operator = pytest.mark.parametrize("case", list(CASES))
@@ -129,14 +214,6 @@ both_precisions = pytest.mark.parametrize("dtype", list(TOLERANCE), ids=["float3
 
 def build(case: str, dtype: torch.dtype = torch.float64) -> Degradation:
     return CASES[case](dtype)[0]
-
-
-def images(op: Degradation, *stack: int, seed: int = 1) -> Tensor:
-    return gaussian(len(op), *stack, *op.image_shape, seed=seed, dtype=precision(op))
-
-
-def data(op: Degradation, *stack: int, seed: int = 2) -> Tensor:
-    return gaussian(len(op), *stack, measurements(op), seed=seed, dtype=precision(op))
 
 
 # What H is
@@ -332,6 +409,11 @@ def test_measurement_image(case):
         c, h, w = op.image_shape
         assert picture.shape == (BATCH, c, h // op.stride, w // op.stride)
         assert torch.equal(picture.flatten(1), op.H(x))
+    elif isinstance(op, ChannelProduct) and isinstance(op.measured, Mask | StridedConvolution):
+        assert picture.shape[:2] == op.present.shape
+        assert torch.equal(picture.flatten(1), op.H(x))
+    elif isinstance(op, ChannelProduct) and isinstance(op.measured, ValidConvolution):
+        assert picture.shape == (BATCH, 1, 6, 8)
     else:
         assert picture is None
 
@@ -368,9 +450,13 @@ def test_expand_of_one_operator_shares_its_storage(case):
     op = build(case)[:1]
     many = op.expand(5)
     assert len(many) == 5
-    for name in op.tensors:
-        assert getattr(many, name).data_ptr() == getattr(op, name).data_ptr()
-        assert getattr(many, name).stride(0) == 0
+    pairs = [(op, many)]
+    if isinstance(op, ChannelProduct):
+        pairs.append((op.measured, many.measured))
+    for one, copies in pairs:
+        for name in one.tensors:
+            assert getattr(copies, name).data_ptr() == getattr(one, name).data_ptr()
+            assert getattr(copies, name).stride(0) == 0
     x = gaussian(5, *op.image_shape)
     torch.testing.assert_close(many.H(x), op.H(x[None])[0])
 
@@ -432,22 +518,6 @@ operators = settings(max_examples=40, deadline=None)
 seeds = st.integers(0, 2**32 - 1)
 
 
-def check_laws(op: Degradation, seed: int, tol: float) -> None:
-    """Adjoint and Penrose identities on random images and measurements."""
-    x, y = images(op, seed=seed), data(op, seed=seed + 1)
-
-    def close(a: Tensor, b: Tensor, scale: Tensor) -> None:
-        assert (a - b).abs().max() <= tol * scale.norm().clamp(min=1)
-
-    Hx, pinv = op.H(x), op.H_pinv(y)
-    close((Hx * y).sum(), (x * op.H_adjoint(y)).sum(), x.norm() * y.norm())
-    close(op.H(op.H_pinv(Hx)), Hx, x)
-    close(op.H_pinv(op.H(pinv)), pinv, pinv)
-    u, v = images(op, seed=seed + 2), data(op, seed=seed + 3)
-    close((op.H_pinv(op.H(u)) * x).sum(), (u * op.H_pinv(Hx)).sum(), x.norm() * u.norm())
-    close((op.H(op.H_pinv(v)) * y).sum(), (v * op.H(pinv)).sum(), y.norm() * v.norm())
-
-
 @operators
 @given(
     stride=st.integers(1, 4),
@@ -493,10 +563,91 @@ def test_any_mask(shape, shared, dtype, seed):
     check_laws(Mask(visible.to(dtype), shape), seed, TOLERANCE[dtype])
 
 
+@operators
+@given(
+    shape=st.tuples(st.integers(1, 3), st.integers(1, 9), st.integers(1, 9)).filter(
+        lambda shape: math.prod(shape) % 2 == 0
+    ),
+    share=st.floats(0, 1),
+    dtype=st.sampled_from(list(TOLERANCE)),
+    seed=seeds,
+)
+def test_any_hadamard(shape, share, dtype, seed):
+    n = math.prod(shape)
+    signs = (2 * (gaussian(2, n, seed=seed) > 0) - 1).to(torch.int8)
+    index = gaussian(2, n, seed=seed + 1).argsort(1)[:, : max(1, round(share * n))]
+    op = BlockHadamard(signs, index, shape).to(dtype)
+    check_laws(op, seed, TOLERANCE[dtype])
+    y = data(op)
+    torch.testing.assert_close(op.H(op.H_pinv(y)), y, rtol=0, atol=TOLERANCE[dtype])
+
+
+@operators
+@given(
+    mixtures=st.integers(1, 4),
+    channels=st.integers(1, 4),
+    rank=st.integers(0, 3),
+    coarse=st.tuples(st.integers(1, 4), st.integers(1, 4)),
+    stride=st.integers(0, 3),
+    dtype=st.sampled_from(list(TOLERANCE)),
+    seed=seeds,
+)
+def test_any_product_of_channels(mixtures, channels, rank, coarse, stride, dtype, seed):
+    """Stride 0 stands for a mask."""
+    h, w = (max(1, stride) * n for n in coarse)
+    mixing = gaussian(2, mixtures, rank, seed=seed) @ gaussian(2, rank, channels, seed=1)
+    if stride:
+        kernel = gaussian(2, min(3, h), min(3, w), seed=seed).to(dtype)
+        measured = StridedConvolution(kernel, stride, (1, h, w))
+    else:
+        measured = Mask((gaussian(2, 1, h, w, seed=seed) > 0).to(dtype), (1, h, w))
+    op = ChannelProduct(mixing.to(dtype), measured)
+    assert ((op.s > 0).sum(1) <= min(rank, mixtures, channels) * measured.s.shape[1]).all()
+    check_laws(op, seed, TOLERANCE[dtype])
+
+
+# The same at the size of a network's images
+
+
+def checks(h, w):
+    """Dense convolution taps with zeros in their spectrum, in the corner of nothing else."""
+    taps = torch.zeros(BATCH, h, w, dtype=torch.float64)
+    taps[:, ::2, ::2] = 1 / (h * w)
+    return taps
+
+
+LARGE = {
+    "mask": mask((3, 64, 64), 1),
+    "convolution": convolution((3, 64, 64), 4, gaussian(BATCH, 32, 32)),
+    "convolution, zeros in its spectrum": convolution((3, 64, 64), 2, checks(9, 9)),
+    "convolution, not square": convolution((1, 36, 64), 4, gaussian(BATCH, 7, 9)),
+    "matrix": rows((3, 64, 64), gaussian(BATCH, 60, 3 * 64 * 64)),
+    "hadamard": lambda dtype: (large_hadamard().to(dtype), None),
+    "grey and blurred": product(grey(), convolution((1, 64, 64), 2, gaussian(BATCH, 9, 9))),
+}
+
+
+def large_hadamard():
+    n = 3 * 64 * 64
+    signs = (2 * (gaussian(BATCH, n) > 0) - 1).to(torch.int8)
+    return BlockHadamard(signs, gaussian(BATCH, n).argsort(1)[:, :1000], (3, 64, 64))
+
+
+@pytest.mark.parametrize("case", list(LARGE))
+@both_precisions
+def test_laws_at_64_pixels(case, dtype):
+    op, plain = LARGE[case](dtype)
+    check_laws(op, 0, TOLERANCE[dtype])
+    if plain and not case.startswith(("convolution", "grey")):  # these drop singular values
+        assert_near(op.H(images(op)), plain(images(op)), TOLERANCE[dtype])
+
+
 # What is refused
 
 
-@pytest.mark.parametrize("kind", ["mask", "three", "convolution", "matrix", "null"])
+@pytest.mark.parametrize(
+    "kind", ["mask", "three", "convolution", "matrix", "null", "hadamard", "product"]
+)
 @pytest.mark.parametrize("wrong", [(3, 5, 4), (1, 4, 4), (3, 1, 1), (3, 4)])
 def test_images_of_another_shape_are_refused(kind, wrong):
     shape = (3, 4, 4)
@@ -506,6 +657,10 @@ def test_images_of_another_shape_are_refused(kind, wrong):
         "convolution": lambda: StridedConvolution(torch.ones(2, 1, 1), 1, shape),
         "matrix": lambda: DenseMatrix(torch.ones(2, 1, 48), shape),
         "null": lambda: NullOperator(2, shape),
+        "hadamard": lambda: BlockHadamard(torch.ones(2, 48), torch.zeros(2, 1).long(), shape),
+        "product": lambda: ChannelProduct(
+            torch.ones(2, 1, 3), Mask(torch.ones(2, 1, 4, 4), (1, 4, 4))
+        ),
     }[kind]()
     with pytest.raises(ValueError, match=r"acts on images \(3, 4, 4\), not"):
         op.H(torch.zeros(2, *wrong))
@@ -545,6 +700,25 @@ def test_kernels_of_a_wrong_shape_are_refused(shape):
 def test_matrices_of_a_wrong_shape_are_refused(shape):
     with pytest.raises(ValueError, match=r"must be \[B, M, 48\], not"):
         DenseMatrix(torch.ones(shape), (3, 4, 4))
+
+
+def test_channels_that_do_not_fit_are_refused():
+    with pytest.raises(ValueError, match=r"images of one channel, but Mask measures .*\(3, 4, 4\)"):
+        ChannelProduct(torch.ones(2, 1, 3), Mask(torch.ones(2, 1, 4, 4)))
+    with pytest.raises(ValueError, match="ValidRegion has no SVD"):
+        ChannelProduct(torch.ones(1, 1, 3), ValidRegion(torch.ones(1, 2, 2), 1, (1, 4, 4)))
+    one = Mask(torch.ones(2, 1, 4, 4), (1, 4, 4))
+    for shape in ((1, 1, 3), (1, 3), (2, 1, 3, 3)):
+        with pytest.raises(ValueError, match=r"mixing must be \[2, m, C\]"):
+            ChannelProduct(torch.ones(shape), one)
+
+
+def test_hadamard_rows_that_do_not_fit_are_refused():
+    with pytest.raises(ValueError, match=r"even number of values, not \(3, 3, 5\)"):
+        BlockHadamard(torch.ones(1, 45), torch.zeros(1, 2).long(), (3, 3, 5))
+    for signs, index in (((2, 47), (2, 3)), ((2, 48), (1, 3)), ((2, 48), (2, 3, 1))):
+        with pytest.raises(ValueError, match=r"signs must be \[B, 48\] and rows \[B, M\]"):
+            BlockHadamard(torch.ones(signs), torch.zeros(index).long(), (3, 4, 4))
 
 
 # Recorded outputs of an independent implementation

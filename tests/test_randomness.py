@@ -1,6 +1,7 @@
 """Counter-based random numbers: the published generator, independence of the batch, and laws."""
 
 import math
+import shutil
 
 import numpy as np
 import pytest
@@ -8,7 +9,7 @@ import scipy.stats
 import torch
 
 from degradation import Draws, derive_seed, randomness
-from degradation.randomness import philox
+from degradation.randomness import compile_draws, philox
 
 P_VALUE = 1e-3  # the seeds are fixed, so a pass stays a pass; a wrong law gives far below 1e-9
 
@@ -196,18 +197,38 @@ def test_integers_are_uniform_with_both_ends(low, high):
 
 def test_rows_equal_rows_drawn_alone():
     seeds, counts = [7, 8, 9, 10], [3, 0, 5, 1]
-    rows = Draws(seeds).normal_rows(torch.tensor(counts), 50, "matrix").split(counts)
-    for seed, own in zip(seeds, rows, strict=True):
-        alone = Draws([seed]).normal_rows(torch.tensor([6]), 50, "matrix")
-        torch.testing.assert_close(own, alone[: len(own)], rtol=0, atol=0)
+    rows = Draws(seeds).normal_rows(torch.tensor(counts), 7, 50, "matrix")
+    assert rows.shape == (4, 7, 50)
+    for seed, count, own in zip(seeds, counts, rows, strict=True):
+        alone = Draws([seed]).normal_rows(torch.tensor([6]), 6, 50, "matrix")[0]
+        torch.testing.assert_close(own[:count], alone[:count], rtol=0, atol=0)
+        assert own[count:].eq(0).all()
 
 
 def test_rows_are_independent_normal_streams():
-    rows = Draws([1, 2]).normal_rows(torch.tensor([30, 20]), 3000, "matrix")
-    assert rows.shape == (50, 3000)
+    rows = Draws([1, 2]).normal_rows(torch.tensor([30, 20]), 30, 3000, "matrix")
+    rows = torch.cat((rows[0], rows[1, :20]))
     assert follows(rows, scipy.stats.norm.cdf)
     correlation = torch.corrcoef(rows) - torch.eye(50)
     assert correlation.abs().max() < 6 / math.sqrt(3000)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler")
+def test_compiled_draws_are_the_same(monkeypatch):
+    monkeypatch.setattr(randomness, "_COMPILED", {})
+    draws, counts = Draws(range(5)), torch.tensor([3, 1, 4, 1, 5])
+    expected = (
+        draws.uniform((3, 7), "a"), draws.normal((1001,), "b"),
+        draws.normal_rows(counts, 6, 77, "c"),
+    )  # fmt: skip
+    compile_draws()
+    found = (
+        draws.uniform((3, 7), "a"), draws.normal((1001,), "b"),
+        draws.normal_rows(counts, 6, 77, "c"),
+    )  # fmt: skip
+    assert torch.equal(found[0], expected[0])
+    torch.testing.assert_close(found[1:], expected[1:], rtol=1e-6, atol=2e-6)
 
 
 def test_each_call_of_randn_like_is_a_stream_of_its_own():

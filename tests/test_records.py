@@ -17,6 +17,7 @@ from metrics.records import COLUMNS, Mean, PartialRecords, Summary, merged
 from metrics.report import metrics_table, write_pictures
 from metrics.results import write_per_image
 
+CPU = torch.device("cpu")
 METRICS = ["psnr"]
 
 
@@ -179,7 +180,7 @@ def test_a_stage_does_everything_in_order_beside_its_caller():
         time.sleep(0.002)
         seen.append(item)
 
-    with Stage(work) as stage:
+    with Stage(work, CPU) as stage:
         for i in range(20):
             stage.put(i)
     assert seen == list(range(20))
@@ -189,7 +190,7 @@ def test_a_stage_does_everything_in_order_beside_its_caller():
 
 def test_a_stage_keeps_few_items_waiting():
     gate, taken = threading.Event(), []
-    with Stage(lambda item: gate.wait(), depth=2) as stage:
+    with Stage(lambda item: gate.wait(), CPU, depth=2) as stage:
 
         def put() -> None:
             for i in range(10):
@@ -210,7 +211,7 @@ def test_a_stage_passes_its_failure_on():
         raise KeyError(item)
 
     def fill() -> None:
-        with Stage(work) as stage:
+        with Stage(work, CPU) as stage:
             for i in range(100):
                 stage.put(i)
                 time.sleep(0.001)
@@ -223,7 +224,7 @@ def test_a_stage_drops_what_waits_when_its_caller_fails():
     seen = []
 
     def fill() -> None:
-        with Stage(seen.append, depth=50) as stage:
+        with Stage(seen.append, CPU, depth=50) as stage:
             stage.put(0)
             time.sleep(0.05)
             raise RuntimeError("mine")

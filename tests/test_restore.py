@@ -235,6 +235,9 @@ def test_a_measured_blur_in_tiles(nets: dict[str, Path], noise: float, decibels:
     assert min(errors, key=errors.__getitem__) == (0, 0)
     assert 10 * math.log10(255**2 / errors[0, 0]) > decibels
     assert torch.equal(load("out/measurement.png"), load("blurred.png"))
+    # H† is that of the whole photo: without noise it explains the rounded photo.
+    values = record["metrics"]["pictures"]["pinv"]["consistency"]
+    assert values < (1e-6 if noise == 0 else 0.05**2)
 
 
 def test_a_measured_blur_of_one_tile_is_exact(nets: dict[str, Path]) -> None:
@@ -293,7 +296,7 @@ def test_a_mixture_gives_what_its_members_give() -> None:
     for seed in range(12):
         request = Request(Path("photo.png"), degradation="RandomDegradation", seed=seed)
         if RandomDegradation().structure(derive_seed(seed, "restore", "problem"))[0] == 2:
-            with pytest.raises(ValueError, match="a random matrix"):
+            with pytest.raises(ValueError, match="MatrixDegradation measures a photo as a whole"):
                 pose(request, SHAPE, CPU)
             continue
         task = pose(request, SHAPE, CPU)
@@ -320,6 +323,22 @@ def test_noise_is_added_to_a_clean_photo_only() -> None:
     assert measured.truth is None and clean.truth is not None
 
 
+def test_photon_noise_of_a_photo(nets: dict[str, Path]) -> None:
+    record = run(nets["plain"], "--mask=mask.png", "--poisson-peak=40")
+    assert record["settings"]["poisson_peak"] == 40
+    clean = posed(mask=Path("mask.png")).problem
+    noisy = posed(mask=Path("mask.png"), poisson_peak=40.0)
+    counts = 20 * (noisy.problem.y[clean.degradation.rows] + 1)
+    torch.testing.assert_close(counts, counts.round(), rtol=0, atol=1e-4)
+    error = (noisy.problem.y - clean.y)[clean.degradation.rows].square().mean().sqrt()
+    assert abs(error / noisy.problem.noise_level.item() - 1) < 0.05 and not noisy.exact
+    # Of a photo that was measured so, the level follows from what it shows.
+    measured = posed(kernel=Path("kernel.npy"), stride=2, measured=True, poisson_peak=40.0)
+    rows = measured.problem.degradation.rows
+    expected = ((measured.problem.y[rows] + 1) / 20).mean().sqrt()
+    torch.testing.assert_close(measured.problem.noise_level[0], expected)
+
+
 def test_a_mask_is_cut_to_the_size_of_the_photo() -> None:
     task = posed(mask=Path("mask.png"), fit="resize")
     assert isinstance(task.problem.degradation, Mask) and len(task.tiling) == 1
@@ -329,11 +348,13 @@ def test_a_mask_is_cut_to_the_size_of_the_photo() -> None:
 def test_measured_blur_uses_the_form_that_its_size_allows() -> None:
     options = {"kernel": Path("kernel.npy"), "stride": 2, "measured": True, "noise_level": 0.1}
     large = posed(**options)
-    assert isinstance(large.problem.degradation, ValidRegion) and not large.invertible
+    assert isinstance(large.problem.degradation, ValidRegion) and not large.exact
     assert large.problem.degradation.image_shape == (3, 80, 112)
     save("photo.png", scene(8, 8))
     small = posed(**options)
-    assert isinstance(small.problem.degradation, ValidConvolution) and small.invertible
+    assert isinstance(small.problem.degradation, ValidConvolution) and not small.exact
+    exact = posed(**options | {"noise_level": 0.0})
+    assert exact.exact
 
 
 # ---- refusals
@@ -373,7 +394,7 @@ ASKED = ["--image=photo.png", "--out=out", "--mask=mask.png"]
         (["--mask=mask.png", "--cfg=2"], "give its number by --class"),
         (["--mask=mask.png", "--cfg=nan"], "--cfg must be a finite number"),
         (["--mask=mask.png", "--out=photo.png/x"], "cannot write into"),
-        (["--mask=mask.png", "--out=done"], "already holds a restoration"),
+        (["--mask=mask.png", "--out=done"], "is not empty"),
         (["--mask=mask.png", "--noise-level=-1"], "Invalid value for '--noise-level'"),
         (["--mask=mask.png", "--noise-level=inf"], "noise level must be a number"),
         (["--mask=mask.png", "--noise-level=nan"], "noise level must be a number"),

@@ -1,7 +1,10 @@
 """Statistics of features do not depend on their order; their files say what they are of."""
 
+import io
 import json
 import pickle
+import resource
+import zipfile
 
 import numpy as np
 import pytest
@@ -59,16 +62,6 @@ def test_independent_of_the_batches():
         torch.testing.assert_close(other.covariance, expected.covariance, rtol=1e-12, atol=1e-12)
 
 
-def test_shares_of_processes_merge_to_the_whole():
-    features = gaussian(50, 5)
-    whole = gathered(features, 50)
-    merged = FeatureStatistics()
-    for share in (features[0::3], features[1::3], features[:0], features[2::3]):
-        merged.merge(gathered(share, 4) if len(share) else FeatureStatistics())
-    assert merged.count == 50
-    torch.testing.assert_close(merged.covariance, whole.covariance, rtol=1e-12, atol=1e-12)
-
-
 def test_reduced_over_processes_one_of_which_saw_no_image():
     features = gaussian(40, 5)
     shares = [gathered(features[:25], 9), FeatureStatistics(), gathered(features[25:], 4)]
@@ -87,14 +80,6 @@ def test_reduced_over_processes_one_of_which_saw_no_image():
     torch.testing.assert_close(total.covariance, whole.covariance, rtol=1e-12, atol=1e-12)
     shares[0].reduced(lambda value: value.zero_(), 5)
     assert torch.equal(shares[0].mean, before)
-
-
-def test_copy_is_independent():
-    statistics = gathered(gaussian(10, 4), 10)
-    copy = statistics.cpu()
-    copy.update(gaussian(10, 4, seed=1))
-    assert (statistics.count, copy.count) == (10, 20)
-    assert torch.equal(statistics.mean, gathered(gaussian(10, 4), 10).mean)
 
 
 def test_too_few_images_and_bad_features_are_refused():
@@ -138,6 +123,14 @@ def test_distance_to_the_reference(saved):
     assert reference.distance("own", statistics) < 1e-12
 
 
+def test_the_root_of_a_reference_is_taken_once(saved, monkeypatch):
+    path, statistics = saved
+    reference, taken, eigh = load_reference(path), [], torch.linalg.eigh
+    monkeypatch.setattr(torch.linalg, "eigh", lambda m: (taken.append(len(m)), eigh(m))[1])
+    values = {reference.distance("own", statistics) for _ in range(3)}
+    assert len(taken) == 4 and len(values) == 1
+
+
 def test_check_accepts_what_matches_and_what_is_not_said(saved):
     reference = load_reference(saved[0])
     reference.check(detector(), images=30, image_shape=(3, 64, 64))
@@ -172,6 +165,19 @@ def test_reference_needs_the_same_images_for_every_detector(tmp_path):
     with pytest.raises(ValueError, match="same images"):
         save_reference(tmp_path / "r.safetensors", {}, PROVENANCE)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_full_disk_is_an_error_of_the_file(saved):
+    path, statistics = saved
+    before, (soft, hard) = path.read_bytes(), resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, hard))
+    try:
+        with pytest.raises(OSError, match=r"faces\.safetensors cannot be written: .*"):
+            save_reference(path, {"own": (statistics, detector())}, PROVENANCE)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert path.read_bytes() == before
+    assert list(path.parent.iterdir()) == [path]
 
 
 def test_edm_reference_is_read_without_count_or_checksum(tmp_path):
@@ -258,4 +264,61 @@ def test_npz_of_other_arrays_or_shapes_is_refused(tmp_path):
         load_reference(path)
     path.write_bytes(b"PK\x03\x04 no zip")
     with pytest.raises(ValueError, match="damaged"):
+        load_reference(path)
+
+
+def header(shape):
+    """The beginning of a .npy file that claims this shape."""
+    file = io.BytesIO()
+    about = {"descr": "<f8", "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(file, about)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("method", "sigma"),
+    [
+        (zipfile.ZIP_STORED, header((200_000, 200_000))),
+        (zipfile.ZIP_DEFLATED, header((10**9, 10**9, 10**9))),
+        (zipfile.ZIP_LZMA, b"no such array"),
+    ],
+    ids=["memory", "overflow", "lzma"],
+)
+def test_npz_that_claims_more_than_it_holds_is_refused(tmp_path, method, sigma):
+    path = tmp_path / "r.npz"
+    with zipfile.ZipFile(path, "w", method) as archive:
+        archive.writestr("mu.npy", header((1,)) + bytes(8))
+        archive.writestr("sigma.npy", sigma)
+    if method == zipfile.ZIP_LZMA:
+        data = bytearray(path.read_bytes())
+        at = data.rindex(b"PK\3\4") + 30 + len("sigma.npy") + 4  # the settings of LZMA
+        data[at : at + 5] = b"\xff" * 5
+        path.write_bytes(data)
+    with pytest.raises(ValueError, match=r"r\.npz is damaged"):
+        load_reference(path)
+
+
+@pytest.mark.parametrize(
+    ("at", "value"), [(8, 1), (10, 99)], ids=["encrypted", "unknown compression"]
+)
+def test_npz_that_zipfile_cannot_unpack_is_refused(tmp_path, at, value):
+    path = tmp_path / "r.npz"
+    np.savez(path, mu=np.ones(2), sigma=np.eye(2))
+    data = bytearray(path.read_bytes())
+    for start, shift in ((b"PK\1\2", 0), (b"PK\3\4", -2)):
+        data[data.index(start) + at + shift] = value
+    path.write_bytes(data)
+    with pytest.raises(ValueError, match=r"r\.npz is damaged"):
+        load_reference(path)
+
+
+def test_npz_of_gigabytes_is_not_unpacked(tmp_path, monkeypatch):
+    path = tmp_path / "r.npz"
+    np.savez_compressed(path, mu=np.ones(2), sigma=np.eye(2))
+    data = bytearray(path.read_bytes())
+    at = data.rindex(b"PK\1\2")
+    data[at + 24 : at + 28] = (2**31 + 1).to_bytes(4, "little")
+    path.write_bytes(data)
+    monkeypatch.setattr(zipfile.ZipFile, "open", lambda *_: pytest.fail("it was unpacked"))
+    with pytest.raises(ValueError, match=r"sigma in .*r\.npz claims 2147483649 bytes: refused"):
         load_reference(path)

@@ -1,8 +1,18 @@
 """Blur without wrap-around: against dense matrices, the circular operator, and itself in pieces."""
 
+import warnings
+
 import pytest
 import torch
-from helpers import assert_near, assert_penrose, dense, dense_pinv, gaussian, regularised_inverse
+from helpers import (
+    assert_near,
+    assert_penrose,
+    dense,
+    dense_pinv,
+    gaussian,
+    matrix,
+    regularised_inverse,
+)
 from torch import Tensor
 
 from degradation import (
@@ -84,6 +94,49 @@ def test_the_form_without_svd_measures_the_same(kh: int, kw: int, stride: int) -
     assert torch.equal(large.rows, small.rows)
     stack = gaussian(2, 4, *SHAPE)
     assert_near(large.H(stack), small.H(stack), 1e-12)
+
+
+@pytest.mark.parametrize(("kh", "kw", "stride"), CASES)
+def test_the_form_without_svd_inverts_the_same(kh: int, kw: int, stride: int) -> None:
+    kernel = strong(kh, kw)
+    small = ValidConvolution(kernel, stride, SHAPE)
+    large = ValidRegion(kernel, stride, SHAPE, tol=1e-12)
+    M = small.rows.shape[1]
+    H = matrix(large.H, 2, SHAPE, torch.float64)
+    y = gaussian(2, 5, M)
+    assert_near(large.H_adjoint(y), small.H_adjoint(y), 1e-12)
+    assert_near(large.H_pinv(y, LEVELS), small.H_pinv(y, LEVELS), 1e-9)
+    assert (large.norm >= torch.linalg.svdvals(H)[:, 0] * (1 - 1e-12)).all()
+    assert (large.norm < 1.5 * torch.linalg.svdvals(H)[:, 0]).all()
+    expected = regularised_inverse(H, 1e-3 * large.norm)
+    assert_near(matrix(large.H_pinv, 2, (M,), torch.float64), expected, 1e-8)
+
+
+@pytest.mark.parametrize(("row", "column"), [(4, 6), (2, 3), (8, 14), (12, 7)])
+def test_a_support_beside_the_centre_of_a_large_kernel(row: int, column: int) -> None:
+    kernel = torch.zeros(2, 15, 17, dtype=torch.float64)  # larger than the image
+    kernel[:, row : row + 3, column : column + 2] = gaussian(2, 3, 2)
+    small, large = ValidConvolution(kernel, 1, SHAPE, tol=0.0), ValidRegion(kernel, 1, SHAPE)
+    x, y = gaussian(2, *SHAPE), gaussian(2, small.rows.shape[1])
+    assert torch.equal(large.rows, small.rows)
+    assert_near(large.H(x), small.H(x), 1e-12)
+    assert_near(large.H_adjoint(y), small.H_adjoint(y), 1e-12)
+    moved = large[[1]].to(torch.float32)
+    assert_near(moved.H(x[1:].float()), small.H(x)[1:], 1e-5)
+
+
+def test_a_photo_in_float32_converges_in_time() -> None:
+    kernel = MotionBlur().kernels((3, 64, 64), 2, [3])
+    op = ValidRegion(kernel, 2, (3, 96, 96))
+    x = torch.nn.functional.interpolate(
+        gaussian(1, 3, 12, 12, dtype=torch.float32), (96, 96), mode="bilinear"
+    )
+    problem = GaussianNoise(0.02).measure(op, x, Draws([0]))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        estimate = problem.pinv()
+    error = (op.H(estimate) - problem.y)[op.rows].square().mean().sqrt()
+    assert error < 0.02
 
 
 def test_borders_of_zeros_do_not_count_and_the_centre_stays() -> None:

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import resource
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -162,6 +163,18 @@ def test_a_failing_save_leaves_the_old_file(
     monkeypatch.setattr(target, name, replacement)
     with pytest.raises(OSError, match="no space left"):
         save_weights(saved, random_denoiser(make_config("tiny")), {"step": 2})
+    assert saved.read_bytes() == before
+    assert list(saved.parent.iterdir()) == [saved]
+
+
+def test_a_full_disk_is_an_error_of_the_file(saved: Path) -> None:
+    before, (soft, hard) = saved.read_bytes(), resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, hard))
+    try:
+        with pytest.raises(OSError, match=r"net\.safetensors cannot be written: "):
+            save_weights(saved, random_denoiser(make_config("tiny")), {"step": 2})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert saved.read_bytes() == before
     assert list(saved.parent.iterdir()) == [saved]
 

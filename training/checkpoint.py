@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -53,7 +54,10 @@ def save_checkpoint(
         }
         for name, tensors in parts.items():
             path = temporary / f"{name}.safetensors"
-            save_file({key: value.contiguous() for key, value in tensors.items()}, path)
+            try:
+                save_file({key: value.contiguous() for key, value in tensors.items()}, path)
+            except SafetensorError as error:
+                raise OSError(f"{path} cannot be written: {error}") from error
             _sync(path)
             checksums[path.name] = _checksum(path)
         state = temporary / _STATE

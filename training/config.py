@@ -38,10 +38,14 @@ class TrainConfig:
     data: dict[str, Any] = field(default_factory=dict)
     degradation: str | None = None
     """Family of operators to train on; none trains an unconditional denoiser."""
+    degradation_opt: dict[str, Any] = field(default_factory=dict)
+    """Options of the family, by name."""
     blind: bool = False
     """Leave the operator out of the network (Palette)."""
     noise_level: float = 0.0
     """Standard deviation of the noise on y; images are in [-1, 1]."""
+    poisson_peak: float | None = None
+    """Photon noise instead: the expected number of photons of a white measurement."""
     mse_train: bool = False
     """Train the one-step MMSE estimate alone: input 100·ε, plain mean-squared error."""
     augment: float = 0.0
@@ -105,10 +109,19 @@ class TrainConfig:
             _require(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
         for name in _SHARES:
             _require(0 <= getattr(self, name) <= 1, name, getattr(self, name), "between 0 and 1")
-        for name in ("batch_gpu", "max_minutes", "decay"):
+        for name in ("batch_gpu", "max_minutes", "decay", "poisson_peak"):
             value = getattr(self, name)
             _require(value is None or value > 0, name, value, "a number above 0, or null")
         _require(self.seed < 2**63, "seed", self.seed, "below 2^63")
+        if self.degradation_opt and not self.degradation:
+            raise ValueError(
+                f"degradation_opt={self.degradation_opt} are options of no degradation"
+            )
+        if self.noise_level and self.poisson_peak:
+            raise ValueError(
+                f"noise_level={self.noise_level} and poisson_peak={self.poisson_peak} are two "
+                "kinds of noise: give one of them"
+            )
         if self.mse_train and not self.degradation:
             raise ValueError("mse_train estimates x0 from y: give a degradation")
         if self.mse_train and self.balance:

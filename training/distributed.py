@@ -2,7 +2,9 @@
 
 import datetime
 import os
+import signal
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -26,14 +28,29 @@ def process_group() -> Iterator[torch.device]:
     if on_gpu:
         torch.cuda.set_device(device)
     if "WORLD_SIZE" not in os.environ:
-        yield device
+        with _orderly_end():
+            yield device
         return
     own_gpu = on_gpu and int(os.environ.get("LOCAL_WORLD_SIZE", 1)) <= torch.cuda.device_count()
     dist.init_process_group("nccl" if own_gpu else "gloo", timeout=datetime.timedelta(minutes=30))
     try:
-        yield device
+        with _orderly_end():
+            yield device
     finally:
         dist.destroy_process_group()
+
+
+@contextmanager
+def _orderly_end() -> Iterator[None]:
+    """Let SIGTERM, by which torchrun ends the others when one fails, clean up like an exception."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def rank() -> int:

@@ -9,7 +9,7 @@ from typing import Any, Self
 
 from tqdm import tqdm
 
-from metrics.results import replacing
+from metrics.results import plain, replacing
 from training import distributed
 
 
@@ -54,7 +54,7 @@ class RunLog:
     def write(self, **values: Any) -> None:
         """Add a line to the log."""
         if not self.silent:
-            self.file.write(json.dumps(values) + "\n")
+            self.file.write(json.dumps(plain(values), allow_nan=False) + "\n")
             self.file.flush()
 
     def show(self, **values: str) -> None:

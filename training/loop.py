@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from datautils import ImageDataset
-from degradation import Draws, Family, GaussianNoise, derive_seed
+from degradation import Draws, Family, derive_seed, make_noise
 from metrics.pixel import to_float
 from networks import Denoiser, save_weights
 from training import distributed
@@ -45,7 +45,12 @@ class Trainer:
         self.config, self.family, self.device = config, family, device
         self.denoiser = denoiser.to(device).train()
         self.average = copy.deepcopy(self.denoiser).eval().requires_grad_(False)
-        self.noise = GaussianNoise(config.noise_level)
+        if denoiser.config.consistent:
+            shape = denoiser.config.image_shape
+            for structure in family.structures():
+                operator = family.sample(shape, structure, [0])
+                operator.check_diagonalisable("a consistent network")
+        self.noise = make_noise(config.noise_level, config.poisson_peak)
         scaled = config.precision == "fp16"
         self.scaler = torch.amp.GradScaler(device.type, enabled=scaled)
         self.progress = Progress()
@@ -295,6 +300,7 @@ def _summary(trainer: Trainer, clock: _Clock) -> dict[str, Any]:
         "seconds": round(clock.seconds(), 1),
         "degradation": config.degradation,
         "noise_level": config.noise_level,
+        "poisson_peak": config.poisson_peak,
         "mse_train": config.mse_train,
         "augment": config.augment,
         "precision": config.precision,

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 import torch
 
 from datautils import ImageDataset
-from degradation import Family, GaussianNoise, RandomDegradation
+from degradation import Family, Noise, RandomDegradation
 from metrics.evaluate import restorations
 from metrics.features import Detector
 from metrics.pixel import psnr, to_uint8
@@ -31,15 +31,16 @@ class Validation:
         self,
         dataset: ImageDataset,
         families: Mapping[str, Family],
-        noise: GaussianNoise,
+        noise: Noise,
         count: int,
         batch: int,
         device: torch.device,
+        workers: int = 0,
     ):
         count = min(count, len(dataset))
         self.indices = range(distributed.rank(), count, distributed.world_size())
         self.dataset, self.noise, self.batch, self.device = dataset, noise, batch, device
-        self.families = families
+        self.families, self.workers = families, workers
 
     def __call__(self, denoiser: Callable) -> dict[str, float]:
         """Mean PSNR (dB) for each family, on every process."""
@@ -54,6 +55,7 @@ class Validation:
             batch=self.batch,
             seed=_SEED,
             device=self.device,
+            workers=self.workers,
         ):
             found = psnr(to_uint8(restored.x), restored.truth)
             values[restored.group.degradation] += found[: len(restored.group.indices)].tolist()
@@ -75,18 +77,19 @@ class HeldoutDistances:
         self,
         dataset: ImageDataset,
         families: Mapping[str, Family],
-        noise: GaussianNoise,
+        noise: Noise,
         reference: Reference,
         detectors: Mapping[str, Detector],
         solver: Solver,
         count: int,
         batch: int,
         device: torch.device,
+        workers: int = 0,
     ):
         self.dataset, self.families, self.noise, self.solver = dataset, families, noise, solver
         self.reference, self.detectors = reference, detectors
         self.indices = range(distributed.rank(), count, distributed.world_size())
-        self.batch, self.device = batch, device
+        self.batch, self.device, self.workers = batch, device, workers
 
     def __call__(self, denoiser: Callable) -> dict[str, dict[str, float]]:
         """{family: {metric: distance}} on every process, NaN where a sample is not finite."""
@@ -106,6 +109,7 @@ class HeldoutDistances:
             batch=self.batch,
             seed=_SEED,
             device=self.device,
+            workers=self.workers,
         ):
             family, x = restored.group.degradation, restored.x[: len(restored.group.indices)]
             finite = x.flatten(1).isfinite().all(1)
@@ -124,5 +128,8 @@ class HeldoutDistances:
         values = {}
         for metric, detector in self.detectors.items():
             total = statistics[family, metric].reduced(distributed.sum_tensor, detector.features)
-            values[metric] = math.nan if broken else self.reference.distance(detector.name, total)
+            value = math.nan
+            if distributed.rank() == 0 and not broken:  # roots of large matrices: once is enough
+                value = self.reference.distance(detector.name, total)
+            values[metric] = distributed.from_first(value)
         return values

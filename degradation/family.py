@@ -1,0 +1,64 @@
+"""What a random family of operators is, and what families share."""
+
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from degradation.base import Degradation
+from degradation.randomness import Draws
+
+Shape = tuple[int, int, int]
+Device = torch.device | str
+
+
+@dataclass(frozen=True)
+class Family:
+    """A distribution over operators.
+
+    What must be equal for operators to share a batch is the *structure*; the rest is content.
+    """
+
+    def structure(self, seed: int) -> Hashable:
+        """The structure that a seed draws, such as a stride."""
+        return None
+
+    def structures(self) -> tuple[Hashable, ...]:
+        """All structures of the family."""
+        return (None,)
+
+    def sample(
+        self, image_shape: Shape, structure: Any, seeds: Sequence[int], device: Device = "cpu"
+    ) -> Degradation:
+        """A batch of operators of this structure, one for each seed."""
+        raise NotImplementedError
+
+    def check(self, image_shape: Shape) -> None:
+        """Raise ValueError where an operator of the family does not exist for this shape."""
+        for structure in self.structures():
+            self.sample(image_shape, structure, [0])
+
+
+def choice(seed: int, stream: str, options: tuple) -> Any:
+    """One of the options, uniformly, by the seed of an image."""
+    return options[int(Draws([seed]).integers(0, len(options) - 1, (), stream))]
+
+
+def uniform_between(draws: Draws, span: tuple[float, ...], stream: str) -> Tensor:
+    """Numbers uniform between the ends of a span, `[B]`; a span of one number is that number."""
+    low, high = span[0], span[-1]
+    return low + (high - low) * draws.uniform((), stream)
+
+
+def check_span(name: str, span: tuple[float, ...], accepted: str, valid: bool) -> None:
+    """Raise ValueError where a span is not one number, or two that ascend, that are `valid`."""
+    if not (1 <= len(span) <= 2 and span[0] <= span[-1] and valid):
+        raise ValueError(f"{name} must be one number or two that ascend, {accepted}, not {span}")
+
+
+def check_share(name: str, share: float, below_one: bool = True) -> None:
+    """Raise ValueError where a share lies outside (0, 1), or (0, 1] if one is allowed."""
+    if not (0 < share < 1 or (share == 1 and not below_one)):
+        raise ValueError(f"{name} must lie in (0, 1{')' if below_one else ']'}, not {share}")

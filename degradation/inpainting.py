@@ -1,0 +1,191 @@
+"""Families of masks: in-painting and out-painting (paper, A.3.1 and A.3.4, and common others)."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from degradation.family import Device, Family, Shape, check_share, check_span, uniform_between
+from degradation.mask import Mask
+from degradation.randomness import Draws
+
+
+@dataclass(frozen=True)
+class MissingPatches(Family):
+    """In-painting of scattered patches (A.3.1).
+
+    Patches of side 2^k, k uniform from 0 to log2 of the image's shorter side, are each visible
+    with a probability p uniform in (0, max_visible). Where no pixel or every pixel is visible,
+    side, p and mask are drawn anew for that image.
+    """
+
+    max_visible: float = 0.1
+
+    def __post_init__(self) -> None:
+        check_share("max_visible", self.max_visible, below_one=False)
+
+    def sample(
+        self, image_shape: Shape, structure: Any, seeds: Sequence[int], device: Device = "cpu"
+    ) -> Mask:
+        h, w = image_shape[1:]
+        if h * w == 1:
+            raise ValueError("an image of one pixel has no patches to hide")
+        mask = torch.zeros(len(seeds), h, w)
+        pending = torch.arange(len(seeds))
+        attempt = 0
+        while len(pending):
+            drawn = self._masks([seeds[i] for i in pending.tolist()], (h, w), f"mask/{attempt}")
+            mask[pending] = drawn
+            visible = drawn.flatten(1).mean(1)
+            pending = pending[(visible == 0) | (visible == 1)]
+            attempt += 1
+        return Mask(mask.unsqueeze(1).to(device), image_shape)
+
+    def _masks(self, seeds: Sequence[int], size: tuple[int, int], stream: str) -> Tensor:
+        h, w = size
+        draws = Draws(seeds)
+        side = 2 ** draws.integers(0, int(math.log2(min(h, w))), (1, 1), stream + "/side")
+        p = self.max_visible * draws.uniform((1, 1), stream + "/p")
+        patch = torch.arange(h)[:, None] // side * w + torch.arange(w) // side  # [B, h, w]
+        lot = draws.uniform((h * w,), stream)
+        return (lot.gather(1, patch.flatten(1)).unflatten(1, size) < p).float()
+
+
+@dataclass(frozen=True)
+class Box(Family):
+    """Out-painting: one rectangle, between two distinct cuts of each axis, is visible (A.3.4)."""
+
+    def sample(
+        self, image_shape: Shape, structure: Any, seeds: Sequence[int], device: Device = "cpu"
+    ) -> Mask:
+        draws = Draws(seeds)
+        rows, columns = (
+            _interval(draws, n, axis) for n, axis in zip(image_shape[1:], "hw", strict=True)
+        )
+        return Mask((rows[:, None, :, None] & columns[:, None, None, :]).to(device), image_shape)
+
+
+@dataclass(frozen=True)
+class MissingBox(Family):
+    """In-painting of one rectangle, the complement of `Box`."""
+
+    def sample(
+        self, image_shape: Shape, structure: Any, seeds: Sequence[int], device: Device = "cpu"
+    ) -> Mask:
+        return Mask(1 - Box().sample(image_shape, None, seeds, device).mask, image_shape)
+
+
+def _interval(draws: Draws, n: int, axis: str) -> Tensor:
+    """Indices between two distinct cut positions out of 0..n, bool `[B, n]`."""
+    first = draws.integers(0, n, (1,), f"box/{axis}/first")
+    second = draws.integers(0, n - 1, (1,), f"box/{axis}/second")
+    second = second + (second >= first)
+    index = torch.arange(n)
+    return (index >= torch.minimum(first, second)) & (index < torch.maximum(first, second))
+
+
+@dataclass(frozen=True)
+class RandomPixels(Family):
+    """In-painting of scattered pixels: each is visible with a probability p of its image.
+
+    visible: p, or two numbers that p is uniform between. Where chance leaves no pixel visible, or
+    none hidden, one is.
+    """
+
+    visible: tuple[float, ...] = (0.05, 0.5)
+
+    def __post_init__(self) -> None:
+        valid = all(0 < p < 1 for p in self.visible)
+        check_span("visible", self.visible, "in (0, 1)", valid)
+
+    def sample(
+        self, image_shape: Shape, structure: Any, seeds: Sequence[int], device: Device = "cpu"
+    ) -> Mask:
+        h, w = image_shape[1:]
+        if h * w == 1:
+            raise ValueError("an image of one pixel has no pixels to hide")
+        draws = Draws(seeds)
+        p = uniform_between(draws, self.visible, "visible")
+        lot = draws.uniform((h * w,), "pixels")
+        mask = (lot < p[:, None]).float()
+        mask.scatter_(1, lot.argmin(1, keepdim=True), 1.0)
+        mask.scatter_(1, lot.argmax(1, keepdim=True), 0.0)
+        return Mask(mask.view(-1, 1, h, w).to(device), image_shape)
+
+
+@dataclass(frozen=True)
+class CentreBox(Family):
+    """In-painting of a box in the middle, the same for every image.
+
+    share: sides of the box over those of the image, rounded to whole pixels, at least one.
+    """
+
+    share: float = 0.5
+
+    def __post_init__(self) -> None:
+        check_share("share", self.share)
+
+    def sample(
+        self, image_shape: Shape, structure: Any, seeds: Sequence[int], device: Device = "cpu"
+    ) -> Mask:
+        h, w = image_shape[1:]
+        rows, columns = max(1, round(self.share * h)), max(1, round(self.share * w))
+        if (rows, columns) == (h, w):
+            raise ValueError(f"a box of share={self.share} hides all of an image of {h}×{w}")
+        mask = torch.ones(1, 1, h, w, device=device)
+        top, left = (h - rows) // 2, (w - columns) // 2
+        mask[..., top : top + rows, left : left + columns] = 0
+        return Mask(mask, image_shape).expand(len(seeds))
+
+
+_SIDES = ("left", "right", "top", "bottom")
+
+
+@dataclass(frozen=True)
+class HalfImage(Family):
+    """Out-painting of a half: `side` is the one that is missing, or "random" for any of the four.
+
+    Of an odd number of pixels the missing half has the fewer.
+    """
+
+    side: str = "random"
+
+    def __post_init__(self) -> None:
+        if self.side not in (*_SIDES, "random"):
+            raise ValueError(f"side must be {', '.join(_SIDES)} or random, not {self.side}")
+
+    def sample(
+        self, image_shape: Shape, structure: Any, seeds: Sequence[int], device: Device = "cpu"
+    ) -> Mask:
+        h, w = image_shape[1:]
+        if min(h, w) < 2:
+            raise ValueError(f"an image of {h}×{w} has no halves")
+        masks = torch.ones(len(_SIDES), 1, h, w)
+        masks[0, ..., : w // 2] = 0
+        masks[1, ..., w - w // 2 :] = 0
+        masks[2, ..., : h // 2, :] = 0
+        masks[3, ..., h - h // 2 :, :] = 0
+        if self.side == "random":
+            side = Draws(seeds).integers(0, 3, (), "side")
+        else:
+            side = torch.full((len(seeds),), _SIDES.index(self.side))
+        return Mask(masks[side].to(device), image_shape)
+
+
+@dataclass(frozen=True, eq=False)
+class FixedMask(Family):
+    """One given mask for every image: `[1 or C, h, w]`, 1 (or True) = visible."""
+
+    mask: Tensor
+
+    def __post_init__(self) -> None:
+        if not self.mask.any():
+            raise ValueError("mask is zero everywhere: at least one pixel must be visible")
+
+    def sample(
+        self, image_shape: Shape, structure: Any, seeds: Sequence[int], device: Device = "cpu"
+    ) -> Mask:
+        return Mask(self.mask[None].to(device), image_shape).expand(len(seeds))

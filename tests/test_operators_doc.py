@@ -1,0 +1,49 @@
+"""docs/operators.md: every family with its options, the measured times, the example."""
+
+import dataclasses
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks.families import fill_table
+from degradation import FAMILIES, Family, Mask
+
+ROOT = Path(__file__).resolve().parents[1]
+TEXT = (ROOT / "docs" / "operators.md").read_text(encoding="utf-8")
+ROWS = {
+    cells[0].strip("|` "): cells
+    for cells in (line.split(" | ") for line in TEXT.split("\n") if line.startswith("| `"))
+}
+
+
+@pytest.mark.parametrize("name", list(FAMILIES))
+def test_every_family_stands_in_the_table_with_its_options(name):
+    options = {field.name for field in dataclasses.fields(FAMILIES[name])}
+    assert options == set(re.findall(r"`(\w+)`", ROWS[name][2]))
+
+
+def test_the_times_are_those_of_the_result_file():
+    results = json.loads((ROOT / "benchmarks" / "results" / "operators-cost.json").read_text())
+    assert {row["family"] for row in results["runs"]} == set(ROWS) - {
+        "NoDegradation", "RandomDegradation"
+    }  # fmt: skip
+    assert fill_table(TEXT, results["runs"]) == TEXT
+    changed = [row | {"H_ms": 4711.0} for row in results["runs"]]
+    assert fill_table(TEXT, changed).count("4711") == len(changed)
+
+
+def test_the_example_is_a_family():
+    (code,) = re.findall(r"```python\n(.*?)```", TEXT, re.S)
+    names = {"Family": Family, "Mask": Mask, "dataclass": dataclass, "torch": torch}
+    exec(code, names)
+    operator = names["EveryOtherRow"](step=4).sample((3, 8, 8), None, [1, 2])
+    assert operator.rows.sum(1).tolist() == [3 * 8 * 6] * 2
+
+
+@pytest.mark.parametrize("path", re.findall(r"\]\((?!http)([^)#]+)\)", TEXT))
+def test_linked_files_are_there(path):
+    assert (ROOT / "docs" / path).exists()
