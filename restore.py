@@ -45,7 +45,8 @@ FILE = click.Path(path_type=Path)
 @click.option(
     "--stride",
     type=click.IntRange(1),
-    help="With --kernel: the image has this many times the width and height of its measurement.",
+    help="With --kernel: the image has this many times the width and height of its measurement.  "
+    "[default: 1]",
 )
 @click.option(
     "--noise-level",
@@ -57,7 +58,7 @@ FILE = click.Path(path_type=Path)
     type=click.FloatRange(0, min_open=True),
     help="Photon noise instead: expected photons of a white measurement, masks and blur only.",
 )
-@click.option("--samples", type=click.IntRange(1), default=4, help="Restorations to draw.")
+@click.option("--samples", type=click.IntRange(0), default=4, help="Restorations to draw.")
 @click.option(
     "--out",
     required=True,

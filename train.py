@@ -147,6 +147,9 @@ def main(
         if resume:
             config.check_resumes(TrainConfig.load(source, {}))
         if dry_run:
+            from commands.train import check_names
+
+            check_names(config)
             click.echo(config.dump(), nl=False)
             return
     folder = resume or outdir or Path("experiments") / (name or config.preset)

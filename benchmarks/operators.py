@@ -1,6 +1,6 @@
 """Time of the operators against the plain forms that the tests compare them with.
 
-`python -m benchmarks.operators` prints a table and writes benchmarks/results/operators-<device>.json.
+`python -m benchmarks.operators` prints a table, writes results/operators-<device>.json beside it.
 On a GPU the time is also compared with that of moving the bytes once each way.
 """
 

@@ -1,8 +1,8 @@
 """Memory and time of an evaluation against its number of images: `python -m benchmarks.streaming`.
 
-Each number of images is evaluated in a process of its own: images of noise are restored by H†y under
-in-painting, measured, and their features (a small random network's) summed up. Prints a table, writes
-benchmarks/results/streaming.json.
+Each number of images is evaluated in a process of its own: images of noise are restored by H†y
+under in-painting, measured, and their features (a small random network's) summed up. Prints a
+table, writes benchmarks/results/streaming.json.
 """
 
 import json

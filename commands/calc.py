@@ -9,6 +9,7 @@ import torch
 from tqdm import tqdm
 
 from commands.cli import check_folder, chosen
+from commands.files import check_new
 from commands.ref import dataset_statistics
 from datautils import DataError
 from datautils.imagedir import ImageDir
@@ -62,6 +63,7 @@ class Calculation:
         check_size(self.names, self.dataset.image_shape)
         if self.outdir:
             check_folder(self.outdir)
+            check_new(self.outdir)
         self.detectors_by_metric = detectors_for(
             [name for name in self.names if name in DISTANCES],
             self.detectors,

@@ -40,8 +40,9 @@ def publish(folder: Path, outdir: Path, names: Sequence[str]) -> None:
             (folder / name).replace(outdir / name)
 
 
-def check_images(outdir: Path) -> None:
-    """Raise ValueError where images would be written among files that are there already."""
-    folder = outdir / IMAGES
-    if folder.exists():
-        raise ValueError(f"--save-images: {folder} is there already, choose another --outdir")
+def check_new(outdir: Path, save_images: bool = False) -> None:
+    """Raise ValueError where results would be written over others, or images among other files."""
+    names = ["metrics.json", IMAGES] if save_images else ["metrics.json"]
+    for name in names:
+        if (outdir / name).exists():
+            raise ValueError(f"{outdir / name} is there already: choose another --outdir")

@@ -12,8 +12,15 @@ from tqdm import tqdm
 
 from commands.cli import check_folder, chosen
 from commands.families import families_of
-from commands.files import check_images, publish, working_folder
-from commands.methods import BASELINES, Restorer, baseline_methods, check_guidance, solvers_of
+from commands.files import check_new, publish, working_folder
+from commands.methods import (
+    BASELINES,
+    Restorer,
+    baseline_methods,
+    check_guidance,
+    check_samplers,
+    solvers_of,
+)
 from commands.ref import checked_count
 from datautils import ImageDataset, get_dataset
 from degradation import check_noise, make_noise
@@ -91,9 +98,9 @@ class Generation:
             )
         solvers = solvers_of(self.samplers, self.sampler_opt)
         denoiser = load_weights(self.net, device)
+        check_samplers(self.net, self.samplers)
         check_folder(self.outdir)
-        if self.save_images:
-            check_images(self.outdir)
+        check_new(self.outdir, self.save_images)
         dataset = self._dataset(denoiser)
         check_size(self.names, dataset.image_shape)
         for family in self.families.values():

@@ -13,8 +13,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from commands.cli import check_folder, chosen
-from commands.files import check_images, publish, working_folder
-from commands.methods import Restorer, check_guidance, solvers_of
+from commands.files import check_new, publish, working_folder
+from commands.methods import Restorer, check_guidance, check_samplers, solvers_of
 from degradation import Draws, Problem, derive_seed
 from metrics.distances import Distances
 from metrics.evaluate import seconds_now
@@ -68,12 +68,12 @@ class Unconditional:
         self.names = chosen("metric", self.metrics, _METRICS)
         solver = solvers_of([self.sampler], self.sampler_opt)[self.sampler]
         denoiser = load_weights(self.net, device)
+        check_samplers(self.net, [self.sampler])
         self.config = denoiser.config
         self._check_classes()
         check_guidance(self.cfg, denoiser, self.net)
         check_folder(self.outdir)
-        if self.save_images:
-            check_images(self.outdir)
+        check_new(self.outdir, self.save_images)
         self.restorer = Restorer(denoiser, solver, DTYPES[self.precision], self.cfg)
         self.distances = Distances.of(
             self.names,

@@ -16,6 +16,7 @@ from metrics import baselines
 from metrics.evaluate import Restore
 from metrics.pixel import to_float
 from networks import Denoiser, GaussianPrior
+from networks.weights import read_summary
 from samplers import CountingDenoiser, Guided, Solver, make_solver
 from training import distributed
 
@@ -60,6 +61,18 @@ def check_guidance(scale: float | None, denoiser: Denoiser, net: Path) -> None:
         raise ValueError(f"--cfg {scale} must be a number of at least 0")
     if not denoiser.config.num_classes:
         raise ValueError(f"--cfg {scale} guides by class, but {net} was trained without classes")
+
+
+def check_samplers(net: Path, samplers: Sequence[str]) -> None:
+    """Raise ValueError where a network that was trained at one noise level is to be sampled."""
+    if not read_summary(net).get("mse_train"):
+        return
+    for name in samplers:
+        if name != "mmse":
+            raise ValueError(
+                f"{net} was trained for the one-step MMSE estimate alone, --sampler {name} needs "
+                "one that was trained at all noise levels"
+            )
 
 
 def baseline_methods(

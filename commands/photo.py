@@ -70,8 +70,8 @@ class Request:
             raise ValueError(f"give one of {known}{found}")
         if self.degradation_opt and self.degradation is None:
             raise ValueError("--degradation-opt goes with a --degradation")
-        if (self.kernel is None) != (self.stride is None):
-            raise ValueError("--kernel and --stride go together: the stride is 1 for blur alone")
+        if self.stride is not None and self.kernel is None:
+            raise ValueError(f"--stride {self.stride} goes with a --kernel")
         if self.measured and self.fit == "resize":
             raise ValueError("--fit resize would change what was measured: use --fit tile")
         unknown = self.noise_level is None and isinstance(noise, GaussianNoise)

@@ -49,8 +49,8 @@ class ReferenceStatistics:
     def _build(self, device: torch.device) -> tuple[ImageDataset, list[Detector], int]:
         if self.dest.suffix != ".safetensors":
             raise ValueError(f"--dest {self.dest} must end in .safetensors")
-        if self.dest.is_dir():
-            raise ValueError(f"--dest {self.dest} is a folder, not a file to write")
+        if self.dest.exists():
+            raise ValueError(f"--dest {self.dest} is there already: remove it or choose another")
         check_folder(self.dest.parent)
         dataset = get_dataset(self.data, self.split, **self.data_opt)
         count = checked_count(self.images, dataset, self.data)

@@ -12,6 +12,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from commands.cli import check_folder, one_sentence_errors
+from commands.methods import check_samplers
 from commands.photo import Request, Task, pose
 from commands.sheet import Restored, write_restored
 from degradation import Draws, Problem, derive_seed
@@ -49,12 +50,13 @@ class Restoration:
             self._check_out()
             denoiser = load_weights(self.net, device)
             self._check_network(denoiser)
+            check_samplers(self.net, [self.sampler] if self.samples else [])
             task = pose(self.request, denoiser.config.image_shape, device)
             if denoiser.config.consistent:
                 task.local.check_diagonalisable("a consistent network")
         if task.measurement is None:
             task.notes.append("measurement.png is left out: what was measured is no picture")
-        if self.samples == 1:
+        if self.samples < 2:
             task.notes.append("std.png is left out: it takes two --samples or more")
         for note in task.notes:
             print(note)
@@ -91,8 +93,10 @@ class Restoration:
     def _restore(self, task: Task, denoiser: Denoiser, solver: Solver) -> Restored:
         seed, problem = self.request.seed, task.problem
         seeds = [derive_seed(seed, "restore", i) for i in range(self.samples)]
-        several = problem.expand(self.samples)
-        samples = self._run("samples", solver, denoiser, task, several, seeds, guide=True)
+        samples = problem.pinv()[:0]
+        if self.samples:
+            several = problem.expand(self.samples)
+            samples = self._run("samples", solver, denoiser, task, several, seeds, guide=True)
         # The estimate of a guided network would be of another distribution.
         one = [derive_seed(seed, "restore")]
         mmse = self._run("mmse", MMSE(), denoiser, task, problem, one, guide=False)
@@ -153,6 +157,7 @@ class Restoration:
                 pictures[name][column] = value
         return {
             "pictures": pictures,
+            "noise_level": task.problem.noise_level.mean().item(),
             "units": {"psnr": "dB, of uint8 images", "consistency": "mean of (y − Hx)²"},
             "deviation_white_at": restored.white,
             "evaluations": self.evaluations,
@@ -185,7 +190,14 @@ def _now(device: torch.device) -> float:
 
 def _summary(metrics: Mapping[str, Any]) -> str:
     rows = [
-        [name, values.get("psnr"), values["consistency"]]
+        [
+            name,
+            values.get("psnr"),
+            values.get("consistency_before_projection"),
+            values["consistency"],
+        ]
         for name, values in metrics["pictures"].items()
     ]
-    return table(["picture", "PSNR (dB)", "mean (y − Hx)²"], rows)
+    level = metrics["noise_level"]
+    expected = f"mean (y − Hx)², of the truth {level**2:.2g}" if level else "mean (y − Hx)²"
+    return table(["picture", "PSNR (dB)", "before the projection", expected], rows)

@@ -34,7 +34,7 @@ class Restored:
     def deviation(self) -> Tensor | None:
         """Standard deviation over the samples, root mean square over the colours: `[H, W]`, in grey
         levels of 0 to 255; None for a single sample."""
-        if len(self.samples) == 1:
+        if len(self.samples) < 2:
             return None
         levels = self.samples.clamp(-1, 1) * 127.5
         return levels.var(0).mean(0).sqrt()
@@ -82,7 +82,7 @@ def _pictures(task: Task, restored: Restored) -> dict[str, tuple[str, Tensor]]:
         pictures[f"sample-{i + 1}"] = f"sample {i + 1}", to_uint8(sample)
     pictures["mmse"] = "MMSE", to_uint8(restored.mmse[0])
     if restored.deviation is not None and restored.white is not None:
-        title = f"deviation of the samples, white = {restored.white:.1f} of 255"
+        title = f"deviation, white = {restored.white:.1f}"
         shown = (restored.deviation / restored.white * 255).round().clamp(0, 255)
         pictures["std"] = title, shown.to(torch.uint8)[None]
     return {name: (title, picture.cpu()) for name, (title, picture) in pictures.items()}

@@ -8,7 +8,7 @@ import torch
 
 from commands.cli import check_folder
 from commands.families import family_of
-from datautils import ImageDataset, get_dataset
+from datautils import ImageDataset, dataset_class, get_dataset
 from degradation import Family, NoDegradation, check_noise, make_noise
 from metrics.distances import reference_detectors
 from metrics.results import environment, replacing
@@ -32,6 +32,11 @@ def run(config: TrainConfig, folder: Path, *, resume: bool, command: Sequence[st
             dataset = get_dataset(config.data_class, "train", **config.data)
             denoiser, family = _denoiser(config, dataset), _family(config)
             family.check(dataset.image_shape)
+            if config.label_dropout and not dataset.num_classes:
+                raise ValueError(
+                    f"label_dropout={config.label_dropout} hides classes, but {config.data_class} "
+                    "has none"
+                )
             noise = make_noise(config.noise_level, config.poisson_peak)
             check_noise(noise, family, dataset.image_shape)
             validation = _validation(config, family, device)
@@ -48,6 +53,13 @@ def run(config: TrainConfig, folder: Path, *, resume: bool, command: Sequence[st
             train(trainer, dataset, folder, validation, distances)
         if distributed.rank() == 0 and validation:
             draw_curves(folder)
+
+
+def check_names(config: TrainConfig) -> None:
+    """Raise ValueError for a network, data set class or family that there is not."""
+    make_config(config.preset)
+    dataset_class(config.data_class)
+    _family(config)
 
 
 def _check(config: TrainConfig, folder: Path, resume: bool) -> None:

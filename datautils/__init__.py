@@ -8,7 +8,7 @@ from torch import Tensor
 
 from datautils.decode import DataError
 
-__all__ = ["DATASETS", "DataError", "ImageDataset", "get_dataset"]
+__all__ = ["DATASETS", "DataError", "ImageDataset", "dataset_class", "get_dataset"]
 
 DATASETS = (
     "datautils.photos.Photos",
@@ -39,7 +39,7 @@ def get_dataset(name: str, split: str, /, **options: Any) -> ImageDataset:
     class or option, a missing option and a module that cannot be imported; DataError, which is
     one, for faults of the data.
     """
-    cls = _find(name)
+    cls = dataset_class(name)
     parameters = {
         key: value for key, value in inspect.signature(cls).parameters.items() if key != "split"
     }
@@ -58,8 +58,8 @@ def get_dataset(name: str, split: str, /, **options: Any) -> ImageDataset:
         raise ValueError(f"dataset {name} cannot be built with {text}") from None
 
 
-def _find(name: str) -> Any:
-    """The class of a dotted name. Raises ValueError."""
+def dataset_class(name: str) -> Any:
+    """The class of a dotted name. Raises ValueError with the known ones."""
     module_name, _, class_name = name.rpartition(".")
     unknown = ValueError(f"unknown dataset '{name}'; known are {', '.join(DATASETS)}")
     if not all(name.split(".")) or not module_name:

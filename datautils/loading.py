@@ -1,5 +1,6 @@
 """Batches of a data set, loaded by worker processes, with its faults told in one sentence."""
 
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Protocol
 
@@ -24,6 +25,7 @@ def load_batches(
     is raised here as it is, when its batch is due; the loader's own error would wrap it in a
     traceback of the worker. torch's global generator is left alone.
     """
+    workers = min(workers, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 64)
     loader: DataLoader = DataLoader(
         _Guarded(dataset),
         batch_sampler=batches,  # type: ignore[arg-type]

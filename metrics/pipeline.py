@@ -16,8 +16,8 @@ class Stage(Generic[Item]):
     """Does `work` on every item that is put, in order, in one thread, while the caller goes on.
 
     At most `depth` items wait, so memory stays bounded. On a GPU the thread has a stream of its
-    own; what an item holds must be computed when it is put. An exception of the work is raised by the
-    next `put` or at the end of the `with` block; `seconds` is the time the work has taken.
+    own; what an item holds must be computed when it is put. An exception of the work is raised by
+    the next `put` or at the end of the `with` block; `seconds` is the time the work has taken.
     """
 
     def __init__(self, work: Callable[[Item], None], device: torch.device, depth: int = 2):

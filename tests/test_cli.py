@@ -317,7 +317,9 @@ def test_every_configuration_of_the_project_loads():
 
 
 def test_options_override_the_configuration(folder):
-    (folder / "mine.yaml").write_text("preset: tiny\nlr: 1e-3\ndata: {resolution: 16, size: 9}\n")
+    (folder / "mine.yaml").write_text(
+        "preset: tiny\nlr: 1e-3\ndegradation: Box\ndata: {resolution: 16, size: 9}\n"
+    )
     plain = dry_run("--config=mine.yaml")
     assert (plain.preset, plain.lr, plain.data) == ("tiny", 1e-3, {"resolution": 16, "size": 9})
     changed = dry_run("--config=mine.yaml", "--lr=2e-3", "--data-opt=size=5", "--blind-train")

@@ -110,6 +110,7 @@ def test_reference_statistics_are_those_of_the_images(home):
         (("--dest", "x.pkl"), ("x.pkl", ".safetensors")),
         (("--dest", "x.safetensors", "--images", "9"), ("--images 9", "only 8")),
         (("--dest", "."), (".safetensors",)),
+        (("--dest", "ref.safetensors"), ("ref.safetensors", "there already")),
         (("--dest", "x.safetensors", "--images", "1"), ("at least 2",)),
         (("--dest", "x.safetensors", "--images", "many"), ("many", "count")),
         (("--dest", "x.safetensors", "--detector", "there-is-none.pt"), ("there-is-none.pt",)),
@@ -140,9 +141,9 @@ def test_distances_are_those_of_the_images_written(home, restored):
         folder = restored / "images" / "MissingPatches" / name
         assert len(list(folder.rglob("*.png"))) == 8
         result = call(home, "calc", "--images", folder, *DISTANCES, "--metrics", "fd",
-                      "--outdir", home / "calc")  # fmt: skip
+                      "--outdir", home / f"calc-{name}")  # fmt: skip
         assert result.exit_code == 0, result.output
-        found = metrics(home / "calc")["metrics"]["values"]["fd"]
+        found = metrics(home / f"calc-{name}")["metrics"]["values"]["fd"]
         assert found["count"] == values[method]["fd"]["count"] == 8
         assert found["mean"] == pytest.approx(values[method]["fd"]["mean"], rel=1e-6)
     # H†y is consistent as it is; a sample of this network is not.
@@ -213,11 +214,16 @@ def test_what_cannot_be_measured_is_refused(home, tmp_path, arguments, words):
     assert not list(tmp_path.iterdir())
 
 
-def test_images_are_never_written_among_others(home, restored):
+def test_results_are_never_written_over_others(home, restored, tmp_path):
     before = sorted(restored.rglob("*"))
-    refused(gen(home, restored, "--save-images"), "images", "there already", "--outdir")
-    refused(uncond(home, restored, "--save-images"), "images", "there already", "--outdir")
+    for command in (gen, uncond):
+        refused(command(home, restored), "metrics.json", "there already", "--outdir")
     assert sorted(restored.rglob("*")) == before
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "mine.txt").write_text("mine")
+    for command in (gen, uncond):
+        refused(command(home, tmp_path, "--save-images"), "images", "there already")
+    assert (tmp_path / "images" / "mine.txt").read_text() == "mine"
 
 
 @pytest.mark.parametrize("cfg", ["nan", "inf", "-1"])

@@ -87,13 +87,17 @@ def test_options_have_the_names_of_the_paper():
     [
         (("--fp32", "--precision", "bf16"), ("--fp32", "bf16")),
         (("--mse-train",), ("mse_train", "degradation")),
+        (("--blind-train",), ("blind", "degradation")),
+        (("--preset", "nope"), ("nope", "FFHQ64")),
+        (("--data-class", "datautils.nope.X"), ("datautils.nope.X",)),
+        (("--degradation", "Nope"), ("Nope", "MotionBlur")),
         (("--mse-train", "--degradation", "Box", "--set", "balance=true"), ("mse_train",)),
         (("--augment", "2"), ("augment", "between 0 and 1")),
         (("--detector", "inception"), ("inception", "key=value")),
     ],
 )
 def test_options_that_contradict_each_other_are_refused(arguments, words):
-    result = CliRunner().invoke(train.main, [*arguments, "--preset", "tiny", "--dry-run"])
+    result = CliRunner().invoke(train.main, ["--preset", "tiny", *arguments, "--dry-run"])
     assert result.exit_code == 2
     for word in words:
         assert word in result.stderr
@@ -222,6 +226,42 @@ def test_a_broken_image_ends_training_with_its_name(pictures, tmp_path, workers)
     result = train_on(pictures, tmp_path / "run", "--workers", workers, "--duration", 64)
     assert result.exit_code == 2, result.output
     assert "03.png" in result.stderr and "Traceback" not in result.stderr
+
+
+def test_weights_are_kept_before_the_long_measurement(home, tmp_path, monkeypatch):
+    from training.validation import HeldoutDistances
+
+    def killed(self, denoiser):
+        raise KeyboardInterrupt
+
+    options = "--ref-path", home / "ref.safetensors", "--detector", f"three={home / 'three.pt'}"
+    with monkeypatch.context() as patch:
+        patch.setattr(HeldoutDistances, "__call__", killed)
+        result = start(home, tmp_path / "run", *options, "--set", "measure_every=8")
+    assert result.exit_code == 1  # click's for a keyboard interrupt
+    assert (tmp_path / "run" / "weights.safetensors").exists()
+    assert not [line for line in read_log(tmp_path / "run") if "heldout_distance" in line]
+    result = CliRunner().invoke(train.main, ["--resume", str(tmp_path / "run")])
+    assert result.exit_code == 0, result.output
+    lines = [line for line in read_log(tmp_path / "run") if "heldout_distance" in line]
+    assert [line["images"] for line in lines] == [8]
+
+
+def test_a_network_of_one_noise_level_is_not_sampled(home, tmp_path):
+    assert start(home, tmp_path / "run", "--mse-train").exit_code == 0
+    net = str(tmp_path / "run" / "weights.safetensors")
+    words = ["--net", net, "--outdir", str(tmp_path / "out")]
+    gen = ["gen", *words, "--data-opt", "resolution=16", "--images", "4", "--degradation", "Box"]
+    for command in (gen, ["gen-uncond", *words, "--images", "2"]):
+        result = CliRunner().invoke(metrics, command)
+        assert result.exit_code == 2 and "MMSE estimate alone" in result.stderr
+    assert CliRunner().invoke(metrics, [*gen, "--sampler", "mmse"]).exit_code == 0
+
+
+def test_a_run_within_its_ramp_is_warned_of(home, tmp_path):
+    result = start(home, tmp_path / "run", "--ramp", "1Ki")
+    assert result.exit_code == 0
+    assert "ends at 0.78% of the ramp" in result.output
 
 
 def test_images_that_nobody_holds_out_are_refused_for_validation(pictures, tmp_path):

@@ -370,8 +370,7 @@ ASKED = ["--image=photo.png", "--out=out", "--mask=mask.png"]
         (["--measured"], "give one of --mask or --kernel"),
         ([], "give one of --degradation, --mask or --kernel"),
         (["--mask=mask.png", "--kernel=kernel.npy", "--stride=1"], "not --mask and --kernel"),
-        (["--kernel=kernel.npy"], "--kernel and --stride go together"),
-        (["--mask=mask.png", "--stride=2"], "--kernel and --stride go together"),
+        (["--mask=mask.png", "--stride=2"], "--stride 2 goes with a --kernel"),
         (["--measured", "--mask=mask.png", "--fit=resize"], "use --fit tile"),
         (["--measured", "--kernel=kernel.npy", "--stride=2"], "needs --noise-level"),
         (["--degradation=Nonsense"], "unknown degradation 'Nonsense'"),
@@ -400,7 +399,7 @@ ASKED = ["--image=photo.png", "--out=out", "--mask=mask.png"]
         (["--mask=mask.png", "--noise-level=nan"], "noise level must be a number"),
         (["--measured", "--mask=mask.png", "--noise-level=inf"], "noise level must be a number"),
         (["--mask=mask.png", "--out=photo.png"], "Invalid value for '--out'"),
-        (["--mask=mask.png", "--samples=0"], "Invalid value for '--samples'"),
+        (["--mask=mask.png", "--samples=-1"], "Invalid value for '--samples'"),
     ],
 )
 def test_refusals(nets: dict[str, Path], arguments: list[str], sentence: str) -> None:

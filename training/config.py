@@ -122,6 +122,8 @@ class TrainConfig:
                 f"noise_level={self.noise_level} and poisson_peak={self.poisson_peak} are two "
                 "kinds of noise: give one of them"
             )
+        if self.blind and not self.degradation:
+            raise ValueError("blind leaves H out of a conditional network: give a degradation")
         if self.mse_train and not self.degradation:
             raise ValueError("mse_train estimates x0 from y: give a degradation")
         if self.mse_train and self.balance:

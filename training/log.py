@@ -24,12 +24,12 @@ class RunLog:
         lines = read_log(folder) if images else []
         # A resumed run goes on where its checkpoint was made: what came later is run again.
         with replacing(path) as temporary:
-            kept = [line for line in lines if line.get("images", 0) <= images]
-            temporary.write_text("".join(json.dumps(line) + "\n" for line in kept))
+            self.before = [line for line in lines if line.get("images", 0) <= images]
+            temporary.write_text("".join(json.dumps(line) + "\n" for line in self.before))
         self.file = path.open("a")
         self.bar = tqdm(
             total=total, initial=images, unit="img", unit_scale=True, desc="training",
-            dynamic_ncols=True, mininterval=1.0, file=sys.stdout,
+            dynamic_ncols=True, mininterval=1.0 if sys.stdout.isatty() else 30.0, file=sys.stdout,
         )  # fmt: skip
 
     def __enter__(self) -> Self:
@@ -44,6 +44,12 @@ class RunLog:
         if not self.silent:
             self.bar.close()
             self.file.close()
+
+    def measured(self, images: int) -> bool:
+        """Whether distances were logged at this count; the first process knows."""
+        return not self.silent and any(
+            line.get("images") == images and "heldout_distance" in line for line in self.before
+        )
 
     def advance(self, images: int, fraction: float) -> None:
         """Move the bar on by a step; `fraction` is the share of the run that is over."""

@@ -26,6 +26,7 @@ from training.log import RunLog
 from training.loss import DenoisingLoss, MMSELoss, draw_sigma
 from training.schedule import ema_decay, learning_rate, update_average
 
+WEIGHTS = "weights.safetensors"
 _MAX_SKIPPED = 50  # steps in a row without finite gradients before a run is given up
 
 # Values of a denoiser for each family: held-out PSNR, Fréchet distances.
@@ -202,6 +203,15 @@ def train(
         fraction = _fraction(config, progress.images, clock.seconds())
         if validate and not progress.images:
             _validate(trainer, validate, log, clock)
+        if config.duration < config.ramp:
+            log.say(
+                f"warning: the run ends at {config.duration / config.ramp:.2%} of the ramp of the "
+                f"learning rate ({config.ramp} images); a short run needs a shorter --ramp"
+            )
+        if distances and _missed(trainer, log):
+            _measure(trainer, distances, log, clock)
+        if fraction >= 1:
+            _save_weights(trainer, folder, log, clock)
         while fraction < 1:
             loss = trainer.step(*next(batches), fraction)
             meter.losses.append(loss)
@@ -212,17 +222,31 @@ def train(
                 meter.report(log, trainer, clock)
             if validate and (_due(config.validate_every, progress.images, config.batch) or over):
                 _validate(trainer, validate, log, clock)
-            if distances and (_due(config.measure_every, progress.images, config.batch) or over):
-                _measure(trainer, distances, log, clock)
-            if _due(config.checkpoint_every, progress.images, config.batch) or over:
+            due = _due(config.measure_every, progress.images, config.batch) or over
+            measure = due and distances is not None
+            # What was learnt is safe before the long measurement begins.
+            if _due(config.checkpoint_every, progress.images, config.batch) or over or measure:
                 progress.seconds = clock.seconds()
                 trainer.checkpoint(checkpoints)
-        path = folder / "weights.safetensors"
-        if distributed.rank() == 0:
-            save_weights(path, trainer.average, _summary(trainer, clock))
-            log.say(f"weights: {path}")
+            if over:
+                _save_weights(trainer, folder, log, clock)
+            if measure and distances:
+                _measure(trainer, distances, log, clock)
     distributed.barrier()
-    return path
+    return folder / WEIGHTS
+
+
+def _missed(trainer: Trainer, log: RunLog) -> bool:
+    """Whether a run that goes on stopped while it measured: the checkpoint came just before."""
+    config, images = trainer.config, trainer.progress.images
+    due = _due(config.measure_every, images, config.batch) or images >= config.duration
+    return images > 0 and due and bool(distributed.from_first(not log.measured(images)))
+
+
+def _save_weights(trainer: Trainer, folder: Path, log: RunLog, clock: "_Clock") -> None:
+    if distributed.rank() == 0:
+        save_weights(folder / WEIGHTS, trainer.average, _summary(trainer, clock))
+        log.say(f"weights: {folder / WEIGHTS}")
 
 
 class _Clock:

@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Mapping
 
 import torch
+from tqdm import tqdm
 
 from datautils import ImageDataset
 from degradation import Family, Noise, RandomDegradation
@@ -90,6 +91,7 @@ class HeldoutDistances:
         self.reference, self.detectors = reference, detectors
         self.indices = range(distributed.rank(), count, distributed.world_size())
         self.batch, self.device, self.workers = batch, device, workers
+        self.silent = distributed.rank() != 0
 
     def __call__(self, denoiser: Callable) -> dict[str, dict[str, float]]:
         """{family: {metric: distance}} on every process, NaN where a sample is not finite."""
@@ -100,6 +102,8 @@ class HeldoutDistances:
             for metric in self.detectors
         }
         failed = dict.fromkeys(self.families, 0)
+        total = len(self.indices) * len(self.families)
+        bar = tqdm(total=total, unit="img", desc="held out", leave=False, disable=self.silent)
         for restored in restorations(
             self.dataset,
             self.families,
@@ -116,6 +120,8 @@ class HeldoutDistances:
             failed[family] += len(finite) - int(finite.sum())
             for metric, detector in self.detectors.items():
                 statistics[family, metric].update(detector(to_uint8(x))[finite])
+            bar.update(len(x))
+        bar.close()
         return {family: self._distances(family, statistics, failed) for family in self.families}
 
     def _distances(
