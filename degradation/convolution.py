@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from degradation.base import Degradation, full_precision, per_image, regularised_gain
+from degradation.fourier import irfft2, rfft2
 
 
 class StridedConvolution(Degradation):
@@ -110,19 +111,19 @@ class StridedConvolution(Degradation):
         return per_image(spectrum, like)
 
     def _measure(self, x: Tensor) -> Tensor:
-        phases = torch.fft.rfft2(polyphase(full_precision(x), self.stride))
+        phases = rfft2(polyphase(full_precision(x), self.stride))
         return (self._kernel(phases) * phases).sum(-3)
 
     def _spread(self, coarse: Tensor) -> Tensor:
         coarse = coarse.unsqueeze(-3)
-        phases = torch.fft.irfft2(self._kernel(coarse).conj() * coarse, s=self.coarse)
+        phases = irfft2(self._kernel(coarse).conj() * coarse, self.coarse)
         return merge_phases(phases, self.stride)
 
     def _transform(self, y: Tensor) -> Tensor:
-        return torch.fft.rfft2(self.measurement_image(full_precision(y)))
+        return rfft2(self.measurement_image(full_precision(y)))
 
     def _inverse(self, coarse: Tensor) -> Tensor:
-        return torch.fft.irfft2(coarse, s=self.coarse)
+        return irfft2(coarse, self.coarse)
 
 
 def polyphase(x: Tensor, stride: int) -> Tensor:
