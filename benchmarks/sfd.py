@@ -1,7 +1,7 @@
 """Does the SqueezeNet Fréchet distance (SFD) see what it should? `python -m benchmarks.sfd -h`.
 
-2,000 training faces (every n-th) against as many held-out ones, the same blurred, and photos of other
-things. Prints a table, writes benchmarks/results/sfd.json.
+2,000 training faces (every n-th) against as many held-out ones, the same blurred, and photos of
+other things. Prints a table, writes benchmarks/results/sfd.json.
 """
 
 import json
@@ -56,8 +56,8 @@ def blurred(radius: int) -> Picture:
 def main(train: str, heldout: str, other: str, detector: str, count: int) -> None:
     """Distances from statistics of training faces."""
     network = load_detector(detector, "cuda" if torch.cuda.is_available() else "cpu")
-    sets = {name: ImageDir(path, labels="none", size=64)
-            for name, path in {"train": train, "heldout": heldout, "other": other}.items()}  # fmt: skip
+    paths = {"train": train, "heldout": heldout, "other": other}
+    sets = {name: ImageDir(path, labels="none", size=64) for name, path in paths.items()}
     cases: dict[str, tuple[str, Picture]] = {
         "training faces": ("train", lambda picture: picture),
         "held-out faces": ("heldout", lambda picture: picture),
