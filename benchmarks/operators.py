@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from degradation import DenseMatrix, Draws, MatrixDegradation, MissingPatches, MotionBlur
+from degradation.features import FeatureMap, ImageFeatures, MaskedFeatures, mix
 from degradation.motion import motion_kernels
 from degradation.randomness import compile_draws
 from metrics.results import environment, replacing, table
@@ -115,6 +116,27 @@ def stack_rows(device: torch.device) -> list[dict[str, Any]]:
     return rows
 
 
+def layer_row(device: torch.device) -> dict[str, Any]:
+    """H, T and H† of a mask on the tokens of the first level of FFHQ64; plain: as images."""
+    mask = MissingPatches().sample(SHAPE, None, list(range(BATCH)), device)
+    y = mask.H(torch.randn(BATCH, *SHAPE, device=device))
+    tokens = torch.randn(BATCH, 32, 32, 384, device=device)
+    weight, bias = torch.randn(STACK, STACK + 1, device=device), torch.randn(STACK, device=device)
+    level = torch.zeros(BATCH, device=device)
+
+    def layer(features: FeatureMap) -> Tensor:
+        mixed = mix(features.H(tokens), features.y, weight, bias)
+        return features.H_pinv(torch.nn.functional.gelu(mixed))
+
+    plain = ImageFeatures(mask, y, level, 2)
+    ours = MaskedFeatures(mask.mask, mask.unflatten(y), level, 2)
+    return _row(
+        "mask: feature layer",
+        seconds(lambda: layer(plain), device),
+        seconds(lambda: layer(ours), device),
+    )
+
+
 def kernel_row() -> dict[str, Any]:
     """64 motion kernels of 64×64 images on one core; plain: one by one."""
     seeds = list(range(64))
@@ -137,7 +159,7 @@ def _row(name: str, plain: float, ours: float, move: float | None = None) -> dic
 def main() -> None:
     """Measure on the GPU if there is one."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    rows = [*matrix_rows(device), *stack_rows(device), kernel_row()]
+    rows = [*matrix_rows(device), *stack_rows(device), layer_row(device), kernel_row()]
     cells = [[r["name"], r["plain_ms"], r["ms"], r["plain_ms"] / r["ms"], r["copies"]]
              for r in rows]  # fmt: skip
     print(table(["", "plain ms", "ms", "times faster", "time of a copy each way"], cells))

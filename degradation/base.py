@@ -3,10 +3,13 @@
 import copy
 import math
 from collections.abc import Callable
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from degradation.features import FeatureMap
 
 
 def per_image(value: Tensor, like: Tensor) -> Tensor:
@@ -95,6 +98,11 @@ class Degradation:
 
     def measurement_image(self, y: Tensor) -> Tensor | None:
         """Measurements `[B, M]` as pictures `[B, C', h', w']`, or None where they are none."""
+        return None
+
+    def feature_map(self, y: Tensor, noise_level: Tensor, patch: int) -> "FeatureMap | None":
+        """The operator in the layout of a network's tokens (`features.FeatureMap`), where that is
+        cheaper than turning features into images and back; else None."""
         return None
 
     # ---- the batch ----------------------------------------------------------------------------

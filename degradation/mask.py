@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from degradation.base import Degradation, full_precision, per_image, regularised_gain
+from degradation.features import MaskedFeatures
 
 
 class Mask(Degradation):
@@ -52,6 +53,9 @@ class Mask(Degradation):
     def H_pinv(self, y: Tensor, noise_level: float | Tensor = 0.0) -> Tensor:
         x = self.unflatten(full_precision(y))
         return x * per_image(regularised_gain(self.mask, noise_level), x)
+
+    def feature_map(self, y: Tensor, noise_level: Tensor, patch: int) -> MaskedFeatures:
+        return MaskedFeatures(self.mask, self.unflatten(y), noise_level, patch)
 
     @property
     def rows(self) -> Tensor:

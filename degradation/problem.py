@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from degradation.base import Degradation
+from degradation.features import FeatureMap, ImageFeatures
 from degradation.mask import NullOperator
 from degradation.smooth import SmoothEstimate, smooth_estimate
 
@@ -109,6 +110,14 @@ class Problem:
         """The smoothest image that explains y, and its likely error; computed once."""
         return self._smooth
 
+    def features(self, patch: int) -> FeatureMap:
+        """The operator on features of tokens of p×p pixels; made once for each patch size."""
+        if patch not in self._features:
+            arguments = self.y, self.noise_level, patch
+            found = self.degradation.feature_map(*arguments)
+            self._features[patch] = found or ImageFeatures(self.degradation, *arguments)
+        return self._features[patch]
+
     def residual(self, x: Tensor) -> Tensor:
         """y − Hx `[B, M]`."""
         return self.y - self.degradation.H(x)
@@ -116,6 +125,10 @@ class Problem:
     def project(self, x: Tensor) -> Tensor:
         """x + H†(y − Hx) with H† regularised by the noise level, `[B, C, h, w]`."""
         return x + self.degradation.H_pinv(self.residual(x), self.noise_level)
+
+    @cached_property
+    def _features(self) -> dict[int, FeatureMap]:
+        return {}
 
     @cached_property
     def _pinv(self) -> Tensor:

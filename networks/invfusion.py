@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from einops import rearrange
 from torch import Tensor, nn
 
 from degradation import Problem
 from degradation.base import full_precision
+from degradation.features import mix
 from networks.attention import attention
 from networks.layers import (
     AdaRMSNorm,
@@ -74,24 +74,23 @@ class NetworkConfig:
 
 
 class FeatureDegradation(nn.Module):
-    """Feature Degradation Layer: H†·T([y, Ha]) on features seen as a stack of K images (Eq. 5)."""
+    """Feature Degradation Layer: H†·T([y, Ha]) on features seen as a stack of K images (Eq. 5).
+
+    T mixes [y, Ha] along K; as two products there is nothing to concatenate.
+    """
 
     def __init__(self, width: int, patch: int, channels: int):
         super().__init__()
-        self.patch, self.channels = patch, channels
+        self.patch = patch
         stack = width // (patch * patch * channels)
         self.deg_linear = nn.Linear(stack + 1, stack)
 
     def forward(self, x: Tensor, problem: Problem) -> Tensor:
         """Tokens `[B, h, w, d]` to tokens."""
-        p, c = self.patch, self.channels
-        images = rearrange(x, "b h w (p q k c) -> b k c (h p) (w q)", p=p, q=p, c=c)
-        measured = problem.degradation.H(images)  # [B, K, M]
-        # T mixes [y, Ha] along K; as two products there is nothing to concatenate.
-        weight, bias = self.deg_linear.weight, self.deg_linear.bias
-        mixed = weight[:, 1:] @ measured + weight[:, :1] * problem.y[:, None] + bias[:, None]
-        images = problem.degradation.H_pinv(F.gelu(mixed), problem.noise_level)
-        return rearrange(images, "b k c (h p) (w q) -> b h w (p q k c)", p=p, q=p).to(x.dtype)
+        features = problem.features(self.patch)
+        measured = features.H(x)  # [..., K, n]
+        mixed = mix(measured, features.y, self.deg_linear.weight, self.deg_linear.bias)
+        return features.H_pinv(F.gelu(mixed)).to(x.dtype)
 
 
 class SelfAttention(nn.Module):

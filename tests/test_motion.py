@@ -19,7 +19,7 @@ P_VALUE = 1e-3  # the seeds are fixed, so a pass stays a pass; a wrong law gives
 
 @pytest.fixture(scope="module")
 def paths() -> motion.MotionPaths:
-    return motion_paths(Draws(range(4000)), SIZE)
+    return motion_paths(Draws(range(10_000)), SIZE)
 
 
 def follows(sample, distribution) -> bool:

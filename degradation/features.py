@@ -1,0 +1,90 @@
+"""Operators on the features of a network: tokens `[B, h, w, d]` read as a stack of images.
+
+A token's d = p·p·K·C values are the p×p pixels, C colours each, of K images (`p q k c`). Measured
+features have the stack on their last axis but one, `[..., K, n]`, so that a linear map mixes it.
+"""
+
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from degradation.base import Degradation, full_precision, regularised_gain
+
+
+class FeatureMap(Protocol):
+    """H and H† of one problem's operator on tokens of one patch size; `y` fits measured features.
+
+    What depends on H, y and the noise level alone is computed when it is made.
+    """
+
+    y: Tensor  # [..., 1, n]
+
+    def H(self, tokens: Tensor) -> Tensor:
+        """`[B, h, w, d]` to measured features `[..., K, n]`."""
+
+    def H_pinv(self, measured: Tensor) -> Tensor:
+        """Back to tokens, regularised by the noise level."""
+
+
+class ImageFeatures:
+    """Any operator: the tokens become images and back. Measured: `[B, K, M]`.
+
+    A matrix too: its columns in the order of the tokens would spare nothing, because the stack lies
+    inside the tokens and has to be brought outside either way.
+    """
+
+    def __init__(self, operator: Degradation, y: Tensor, noise_level: Tensor, patch: int):
+        self.operator, self.noise_level, self.patch = operator, noise_level, patch
+        self.y = y[:, None]
+
+    def H(self, tokens: Tensor) -> Tensor:
+        p, c = self.patch, self.operator.image_shape[0]
+        parts = tokens.unflatten(-1, (p, p, -1, c)).permute(0, 5, 6, 1, 3, 2, 4)  # b k c h p w q
+        return self.operator.H(parts.flatten(5, 6).flatten(3, 4))
+
+    def H_pinv(self, measured: Tensor) -> Tensor:
+        parts = _parts(self.operator.H_pinv(measured, self.noise_level), self.patch)
+        return parts.permute(0, 3, 5, 4, 6, 1, 2).flatten(3)
+
+
+class MaskedFeatures:
+    """A mask is a factor for each value: nothing is moved. Measured: `[B, h, w, p·p, K, C]`.
+
+    mask: `[B, 1 or C, h, w]`; y: images `[B, C, h, w]`.
+    """
+
+    def __init__(self, mask: Tensor, y: Tensor, noise_level: Tensor, patch: int):
+        def tokens(images: Tensor) -> Tensor:
+            parts = _parts(images, patch).permute(0, 2, 4, 3, 5, 1)  # b h w p q c
+            return parts.flatten(3, 4).unsqueeze(-2).contiguous()
+
+        self.pixels, self.channels = patch * patch, y.shape[1]
+        self.mask = tokens(mask)
+        self.gain = tokens(regularised_gain(mask, noise_level))
+        self.y = tokens(full_precision(y))
+
+    def H(self, tokens: Tensor) -> Tensor:
+        return tokens.unflatten(-1, (self.pixels, -1, self.channels)) * self.mask
+
+    def H_pinv(self, measured: Tensor) -> Tensor:
+        return (measured * self.gain).flatten(-3)
+
+
+def _parts(images: Tensor, patch: int) -> Tensor:
+    """Images `[..., h·p, w·q]` as `[..., h, p, w, q]`."""
+    return images.unflatten(-1, (-1, patch)).unflatten(-3, (-1, patch))
+
+
+def mix(measured: Tensor, y: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """T[y, measured]: a linear map along the stack, of weight `[K, 1 + K]` and bias `[K]`."""
+    stack, n = measured.shape[-2:]
+    of_y, of_x = weight[:, :1], weight[:, 1:]
+    if measured.ndim == 3:
+        return of_x @ measured + of_y * y + bias[:, None]
+    # Many stacks of few values: one product with a larger matrix instead of many small ones.
+    eye = torch.eye(n, dtype=weight.dtype, device=weight.device)
+    linear = torch.nn.functional.linear
+    mixed = linear(measured.flatten(-2), torch.kron(of_x, eye), bias.repeat_interleave(n))
+    mixed = mixed + linear(y.flatten(-2), torch.kron(of_y, eye))
+    return mixed.unflatten(-1, (stack, n))

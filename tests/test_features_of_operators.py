@@ -1,0 +1,77 @@
+"""Operators in the layout of a network's tokens do what they do to images."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from helpers import assert_near, gaussian
+
+from degradation import (
+    DenseMatrix,
+    Mask,
+    MotionBlur,
+    NullOperator,
+    Problem,
+    StridedConvolution,
+)
+from degradation.features import ImageFeatures, MaskedFeatures, mix
+
+SHAPE = (3, 16, 8)
+PATCH, STACK = 2, 5
+
+
+def operators(batch: int = 2) -> dict[str, object]:
+    kernel = gaussian(batch, 3, 3, seed=1)
+    return {
+        "mask": Mask((gaussian(batch, 1, 16, 8, seed=2) > 0).double(), SHAPE),
+        "mask of colours": Mask((gaussian(batch, 3, 16, 8, seed=2) > 0).double(), SHAPE),
+        "matrix": DenseMatrix(gaussian(batch, 6, 384, seed=3), SHAPE),
+        "blur": StridedConvolution(kernel, 2, SHAPE),
+        "nothing": NullOperator(batch, SHAPE).to(torch.float64),
+    }
+
+
+def layer(problem: Problem, tokens: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor):
+    """H†·GELU(T[y, Ha]) on images, as the paper has it."""
+    images = rearrange(tokens, "b h w (p q k c) -> b k c (h p) (w q)", p=PATCH, q=PATCH, c=3)
+    measured = torch.cat((problem.y[:, None], problem.degradation.H(images)), 1)
+    mixed = F.gelu(weight @ measured + bias[:, None])
+    images = problem.degradation.H_pinv(mixed, problem.noise_level)
+    return rearrange(images, "b k c (h p) (w q) -> b h w (p q k c)", p=PATCH, q=PATCH)
+
+
+@pytest.mark.parametrize("kind", operators())
+@pytest.mark.parametrize("level", [0.0, 0.3])
+def test_a_layer_in_tokens_is_the_layer_on_images(kind, level):
+    operator = operators()[kind]
+    y = operator.H(gaussian(2, *SHAPE, seed=4))
+    problem = Problem(operator, y, torch.tensor([level, 0.2 + level]))
+    tokens = gaussian(2, 8, 4, PATCH * PATCH * STACK * 3, seed=5).requires_grad_()
+    weight = gaussian(STACK, STACK + 1, seed=6).requires_grad_()
+    bias = gaussian(STACK, seed=7).requires_grad_()
+    features = problem.features(PATCH)
+    assert isinstance(features, MaskedFeatures) == isinstance(operator, Mask)
+    found = features.H_pinv(F.gelu(mix(features.H(tokens), features.y, weight, bias)))
+    expected = layer(problem, tokens, weight, bias)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)  # the level is float32
+    direction = gaussian(*expected.shape, seed=8)
+    variables = [tokens, weight, bias]
+    ours = torch.autograd.grad((found * direction).sum(), variables)
+    theirs = torch.autograd.grad((expected * direction).sum(), variables, allow_unused=True)
+    for a, b in zip(ours, theirs, strict=True):
+        if b is not None and b.abs().max() > 0:
+            assert_near(a[None], b[None], 1e-5)
+
+
+def test_features_are_made_once_for_a_problem():
+    operator = operators()["mask"]
+    problem = Problem(operator, operator.H(gaussian(2, *SHAPE)), 0.1)
+    assert problem.features(2) is problem.features(2)
+    assert problem.features(2) is not problem.features(4)
+    assert problem[:1].features(2) is not problem.features(2)
+
+
+def test_other_operators_go_through_images():
+    operator = MotionBlur((2,)).sample(SHAPE, 2, [0, 1])
+    problem = Problem(operator, torch.zeros(2, 3 * 8 * 4))
+    assert isinstance(problem.features(2), ImageFeatures)
