@@ -21,6 +21,10 @@ def family_of(name: str, options: Mapping[str, Any]) -> Family:
     tensors = {f.name for f in dataclasses.fields(family_class(name)) if f.type is Tensor}
     values: dict[str, Any] = {}
     for key, value in options.items():
+        if value is None:  # as YAML has what is left out
+            continue
+        if key in tensors and key not in _READERS:
+            raise ValueError(f"degradation '{name}': {key} cannot be read from a file")
         text = ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
         values[key] = _READERS[key](text) if key in tensors else text
     return get_family(name, values)

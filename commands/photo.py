@@ -20,6 +20,7 @@ from degradation import (
     Hadamard,
     Mask,
     MatrixDegradation,
+    MotionBlur,
     Noise,
     Problem,
     RandomDegradation,
@@ -146,7 +147,9 @@ def _drawn(request: Request, photo: Tensor, image_shape: Shape, device: torch.de
         family = family.members[member]
     if isinstance(family, Blur):
         stride = cast(int, structure)
-        kernel = family.kernels(image_shape, stride, [seed]).to(device)
+        # The hand's motion is as large as the network's images; other blurs do not know of them.
+        shape = image_shape if isinstance(family, MotionBlur) else _shape(photo)
+        kernel = family.kernels(shape, stride, [seed]).to(device)
         return _blurred(request, photo, kernel, stride, image_shape)
     tiling = _tiling(request, photo, image_shape)
     if isinstance(family, MatrixDegradation | Hadamard | Colourisation) and len(tiling) > 1:

@@ -122,4 +122,5 @@ class ChannelProduct(Degradation):
 def _product(matrix: Tensor, x: Tensor) -> Tensor:
     """`[B, p, q]` times `[B, (K,) q, n]`, in the precision of the operator even under autocast."""
     with torch.autocast(x.device.type, enabled=False):
-        return per_image(matrix, x) @ x
+        dtype = torch.promote_types(matrix.dtype, x.dtype)
+        return per_image(matrix, x).to(dtype) @ x.to(dtype)

@@ -140,6 +140,8 @@ def _converted(family: type[Family], option: dataclasses.Field, text: str) -> An
     """The value of an option given as text, by the type of its field."""
     if option.type in _FAMILY_PARSERS:
         return _FAMILY_PARSERS[option.type](text)  # its own message says what is wrong
+    if option.type not in _PARSERS:
+        raise ValueError(f"{family.__name__} option {option.name} cannot be given as text")
     parse, accepted = _PARSERS[option.type]
     try:
         return parse(text)

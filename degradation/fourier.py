@@ -33,6 +33,7 @@ def irfft2(z: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 @lru_cache(maxsize=32)
+@torch.inference_mode(False)  # kept for later, when gradients may be wanted
 def _matrices(h: int, w: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
     """Both transforms as real matrices, `[h·w, 2h(w // 2 + 1)]` and back."""
     planes = torch.eye(h * w, dtype=torch.float64).unflatten(1, (h, w))

@@ -32,6 +32,8 @@ class BlockHadamard(Degradation):
                 f"signs must be [B, {n}] and rows [B, M] for images {image_shape}, not "
                 f"{tuple(signs.shape)} and {tuple(index.shape)}"
             )
+        if not (signs.abs() == 1).all():
+            raise ValueError("signs must be 1 and −1 only")
         self.block = n & -n
         self.signs, self.index = signs, index
         self.unit = torch.ones(len(signs), 1, device=signs.device)  # carries the precision
@@ -86,6 +88,7 @@ def walsh_hadamard(x: Tensor) -> Tensor:
 
 
 @lru_cache(maxsize=16)
+@torch.inference_mode(False)  # kept for later, when gradients may be wanted
 def _hadamard(n: int, device: torch.device, dtype: torch.dtype) -> Tensor:
     """The orthonormal Hadamard matrix `[n, n]`: the sign of row i, column j is that of the parity
     of the bits that i and j share (Sylvester)."""

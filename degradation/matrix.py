@@ -21,20 +21,31 @@ class DenseMatrix(Degradation):
 
     W itself is kept where it is well conditioned, so that nothing large is computed to build the
     operator: Vᵀ = (diag(1/s) Uᵀ) W. Otherwise Vᵀ takes its place. Either way every map is a product
-    with the large tensor and one with a small matrix.
+    with the large tensor and one with a small matrix. With copy=False W is the caller's own tensor,
+    which must not change afterwards.
     """
 
     tensors = ("large", "to_z", "to_y", "left", "values", "present")
 
-    def __init__(self, matrix: Tensor, image_shape: tuple[int, int, int], tol: float = 1e-3):
+    def __init__(
+        self,
+        matrix: Tensor,
+        image_shape: tuple[int, int, int],
+        tol: float = 1e-3,
+        copy: bool = True,
+    ):
         self.image_shape = image_shape
-        if matrix.ndim != 3 or matrix.shape[-1] != self.numel:
+        if matrix.ndim != 3 or matrix.shape[-1] != self.numel or not matrix.shape[1]:
             raise ValueError(
                 f"a matrix for images {self.image_shape} must be [B, M, {self.numel}], "
                 f"not {tuple(matrix.shape)}"
             )
-        self.large = matrix = full_precision(matrix)  # W, or Vᵀ [B, M, C·h·w]
-        self.present = torch.linalg.vector_norm(matrix, dim=-1) > 0
+        matrix = full_precision(matrix.clone() if copy else matrix)
+        self.large = matrix  # W, or Vᵀ [B, M, C·h·w]
+        lengths = torch.linalg.vector_norm(matrix, dim=-1)
+        if not lengths.isfinite().all():
+            raise ValueError("a matrix must hold finite numbers")
+        self.present = lengths > 0
         with torch.autocast(matrix.device.type, enabled=False):
             s, U = _decompose(_gram(matrix, self.present), tol)
             kept = U * (s > 0)[:, None]
@@ -139,5 +150,7 @@ def _one_thread() -> Iterator[None]:
 def _apply(matrix: Tensor, x: Tensor) -> Tensor:
     """`[B, m, n]` times `[B, (K,) n]`, in the precision of the operator even under autocast."""
     with torch.autocast(x.device.type, enabled=False):
+        dtype = torch.promote_types(matrix.dtype, x.dtype)
+        matrix, x = matrix.to(dtype), x.to(dtype)
         # A row vector times a matrix: several times faster than batched matrix times column.
         return torch.bmm(x.unsqueeze(1), matrix.mT).squeeze(1) if x.ndim == 2 else x @ matrix.mT

@@ -33,7 +33,8 @@ class Problem:
         noise_level: float | Tensor = 0.0,
         class_labels: Tensor | None = None,
     ):
-        level = torch.as_tensor(noise_level, dtype=torch.float32, device=y.device)
+        precision = torch.float64 if y.dtype == torch.float64 else torch.float32
+        level = torch.as_tensor(noise_level, dtype=precision, device=y.device)
         object.__setattr__(self, "degradation", degradation)
         object.__setattr__(self, "y", y)
         object.__setattr__(self, "noise_level", level.expand(len(y)))

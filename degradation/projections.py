@@ -34,11 +34,11 @@ class MatrixDegradation(Family):
         self, image_shape: Shape, structure: Any, seeds: Sequence[int], device: Device = "cpu"
     ) -> DenseMatrix:
         draws = Draws(seeds, device)
-        counts = Draws(seeds).integers(self.min_rows, self.max_rows, (1,), "rows")[:, 0].to(device)
+        counts = Draws(seeds).integers(self.min_rows, self.max_rows, (1,), "rows")[:, 0]
         matrix = draws.normal_rows(counts, self.max_rows, math.prod(image_shape), "matrix")
         lengths = torch.linalg.vector_norm(matrix, dim=-1, keepdim=True)
         matrix /= torch.where(lengths > 0, lengths, 1)
-        return DenseMatrix(matrix, image_shape)
+        return DenseMatrix(matrix, image_shape, copy=False)
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ _WORD = 0xFFFFFFFF
 _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 _WEYL = (0x9E3779B9, 0xBB67AE85)
 _BLOCK = 1 << 17  # counters worked on at a time: the intermediate tensors stay in the cache
+_GPU_BLOCK = 1 << 22  # and on a GPU, where they take some hundred bytes each
 
 Block = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor], None]
 
@@ -83,16 +84,9 @@ class Draws:
 
         Row r of an image is a sub-stream of its own, so no row depends on how many there are.
         """
-        device = self.seeds.device
-        row = torch.arange(most, device=device)[:, None]
-        if device.type != "cpu":
-            seeds = self.seeds.repeat_interleave(most)
-            rows = torch.empty(len(self), most, width, device=device)
-            _fill(rows.flatten(0, 1), seeds, row.repeat(len(self), 1), stream, _normal_block)
-            return rows * (row < counts.to(device)[:, None, None])
-        rows = torch.zeros(len(self), most, width)
-        for i, count in enumerate(counts.tolist()):  # what does not exist is not drawn
-            _fill(rows[i, :count], self.seeds[i].expand(count), row[:count], stream, _normal_block)
+        rows = torch.zeros(len(self), most, width, device=self.seeds.device)
+        fill = _fill_each if rows.device.type == "cpu" else _fill_together
+        fill(rows, self.seeds, counts, stream)  # what does not exist is not drawn
         return rows
 
     def _draw(self, shape: Sequence[int], stream: str, block: Block) -> Tensor:
@@ -120,12 +114,29 @@ def _fill(out: Tensor, seeds: Tensor, row: Tensor, stream: str, block: Block) ->
     k0, k1 = seeds[:, None] & _WORD, (seeds[:, None] >> 32) & _WORD
     total = (out.shape[1] + 3) // 4
     run = _COMPILED.get(block, block)
-    # Eager code on a CPU is fastest where its intermediate tensors stay in the cache.
-    whole = run is not block or seeds.device.type != "cpu"
-    size = total if whole else max(1, _BLOCK // len(seeds))
+    at_once = _BLOCK if seeds.device.type == "cpu" else _GPU_BLOCK
+    size = total if run is not block else max(1, at_once // len(seeds))
     for start in range(0, total, size):
         position = torch.arange(start, min(start + size, total), device=seeds.device)
         run(out[:, 4 * start : 4 * (start + len(position))], position, row, low, high, k0, k1)
+
+
+def _fill_each(rows: Tensor, seeds: Tensor, counts: Tensor, stream: str) -> None:
+    """The first counts[i] of the rows `[B, most, width]` with normal numbers, image by image."""
+    row = torch.arange(rows.shape[1], device=rows.device)[:, None]
+    for out, seed, count in zip(rows, seeds, counts.tolist(), strict=True):
+        _fill(out[:count], seed.expand(count), row[:count], stream, _normal_block)
+
+
+def _fill_together(rows: Tensor, seeds: Tensor, counts: Tensor, stream: str) -> None:
+    """The same in few large steps: a GPU would spend its time on starting small ones."""
+    exists = torch.arange(rows.shape[1]) < counts.cpu()[:, None]
+    images, numbers = exists.nonzero(as_tuple=True)
+    for part in torch.arange(len(images)).split(max(1, 4 * _GPU_BLOCK // rows.shape[2])):
+        image, row = images[part].to(rows.device), numbers[part].to(rows.device)
+        values = torch.empty(len(part), rows.shape[2], device=rows.device)
+        _fill(values, seeds[image], row[:, None], stream, _normal_block)
+        rows[image, row] = values
 
 
 def _uniform_block(

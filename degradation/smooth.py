@@ -157,6 +157,7 @@ def _covariance(x: Tensor) -> Tensor:
 
 
 @lru_cache(maxsize=16)
+@torch.inference_mode(False)  # kept for later, when gradients may be wanted
 def _spectrum(
     h: int, w: int, device: torch.device, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -178,6 +179,7 @@ def _cosines(n: int) -> Tensor:
 
 
 @lru_cache(maxsize=16)
+@torch.inference_mode(False)  # kept for later, when gradients may be wanted
 def _probe(
     image_shape: tuple[int, int, int], rows: int, device: torch.device
 ) -> tuple[Tensor, Tensor]:

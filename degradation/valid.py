@@ -148,7 +148,7 @@ class ValidConvolution(_Valid):
                 f"blur with stride {stride} has {count} samples inside {h}×{w} pixels, too many "
                 f"for an exact matrix (at most {MAX_ROWS}, and 1 GiB)"
             )
-        dense = DenseMatrix(_matrix(weights, self.geometry, (h, w)), (1, h, w), tol)
+        dense = DenseMatrix(_matrix(weights, self.geometry, (h, w)), (1, h, w), tol, copy=False)
         with torch.autocast(weights.device.type, enabled=False):
             self.right = dense.to_z @ dense.large  # Vᵀ [B, R, h·w]
         self.left = dense.left  # U [B, R, R]
@@ -182,7 +182,8 @@ class ValidConvolution(_Valid):
         """`[B, (K,) C, m]` times `[B, m, n]`, flattened: `[B, (K,) C·n]`, in full precision."""
         with torch.autocast(x.device.type, enabled=False):
             stack = x.flatten(1, -2)  # [B, K·C, m]
-            return (stack @ matrix).unflatten(1, x.shape[1:-1]).flatten(-2)
+            dtype = torch.promote_types(stack.dtype, matrix.dtype)
+            return (stack.to(dtype) @ matrix.to(dtype)).unflatten(1, x.shape[1:-1]).flatten(-2)
 
 
 class ValidRegion(_Valid, Iterative):

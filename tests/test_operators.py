@@ -805,3 +805,49 @@ def without_weak_frequencies(kernel: Tensor, side: int) -> Tensor:
     size = spectrum.abs().flatten(1)
     weak = size < 1e-4 * (size.amax(1, keepdim=True) - size.amin(1, keepdim=True))
     return torch.fft.ifft2(spectrum * ~weak.view(spectrum.shape)).real.to(kernel)
+
+
+def test_a_matrix_keeps_its_values_when_the_callers_change():
+    W = gaussian(1, 3, 48, dtype=torch.float32)
+    op, x = DenseMatrix(W, (3, 4, 4)), gaussian(1, 3, 4, 4, dtype=torch.float32)
+    before = op.H(x)
+    W *= 2
+    assert torch.equal(op.H(x), before)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_matrix_that_is_not_finite_is_refused(value):
+    W = gaussian(1, 3, 48, dtype=torch.float32)
+    W[0, 1, 7] = value
+    with pytest.raises(ValueError, match="finite"):
+        DenseMatrix(W, (3, 4, 4))
+
+
+def test_images_in_float64_meet_operators_in_float32():
+    x = gaussian(1, 3, 8, 8)
+    kernel = torch.ones(1, 3, 3) / 9
+    for op in (
+        DenseMatrix(gaussian(1, 5, 192, dtype=torch.float32), (3, 8, 8)),
+        ChannelProduct(torch.ones(1, 1, 3), Mask(torch.ones(1, 1, 8, 8), (1, 8, 8))),
+        ValidConvolution(kernel, 1, (3, 8, 8)),
+        StridedConvolution(kernel, 2, (3, 8, 8)),
+    ):
+        y = op.H(x)
+        assert y.dtype == torch.float64
+        assert op.H_pinv(y).dtype == torch.float64
+        torch.testing.assert_close(op.H(x.float()), y.float(), rtol=1e-5, atol=1e-5)
+
+
+def test_constants_made_in_inference_mode_serve_training_later():
+    from degradation import fourier, hadamard
+
+    fourier._matrices.cache_clear()
+    hadamard._hadamard.cache_clear()
+    kernel = torch.ones(1, 2, 2) / 4
+    with torch.inference_mode():
+        StridedConvolution(kernel, 2, (1, 8, 8)).H(torch.ones(1, 1, 8, 8))
+        hadamard.walsh_hadamard(torch.ones(1, 8))
+    x = torch.ones(1, 1, 8, 8, requires_grad=True)
+    StridedConvolution(kernel, 2, (1, 8, 8)).H(x).sum().backward()
+    hadamard.walsh_hadamard(x.flatten(1)).sum().backward()
+    assert x.grad.isfinite().all()
