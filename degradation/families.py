@@ -1,6 +1,8 @@
 """The families by name: the mixture of several, and building one from options given as text."""
 
+import contextlib
 import dataclasses
+import importlib
 import math
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -104,15 +106,21 @@ FAMILIES: dict[str, type[Family]] = {
 
 
 def family_class(name: str) -> type[Family]:
-    """The class of a command-line name: `MotionBlur` or `degradation.MotionBlur`.
+    """The class of a command-line name: `MotionBlur`, `degradation.MotionBlur`, or `module.Class`
+    for a family of the user's own, such as one of `PhysicsFamily`.
 
     Raises ValueError with the known names.
     """
-    try:
-        return FAMILIES[name.removeprefix("degradation.")]
-    except KeyError:
-        known = ", ".join(f"degradation.{known}" for known in FAMILIES)
-        raise ValueError(f"unknown degradation '{name}'; known are {known}") from None
+    short = name.removeprefix("degradation.")
+    if short in FAMILIES:
+        return FAMILIES[short]
+    module, _, attribute = name.rpartition(".")
+    with contextlib.suppress(ModuleNotFoundError, ValueError):
+        found = getattr(importlib.import_module(module), attribute, None)
+        if isinstance(found, type) and issubclass(found, Family):
+            return found
+    known = ", ".join(f"degradation.{known}" for known in FAMILIES)
+    raise ValueError(f"unknown degradation '{name}'; known are {known}, or module.Class of yours")
 
 
 def get_family(name: str, options: Mapping[str, Any] | None = None) -> Family:

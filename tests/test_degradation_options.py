@@ -250,3 +250,25 @@ def test_help_names_the_option():
     for command in (calculate_metrics.main, restore, train.main):
         words = ["gen", "-h"] if command is calculate_metrics.main else ["-h"]
         assert "--degradation-opt" in CliRunner().invoke(command, words).output
+
+
+def test_a_family_of_the_users_own_is_found_by_its_module(tmp_path, monkeypatch):
+    (tmp_path / "mine.py").write_text(
+        "from dataclasses import dataclass\n"
+        "from degradation import Family, Mask\n"
+        "import torch\n"
+        "@dataclass(frozen=True)\n"
+        "class Everything(Family):\n"
+        "    shade: int = 1\n"
+        "    def sample(self, image_shape, structure, seeds, device='cpu'):\n"
+        "        return Mask(torch.ones(len(seeds), 1, *image_shape[1:]), image_shape)\n"
+        "NotOne = int\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    family = get_family("mine.Everything", {"shade": "3"})
+    assert family.shade == 3
+    x = torch.ones(2, 3, 4, 4)
+    assert torch.equal(family.sample((3, 4, 4), None, [0, 1]).H(x), x.flatten(1))
+    for name in ("mine.NotOne", "mine.None", "nowhere.Everything", ".Everything", "Everything"):
+        with pytest.raises(ValueError, match="unknown degradation"):
+            get_family(name)
