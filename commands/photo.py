@@ -192,7 +192,9 @@ def _task(
     if request.measured:
         problem = _problem(request, operator, operator.H(x))
     else:
-        problem = request.noise().measure(operator, x, draws, _labels(request, device))
+        noise = request.noise()
+        noise.check(operator)
+        problem = noise.measure(operator, x, draws, _labels(request, device))
     picture = operator.measurement_image(problem.y)
     return Task(
         problem,

@@ -14,7 +14,7 @@ Shape = tuple[int, int, int]
 Device = torch.device | str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # a family of tensors equals itself alone
 class Family:
     """A distribution over operators.
 

@@ -12,6 +12,8 @@ from degradation.base import Degradation, full_precision
 
 Linear = Callable[[Tensor], Tensor]
 
+_LOOK = 4  # steps between two looks at whether all are done: each waits for the device
+
 
 class Iterative(Degradation):
     """A linear operator without an SVD: a subclass gives `_measure`, `_spread`, `norm` and `rows`.
@@ -21,10 +23,12 @@ class Iterative(Degradation):
     below. So H H_pinv(y) is y to a few `floor` only; with floor 0 it is the least-squares solution
     of smallest norm, for which many steps can be needed. Conjugate gradients stop, for each image
     by itself, where the residual of the normal equations has fallen to `tol` of what it was, or to
-    the precision of the numbers; a warning says where `max_iter` steps are not enough.
+    the precision of the numbers; a warning says where `max_iter` steps are not enough. A
+    measurement that holds NaN has an H_pinv of NaN.
 
-    All maps are differentiable: the gradient of H is Hᵀ, that of H_pinv another solution by
-    conjugate gradients. What the subclass calls need not be differentiable itself.
+    All maps are differentiable: the gradient of H is Hᵀ, that of H_pinv, by y and by the noise
+    level where that is above the floor, another solution by conjugate gradients. What the subclass
+    calls need not be differentiable itself.
     """
 
     diagonalisable = False
@@ -33,7 +37,8 @@ class Iterative(Degradation):
     max_iter: int = 500
     floor: float = 1e-3
     norm: Tensor
-    """‖H‖ `[B]`, or a little more; its type is that of the arithmetic."""
+    """‖H‖ `[B]`, roughly: what the floor and the rounding are measured by. Its type is that of the
+    arithmetic."""
 
     def _measure(self, x: Tensor) -> Tensor:
         """Hx of stacks: `[B, K, C, h, w]` to `[B, K, M]`."""
@@ -53,8 +58,9 @@ class Iterative(Degradation):
 
     def H_pinv(self, y: Tensor, noise_level: float | Tensor = 0.0) -> Tensor:
         sigma = torch.as_tensor(noise_level).to(self.norm).expand(len(self))
-        system = self._system(torch.maximum(sigma, self.floor * self.norm))
-        return self.unflatten(self._on_stacks(lambda v: _Solve.apply(v, system), y))
+        sigma = torch.maximum(sigma, self.floor * self.norm)[:, None, None]
+        system = self._system()
+        return self.unflatten(self._on_stacks(lambda v: _Solve.apply(v, sigma, system), y))
 
     def clean(self, y: Tensor) -> Tensor:
         """HH†y."""
@@ -65,7 +71,7 @@ class Iterative(Degradation):
         v = full_precision(v).to(self.norm.dtype)
         return fn(v) if v.ndim == 3 else fn(v[:, None])[:, 0]
 
-    def _system(self, sigma: Tensor | None = None) -> "_System":
+    def _system(self) -> "_System":
         def measure(x: Tensor) -> Tensor:
             with torch.autocast(x.device.type, enabled=False):
                 return self._measure(self.unflatten(x))
@@ -74,9 +80,7 @@ class Iterative(Degradation):
             with torch.autocast(y.device.type, enabled=False):
                 return self._spread(y).flatten(-3)
 
-        sigma = torch.zeros_like(self.norm) if sigma is None else sigma
-        scales = sigma[:, None, None], self.norm[:, None, None]
-        return _System(measure, spread, *scales, self.tol, self.max_iter)
+        return _System(measure, spread, self.norm[:, None, None], self.tol, self.max_iter)
 
     # ---- what needs the SVD -------------------------------------------------------------------
 
@@ -110,12 +114,11 @@ class Iterative(Degradation):
 class _System:
     """A linear map A of vectors `[B, K, n]` to `[B, K, m]`, and how its least squares are solved.
 
-    sigma, norm: `[B, 1, 1]`.
+    norm: `[B, 1, 1]`.
     """
 
     forward: Linear
     adjoint: Linear
-    sigma: Tensor
     norm: Tensor
     tol: float
     max_iter: int
@@ -123,23 +126,25 @@ class _System:
     def transposed(self) -> "_System":
         return replace(self, forward=self.adjoint, adjoint=self.forward)
 
-    def solve(self, y: Tensor) -> Tensor:
+    def solve(self, y: Tensor, sigma: Tensor) -> Tensor:
         """argmin ‖Ax − y‖² + σ²‖x‖², of smallest norm: (AᵀA + σ²I)⁻¹Aᵀy, for each row of y.
+
+        sigma: `[B, 1, 1]`.
 
         Conjugate gradients for least squares (Björck, Numerical Methods for Least Squares
         Problems, 1996, algorithm 7.4.1) with a damping σ: all steps are the same for one image
         alone as in a batch, where rows that are done wait.
         """
-        variance, x, residual = self.sigma.square(), None, y
+        variance, residual = sigma.square(), y
         direction = slope = self.adjoint(y)
-        x = torch.zeros_like(slope)
         energy = _energy(slope)
+        x = torch.zeros_like(slope) + 0 * energy  # NaN, of which no energy is above another, stays
         # Aᵀ of the rounding errors of y: less than that cannot be reached.
         rounding = (4 * torch.finfo(y.dtype).eps * self.norm).square() * _energy(y)
         enough = torch.maximum(self.tol**2 * energy, rounding)
-        for _ in range(self.max_iter):
+        for step_number in range(self.max_iter):
             active = energy > enough
-            if not active.any():
+            if step_number % _LOOK == 0 and not active.any():
                 return x
             image = self.forward(direction)
             curvature = _energy(image) + variance * _energy(direction)
@@ -181,13 +186,27 @@ class _Apply(torch.autograd.Function):
 
 
 class _Solve(torch.autograd.Function):
-    """(AᵀA + σ²I)⁻¹Aᵀy, whose gradient is (AAᵀ + σ²I)⁻¹Ag: the same for the transposed map."""
+    """x = (AᵀA + σ²I)⁻¹Aᵀy. Its gradient by y is u = (AAᵀ + σ²I)⁻¹Ag, the same for the transposed
+    map; by σ it is −2σ⟨g, (AᵀA + σ²I)⁻¹x⟩ = −2/σ ⟨u, y − Ax⟩, for x = Aᵀ(y − Ax)/σ²."""
 
     @staticmethod
-    def forward(ctx: Any, y: Tensor, system: _System) -> Tensor:
+    def forward(ctx: Any, y: Tensor, sigma: Tensor, system: _System) -> Tensor:
         ctx.system = system
-        return system.solve(y)
+        x = system.solve(y, sigma)
+        if ctx.needs_input_grad[1]:
+            ctx.save_for_backward(y, sigma, x)
+        else:
+            ctx.save_for_backward(sigma)
+        return x
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        return _Solve.apply(grad, ctx.system.transposed()), None
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor | None, None]:
+        if not ctx.needs_input_grad[1]:
+            (sigma,) = ctx.saved_tensors
+            return _Solve.apply(grad, sigma, ctx.system.transposed()), None, None
+        y, sigma, x = ctx.saved_tensors
+        back = _Solve.apply(grad, sigma, ctx.system.transposed())
+        residual = y - _Apply.apply(x, ctx.system)
+        slope = (back * residual).sum((1, 2), keepdim=True)
+        by_sigma = torch.where(sigma > 0, -2 * slope / torch.where(sigma > 0, sigma, 1), 0)
+        return back, by_sigma, None

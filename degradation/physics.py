@@ -2,7 +2,7 @@
 
 import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, Self, runtime_checkable
 
@@ -15,8 +15,9 @@ from degradation.iterative import Iterative
 from degradation.randomness import Draws
 
 _POWER_STEPS = 32  # of the iteration for ‖H‖: a few per cent are enough for a floor
-_ADJOINT = 1e-3  # largest error of ⟨Ax, y⟩ = ⟨x, Aᵀy⟩, in units of ‖A‖‖x‖‖y‖
+_ADJOINT = 1e-3  # largest relative error of ‖Ax‖² = ⟨x, AᵀAx⟩
 _PENROSE = 1e-3  # largest relative error of an A_dagger that is called exact
+_ROUNDING = 8  # times the precision of the numbers: a row of H this small is rounding
 
 
 @runtime_checkable
@@ -37,12 +38,12 @@ class FromPhysics(Iterative):
 
     Complex measurements become real ones with a last axis of 2; `measurement_shape` is the form of
     y as a picture, by default what A returns. Rows of H that are zero do not exist (`rows`): they
-    are found by measuring an image of random numbers. tol, max_iter and floor are those of
-    conjugate gradients (`Iterative`). exact_dagger: `A_dagger` is the pseudo-inverse, and stands in
-    for them at noise level 0; it has to be differentiable where gradients are wanted.
+    are found by measuring two images of random numbers, up to rounding. tol, max_iter and floor are
+    those of conjugate gradients (`Iterative`). exact_dagger: `A_dagger` is the pseudo-inverse, and
+    stands in for them at noise level 0; it has to be differentiable where gradients are wanted.
 
     Raises ValueError where A_adjoint is not the adjoint of A, A_dagger not the pseudo-inverse it is
-    said to be, or the measurements do not fit together.
+    said to be, the measurements do not fit together, or a module holds numbers of 16 bits.
     """
 
     tensors = ("index", "norm", "exists")
@@ -67,7 +68,9 @@ class FromPhysics(Iterative):
         self.tol, self.max_iter, self.floor = tol, max_iter, floor
         self.exact_dagger = exact_dagger
         self.physics = members
-        device, dtype = _home(members[0])
+        homes = [_home(member) for member in members]
+        device, dtype = homes[0]
+        self.members = tuple(range(len(members)))
         self.index = torch.arange(len(members), device=device)
         self._probe(dtype)
         self.measurement_shape = self._pictured(measurement_shape)
@@ -112,6 +115,12 @@ class FromPhysics(Iterative):
             other.physics = tuple(_moved(member, device, dtype) for member in self.physics)
         return other
 
+    def _map(self, fn: Callable[[Tensor], Tensor]) -> Self:
+        other = super()._map(fn)
+        if len(self.physics) > 1:
+            other.members = tuple(other.index.tolist())  # once: a device is waited for
+        return other
+
     # ---- calls of the physics -----------------------------------------------------------------
 
     def _measure(self, x: Tensor) -> Tensor:
@@ -129,7 +138,7 @@ class FromPhysics(Iterative):
         if len(self.physics) == 1:
             out = convert(getattr(self.physics[0], name)(v.flatten(0, 1)))
             return out.unflatten(0, v.shape[:2])
-        members = [self.physics[i] for i in self.index.tolist()]
+        members = [self.physics[i] for i in self.members]
         parts = [getattr(m, name)(part) for m, part in zip(members, v, strict=True)]
         return torch.stack([convert(part) for part in parts])
 
@@ -156,16 +165,18 @@ class FromPhysics(Iterative):
 
     @torch.no_grad()
     def _probe(self, dtype: torch.dtype) -> None:
-        """The form of a measurement, and its rows that a random image leaves at exactly zero."""
-        x = self._random_image(dtype, "probe")
-        y = self.physics[0].A(x[0])
+        """The form of a measurement, and its rows that random images leave at zero."""
+        x = torch.cat([self._random_image(dtype, name) for name in ("probe", "probe/2")], 1)
+        y = self.physics[0].A(x[0, :1])
         if not isinstance(y, Tensor) or y.ndim < 2 or len(y) != 1:
             raise ValueError(
                 "A must map images [n, C, h, w] to one tensor of measurements [n, ...], not to "
                 f"{tuple(y.shape) if isinstance(y, Tensor) else type(y).__name__} for one image"
             )
         self.complex, self.native_shape = y.is_complex(), y.shape[1:]
-        self.exists = self._measure(x)[:, 0] != 0
+        seen = self._measure(x)
+        scale = seen.square().mean((1, 2)).sqrt()[:, None]
+        self.exists = seen.abs().amax(1) > _ROUNDING * torch.finfo(seen.dtype).eps * scale
         self.norm = torch.ones(len(self.physics), device=y.device, dtype=dtype)
 
     def _pictured(self, shape: Sequence[int] | None) -> tuple[int, ...]:
@@ -189,47 +200,61 @@ class FromPhysics(Iterative):
 
     @torch.no_grad()
     def _check_adjoint(self) -> None:
+        """‖Ax‖² = ⟨x, AᵀAx⟩ and ‖Aᵀy‖² = ⟨y, AAᵀy⟩ for each physics. Independent x and y would not
+        tell: ⟨Ax, y⟩ is small beside ‖Ax‖‖y‖, the more so the larger the image."""
         x = self._random_image(self.norm.dtype, "adjoint").flatten(2)
-        system = self._system()
-        image = system.forward(x)
-        y = Draws([1], x.device).normal(image.shape[2:], "physics/adjoint").to(image)
-        back = system.adjoint(y.expand_as(image))
-        scale = image.norm() * y.norm() + x.norm() * back.norm()
-        if ((image * y).sum(-1) - (x * back).sum(-1)).abs().max() > _ADJOINT * scale:
-            raise ValueError(
-                f"A_adjoint of {type(self.physics[0]).__name__} is not the adjoint of its A: "
-                "conjugate gradients need the exact one"
-            )
+        there, back = (system := self._system()).forward, system.adjoint
+        y = self._random_like(there(x), 1, "adjoint")
+        for v, first, second in ((x, there, back), (y, back, there)):
+            image = first(v)
+            energy = image.square().sum(-1)
+            wrong = ~((energy - (v * second(image)).sum(-1)).abs() <= _ADJOINT * energy)
+            if wrong.any():
+                raise ValueError(
+                    f"A_adjoint of {self._named(wrong)} is not the adjoint of its A: "
+                    "conjugate gradients need the exact one"
+                )
 
     @torch.no_grad()
     def _check_dagger(self) -> None:
-        """The four Penrose identities, on random vectors."""
+        """The Penrose identities on random vectors, for each physics: AA†A = A and A†AA† = A†, and
+        that the projections P = A†A and AA† are orthogonal, ⟨Pv, v − Pv⟩ = 0."""
         x = self._random_image(self.norm.dtype, "dagger").flatten(2)
-        other = self._random_image(self.norm.dtype, "other").flatten(2)
         measure = self._system().forward
 
         def dagger(y: Tensor) -> Tensor:
             return self._dagger(y).flatten(-3)
 
         y = measure(x)
-        z = Draws([2], y.device).normal(y.shape[2:], "physics/dagger").to(y).expand_as(y)
+        z = self._random_like(y, 2, "dagger")
         back = dagger(z)
         seen, found = dagger(y), measure(back)
-        errors = (
-            (measure(seen) - y).norm() / y.norm(),
-            (dagger(found) - back).norm() / back.norm(),
-            ((seen * other).sum() - (x * dagger(measure(other))).sum()).abs()
-            / (x.norm() * other.norm()),
-            ((found * y).sum() - (z * measure(dagger(y))).sum()).abs() / (z.norm() * y.norm()),
+        identities = (
+            ((measure(seen) - y).norm(dim=-1), y.norm(dim=-1)),
+            ((dagger(found) - back).norm(dim=-1), back.norm(dim=-1)),
+            ((seen * (x - seen)).sum(-1).abs(), seen.square().sum(-1)),
+            ((found * (z - found)).sum(-1).abs(), found.square().sum(-1)),
         )
-        if not max(errors) < _PENROSE:
-            raise ValueError(
-                f"A_dagger of {type(self.physics[0]).__name__} is not the pseudo-inverse of its A: "
-                "leave out exact_dagger, and conjugate gradients take its place"
-            )
+        for error, scale in identities:
+            wrong = ~(error <= _PENROSE * scale)
+            if wrong.any():
+                raise ValueError(
+                    f"A_dagger of {self._named(wrong)} is not the pseudo-inverse of its A: "
+                    "leave out exact_dagger, and conjugate gradients take its place"
+                )
+
+    def _random_like(self, y: Tensor, seed: int, stream: str) -> Tensor:
+        """Random measurements, the same ones for each physics."""
+        return Draws([seed], y.device).normal(y.shape[2:], f"physics/{stream}").to(y).expand_as(y)
+
+    def _named(self, wrong: Tensor) -> str:
+        """The first physics that is wrong, `[P, 1]`."""
+        number = int(wrong[:, 0].byte().argmax())
+        name = type(self.physics[number]).__name__
+        return name if len(self.physics) == 1 else f"{name} (physics {number} of the list)"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class PhysicsFamily(Family):
     """Always one physics, or one of a list, drawn uniformly from the seed of each image.
 
@@ -239,7 +264,7 @@ class PhysicsFamily(Family):
     physics: Physics | Sequence[Physics]
     options: dict[str, Any] = field(default_factory=dict)
     _made: dict[tuple[Shape, str], FromPhysics] = field(
-        default_factory=dict, init=False, repr=False, compare=False
+        default_factory=dict, init=False, repr=False
     )
 
     def sample(
@@ -257,11 +282,17 @@ class PhysicsFamily(Family):
 
 
 def _home(physics: Physics) -> tuple[torch.device, torch.dtype]:
-    """Device and type of a module's numbers; the CPU and float32 for anything else."""
+    """Device and type of a module's numbers; the CPU and float32 for anything else. ValueError for
+    numbers of 16 bits."""
     device, dtype = torch.device("cpu"), torch.float32
     if isinstance(physics, torch.nn.Module):
         for tensor in (*physics.parameters(), *physics.buffers()):
             device = tensor.device
+            if tensor.dtype in (torch.float16, torch.bfloat16, torch.complex32):
+                raise ValueError(
+                    f"{type(physics).__name__} holds {tensor.dtype} numbers, too short for "
+                    "conjugate gradients: give it in float32, as by its .float()"
+                )
             if tensor.dtype in (torch.float64, torch.complex128):
                 dtype = torch.float64
     return device, dtype

@@ -90,3 +90,9 @@ def test_a_given_mask_is_every_operator(channels):
 def test_options_out_of_range_are_refused(make, text):
     with pytest.raises(ValueError, match=text):
         make()
+
+
+def test_families_of_tensors_equal_themselves_alone():
+    one, two = (FixedMask(torch.ones(1, 4, 4, dtype=torch.bool)) for _ in range(2))
+    assert one == one and one != two and len({one, two}) == 2
+    assert CentreBox() == CentreBox() and hash(CentreBox()) == hash(CentreBox())

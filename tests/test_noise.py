@@ -8,6 +8,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 from helpers import gaussian
+from plain_physics import Rows
 from scipy import stats
 from torch import Tensor
 
@@ -25,6 +26,7 @@ from degradation import (
     MotionBlur,
     NoDegradation,
     NullOperator,
+    PhysicsFamily,
     PoissonNoise,
     RandomDegradation,
     SRConv,
@@ -174,7 +176,53 @@ def test_blur_with_weights_of_a_mean(form: type) -> None:
     noise.check(form(UNIFORM, 2, SMALL))
     for wrong in (EDGE, DOUBLE):
         with pytest.raises(ValueError, match=rf"intensities, and {form.__name__} here"):
-            noise.measure(form(wrong, 1, SMALL), torch.zeros(1, *SMALL), Draws([0]))
+            noise.check(form(wrong, 1, SMALL))
+
+
+def test_every_row_is_examined() -> None:
+    values = torch.full((1, 3, 192), 1 / 192)
+    PoissonNoise(1.0).check(DenseMatrix(values, SMALL, tol=0.0))
+    values[0, 2] = 0
+    values[0, 2, :2] = torch.tensor([1.9, -0.9])
+    with pytest.raises(ValueError, match="DenseMatrix here gives others"):
+        PoissonNoise(1.0).check(DenseMatrix(values, SMALL, tol=0.0))
+
+
+def test_the_check_is_in_the_precision_of_the_operator() -> None:
+    class Strict(DenseMatrix):
+        def H(self, x: Tensor) -> Tensor:
+            assert x.dtype == torch.float64
+            return super().H(x)
+
+        def H_adjoint(self, y: Tensor) -> Tensor:
+            assert y.dtype == torch.float64
+            return super().H_adjoint(y)
+
+    PoissonNoise(100.0).check(Strict(torch.full((1, 1, 192), 1 / 192).double(), SMALL))
+
+
+def test_measuring_relies_on_the_check_that_ran(monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(PoissonNoise, "check", lambda *_: pytest.fail("checked again"))
+        PoissonNoise(9.0).measure(StridedConvolution(UNIFORM, 2, SMALL), grey(0.0)[..., :8, :8],
+                                  Draws([0]))  # fmt: skip
+    stripes = torch.ones(SMALL)
+    stripes[..., ::2] = -1
+    for wrong, x in ((EDGE, stripes), (DOUBLE, torch.ones(SMALL)), (DOUBLE, -torch.ones(SMALL))):
+        op = StridedConvolution(wrong, 1, SMALL, tol=0.0)
+        with pytest.raises(ValueError, match="must be in"):
+            PoissonNoise(1.0).measure(op, x[None], Draws([0]))
+
+
+def test_truncation_leaves_intensities_below_black_that_become_black() -> None:
+    x = grey(-1.0)
+    x[..., 24:40, 24:40] = 1
+    op = MotionBlur().sample(SHAPE, 2, [1])
+    v, peak = op.H(x), 1e4
+    below = -1 - v[op.rows]
+    assert (below > 1e-6).float().mean() > 0.2 and 1e-4 < below.max() < 0.01
+    y = PoissonNoise(peak).measure(op, x, Draws([0])).y
+    assert (y[op.rows][below > 0] == -1).all()
 
 
 @pytest.mark.parametrize(
@@ -210,6 +258,16 @@ def test_any_other_physics_is_held_to_the_same() -> None:
     physics.scale = 2.0
     with pytest.raises(ValueError, match="FromPhysics here gives others"):
         PoissonNoise(1.0).check(FromPhysics(physics, SMALL))
+
+
+def test_one_of_a_list_is_held_to_it_too() -> None:
+    def means(scale: float) -> Rows:
+        return Rows(torch.full((2, 192), scale / 192), SMALL)
+
+    check_noise(PoissonNoise(1.0), PhysicsFamily([means(1.0), means(1.0)]), SMALL)
+    for scales in ((1.0, 2.0), (2.0, 1.0)):
+        with pytest.raises(ValueError, match="FromPhysics here gives others"):
+            check_noise(PoissonNoise(1.0), PhysicsFamily([means(s) for s in scales]), SMALL)
 
 
 def test_families_are_checked_before_anything_runs() -> None:

@@ -9,7 +9,7 @@ from helpers import assert_near, gaussian, matrix, regularised_inverse
 from plain_physics import SHAPE, KSpace, Padded, Rows
 from torch import Tensor
 
-from degradation import Draws, FromPhysics, GaussianNoise
+from degradation import Draws, FromPhysics, GaussianNoise, PhysicsFamily
 
 LEVELS = torch.tensor([0.05, 0.3], dtype=torch.float64)
 
@@ -119,6 +119,37 @@ def test_gradients_are_those_of_the_maps(case: str) -> None:
     assert torch.autograd.gradgradcheck(lambda y: op.H_pinv(y, LEVELS).square(), (y,), **fast)
 
 
+@pytest.mark.parametrize("case", ["picture", "dependent rows", "complex", "one each"])
+def test_the_gradient_by_the_noise_level(case: str) -> None:
+    op = build(case, tol=1e-13)
+    y = gaussian(2, 3, op.rows.shape[1], seed=1).requires_grad_()
+    level = LEVELS.clone().requires_grad_()
+    fast = {"fast_mode": True}
+    assert torch.autograd.gradcheck(op.H_pinv, (y, level), **fast)
+    assert torch.autograd.gradcheck(lambda t: op.H_pinv(y[:, 0].detach(), t), (level,), **fast)
+    assert torch.autograd.gradgradcheck(lambda y, t: op.H_pinv(y, t), (y, level), **fast)
+    shared = torch.tensor(0.1, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda t: op.H_pinv(y.detach(), t), (shared,), **fast)
+    below = torch.zeros((), dtype=torch.float64, requires_grad=True)  # the floor counts
+    for floor in (1e-3, 0.0):
+        op.floor = floor
+        (slope,) = torch.autograd.grad(
+            op.H_pinv(op.H(op.H_adjoint(y.detach())), below).sum(), below
+        )
+        assert slope == 0
+
+
+@every_physics
+def test_nan_comes_out_and_stays_with_its_image(case: str) -> None:
+    op = build(case, torch.float32)
+    y = op.H(gaussian(2, 3, *SHAPE, dtype=torch.float32))
+    expected = op.H_pinv(y)
+    y[0, 1, op.rows[0].byte().argmax()] = torch.nan
+    x = op.H_pinv(y)
+    assert x[0, 1].isnan().all()
+    assert torch.equal(x[1], expected[1]) and torch.equal(x[0, ::2], expected[0, ::2])
+
+
 def test_autocast_leaves_the_arithmetic_alone() -> None:
     op = build("picture", torch.float32)
     x = gaussian(2, *SHAPE, dtype=torch.float32)
@@ -137,6 +168,27 @@ def test_one_physics_of_a_list_for_each_image() -> None:
     assert (op.H(x[:1].expand(2, -1, -1, -1)).diff(dim=0).abs() > 0).any()
 
 
+def test_nothing_waits_for_the_device_at_every_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    op = build("one each", torch.float32)
+    y = op.H(gaussian(2, *SHAPE, dtype=torch.float32))
+    counts = {"steps": 0, "looks": 0}
+    spread, look = op._spread, Tensor.__bool__
+
+    def counted(self: Tensor) -> bool:
+        counts["looks"] += 1
+        return look(self)
+
+    def stepping(y: Tensor) -> Tensor:
+        counts["steps"] += 1
+        return spread(y)
+
+    monkeypatch.setattr(op, "_spread", stepping)
+    monkeypatch.setattr(Tensor, "__bool__", counted)
+    monkeypatch.setattr(Tensor, "tolist", lambda _: pytest.fail("waits"))
+    op.H_pinv(y)
+    assert counts["steps"] > 12 and counts["looks"] <= counts["steps"] / 4 + 1
+
+
 def test_a_cast_leaves_the_physics_of_the_user_as_it_was() -> None:
     physics = KSpace()
     op = FromPhysics(physics, SHAPE).to(torch.float64)
@@ -152,6 +204,23 @@ def test_rows_that_are_zero_do_not_exist() -> None:
     assert not op.rows[:, ~seen.flatten()].any()
     problem = GaussianNoise(0.1).measure(op, gaussian(2, *SHAPE), Draws([1, 2]))
     assert not problem.y[~op.rows].any() and problem.y[op.rows].all()
+
+
+def test_rows_that_are_zero_but_for_rounding_do_not_exist() -> None:
+    class Spectrum:
+        def A(self, x: Tensor) -> Tensor:
+            return torch.fft.fft2(x, norm="ortho")
+
+        def A_adjoint(self, y: Tensor) -> Tensor:
+            return torch.fft.ifft2(y, norm="ortho")
+
+    # The imaginary parts where −k = k: 4 of them in each channel of even sides.
+    for side in (6, 20, 48):
+        assert int((~FromPhysics(Spectrum(), (3, side, side)).rows).sum()) == 12
+    # Rows far smaller than others are rows.
+    values = gaussian(20, 72)
+    values[:3] *= 1e-4
+    assert FromPhysics(Rows(values), SHAPE).rows.all()
 
 
 def test_measurements_as_pictures() -> None:
@@ -238,3 +307,108 @@ def test_a_dagger_that_is_not_exact_is_refused() -> None:
 
     with pytest.raises(ValueError, match="Approximate is not the pseudo-inverse"):
         FromPhysics(Approximate(gaussian(20, 72)), SHAPE, exact_dagger=True)
+
+
+LARGE = (3, 128, 128)
+
+
+class Pixels:
+    """Every pixel, with an adjoint that may be wrong."""
+
+    def __init__(self, wrong: Callable[[Tensor], Tensor] = lambda y: y, scale: float = 1.0):
+        self.wrong, self.scale = wrong, scale
+
+    def A(self, x: Tensor) -> Tensor:
+        return self.scale * x
+
+    def A_adjoint(self, y: Tensor) -> Tensor:
+        return self.scale * self.wrong(y)
+
+
+WRONG: dict[str, Callable[[Tensor], Tensor]] = {
+    "longer": lambda y: 1.1 * y,
+    "half": lambda y: 0.5 * y,
+    "turned": lambda y: y.flip(-1),
+    "nothing": lambda y: 0 * y,
+    "shifted": lambda y: y.roll(1, -1),
+    "skew": lambda y: y + 0.2 * (y.roll(1, -1) - y.roll(-1, -1)),
+    "NaN": lambda y: torch.nan * y,
+}
+
+
+@pytest.mark.parametrize("shape", [SHAPE, LARGE])
+@pytest.mark.parametrize("wrong", list(WRONG))
+def test_wrong_adjoints_are_refused_at_any_size(wrong: str, shape: tuple[int, int, int]) -> None:
+    FromPhysics(Pixels(), shape)
+    with pytest.raises(ValueError, match="Pixels is not the adjoint"):
+        FromPhysics(Pixels(WRONG[wrong]), shape)
+    # A member of a list is not hidden by a larger one.
+    with pytest.raises(ValueError, match=r"Pixels \(physics 1 of the list\) is not the adjoint"):
+        FromPhysics([Pixels(scale=1e3), Pixels(WRONG[wrong], 1e-3)], shape)
+
+
+class Means:
+    def A(self, x: Tensor) -> Tensor:
+        return torch.nn.functional.avg_pool2d(x, 2)
+
+    def A_adjoint(self, y: Tensor) -> Tensor:
+        return y.repeat_interleave(2, -1).repeat_interleave(2, -2) / 4
+
+    def A_dagger(self, y: Tensor) -> Tensor:
+        return 4 * self.A_adjoint(y)
+
+
+class Corner(Means):
+    """Right inverse, but the image is not the smallest: A†A is an oblique projection."""
+
+    def A_dagger(self, y: Tensor) -> Tensor:
+        return 4 * torch.nn.functional.interpolate(y, scale_factor=2) * self.corner(y)
+
+    def corner(self, y: Tensor) -> Tensor:
+        corner = torch.zeros(2 * y.shape[-2], 2 * y.shape[-1])
+        corner[::2, ::2] = 1
+        return corner
+
+
+class Twice(Means):
+    """Each mean twice; the inverse looks at the first only: AA† is an oblique projection."""
+
+    def A(self, x: Tensor) -> Tensor:
+        return torch.stack((super().A(x), super().A(x)), 1)
+
+    def A_adjoint(self, y: Tensor) -> Tensor:
+        return super().A_adjoint(y.sum(1))
+
+    def A_dagger(self, y: Tensor) -> Tensor:
+        return 4 * super().A_adjoint(y[:, 0])
+
+
+@pytest.mark.parametrize("shape", [SHAPE, LARGE])
+@pytest.mark.parametrize("oblique", [Corner, Twice])
+def test_an_oblique_inverse_is_refused_at_any_size(oblique: type, shape: Any) -> None:
+    FromPhysics(Means(), shape, exact_dagger=True)
+    with pytest.raises(ValueError, match=f"{oblique.__name__} is not the pseudo-inverse"):
+        FromPhysics(oblique(), shape, exact_dagger=True)
+
+
+def test_a_dagger_of_a_list_is_not_hidden_by_a_larger_one() -> None:
+    values = gaussian(20, 72)
+    with pytest.raises(ValueError, match=r"Wrongly \(physics 1 of the list\) is not the pseudo"):
+        FromPhysics([Rows(1e-4 * values), Wrongly(1e4 * values)], SHAPE, exact_dagger=True)
+
+
+class Wrongly(Rows):
+    def A_dagger(self, y: Tensor) -> Tensor:
+        return super().A_dagger(y) * 1.1
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_modules_of_16_bits_are_refused(dtype: torch.dtype) -> None:
+    for physics in (Padded().to(dtype), [Padded(), Padded().to(dtype)]):
+        with pytest.raises(ValueError, match=r"Padded holds torch.b?float16 numbers.*\.float\(\)"):
+            FromPhysics(physics, SHAPE)
+
+
+def test_a_family_can_be_a_key() -> None:
+    family = PhysicsFamily([Padded()], {"floor": 0.1})
+    assert {family: 1}[family] == 1 and family != PhysicsFamily([Padded()])
