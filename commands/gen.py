@@ -157,6 +157,7 @@ class Generation:
             with Stage[Restored](measure, device) as stage:
                 waited = time.perf_counter()
                 for restored in stream:
+                    distributed.heed_termination()
                     self.stages["load"] += time.perf_counter() - waited - restored.seconds
                     bar.set_postfix(family=restored.group.degradation, method=restored.method)
                     stage.put(restored)

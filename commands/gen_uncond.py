@@ -105,6 +105,7 @@ class Unconditional:
             self.writer = writer if self.save_images else None
             with Stage[tuple[Sequence[int], Tensor]](self._measure, device) as stage:
                 for start in range(0, len(own), self.batch):
+                    distributed.heed_termination()
                     indices = own[start : start + self.batch]
                     began = seconds_now(device)
                     images = self._sample(indices, device)

@@ -95,6 +95,7 @@ def dataset_statistics(
     statistics = {detector.name: FeatureStatistics() for detector in detectors}
     with tqdm(total=len(indices), unit="img", desc=title, disable=rank != 0) as bar:
         for images, _ in load_batches(dataset, _batches(indices, batch), workers):
+            distributed.heed_termination()
             images = images.to(device, non_blocking=True)
             for detector in detectors:
                 statistics[detector.name].update(detector(images))

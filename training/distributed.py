@@ -46,11 +46,27 @@ def _orderly_end() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+
+    def end(number: int, frame: object) -> None:
+        _asked_to_end.append(128 + number)
+        heed_termination()
+
+    _asked_to_end.clear()
+    before = signal.signal(signal.SIGTERM, end)
     try:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+_asked_to_end: list[int] = []  # exit codes
+
+
+def heed_termination() -> None:
+    """Leave if SIGTERM has come; for loops to call, because an exception that is raised while
+    Python starts a process or frees an object is lost."""
+    if _asked_to_end:
+        sys.exit(_asked_to_end[0])
 
 
 def rank() -> int:

@@ -213,6 +213,7 @@ def train(
         if fraction >= 1:
             _save_weights(trainer, folder, log, clock)
         while fraction < 1:
+            distributed.heed_termination()
             loss = trainer.step(*next(batches), fraction)
             meter.losses.append(loss)
             fraction = _fraction(config, progress.images, clock.seconds())
