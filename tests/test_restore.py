@@ -248,6 +248,20 @@ def test_a_measured_blur_of_one_tile_is_exact(nets: dict[str, Path]) -> None:
     assert record["metrics"]["pictures"]["mmse"]["consistency"] < 1e-6
 
 
+@pytest.mark.parametrize("sides", [(8, 8), (16, 20)])
+def test_a_blur_too_large_for_a_matrix_is_inverted_by_iterations(
+    nets: dict[str, Path], monkeypatch: pytest.MonkeyPatch, sides: tuple[int, int]
+) -> None:
+    monkeypatch.setattr("commands.photo.MAX_ROWS", 10)
+    save("blurred.png", scene(*sides))
+    arguments = ["--measured", "--kernel=kernel.npy", "--stride=2", "--noise-level=0.05"]
+    record = run(nets["plain"], *arguments, image="blurred.png")
+    assert record["settings"]["operator"] == "ValidRegion"
+    assert any("by iterations" in note for note in record["settings"]["notes"])
+    sentence = refusal(f"--net={nets['demo']}", "--out=other", *arguments, "--image=photo.png")
+    assert "consistent network" in sentence
+
+
 def test_a_measured_mask_ignores_what_is_hidden(nets: dict[str, Path]) -> None:
     run(nets["demo"], "--measured", "--mask=mask.png")
     first = load("out/mmse.png")
