@@ -40,7 +40,7 @@ from samplers import Solver
 from training import distributed
 from training.data import DTYPES
 
-_NAMES = {"invfusion": "InvFusion", "blind": "blind", "unconditional": "unconditional"}
+_NAMES = {"invfusion": "InvFusion", "blind": "blind"}
 
 
 @dataclass
@@ -116,7 +116,7 @@ class Generation:
             image_shape=dataset.image_shape,
             any_count=self.any_count,
         )
-        self.restorers = self._restorers(denoiser, solvers, dataset)
+        self.restorers = self._restorers(denoiser, solvers)
         self.methods: dict[str, Restore] = baseline_methods(
             wanted, dataset, lambda: get_dataset(self.data, "train", **self.data_opt)
         )
@@ -241,9 +241,7 @@ class Generation:
             raise ValueError(f"--cfg {self.cfg} guides by class, but {self.data} has no classes")
         return dataset
 
-    def _restorers(
-        self, denoiser: Denoiser, solvers: Mapping[str, Solver], dataset: ImageDataset
-    ) -> dict[str, Restorer]:
+    def _restorers(self, denoiser: Denoiser, solvers: Mapping[str, Solver]) -> dict[str, Restorer]:
         kind = conditioning_of(denoiser.config)
         if kind == "unconditional":
             raise ValueError(

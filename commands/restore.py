@@ -1,7 +1,6 @@
 """`restore.py`: restore one photo, several times over, and keep what was found."""
 
 import math
-import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -16,6 +15,7 @@ from commands.methods import check_samplers
 from commands.photo import Request, Task, pose
 from commands.sheet import Restored, write_restored
 from degradation import Draws, Problem, derive_seed
+from metrics.evaluate import seconds_now
 from metrics.pixel import consistency, psnr, to_uint8
 from metrics.results import table
 from networks import Denoiser, load_weights
@@ -120,7 +120,7 @@ class Restoration:
         draws = Draws(seeds, device)
         noise = draws.normal(problem.degradation.image_shape, "latent")
         dtype = DTYPES[self.precision]
-        start = _now(device)
+        start = seconds_now(device)
         with (
             tqdm(desc=name, unit="batch", leave=False, disable=None) as bar,
             torch.autocast(device.type, dtype, enabled=dtype != torch.float32),
@@ -132,7 +132,7 @@ class Restoration:
             )
             counter = CountingDenoiser(tiled)
             images = solver(counter, noise, problem, draws)
-        self.seconds[name] = _now(device) - start
+        self.seconds[name] = seconds_now(device) - start
         self.evaluations[name], self.network_calls[name] = counter.calls, network.calls
         return images.float()
 
@@ -149,9 +149,10 @@ class Restoration:
             truth = task.truth[None].to(images.device).expand(len(images), -1, -1, -1)
             columns["psnr"] = psnr(to_uint8(images), truth)
         if restored.before is not None:
-            before = torch.cat((restored.before, restored.pinv))
-            value = consistency(problem.degradation, before, problem.y)[:-1]
-            columns["consistency_before_projection"] = value
+            others = problem[:-1]  # H†y is not projected
+            columns["consistency_before_projection"] = consistency(
+                others.degradation, restored.before, others.y
+            )
         for column, values in columns.items():
             for name, value in zip(names, values.tolist(), strict=False):
                 pictures[name][column] = value
@@ -179,13 +180,6 @@ class Restoration:
             "tiles": len(task.tiling),
             "notes": task.notes,
         }  # fmt: skip
-
-
-def _now(device: torch.device) -> float:
-    """Seconds on a clock, once the device has done what it was given."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter()
 
 
 def _summary(metrics: Mapping[str, Any]) -> str:

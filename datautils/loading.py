@@ -25,7 +25,7 @@ def load_batches(
     is raised here as it is, when its batch is due; the loader's own error would wrap it in a
     traceback of the worker. torch's global generator is left alone.
     """
-    workers = min(workers, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 64)
+    workers = min(workers, os.cpu_count() or 1)  # more would only wait for each other
     loader: DataLoader = DataLoader(
         _Guarded(dataset),
         batch_sampler=batches,  # type: ignore[arg-type]

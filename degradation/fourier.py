@@ -5,8 +5,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-# Up to this many values a plane's transform is a product with a matrix, which is faster than the
-# fast transform there (1.4 times on a CPU at 8×8).
+# Up to this many values a plane's transform is a product with a matrix, which is faster there.
 _SMALL = 64
 
 

@@ -40,7 +40,9 @@ class DenseMatrix(Degradation):
                 f"a matrix for images {self.image_shape} must be [B, M, {self.numel}], "
                 f"not {tuple(matrix.shape)}"
             )
-        matrix = full_precision(matrix.clone() if copy else matrix)
+        given, matrix = matrix, full_precision(matrix)
+        if copy and matrix is given:
+            matrix = matrix.clone()
         self.large = matrix  # W, or Vᵀ [B, M, C·h·w]
         lengths = torch.linalg.vector_norm(matrix, dim=-1)
         if not lengths.isfinite().all():

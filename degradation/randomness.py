@@ -97,7 +97,7 @@ class Draws:
 
 
 def compile_draws() -> None:
-    """Compile the generator for this machine: several seconds once, then about twice the speed.
+    """Compile the generator for this machine: several seconds once, then faster draws.
 
     The numbers stay the same, normals to rounding. Needs a C++ compiler (on a GPU, Triton).
     """

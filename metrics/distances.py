@@ -44,16 +44,13 @@ class Distances:
             raise ValueError(f"{', '.join(wanted)} needs at least 2 images, not {images}")
         loaded = detectors_for(wanted, specs, device, image_shape)
         if ref is None:
-            return cls({}, None)
+            return cls(loaded, None)
         reference = load_reference(ref)
-        by_metric = {}
-        for metric in wanted:
-            detector = loaded[metric]
+        for detector in loaded.values():
             reference.check(
                 detector, images=images, image_shape=image_shape, allow_any_count=any_count
             )
-            by_metric[metric] = detector
-        return cls(by_metric, reference)
+        return cls(loaded, reference)
 
     def value(self, metric: str, statistics: FeatureStatistics) -> float:
         """The distance of a metric's statistics from the reference."""

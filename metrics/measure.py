@@ -69,8 +69,9 @@ class Measure:
             pixels = images.cpu()
             self.records.add((group.degradation, group.chunk), self._rows(restored, values))
             self._keep(restored, pixels)
-        with self._timed("features"):
-            self._features(restored, images)
+        if self.detectors:
+            with self._timed("features"):
+                self._features(restored, images)
         if self.writer:
             for i, index in enumerate(group.indices):
                 self.writer.put(image_name(index, *key), pixels[i])
