@@ -293,7 +293,8 @@ class InvFusion(nn.Module):
         streams = 2 if level.joint else 1
         attention = make_attention(h, w, level.kernel, streams, device)
         positions = axial_positions(h, w, device)
-        return [Grid(attention, block.self_attn.pos_emb(positions)) for block in blocks.children()]
+        embeddings = [module for module in blocks.modules() if isinstance(module, AxialRoPE)]
+        return [Grid(attention, embedding(positions)) for embedding in embeddings]
 
     def conditioning(
         self, c_noise: Tensor, class_labels: Tensor | None, augment_labels: Tensor | None

@@ -9,12 +9,15 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
 from degradation import (
     DenseMatrix,
     Draws,
     GaussianNoise,
     Mask,
+    MissingPatches,
     Problem,
     StridedConvolution,
     get_family,
@@ -28,6 +31,7 @@ from networks import (
     from_reference,
     make_config,
 )
+from networks.flops import count_operations
 from networks.invfusion import FeatureDegradation
 from networks.layers import AxialRoPE, axial_positions, rotate
 from networks.presets import CONDITIONINGS, conditioning_of
@@ -669,3 +673,37 @@ def test_gaussian_fit_is_the_sample_covariance() -> None:
     close(prior.mean, flat.mean(0))
     close(prior.covariance, torch.cov(flat.T) + 0.01 * torch.eye(192))
     assert prior.image_shape == SMALL
+
+
+# ---- operations ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("conditioning", ["invfusion", "blind", "unconditional"])
+def test_operations_are_those_of_the_products_that_run(conditioning: str) -> None:
+    """Against PyTorch's counter, which sees matrix products: a matrix as operator, all of a map
+    as window. What it sees beside them is the conditioning, for each image rather than token."""
+    config = make_config("tiny", conditioning)
+    levels = tuple(dataclasses.replace(level, kernel=None) for level in config.levels)
+    denoiser = Denoiser(dataclasses.replace(config, levels=levels)).eval()
+    problem = make_problem("MatrixDegradation")
+    counter = FlopCounterMode(display=False)
+    with torch.no_grad(), counter, sdpa_kernel(SDPBackend.MATH):  # as products, which it counts
+        problem.pinv()
+        before = counter.get_total_flops()
+        denoiser(torch.randn(len(problem), 3, 16, 16), 1.0, problem)
+    conditions = sum(
+        2 * p.numel() for name, p in denoiser.named_parameters()
+        if p.ndim == 2 and ("mapping" in name or "norm.linear" in name or "in_proj" in name
+                            or "logvar" in name)
+    )  # fmt: skip
+    found = (counter.get_total_flops() - before) / len(problem) - conditions
+    expected = count_operations(denoiser.config, problem.degradation)
+    assert expected.total == pytest.approx(found, rel=0.02)
+
+
+def test_operations_of_the_paper() -> None:
+    """About 77 GFLOP an image for the FFHQ64 network (the operator apart)."""
+    mask = MissingPatches().sample((3, 64, 64), None, [0])
+    operations = count_operations(PRESETS["FFHQ64"], mask)
+    assert 7.5e10 < operations.total < 8.2e10 and operations.operator == 0
+    assert operations.linear > 0.9 * operations.total
