@@ -31,6 +31,8 @@ class Heun:
     def __post_init__(self) -> None:
         check_range(self, num_steps=(2, 10**6), sigma_min=(1e-9, self.sigma_max))
         check_range(self, sigma_max=(1e-9, 1e6), rho=(1e-3, 1e3), churn=(0, math.inf))
+        check_range(self, churn_min=(0, self.churn_max), churn_max=(0, math.inf))
+        check_range(self, churn_noise=(0, 1e3))
 
     def __call__(
         self,
