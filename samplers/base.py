@@ -90,6 +90,24 @@ def karras_grid(
     return torch.cat((grid, grid.new_zeros(1))).to(device)
 
 
+@dataclasses.dataclass(frozen=True)
+class OnGrid:
+    """The options of a solver that goes down the noise levels of EDM."""
+
+    num_steps: int = 32
+    sigma_min: float = 0.002
+    sigma_max: float = 80.0
+    rho: float = 7.0
+
+    def __post_init__(self) -> None:
+        check_range(self, num_steps=(2, 10**6), sigma_max=(1e-9, 1e6), rho=(1e-3, 1e3))
+        check_range(self, sigma_min=(1e-9, self.sigma_max))
+
+    def grid(self) -> list[float]:
+        """Noise levels from sigma_max to sigma_min, then 0: num_steps + 1 numbers."""
+        return karras_grid(self.num_steps, self.sigma_min, self.sigma_max, self.rho).tolist()
+
+
 _REGISTRY: dict[str, type] = {}
 
 

@@ -7,12 +7,12 @@ from itertools import pairwise
 from torch import Tensor
 
 from degradation import Problem
-from samplers.base import Callback, Denoiser, RandnLike, check_range, karras_grid, register
+from samplers.base import Callback, Denoiser, OnGrid, RandnLike, check_range, register
 
 
 @register("dpm")
 @dataclass(frozen=True)
-class DPM:
+class DPM(OnGrid):
     """Lu et al., "DPM-Solver++: fast solver for guided sampling of diffusion probabilistic models".
 
     2022, Algorithm 2 in variance-exploding notation: with λ = −ln σ, h = λ' − λ and D̂ the estimate
@@ -22,14 +22,11 @@ class DPM:
     """
 
     num_steps: int = 20
-    sigma_min: float = 0.002
-    sigma_max: float = 80.0
-    rho: float = 7.0
     eta: float = 0.0
 
     def __post_init__(self) -> None:
-        check_range(self, num_steps=(2, 10**6), sigma_min=(1e-9, self.sigma_max))
-        check_range(self, sigma_max=(1e-9, 1e6), rho=(1e-3, 1e3), eta=(0, 1e3))
+        super().__post_init__()
+        check_range(self, eta=(0, 1e3))
 
     def __call__(
         self,
@@ -40,7 +37,7 @@ class DPM:
         callback: Callback | None = None,
     ) -> Tensor:
         """One posterior sample for each problem of the batch."""
-        grid = karras_grid(self.num_steps, self.sigma_min, self.sigma_max, self.rho).tolist()
+        grid = self.grid()
         x, before, width = noise * grid[0], None, 0.0
         for step, (sigma, following) in enumerate(pairwise(grid)):
             estimate = denoiser(x, sigma, problem)

@@ -3,7 +3,6 @@
 import contextlib
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
@@ -12,12 +11,11 @@ from torch.utils.checkpoint import checkpoint as recomputed
 
 from degradation import Degradation, Problem
 from degradation.iterative import Iterative
-from samplers.base import Denoiser, RandnLike, check_range, karras_grid, recomputing
+from samplers.base import Denoiser, RandnLike, recomputing
 
 Pullback = Callable[[Tensor], Tensor]
 
 
-@dataclass(frozen=True)
 class ZeroShot:
     """A solver that asks the denoiser about images alone, and uses H and y itself.
 
@@ -25,24 +23,6 @@ class ZeroShot:
     """
 
     needs: ClassVar[frozenset[str]] = frozenset()
-
-
-@dataclass(frozen=True)
-class OnGrid(ZeroShot):
-    """One that goes down the noise levels of EDM (Karras et al., 2022, Eq. 5)."""
-
-    num_steps: int = 100
-    sigma_min: float = 0.002
-    sigma_max: float = 80.0
-    rho: float = 7.0
-
-    def __post_init__(self) -> None:
-        check_range(self, num_steps=(2, 10**6), sigma_min=(1e-9, self.sigma_max))
-        check_range(self, sigma_max=(1e-9, 1e6), rho=(1e-3, 1e3))
-
-    def grid(self) -> list[float]:
-        """Noise levels from sigma_max to sigma_min, then 0: num_steps + 1 numbers."""
-        return karras_grid(self.num_steps, self.sigma_min, self.sigma_max, self.rho).tolist()
 
 
 class Prior:

@@ -8,14 +8,14 @@ import torch
 from torch import Tensor
 
 from degradation import Problem
-from samplers.base import Callback, Denoiser, RandnLike, check_choice, check_range, register
+from samplers.base import Callback, Denoiser, OnGrid, RandnLike, check_choice, check_range, register
 from samplers.euler import Euler
-from zero_shot.base import OnGrid, Prior, column, explain, largest_gain
+from zero_shot.base import Prior, ZeroShot, column, explain, largest_gain
 
 
 @register("daps")
 @dataclass(frozen=True)
-class DAPS(OnGrid):
+class DAPS(ZeroShot, OnGrid):
     """Zhang et al., "Improving diffusion inverse problem solving with decoupled noise annealing".
 
     CVPR 2025, Algorithm 1. At each of num_steps levels: x̂0, by ode_steps of Euler's method on the

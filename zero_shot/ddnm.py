@@ -8,14 +8,14 @@ import torch
 from torch import Tensor
 
 from degradation import Problem
-from samplers.base import Callback, Denoiser, RandnLike, check_range, register
-from zero_shot.base import OnGrid, Prior, column
+from samplers.base import Callback, Denoiser, OnGrid, RandnLike, check_range, register
+from zero_shot.base import Prior, ZeroShot, column
 from zero_shot.ddrm import DDRM
 
 
 @register("ddnm")
 @dataclass(frozen=True)
-class DDNM(OnGrid):
+class DDNM(ZeroShot, OnGrid):
     """Wang et al., "Zero-shot image restoration using denoising diffusion null-space model", 2023.
 
     Algorithm 1: x̂ is replaced by x̂ + H†(y − Hx̂), then DDIM's move with noise share `eta` and the

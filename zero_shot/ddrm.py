@@ -9,13 +9,21 @@ import torch
 from torch import Tensor
 
 from degradation import Problem
-from samplers.base import Callback, Denoiser, RandnLike, check_range, register
-from zero_shot.base import OnGrid, Prior
+from samplers.base import (
+    Callback,
+    Denoiser,
+    OnGrid,
+    RandnLike,
+    check_operator,
+    check_range,
+    register,
+)
+from zero_shot.base import Prior, ZeroShot
 
 
 @register("ddrm")
 @dataclass(frozen=True)
-class DDRM(OnGrid):
+class DDRM(ZeroShot, OnGrid):
     """Kawar et al., "Denoising diffusion restoration models", 2022, Eqs. 4 and 5.
 
     In coordinates z = Vᵀx a measurement is ȳ = Uᵀy/s with noise of τ = σₙ/s. Coordinates that are
@@ -48,7 +56,7 @@ class DDRM(OnGrid):
     ) -> Tensor:
         """One restoration of each problem. Raises ValueError for operators without an SVD."""
         operator = problem.degradation
-        operator.check_diagonalisable("sampler DDRM")
+        check_operator(self, operator)
         prior, grid, keep = Prior(denoiser, problem), self.grid(), math.sqrt(1 - self.eta**2)
         s = operator.s
         s = torch.where(s > 0, s, math.inf)  # not measured: V drops whatever stands there

@@ -8,13 +8,13 @@ import torch
 from torch import Tensor
 
 from degradation import Degradation, Problem
-from samplers.base import Callback, Denoiser, RandnLike, check_range, register
-from zero_shot.base import OnGrid, Prior, column, squared_norm
+from samplers.base import Callback, Denoiser, OnGrid, RandnLike, check_range, register
+from zero_shot.base import Prior, ZeroShot, column, squared_norm
 
 
 @register("dds")
 @dataclass(frozen=True)
-class DDS(OnGrid):
+class DDS(ZeroShot, OnGrid):
     """Chung et al., "Decomposed diffusion sampler for accelerating large-scale inverse problems".
 
     2024, Algorithm 2. From x̂ on, `cg_steps` steps of conjugate gradients on

@@ -8,13 +8,13 @@ import torch
 from torch import Tensor
 
 from degradation import Problem
-from samplers.base import Callback, Denoiser, RandnLike, check_range, register
-from zero_shot.base import OnGrid, Prior
+from samplers.base import Callback, Denoiser, OnGrid, RandnLike, check_range, register
+from zero_shot.base import Prior, ZeroShot
 
 
 @register("diffpir")
 @dataclass(frozen=True)
-class DiffPIR(OnGrid):
+class DiffPIR(ZeroShot, OnGrid):
     """Zhu et al., "Denoising diffusion models for plug-and-play image restoration", 2023, Alg. 1.
 
     x̂ is replaced by argmin ‖y − Hx‖² + ρ‖x − x̂‖² with ρ = λσₙ²/σ² and λ = `weight`, exactly, which

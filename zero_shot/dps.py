@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 
 from degradation import Problem
-from samplers.base import Callback, Denoiser, RandnLike, check_range, register
-from zero_shot.base import OnGrid, Prior, ancestral, column, squared_norm
+from samplers.base import Callback, Denoiser, OnGrid, RandnLike, check_range, register
+from zero_shot.base import Prior, ZeroShot, ancestral, column, squared_norm
 
 
 @register("dps")
 @dataclass(frozen=True)
-class DPS(OnGrid):
+class DPS(ZeroShot, OnGrid):
     """Chung et al., "Diffusion posterior sampling for general noisy inverse problems", 2023.
 
     Algorithm 1: x' = ancestral(x) − ζ·f·∇ₓ‖y − H D(x)‖ with f = √((1 + σ²)(1 + σ'²)), which is

@@ -9,13 +9,21 @@ import torch
 from torch import Tensor
 
 from degradation import Problem
-from samplers.base import Callback, Denoiser, RandnLike, check_range, register
-from zero_shot.base import OnGrid, Prior, ancestral
+from samplers.base import (
+    Callback,
+    Denoiser,
+    OnGrid,
+    RandnLike,
+    check_operator,
+    check_range,
+    register,
+)
+from zero_shot.base import Prior, ZeroShot, ancestral
 
 
 @register("mcgdiff")
 @dataclass(frozen=True)
-class MCGdiff(OnGrid):
+class MCGdiff(ZeroShot, OnGrid):
     """Cardoso et al., "Monte Carlo guided diffusion for Bayesian linear inverse problems", 2024.
 
     Algorithm 1 on the ancestral chain. In coordinates Vᵀx a measurement is ȳ = Uᵀy/s with noise of
@@ -32,6 +40,7 @@ class MCGdiff(OnGrid):
 
     needs: ClassVar[frozenset[str]] = frozenset({"spectrum"})
 
+    num_steps: int = 100
     particles: int = 32
 
     def __post_init__(self) -> None:
@@ -49,7 +58,7 @@ class MCGdiff(OnGrid):
     ) -> Tensor:
         """One sample of each problem. Raises ValueError for operators without an SVD."""
         operator = problem.degradation
-        operator.check_diagonalisable("sampler MCGdiff")
+        check_operator(self, operator)
         prior, grid = Prior(denoiser, problem), self.grid()
         s = operator.s[:, None]  # all below: [B, K, R] coordinates of K particles
         s = torch.where(s > 0, s, math.inf)

@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 
 from degradation import Problem
-from samplers.base import Callback, Denoiser, RandnLike, check_choice, check_range, register
-from zero_shot.base import OnGrid, Prior, ancestral
+from samplers.base import Callback, Denoiser, OnGrid, RandnLike, check_choice, check_range, register
+from zero_shot.base import Prior, ZeroShot, ancestral
 
 
 @register("pigdm")
 @dataclass(frozen=True)
-class PiGDM(OnGrid):
+class PiGDM(ZeroShot, OnGrid):
     """Song et al., "Pseudoinverse-guided diffusion models for inverse problems", 2023.
 
     With Cov[x0 | x] taken for r²I the guidance is g = Jᵀ Hᵀ(HHᵀ + (σₙ/r)²I)⁻¹(y − Hx̂), where

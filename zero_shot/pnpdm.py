@@ -7,13 +7,13 @@ import torch
 from torch import Tensor
 
 from degradation import Problem
-from samplers.base import Callback, Denoiser, RandnLike, check_range, register
-from zero_shot.base import OnGrid, Prior, ancestral, explain
+from samplers.base import Callback, Denoiser, OnGrid, RandnLike, check_range, register
+from zero_shot.base import Prior, ZeroShot, ancestral, explain
 
 
 @register("pnpdm")
 @dataclass(frozen=True)
-class PnPDM(OnGrid):
+class PnPDM(ZeroShot, OnGrid):
     """Wu et al., "Principled probabilistic imaging using diffusion models as plug-and-play priors".
 
     2024, Algorithm 1. In turn z ~ N(y; Hz, σₙ²I)·N(z; x, ρ²I), exactly, and x ~ p(x0 | x_ρ = z), by
@@ -23,6 +23,7 @@ class PnPDM(OnGrid):
     of one chain.
     """
 
+    num_steps: int = 100
     iterations: int = 100
     rho_start: float = 10.0
     rho_last: float = 0.3
@@ -30,8 +31,9 @@ class PnPDM(OnGrid):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_range(self, iterations=(1, 10**6), rho_start=(self.rho_last, self.sigma_max))
-        check_range(self, rho_last=(self.sigma_min, self.sigma_max), decay=(0, 1))
+        check_range(self, iterations=(1, 10**6), decay=(0, 1))
+        check_range(self, rho_last=(self.sigma_min, self.sigma_max))
+        check_range(self, rho_start=(self.rho_last, self.sigma_max))
 
     @torch.no_grad()
     def __call__(
