@@ -43,7 +43,7 @@ class DDS(ZeroShot, OnGrid):
     ) -> Tensor:
         """One restoration of each problem."""
         prior, grid, keep = Prior(denoiser, problem), self.grid(), math.sqrt(1 - self.eta**2)
-        damping = column(torch.where(problem.noise_level > 0, 1 / self.gamma, 0.0))
+        damping = column((problem.noise_level > 0).to(problem.noise_level) / self.gamma)
         backprojected = problem.degradation.H_adjoint(problem.y)
         x = grid[0] * noise
         for step, (sigma, following) in enumerate(pairwise(grid)):
