@@ -13,14 +13,19 @@ for _name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
 os.environ.setdefault("MPLBACKEND", "Agg")
 
 import random
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import hypothesis
 import numpy as np
 import pytest
 import torch
+from plain_attention import DenseNeighbourhood, merge_attentions, na2d
+
+from networks.attention import BACKENDS, use_backend
 
 SHARED = Path(os.environ.get("INVFUSION_SHARED") or Path(__file__).resolve().parents[2] / "shared")
 
@@ -70,3 +75,13 @@ def golden() -> Callable[[str], Any]:
         return torch.load(path, map_location="cpu", weights_only=True)
 
     return load
+
+
+@pytest.fixture(params=["tiled", "flex", "natten", "dense"])
+def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """Everything inside is computed by one backend; natten's kernels need a GPU, so a stand-in."""
+    monkeypatch.setitem(BACKENDS, "dense", DenseNeighbourhood)
+    stand_in = SimpleNamespace(na2d=na2d, merge_attentions=merge_attentions, HAS_LIBNATTEN=True)
+    monkeypatch.setitem(sys.modules, "natten", stand_in)
+    with use_backend(request.param):
+        yield request.param

@@ -1,4 +1,7 @@
-"""Attention by its definition: what every backend is compared with, in results and in time."""
+"""Attention by its definition: what every backend is compared with, in results and in time.
+
+And natten's two operations as its documentation has them, for machines without its kernels.
+"""
 
 import torch
 from torch import Tensor
@@ -57,3 +60,24 @@ class DenseNeighbourhood:
         values = torch.cat([v.flatten(1, 2) for _, v in streams], 1)
         out = torch.einsum("bnij,bjnd->bind", masked.softmax(-1).to(values.dtype), values)
         return out.unflatten(1, q.shape[1:3])
+
+
+def na2d(q, k, v, kernel_size, scale, return_lse):
+    """natten's operation as its documentation has it, in plain steps; sums in full precision."""
+    h, w = q.shape[1:3]
+    dtype = v.dtype
+    q, k, v = (x.to(torch.promote_types(x.dtype, torch.float32)) for x in (q, k, v))
+    assert kernel_size[0] == kernel_size[1] <= min(h, w)
+    logits = scale * torch.einsum("bind,bjnd->bnij", q.flatten(1, 2), k.flatten(1, 2))
+    logits = logits.masked_fill(~dense_mask(h, w, kernel_size[0]), -torch.inf)
+    out = torch.einsum("bnij,bjnd->bind", logits.softmax(-1), v.flatten(1, 2)).unflatten(1, (h, w))
+    lse = logits.logsumexp(-1).movedim(1, -1).unflatten(1, (h, w))
+    return (out.to(dtype), lse) if return_lse else out.to(dtype)
+
+
+def merge_attentions(outputs, lse_tensors):
+    """natten's: `[B, tokens, heads, d]` with `[B, tokens, heads]`."""
+    total = torch.stack(lse_tensors).logsumexp(0)
+    parts = zip(outputs, lse_tensors, strict=True)
+    merged = sum(out * (lse - total).exp()[..., None] for out, lse in parts)
+    return merged.to(outputs[0].dtype), total

@@ -1,12 +1,10 @@
 """Neighbourhood attention against a dense masked softmax, and the windows it looks through."""
 
 import sys
-from collections.abc import Iterator
-from types import SimpleNamespace
 
 import pytest
 import torch
-from plain_attention import DenseNeighbourhood, dense_attention, dense_mask
+from plain_attention import dense_attention
 from torch import Tensor
 
 from networks.attention import BACKENDS, backend_in_use, make_attention, use_backend
@@ -22,37 +20,6 @@ TILED = [(20, 27), (32, 32), (17, 40)]
 def attention(q: Tensor, streams: list[tuple[Tensor, Tensor]], kernel: int | None) -> Tensor:
     """Of the backend that is demanded, or the device's own."""
     return make_attention(*q.shape[1:3], kernel, len(streams), q.device)(q, streams)
-
-
-def na2d(q, k, v, kernel_size, scale, return_lse):
-    """natten's operation as its documentation has it, in plain steps; sums in full precision."""
-    h, w = q.shape[1:3]
-    dtype = v.dtype
-    q, k, v = (x.to(torch.promote_types(x.dtype, torch.float32)) for x in (q, k, v))
-    assert kernel_size[0] == kernel_size[1] <= min(h, w)
-    logits = scale * torch.einsum("bind,bjnd->bnij", q.flatten(1, 2), k.flatten(1, 2))
-    logits = logits.masked_fill(~dense_mask(h, w, kernel_size[0]), -torch.inf)
-    out = torch.einsum("bnij,bjnd->bind", logits.softmax(-1), v.flatten(1, 2)).unflatten(1, (h, w))
-    lse = logits.logsumexp(-1).movedim(1, -1).unflatten(1, (h, w))
-    return (out.to(dtype), lse) if return_lse else out.to(dtype)
-
-
-def merge_attentions(outputs, lse_tensors):
-    """natten's: `[B, tokens, heads, d]` with `[B, tokens, heads]`."""
-    total = torch.stack(lse_tensors).logsumexp(0)
-    parts = zip(outputs, lse_tensors, strict=True)
-    merged = sum(out * (lse - total).exp()[..., None] for out, lse in parts)
-    return merged.to(outputs[0].dtype), total
-
-
-@pytest.fixture(params=["tiled", "flex", "natten", "dense"])
-def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """Everything inside is computed by one backend; natten's kernels need a GPU, so a stand-in."""
-    monkeypatch.setitem(BACKENDS, "dense", DenseNeighbourhood)
-    stand_in = SimpleNamespace(na2d=na2d, merge_attentions=merge_attentions, HAS_LIBNATTEN=True)
-    monkeypatch.setitem(sys.modules, "natten", stand_in)
-    with use_backend(request.param):
-        yield request.param
 
 
 def random_inputs(

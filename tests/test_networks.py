@@ -95,7 +95,8 @@ def golden_problem(case: dict[str, Any]) -> Problem:
 
 @torch.no_grad()
 @pytest.mark.parametrize("name", GOLDEN_CASES)
-def test_golden_network(golden: Callable[[str], Any], name: str) -> None:
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+def test_golden_network(golden: Callable[[str], Any], name: str, backend: str) -> None:
     recorded = golden("net_joint")
     case = recorded["cases"][name]
     denoiser = from_reference(recorded["state_dict"], recorded["config"])
@@ -110,7 +111,8 @@ def test_golden_network(golden: Callable[[str], Any], name: str) -> None:
 
 
 @torch.no_grad()
-def test_golden_intermediates(golden: Callable[[str], Any]) -> None:
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+def test_golden_intermediates(golden: Callable[[str], Any], backend: str) -> None:
     recorded = golden("net_joint")
     case = recorded["cases"]["matrix"]
     expected = golden("net_joint_intermediates")["intermediates"]["matrix"]

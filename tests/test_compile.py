@@ -1,0 +1,135 @@
+"""A compiled network: one graph for each structure and gradient mode, and the same numbers."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from degradation import Draws, Family, GaussianNoise, Problem, get_family
+from networks import Denoiser, LevelConfig, NetworkConfig, make_config
+from samplers import Heun
+
+SHAPE = (3, 16, 16)
+# Every kind of operator; strides 2 and 8 of a blur take transforms and a matrix.
+STRUCTURES: list[tuple[str, Any]] = [
+    *(
+        ("MissingPatches", None),
+        ("Box", None),
+        ("MatrixDegradation", None),
+        ("NoDegradation", None),
+    ),
+    *(("MotionBlur", 1), ("MotionBlur", 2), ("MotionBlur", 8), ("SRConv", 4), ("Bicubic", 2)),
+    *(("Hadamard", None), ("Colourisation", None), ("RandomPixels", None)),
+]
+
+
+class Graphs:
+    """A backend that runs graphs as they are and counts them."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def __call__(self, graph: torch.fx.GraphModule, inputs: list[Tensor]) -> Callable:
+        self.count += 1
+        return graph.forward
+
+
+@pytest.fixture(autouse=True)
+def fresh_compiler():
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+def randomised(config: NetworkConfig) -> Denoiser:
+    denoiser = Denoiser(config).eval()
+    with torch.no_grad():
+        for parameter in denoiser.parameters():
+            if not parameter.any():
+                parameter.normal_(0, 0.1)
+    return denoiser
+
+
+def problem(family: Family, structure: Any, seed: int, noise: float = 0.0) -> Problem:
+    """Two problems of new content, with classes."""
+    seeds = [seed, seed + 1]
+    operator = family.sample(SHAPE, structure, seeds)
+    x, labels = torch.rand(2, *SHAPE) * 2 - 1, torch.tensor([seed % 3, -1])
+    return GaussianNoise(noise).measure(operator, x, Draws(seeds), labels)
+
+
+@pytest.mark.parametrize(("name", "structure"), STRUCTURES)
+def test_one_graph_for_a_structure_and_gradient_mode(name: str, structure: Any) -> None:
+    """None for new content, noise level, σ (a tensor or a number), class or a sampling run."""
+    family = get_family(name, {"strides": "1,2,4,8"} if name == "MotionBlur" else {})
+    denoiser, graphs = randomised(make_config("tiny", num_classes=3)), Graphs()
+    denoiser.compile(backend=graphs)
+    x = torch.randn(2, *SHAPE)
+    for with_gradients in (False, True):
+        before = graphs.count
+        with torch.set_grad_enabled(with_gradients):
+            for seed, noise, sigma in ((1, 0.0, 0.3), (5, 0.1, torch.tensor([2.0, 9.0])),
+                                       (7, 0.3, 4.0)):  # fmt: skip
+                task = problem(family, structure, seed, noise)
+                denoiser(x, sigma, task)
+                denoiser(x, sigma, task.with_classes(torch.tensor([2, 2])))
+        assert graphs.count - before == 1
+    with torch.no_grad():
+        Heun(num_steps=3)(denoiser, x, problem(family, structure, 9), Draws([1, 2]))
+    assert graphs.count == 2
+
+
+@pytest.mark.parametrize("conditioning", ["blind", "unconditional"])
+def test_networks_without_an_operator_are_one_graph_for_all(conditioning: str) -> None:
+    denoiser, graphs = randomised(make_config("tiny", conditioning)), Graphs()
+    denoiser.compile(backend=graphs)
+    with torch.no_grad():
+        for name, structure in STRUCTURES:
+            family = get_family(name, {"strides": "1,2,4,8"} if name == "MotionBlur" else {})
+            denoiser(torch.randn(2, *SHAPE), 1.0, problem(family, structure, 3))
+    assert graphs.count == 1
+
+
+@pytest.mark.parametrize(("name", "structure"), [("MissingPatches", None), ("MotionBlur", 2)])
+def test_torch_compile_of_the_whole_denoiser_breaks_no_graph(name: str, structure: Any) -> None:
+    denoiser, task = randomised(make_config("tiny")), problem(get_family(name), structure, 3, 0.1)
+    whole = torch.compile(denoiser, backend="eager", fullgraph=True)
+    x, sigma = torch.randn(2, *SHAPE), torch.tensor([0.4, 3.0])
+    expected = denoiser(x, sigma, task)
+    fresh = problem(get_family(name), structure, 3, 0.1)
+    fresh = Problem(fresh.degradation, task.y, task.noise_level, task.class_labels)
+    torch.testing.assert_close(whole(x, sigma, fresh), expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_the_compiled_network_computes_the_same() -> None:
+    """By PyTorch's own compiler, values and gradients."""
+    level = LevelConfig(depth=1, width=24, kernel=5, d_head=8)
+    denoiser = randomised(NetworkConfig(SHAPE, 2, (level,), mapping_width=16, mapping_depth=1))
+    task, x = problem(get_family("MotionBlur"), 2, 3, 0.1), torch.randn(2, *SHAPE)
+
+    def results() -> list[Tensor]:
+        out = denoiser(x, 0.7, task)
+        return [out.detach(), *torch.autograd.grad(out.square().sum(), weights)]
+
+    weights = [p for n, p in denoiser.named_parameters() if "aug" not in n and "logvar" not in n]
+    expected = results()
+    denoiser.compile()
+    for found, exact in zip(results(), expected, strict=True):
+        torch.testing.assert_close(found, exact, rtol=1e-4, atol=1e-5 * exact.abs().max().item())
+
+
+def test_recomputed_levels_have_the_same_gradients() -> None:
+    denoiser = randomised(make_config("tiny"))
+    task, x = problem(get_family("MotionBlur"), 2, 3), torch.randn(2, *SHAPE)
+
+    def gradients() -> list[Tensor]:
+        loss = denoiser(x, 0.7, task).square().sum()
+        return list(torch.autograd.grad(loss, list(denoiser.net.mid_level.parameters())))
+
+    kept = gradients()
+    denoiser.net.recompute = frozenset({0, 1})
+    for found, expected in zip(gradients(), kept, strict=True):
+        torch.testing.assert_close(found, expected)
