@@ -22,10 +22,12 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from datautils.archive import LABELS, open_archive, position
+from datautils.archive import open_archive
 from datautils.decode import DataError, decode_image
-from datautils.imagedir import fit
+from datautils.fit import fit
 from datautils.labels import MODES, read_labels
+from datautils.loading import cores
+from datautils.names import LABELS, position
 from datautils.originals import Original, Source, archive_source, hub_source
 
 _AHEAD = 8  # originals in memory for each worker
@@ -212,10 +214,6 @@ def _replacing(dest: Path) -> Iterator[Path]:
         raise
 
 
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def _report(dest: Path, done: Done, labelled: bool, size: int) -> str:
     classes = f"{len(set(done.labels))} classes" if labelled else "no labels"
     text = f"{dest}: {len(done.names)} images of {size}x{size} pixels, {classes}"
@@ -277,7 +275,7 @@ def main(
             chosen = archive_source(source, labels, limit)
         done = prepare(
             chosen, dest, size=size, crop=crop, format=format,
-            workers=_cores() if workers is None else workers, skip_broken=skip_broken,
+            workers=cores() if workers is None else workers, skip_broken=skip_broken,
         )  # fmt: skip
     except (ValueError, OSError) as error:
         click.echo(f"error: {' '.join(str(error).split())}", err=True)
