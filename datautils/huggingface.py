@@ -63,7 +63,7 @@ class HuggingFace(Dataset[tuple[Tensor, int]]):
         self._check_labels(labels)
         chosen = self._choose(len(rows), heldout)
         self._first, self._labels = chosen.start, labels[chosen.start : chosen.stop]
-        self._rows = undecoded(rows, self._image)
+        self._rows = undecoded(rows.select_columns([self._image]), self._image)
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -150,13 +150,13 @@ class HuggingFaceStream(ImageStream):
         self.path = str(path)
         self._split = heldout_split if split == "heldout" and heldout_split else train_split
         rows = open_rows(self.path, self._split, config, streaming=True)
-        self._image_column, self._label_column = columns(
-            rows, self.path, image_column, label_column
-        )
+        chosen = columns(rows, self.path, image_column, label_column)
+        self._image_column, self._label_column = chosen
         self.num_classes = 0
         if self._label_column is not None:
             self.num_classes = num_classes or class_count(rows, self._label_column)
-        self._rows = undecoded(rows, self._image_column)
+        used = [name for name in chosen if name is not None]
+        self._rows = undecoded(rows.select_columns(used), self._image_column)
         self.shards = self._rows.num_shards
 
     def records(self, shard: int, start: int = 0) -> Iterator[Record]:

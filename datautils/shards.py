@@ -88,7 +88,9 @@ class Shards:
 
     def _file(self, shard: int) -> FileReader:
         """The shard, opened; of thousands only so many are open at a time."""
-        file = self._files.get(shard) or FileReader(self._paths[shard])
+        if file := self._files.get(shard):
+            return file
+        file = FileReader(self._paths[shard])
         while len(self._files) >= _OPEN_FILES:
             with contextlib.suppress(RuntimeError, StopIteration):  # another thread was quicker
                 self._files.pop(next(iter(self._files)), None)
@@ -184,7 +186,7 @@ def _kept_index(paths: Sequence[Path]) -> _Index:
 def _load(file: Path, state: np.ndarray) -> _Index | None:
     """The index in a file, None where there is none, a damaged one, or one of other shards."""
     try:
-        with np.load(file, allow_pickle=False) as arrays:
+        with file.open("rb") as stream, np.load(stream, allow_pickle=False) as arrays:
             if not np.array_equal(arrays["state"], state):
                 return None
             names = Names.of(arrays["text"], arrays["ends"])

@@ -157,7 +157,8 @@ def _opened(url: str) -> Iterator[BinaryIO]:
 @contextlib.contextmanager
 def _output(command: str) -> Iterator[BinaryIO]:
     """What a shell command writes; it is ended where not all of that is read."""
-    with subprocess.Popen(command, shell=True, stdout=subprocess.PIPE) as process:
+    # Without a buffer, so that a read returns what there is.
+    with subprocess.Popen(command, shell=True, stdout=subprocess.PIPE, bufsize=0) as process:
         assert process.stdout
         try:
             yield process.stdout  # type: ignore[misc]
