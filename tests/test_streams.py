@@ -4,6 +4,7 @@ import functools
 import http.server
 import io
 import itertools
+import json
 import os
 import subprocess
 import tarfile
@@ -15,9 +16,11 @@ from typing import Any
 
 import pytest
 import torch
+from click.testing import CliRunner
 from test_shards import labelled, png, tar
 from torch import Tensor
 
+import train
 from datautils import DataError, ImageStream, get_dataset, tarstream
 from datautils.decode import to_tensor
 from datautils.imagedir import ImageDir
@@ -25,6 +28,7 @@ from datautils.streams import Record
 from datautils.tarstream import TarStream
 from training import distributed, stream
 from training.data import training_batches
+from training.log import read_log
 from training.stream import Lane, lane_count
 
 BATCH, SEED = 8, 3
@@ -492,3 +496,44 @@ def test_without_the_package(monkeypatch: pytest.MonkeyPatch):
     for name in (MAP, STREAM):
         with pytest.raises(DataError, match="needs the package datasets"):
             get_dataset(name, "all", path="owner/name")
+
+
+# ---- a run ---------------------------------------------------------------------------------------
+
+
+def train_on(folder: Path, path: str, *options: object, stop_at: int = 0) -> list[dict]:
+    """The log of a run, which goes on after a first part where `stop_at` images say so."""
+    run = [
+        "--preset=tiny", "--data-class=datautils.tarstream.TarStream", f"--data-opt=path={path}",
+        "--data-opt=size=16", "--batch=4", "--ramp=8", "--fp32", "--set=log_every=4",
+        "--workers=0", f"--outdir={folder}", *map(str, options),
+    ]  # fmt: skip
+    first = [*run, f"--duration={stop_at or 40}", "--set=checkpoint_every=4"]
+    again = ["--resume", str(folder), "--duration=40"]
+    for arguments in (first, again) if stop_at else (first,):
+        result = CliRunner().invoke(train.main, arguments)
+        assert result.exit_code == 0, (result.exception, result.output[-500:])
+    return [line for line in read_log(folder) if "loss" in line]
+
+
+def test_a_run_on_a_stream_goes_on_where_it_stopped(folder: Path, tmp_path: Path):
+    whole = train_on(tmp_path / "whole", str(folder))
+    parts = train_on(tmp_path / "parts", str(folder), stop_at=16)
+    assert [line["images"] for line in parts] == list(range(4, 44, 4))
+    for one, other in zip(whole, parts, strict=True):
+        assert one["loss"] == other["loss"] and one["broken"] == 0
+    positions = [
+        json.loads((path / "state.json").read_text())["progress"]["position"]
+        for name in ("whole", "parts")
+        for path in sorted((tmp_path / name / "checkpoints").iterdir())[-1:]
+    ]
+    assert positions[0] == positions[1] and len(positions[0]) == 2  # lanes, of 3 shards
+
+
+def test_a_run_counts_what_it_skips(folder: Path, tmp_path: Path):
+    files = labelled(0, 8) | {"003.png": png(3)[:80]}
+    tar(folder / "00.tar", files)
+    log = train_on(tmp_path / "run", str(folder / "00.tar"), "--skip-broken", stop_at=16)
+    assert log[1]["broken"] == 1 and log[-1]["broken"] == 5  # five epochs of 8
+    with pytest.raises(AssertionError, match=r"00\.tar is a damaged picture"):
+        train_on(tmp_path / "other", str(folder / "00.tar"))
