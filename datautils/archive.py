@@ -37,6 +37,9 @@ class Archive(Protocol):
     def sidecars(self) -> np.ndarray | None:
         """int64 [pictures], the labels that lie beside the pictures of shards."""
 
+    def picture(self, index: int) -> tuple[bytes, str]:
+        """The bytes of a picture, by its place in `names`, and `where` it is. Raises DataError."""
+
     def read(self, name: str) -> bytes:
         """The bytes of a picture, or of dataset.json. Raises DataError."""
 
@@ -99,10 +102,14 @@ class Folder:
     def read(self, name: str) -> bytes:
         if name != LABELS and position(self.names, name) is None:
             raise DataError(f"{self.where(name)} is not there")
-        return read_file(self.path / name)
+        return read_file(self.where(name))
+
+    def picture(self, index: int) -> tuple[bytes, str]:
+        where = self.where(self.names[index])
+        return read_file(where), where
 
     def where(self, name: str) -> str:
-        return str(self.path / name)
+        return os.path.join(self.path, name)
 
 
 class Zip:
@@ -136,15 +143,25 @@ class Zip:
     def read(self, name: str) -> bytes:
         entry, i = self._labels, position(self.names, name)
         if name != LABELS:
-            entry = None if i is None else _Entry(*(int(c[i]) for c in self._columns.values()))
+            entry = None if i is None else self._entry(i)
         if entry is None:
             raise DataError(f"{self.where(name)} is not there")
+        return self._extracted(entry, self.where(name))
+
+    def picture(self, index: int) -> tuple[bytes, str]:
+        where = self.where(self.names[index])
+        return self._extracted(self._entry(index), where), where
+
+    def _entry(self, index: int) -> "_Entry":
+        return _Entry(*(int(column[index]) for column in self._columns.values()))
+
+    def _extracted(self, entry: "_Entry", where: str) -> bytes:
         try:
             return _extract(self._read_at, entry)
         except OSError as error:
-            raise DataError(f"{self.where(name)} cannot be read: {error.strerror}") from None
+            raise DataError(f"{where} cannot be read: {error.strerror}") from None
         except (ValueError, OverflowError, struct.error, zlib.error):
-            raise DataError(f"{self.where(name)} is damaged, or was changed meanwhile") from None
+            raise DataError(f"{where} is damaged, or was changed meanwhile") from None
 
     def _read_at(self, offset: int, size: int) -> bytes:
         """Bytes of the file."""

@@ -110,12 +110,11 @@ def read_file(path: str | os.PathLike[str]) -> bytes:
     """The contents of a file of at most 512 MiB. Raises DataError."""
     try:
         with open_file(path) as file:
-            data = file.read(MAX_BYTES + 1)
+            if os.fstat(file.fileno()).st_size > MAX_BYTES:
+                raise DataError(f"{path} is larger than {MAX_BYTES // 2**20} MiB")
+            return file.read()
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror or error}") from None
-    if len(data) > MAX_BYTES:
-        raise DataError(f"{path} is larger than {MAX_BYTES // 2**20} MiB")
-    return data
 
 
 def open_file(path: str | os.PathLike[str]) -> BinaryIO:

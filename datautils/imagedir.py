@@ -97,8 +97,7 @@ class ImageDir(Dataset[tuple[Tensor, int]]):
 
     def _read(self, index: int) -> tuple[bytes, str]:
         """The bytes of an image, and how a message names it."""
-        name = self._archive.names[int(self._chosen[index])]
-        return self._archive.read(name), self._archive.where(name)
+        return self._archive.picture(int(self._chosen[index]))
 
     def _open(self, mode: str, num_classes: int | None) -> tuple[Archive, Labels, int]:
         """The archive that holds this split, the labels of all of its images, and num_classes."""

@@ -63,28 +63,33 @@ class Shards:
         return self._labels_at is not None
 
     def where(self, name: str) -> str:
-        place = self._place(name)
-        return f"{name} in {self.path if place is None else self._paths[place[0]]}"
+        i = position(self.names, name)
+        shard = None if i is None else self._paths[self._places["shard"][i]]
+        return f"{name} in {shard or self.path}"
 
     def read(self, name: str) -> bytes:
-        place = self._place(name)
-        if place is None:
+        if name == LABELS and self._labels_at:
+            return self._bytes(self._labels_at, self.where(name))
+        i = position(self.names, name)
+        if i is None:
             raise DataError(f"{self.where(name)} is not there")
+        return self.picture(i)[0]
+
+    def picture(self, index: int) -> tuple[bytes, str]:
+        place = tuple(int(self._places[key][index]) for key in _COLUMNS)
+        where = f"{self.names[index]} in {self._paths[place[0]]}"
+        return self._bytes(place, where), where
+
+    def _bytes(self, place: Sequence[int], where: str) -> bytes:
+        """place: (shard, offset, size)."""
         shard, offset, size = place
         try:
             data = self._file(shard).read_at(offset, size)
         except OSError as error:
-            raise DataError(f"{self.where(name)} cannot be read: {error.strerror}") from None
+            raise DataError(f"{where} cannot be read: {error.strerror}") from None
         if len(data) != size:
-            raise DataError(f"{self.where(name)} is damaged, or was changed meanwhile")
+            raise DataError(f"{where} is damaged, or was changed meanwhile")
         return data
-
-    def _place(self, name: str) -> Sequence[int] | None:
-        """(shard, offset, size)"""
-        if name == LABELS:
-            return self._labels_at
-        i = position(self.names, name)
-        return None if i is None else [int(self._places[key][i]) for key in _COLUMNS]
 
     def _file(self, shard: int) -> FileReader:
         """The shard, opened; of thousands only so many are open at a time."""
