@@ -73,6 +73,20 @@ class HuggingFace(Dataset[tuple[Tensor, int]]):
         assert self._fit.shape
         return self._fit.shape
 
+    @property
+    def description(self) -> dict[str, Any]:
+        """Where the images come from and what was done to them, for a record in JSON."""
+        return {
+            "path": self.path,
+            "split": self.split,
+            "rows": self._where,
+            "first": self._first,
+            "count": len(self),
+            "size": self._fit.size,
+            "crop": self._fit.crop,
+            "num_classes": self.num_classes,
+        }
+
     def __len__(self) -> int:
         return len(self._labels)
 

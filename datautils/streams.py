@@ -3,7 +3,7 @@
 import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
@@ -61,6 +61,19 @@ class ImageStream(ABC):
             self._fit.first(first.data, first.where)
         assert self._fit.shape
         return self._fit.shape
+
+    @property
+    def description(self) -> dict[str, Any]:
+        """Where the images come from and what was done to them, for a record in JSON."""
+        return {
+            "path": self.path,
+            "split": self.split,
+            "heldout": self._count,
+            "shards": self.shards,
+            "size": self._fit.size,
+            "crop": self._fit.crop,
+            "num_classes": self.num_classes,
+        }
 
     def decode(self, record: Record) -> tuple[Tensor, int]:
         """The image of a record as uint8 `[3, h, w]`, and its label. Raises DataError."""
