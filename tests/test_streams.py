@@ -148,7 +148,6 @@ def test_a_stream_goes_on_exactly(
     assert step < 19 or data.read > at_once
 
 
-@pytest.mark.slow
 def test_a_stream_goes_on_with_workers(monkeypatch: pytest.MonkeyPatch):
     expected, position = global_order(monkeypatch, 1, 9, 2)
     play(monkeypatch, 0, 1)
