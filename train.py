@@ -34,6 +34,12 @@ FOLDER = click.Path(file_okay=False, path_type=Path)
     help="Option of the data set class; may be repeated.",
 )
 @click.option(
+    "--skip-broken",
+    is_flag=True,
+    default=None,
+    help="Replace broken images by the next sound one and count them, instead of ending the run.",
+)
+@click.option(
     "--set",
     "settings",
     multiple=True,

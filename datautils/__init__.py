@@ -7,8 +7,9 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from datautils.decode import DataError
+from datautils.streams import ImageStream
 
-__all__ = ["DATASETS", "DataError", "ImageDataset", "dataset_class", "get_dataset"]
+__all__ = ["DATASETS", "DataError", "ImageDataset", "ImageStream", "dataset_class", "get_dataset"]
 
 DATASETS = (
     "datautils.photos.Photos",
@@ -16,6 +17,9 @@ DATASETS = (
     "datautils.ffhq.FFHQ64",
     "datautils.ffhq.FFHQ256",
     "datautils.imagenet.ImageNet64",
+    "datautils.huggingface.HuggingFace",
+    "datautils.huggingface.HuggingFaceStream",
+    "datautils.tarstream.TarStream",
 )
 
 

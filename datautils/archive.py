@@ -1,36 +1,44 @@
-"""Pictures in a folder or a zip file, read in the same way.
+"""Pictures in a folder, a zip file or tar shards, read in the same way.
 
 The zip's directory is parsed here instead of by `zipfile`, which keeps an object of half a kilobyte
 for each entry: with a million images, the names and four columns of numbers are all that is kept.
 """
 
-import bisect
+import itertools
 import os
 import struct
 import zlib
 from array import array
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, Protocol
 
 import numpy as np
 
-from datautils.decode import MAX_BYTES, DataError, open_file, read_file
+from datautils.decode import MAX_BYTES, DataError, FileReader, open_file, read_file
+from datautils.names import EXTENSIONS, LABELS, Names, is_picture, is_unsafe, position
+from datautils.shards import Shards, shard_paths
 
-EXTENSIONS = (
-    ".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm",
-)  # fmt: skip
-LABELS = "dataset.json"
 _MAX_RATIO, _RATIO_FROM = 200, 16 * 2**20  # deflated pictures come nowhere near
 _STORED, _DEFLATED = 0, 8
 _END, _LOCATOR, _END64 = b"PK\5\6", b"PK\6\7", b"PK\6\6"
 
 
 class Archive(Protocol):
-    """A folder or a zip file. It can be pickled, and used by several threads and processes."""
+    """A folder, a zip file or shards. Can be pickled, used by several threads and processes."""
 
     path: Path
-    names: list[str]  # of the pictures: relative, with "/", sorted
+
+    @property
+    def names(self) -> Sequence[str]:
+        """The pictures: relative, with "/", sorted."""
+
+    @property
+    def sidecars(self) -> np.ndarray | None:
+        """int64 [pictures], the labels that lie beside the pictures of shards."""
+
+    def picture(self, index: int) -> tuple[bytes, str]:
+        """The bytes of a picture, by its place in `names`, and `where` it is. Raises DataError."""
 
     def read(self, name: str) -> bytes:
         """The bytes of a picture, or of dataset.json. Raises DataError."""
@@ -43,16 +51,16 @@ class Archive(Protocol):
 
 
 def open_archive(path: str | os.PathLike[str]) -> Archive:
-    """The pictures under a folder or in a zip file.
+    """The pictures under a folder, in a zip file or in tar shards.
 
-    Hidden files and those with another extension are left out. Raises DataError where there is
-    nothing at `path`, no picture in it, or where the zip file is damaged, encrypted or unsafe.
+    Shards are a .tar file, a folder that holds .tar files instead of pictures, or a pattern such as
+    train-{000..099}.tar or train-*.tar. Hidden files and those with another extension are left out.
+    Raises DataError where there is nothing at `path`, no picture in it, or where a file is damaged,
+    encrypted or unsafe.
     """
     path = Path(path)
     try:
-        if not path.exists():
-            raise DataError(f"{path} is not there: it should be a folder or a zip file of images")
-        archive: Archive = Folder(path) if path.is_dir() else Zip(path)
+        archive = _open(path)
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror or error}") from None
     if not archive.names:
@@ -60,18 +68,33 @@ def open_archive(path: str | os.PathLike[str]) -> Archive:
     return archive
 
 
-def position(names: list[str], name: str) -> int | None:
-    """Index of a name in a sorted list, None where it is not there."""
-    i = bisect.bisect_left(names, name)
-    return i if i < len(names) and names[i] == name else None
+def is_there(path: str | os.PathLike[str]) -> bool:
+    """Whether there is a folder, a file, or a shard of a pattern."""
+    return Path(path).exists() or bool(shard_paths(Path(path)))
+
+
+def _open(path: Path) -> Archive:
+    shards = shard_paths(path)
+    if path.is_dir():
+        folder = Folder(path)
+        return Shards(path, shards) if shards and not folder.names else folder
+    if shards:
+        return Shards(path, shards)
+    if not path.exists():
+        raise DataError(
+            f"{path} is not there: it should be a folder or a zip file of images, or tar shards"
+        )
+    return Zip(path)
 
 
 class Folder:
     """The pictures in a folder and those below it; links are followed."""
 
+    sidecars = None
+
     def __init__(self, path: Path):
         self.path = path
-        self.names = sorted(name for name in _files_below(path) if _is_picture(name))
+        self.names = Names(sorted(name for name in _files_below(path) if is_picture(name)))
 
     def has_labels(self) -> bool:
         return (self.path / LABELS).is_file()
@@ -79,14 +102,20 @@ class Folder:
     def read(self, name: str) -> bytes:
         if name != LABELS and position(self.names, name) is None:
             raise DataError(f"{self.where(name)} is not there")
-        return read_file(self.path / name)
+        return read_file(self.where(name))
+
+    def picture(self, index: int) -> tuple[bytes, str]:
+        where = self.where(self.names[index])
+        return read_file(where), where
 
     def where(self, name: str) -> str:
-        return str(self.path / name)
+        return os.path.join(self.path, name)
 
 
 class Zip:
     """The pictures in a zip file, stored or deflated."""
+
+    sidecars = None
 
     def __init__(self, path: Path):
         self.path = path
@@ -94,13 +123,13 @@ class Zip:
             index = _Index(path, file)
         names = index.names
         order = sorted(range(len(names)), key=names.__getitem__)
-        self.names = [names[i] for i in order]
-        for name, following in zip(self.names, self.names[1:], strict=False):
-            if name == following:
-                raise DataError(f"{path} holds {name} twice")
+        for i, following in itertools.pairwise(order):
+            if names[i] == names[following]:
+                raise DataError(f"{path} holds {names[i]} twice")
+        self.names = Names(names[i] for i in order)
         self._columns = {key: np.array(column)[order] for key, column in index.columns.items()}
         self._labels = index.labels
-        self._file: _File | None = None
+        self._file: FileReader | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_file": None}
@@ -114,33 +143,31 @@ class Zip:
     def read(self, name: str) -> bytes:
         entry, i = self._labels, position(self.names, name)
         if name != LABELS:
-            entry = None if i is None else _Entry(*(int(c[i]) for c in self._columns.values()))
+            entry = None if i is None else self._entry(i)
         if entry is None:
             raise DataError(f"{self.where(name)} is not there")
+        return self._extracted(entry, self.where(name))
+
+    def picture(self, index: int) -> tuple[bytes, str]:
+        where = self.where(self.names[index])
+        return self._extracted(self._entry(index), where), where
+
+    def _entry(self, index: int) -> "_Entry":
+        return _Entry(*(int(column[index]) for column in self._columns.values()))
+
+    def _extracted(self, entry: "_Entry", where: str) -> bytes:
         try:
             return _extract(self._read_at, entry)
         except OSError as error:
-            raise DataError(f"{self.where(name)} cannot be read: {error.strerror}") from None
+            raise DataError(f"{where} cannot be read: {error.strerror}") from None
         except (ValueError, OverflowError, struct.error, zlib.error):
-            raise DataError(f"{self.where(name)} is damaged, or was changed meanwhile") from None
+            raise DataError(f"{where} is damaged, or was changed meanwhile") from None
 
     def _read_at(self, offset: int, size: int) -> bytes:
-        """Bytes of the file. The place is given with every call instead of kept in the handle, so
-        that threads and forked processes may share one."""
-        file = self._file or _File(self.path)
+        """Bytes of the file."""
+        file = self._file or FileReader(self.path)
         self._file = file  # another thread may put its own here: ours stays open until we return
-        return os.pread(file.number, size, offset)
-
-
-class _File:
-    """A file that is open for reading until nothing refers to it."""
-
-    def __init__(self, path: Path):
-        self.number = os.open(path, os.O_RDONLY)
-
-    def __del__(self) -> None:
-        if hasattr(self, "number"):
-            os.close(self.number)
+        return file.read_at(offset, size)
 
 
 class _Entry(NamedTuple):
@@ -169,9 +196,9 @@ class _Index:
 
     def _add(self, name: str, flags: int, entry: _Entry) -> None:
         where = f"{name} in {self.path}"
-        if _is_unsafe(name):
+        if is_unsafe(name):
             raise DataError(f"{where} has a path that leaves the archive: refused")
-        if name != LABELS and not _is_picture(name):
+        if name != LABELS and not is_picture(name):
             return
         if flags & 1:
             raise DataError(f"{where} is encrypted: unpack the archive and zip it without password")
@@ -265,17 +292,6 @@ def _extract(read_at: Any, entry: _Entry) -> bytes:
     if signature != b"PK\3\4" or len(data) != entry.size or zlib.crc32(data) != entry.crc:
         raise ValueError
     return data
-
-
-def _is_picture(name: str) -> bool:
-    inside = "/" + name.removeprefix("./")
-    hidden = "/." in inside or "/__MACOSX/" in inside  # macOS hides twins of the pictures in zips
-    return name.lower().endswith(EXTENSIONS) and not hidden
-
-
-def _is_unsafe(name: str) -> bool:
-    parts = name.replace("\\", "/").split("/")
-    return parts[0] == "" or parts[0].endswith(":") or ".." in parts or "\0" in name
 
 
 def _files_below(path: Path) -> Iterator[str]:

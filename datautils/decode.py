@@ -47,7 +47,7 @@ def decode_image(data: bytes, name: str) -> Image.Image:
 
 def to_tensor(image: Image.Image) -> Tensor:
     """An RGB picture as uint8 `[3, h, w]`."""
-    return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
+    return torch.from_numpy(np.array(np.asarray(image).transpose(2, 0, 1), order="C"))
 
 
 def centre_crop(image: Image.Image, side: int | None = None) -> Image.Image:
@@ -110,12 +110,11 @@ def read_file(path: str | os.PathLike[str]) -> bytes:
     """The contents of a file of at most 512 MiB. Raises DataError."""
     try:
         with open_file(path) as file:
-            data = file.read(MAX_BYTES + 1)
+            if os.fstat(file.fileno()).st_size > MAX_BYTES:
+                raise DataError(f"{path} is larger than {MAX_BYTES // 2**20} MiB")
+            return file.read()
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror or error}") from None
-    if len(data) > MAX_BYTES:
-        raise DataError(f"{path} is larger than {MAX_BYTES // 2**20} MiB")
-    return data
 
 
 def open_file(path: str | os.PathLike[str]) -> BinaryIO:
@@ -128,6 +127,25 @@ def open_file(path: str | os.PathLike[str]) -> BinaryIO:
         file.close()
         raise DataError(f"{path} is no regular file")
     return file
+
+
+class FileReader:
+    """A file that is open for reading until nothing refers to it.
+
+    The place is given with every call instead of kept in the handle, so that threads and forked
+    processes may share one.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]):
+        self._number = os.open(path, os.O_RDONLY)
+
+    def read_at(self, offset: int, size: int) -> bytes:
+        """At most `size` bytes from `offset` on: fewer where the file ends."""
+        return os.pread(self._number, size, offset)
+
+    def __del__(self) -> None:
+        if hasattr(self, "_number"):
+            os.close(self._number)
 
 
 def _without_waiting(name: str, flags: int) -> int:

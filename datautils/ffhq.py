@@ -16,7 +16,7 @@ FIRST_HELDOUT = 60000
 
 
 class _FFHQ(ImageDir):
-    """FFHQ in a folder or a zip file; the number of a file is the last one in its stem.
+    """FFHQ in a folder, a zip file or shards; the number of a file is the last one in its stem.
 
     Numbers below 60000 are for training, the others held out, both in the order of the numbers. If
     `heldout_path` is given, its images are held out instead and all of `path` is for training, in

@@ -1,27 +1,29 @@
-"""Images in a folder or a zip file, whole or cropped and resized, with or without labels."""
+"""Images in a folder, a zip file or shards, whole or cropped and resized, with their labels."""
 
 import os
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from datautils.archive import Archive, open_archive
-from datautils.decode import DataError, centre_crop, decode_image, resize, to_tensor
+from datautils.archive import Archive, is_there, open_archive
+from datautils.decode import DataError
+from datautils.fit import Fit, check_count
 from datautils.labels import MODES, Labels, check_range, count_classes, read_labels, same_classes
 
 SPLITS = ("train", "heldout", "all")
 
 
 class ImageDir(Dataset[tuple[Tensor, int]]):
-    """The images of a folder or a zip file, in the order of their names.
+    """The images of a folder, a zip file or tar shards, in the order of their names.
+
+    `path` may be any of those that `open_archive` explains.
 
     split: "train", "heldout", or "all" images of `path`. `heldout=N` holds the last N out of
-    training, `heldout_path` is another folder or zip file that holds them; with neither every
-    image is for training. `crop` is the side in pixels of the square cut out of the middle, `size`
+    training, `heldout_path` is another path that holds them; with neither every image is for
+    training. `crop` is the side in pixels of the square cut out of the middle, `size`
     the side after resizing by Lanczos; `size` alone resizes the largest square, with neither all
     images must have the shape of the first. `labels` is explained at `read_labels`; `num_classes`
     is the largest label of `path` + 1, at most a million, unless given, and 0 without labels.
@@ -45,25 +47,28 @@ class ImageDir(Dataset[tuple[Tensor, int]]):
         num_classes: int | None = None,
     ):
         _check(path, split, heldout, heldout_path, labels)
-        for name, value in {"size": size, "crop": crop, "num_classes": num_classes}.items():
-            _check_count(name, value)
+        check_count("num_classes", num_classes)
+        self._fit = Fit(size, crop)
         self.path = Path(path)
         self.heldout_path = None if heldout_path is None else Path(heldout_path)
-        self.heldout, self.split, self.size, self.crop = heldout, split, size, crop
+        self.heldout, self.split = heldout, split
         self._archive, found, self.num_classes = self._open(labels, num_classes)
         self._label_mode = found.mode
-        chosen = self._choose(self._archive, found)
-        self.names = [self._archive.names[i] for i in chosen]
-        self._labels = found.values[chosen].astype(np.int32)
-        self._shape = None if (side := size or crop) is None else (3, side, side)
+        self._chosen = self._choose(self._archive, found)
+        self._labels = found.values[self._chosen].astype(np.int32)
+
+    @property
+    def names(self) -> list[str]:
+        """The images' names, in order."""
+        return [self._archive.names[i] for i in self._chosen.tolist()]
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
         """(channels, height, width) of every image; without size and crop, of the first."""
-        if self._shape is None:
-            width, height = self._read(self.names[0]).size
-            self._shape = 3, height, width
-        return self._shape
+        if self._fit.shape is None:
+            self._fit.first(*self._read(0))
+        assert self._fit.shape
+        return self._fit.shape
 
     @property
     def description(self) -> dict[str, Any]:
@@ -74,33 +79,25 @@ class ImageDir(Dataset[tuple[Tensor, int]]):
             "heldout": self.heldout,
             "heldout_path": self.heldout_path and str(self.heldout_path),
             "count": len(self),
-            "size": self.size,
-            "crop": self.crop,
+            "size": self._fit.size,
+            "crop": self._fit.crop,
             "labels": self._label_mode,
             "num_classes": self.num_classes,
         }
 
     def __len__(self) -> int:
-        return len(self.names)
+        return len(self._chosen)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         """Image `index` as uint8 `[3, h, w]`, and its label, -1 for none."""
-        if not 0 <= index < len(self.names):
-            raise IndexError(f"image {index} of {len(self.names)}")
-        name = self.names[index]
-        image = self._read(name)
-        _, height, width = self.image_shape
-        if image.size != (width, height):
-            raise DataError(
-                f"{self._archive.where(name)} has {image.width}x{image.height} pixels, but "
-                f"{self._archive.where(self.names[0])} has {width}x{height}: give size or crop"
-            )
-        return to_tensor(image), int(self._labels[index])
+        if not 0 <= index < len(self):
+            raise IndexError(f"image {index} of {len(self)}")
+        _ = self.image_shape  # known from here on
+        return self._fit(*self._read(index)), int(self._labels[index])
 
-    def _read(self, name: str) -> Image.Image:
-        where = self._archive.where(name)
-        image = decode_image(self._archive.read(name), where)
-        return fit(image, self.size, self.crop, where)
+    def _read(self, index: int) -> tuple[bytes, str]:
+        """The bytes of an image, and how a message names it."""
+        return self._archive.picture(int(self._chosen[index]))
 
     def _open(self, mode: str, num_classes: int | None) -> tuple[Archive, Labels, int]:
         """The archive that holds this split, the labels of all of its images, and num_classes."""
@@ -137,23 +134,9 @@ class ImageDir(Dataset[tuple[Tensor, int]]):
         return np.arange(first) if self.split == "train" else np.arange(first, count)
 
 
-def fit(image: Image.Image, size: int | None, crop: int | None, where: str) -> Image.Image:
-    """The centre square of `crop` pixels (default: the largest), resized to `size` pixels.
-
-    With neither, the image as it is. Raises DataError where it is too small for the crop.
-    """
-    if size is None and crop is None:
-        return image
-    try:
-        image = centre_crop(image, crop)
-    except ValueError as error:
-        raise DataError(f"{where} is {error}") from None
-    return image if size is None else resize(image, size)
-
-
 def expect(path: str | os.PathLike[str], option: str, size: int) -> None:
     """Raise DataError, with the command that makes it, where a prepared data set is not there."""
-    if not Path(path).exists():
+    if not is_there(path):
         raise DataError(
             f"{path} is not there: make it by `python -m datautils.prepare --source ORIGINALS "
             f"--dest {path} --size {size}`, or name another folder or zip file by {option}=PATH"
@@ -169,9 +152,4 @@ def _check(path: Any, split: str, heldout: Any, heldout_path: Any, labels: str) 
         raise ValueError("give heldout=N or heldout_path=PATH, not both")
     if heldout_path is not None and os.path.realpath(path) == os.path.realpath(heldout_path):
         raise ValueError(f"heldout_path={heldout_path} is the path of the training images")
-    _check_count("heldout", heldout)
-
-
-def _check_count(name: str, value: Any) -> None:
-    if value is not None and (type(value) is not int or value < 1):
-        raise ValueError(f"{name} must be an integer of at least 1, not {value!r}")
+    check_count("heldout", heldout)

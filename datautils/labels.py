@@ -1,23 +1,25 @@
-"""Class labels of an archive's pictures, from dataset.json or from the names of the subfolders."""
+"""Class labels of an archive's pictures: from dataset.json, beside the pictures, by subfolder."""
 
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from datautils.archive import LABELS, Archive, position
+from datautils.archive import Archive
 from datautils.decode import DataError
+from datautils.names import LABELS, position
+from datautils.shards import NO_LABEL, key_of
 
-MODES = ("auto", "json", "subfolders", "none")
+MODES = ("auto", "json", "sidecar", "subfolders", "none")
 _MAX_CLASSES = 10**6  # unless more are asked for: a network has a column of weights for each
 
 
 class Labels(NamedTuple):
     """The label of each picture of an archive, and where it was read."""
 
-    mode: str  # "json", "subfolders" or "none"
+    mode: str  # "json", "sidecar", "subfolders" or "none"
     values: np.ndarray  # int64 [pictures], -1 without labels
     classes: tuple[str, ...] = ()  # the subfolders' names, label by label
 
@@ -26,10 +28,12 @@ def read_labels(archive: Archive, mode: str = "auto") -> Labels:
     """Labels of an archive's pictures, in the order of its names.
 
     "json" follows EDM: dataset.json holds {"labels": [[name, label], ...]}, or {name: label}, or
-    null for no labels. "subfolders" numbers the top-level folders in the order of their names, or,
+    null for no labels. "sidecar" is WebDataset's: a .cls or .json beside each picture of a shard.
+    "subfolders" numbers the top-level folders in the order of their names, or,
     where one folder holds everything, those below it.
-    "auto" is "json" where there is a dataset.json; "subfolders" where there are at least two that
-    are not all mere numbers, which are shards; else "none".
+    "auto" is "json" where there is a dataset.json; "sidecar" where a picture of a shard has one;
+    "subfolders" where there are at least two that are not all mere numbers, which are shards; else
+    "none".
     Raises ValueError for an unknown mode, DataError for labels that are missing or wrong.
     """
     if mode not in MODES:
@@ -80,6 +84,8 @@ def _read(archive: Archive, mode: str) -> Labels:
     if mode == "json" or (mode == "auto" and archive.has_labels()):
         pairs = _pairs(archive)
         return Labels("json", _assign(archive, pairs)) if pairs else none
+    if mode == "sidecar" or (mode == "auto" and archive.sidecars is not None):
+        return Labels("sidecar", _from_sidecars(archive))
     root, folders = ("", []) if mode == "none" else _class_folders(archive.names)
     numbers = all(folder.isdigit() for folder in folders)
     if mode == "subfolders" or (len(folders) > 1 and not numbers):
@@ -130,6 +136,19 @@ def _assign(archive: Archive, pairs: Iterable[tuple[str, Any]]) -> np.ndarray:
     return values
 
 
+def _from_sidecars(archive: Archive) -> np.ndarray:
+    if archive.sidecars is None:
+        raise DataError(f"{archive.path} has no .cls or .json with labels beside its pictures")
+    for i in np.flatnonzero(archive.sidecars < NO_LABEL)[:1]:
+        raise DataError(
+            f"the .cls or .json beside {archive.where(archive.names[i])} holds no whole number "
+            "from 0 as a label"
+        )
+    reason = f"others have a .cls or .json such as {key_of(archive.names[0])}.cls"
+    _check_all(archive, archive.sidecars, reason)
+    return archive.sidecars
+
+
 def _from_folders(archive: Archive, root: str, folders: list[str]) -> np.ndarray:
     number = {folder: i for i, folder in enumerate(folders)}
     tops = (name[len(root) :].partition("/") for name in archive.names)
@@ -138,7 +157,7 @@ def _from_folders(archive: Archive, root: str, folders: list[str]) -> np.ndarray
     return values
 
 
-def _class_folders(names: list[str]) -> tuple[str, list[str]]:
+def _class_folders(names: Sequence[str]) -> tuple[str, list[str]]:
     """(root, folders): what all of the sorted names begin with, "" or ending in "/", and the names
     of the folders next to it. With fewer than two of these the root's last folder is the only one.
     """

@@ -1,14 +1,14 @@
 """The originals that `prepare` reads: from a folder, a zip file, or the Hugging Face hub."""
 
-import importlib
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 from datautils.archive import Archive, open_archive
-from datautils.decode import DataError, read_file
+from datautils.decode import DataError
+from datautils.huggingface import cell_bytes, first_line, package
 from datautils.labels import read_labels
 
 
@@ -82,19 +82,15 @@ def hub_source(
 def _rows(
     name: str, split: str, image_column: str, limit: int | None
 ) -> Iterator[Mapping[str, Any]]:
-    try:
-        datasets = importlib.import_module("datasets")
-    except ImportError:
-        raise DataError("the hub needs the package datasets: `pip install datasets`") from None
+    datasets = package()
     try:
         rows = datasets.load_dataset(name, split=split, streaming=True)
         # The encoded file instead of the decoded picture: decoding is left to our own processes.
         rows = rows.cast_column(image_column, datasets.Image(decode=False))
         yield from itertools.islice(rows, limit)
     except Exception as error:  # of the network, of the hub, of the parsers of its files
-        text = str(error).strip().partition("\n")[0][:300] or type(error).__name__
         raise DataError(
-            f"the split {split} of {name} cannot be streamed from the hub ({text}): "
+            f"the split {split} of {name} cannot be streamed from the hub ({first_line(error)}): "
             "is the name right, and is there a network?"
         ) from None
 
@@ -109,20 +105,10 @@ def _row_original(
             "label column, or take labels=none"
         )
     stem = f"{i // 1000:05d}/{i:08d}"
-    return Original(stem, where, label, partial(_cell_bytes, row[image_column], where))
+    return Original(stem, where, label, partial(cell_bytes, row[image_column], where))
 
 
-def _cell_bytes(cell: Any, where: str) -> bytes:
-    """The encoded picture in a cell of an image column."""
-    content = cell if isinstance(cell, Mapping) else {}
-    if isinstance(content.get("bytes"), bytes):
-        return content["bytes"]
-    if content.get("path"):
-        return read_file(content["path"])
-    raise DataError(f"{where} holds no picture")
-
-
-def _check_stems(archive: Archive, names: list[str]) -> None:
+def _check_stems(archive: Archive, names: Sequence[str]) -> None:
     """Raise DataError where two originals would become one file."""
     seen: set[str] = set()
     for name in names:

@@ -1,12 +1,10 @@
 """Prepare a data set: `python -m datautils.prepare --source FOLDER --dest data/x.zip --size 64`."""
 
 import io
-import json
 import os
 import signal
 import sys
 import warnings
-import zipfile
 from array import array
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -22,11 +20,14 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from datautils.archive import LABELS, open_archive, position
+from datautils.archive import open_archive
 from datautils.decode import DataError, decode_image
-from datautils.imagedir import fit
+from datautils.fit import fit
 from datautils.labels import MODES, read_labels
+from datautils.loading import cores
+from datautils.names import position
 from datautils.originals import Original, Source, archive_source, hub_source
+from datautils.writers import ShardWriter, Writer, ZipWriter, remove
 
 _AHEAD = 8  # originals in memory for each worker
 _WRITER: dict[str, dict[str, Any]] = {
@@ -52,8 +53,10 @@ def prepare(
     format: str = "png",
     workers: int = 0,
     skip_broken: bool = False,
+    shard_size: int | None = None,
 ) -> Done:
-    """Write the centre squares of the originals, resized to `size` pixels, into the zip `dest`.
+    """Write the centre squares of the originals, resized to `size` pixels, into `dest`: a zip file
+    or, with `shard_size` images in each, a folder of tar shards.
 
     The options are those of the command; with 0 workers everything is done in this process. The
     result does not depend on their number. Raises DataError; then, as after any other error,
@@ -65,7 +68,8 @@ def prepare(
         convert_one = partial(convert, size=size, crop=crop, format=format)
         results = _in_order(pool, convert_one, source.originals, _AHEAD * max(1, workers))
         bar = tqdm(results, "preparing", source.total, unit=" images")
-        done = _write(temporary, bar, f".{format}", source.labelled, skip_broken)
+        with ShardWriter(temporary, shard_size) if shard_size else ZipWriter(temporary) as writer:
+            done = _write(writer, bar, f".{format}", source.labelled, skip_broken)
         verify(temporary, done, size, pool, workers)
     return done
 
@@ -81,7 +85,7 @@ def convert(data: bytes, where: str, *, size: int, crop: int | None, format: str
 def verify(
     path: Path, done: Done, size: int, pool: Executor | None = None, workers: int = 0
 ) -> None:
-    """Read a prepared zip file as a data set would, every image of it. Raises DataError."""
+    """Read what was prepared as a data set would, every image of it. Raises DataError."""
     archive = open_archive(path)
     labels = read_labels(archive).values
     places = [position(archive.names, name) for name in done.names]
@@ -103,42 +107,26 @@ def _size_of(data: bytes, where: str) -> tuple[int, int]:
 
 
 def _write(
-    path: Path,
+    writer: Writer,
     results: Iterable[tuple[Original, Future]],
     suffix: str,
     labelled: bool,
     skip_broken: bool,
 ) -> Done:
-    done = Done([], array("i"), [])
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
-        for original, future in results:
-            try:
-                data = future.result()
-            except DataError as error:
-                if not skip_broken:
-                    raise
-                done.broken.append(str(error))
-                continue
-            name = original.stem + suffix
-            archive.writestr(zipfile.ZipInfo(name), data)  # its date is fixed: same bytes again
-            done.names.append(name)
-            done.labels.append(original.label)
-        if not done.names:
-            raise DataError("none of the originals could be read: nothing was written")
-        with archive.open(zipfile.ZipInfo(LABELS), "w", force_zip64=True) as file:
-            for text in _json(done, labelled):
-                file.write(text.encode())
-    return done
-
-
-def _json(done: Done, labelled: bool) -> Iterator[str]:
-    """dataset.json, piece by piece: whole it would be as large as all names together."""
-    if not labelled:
-        yield '{"labels": null}'
-        return
-    for i, pair in enumerate(zip(done.names, done.labels, strict=True)):
-        yield ('{"labels": [' if i == 0 else ", ") + json.dumps(pair)
-    yield "]}"
+    broken = []
+    for original, future in results:
+        try:
+            data = future.result()
+        except DataError as error:
+            if not skip_broken:
+                raise
+            broken.append(str(error))
+            continue
+        writer.add(original.stem, suffix, data, original.label)
+    if not writer.names:
+        raise DataError("none of the originals could be read: nothing was written")
+    writer.finish(labelled)
+    return Done(writer.names, writer.labels, broken)
 
 
 def _in_order(
@@ -205,15 +193,11 @@ def _replacing(dest: Path) -> Iterator[Path]:
         yield temporary
         os.replace(temporary, dest)
     except BaseException:
-        temporary.unlink(missing_ok=True)
+        remove(temporary)
         for folder in new:
             if folder.is_dir() and not any(folder.iterdir()):
                 folder.rmdir()
         raise
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _report(dest: Path, done: Done, labelled: bool, size: int) -> str:
@@ -223,7 +207,9 @@ def _report(dest: Path, done: Done, labelled: bool, size: int) -> str:
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
-@click.option("--source", type=click.Path(path_type=Path), help="Folder or zip file of originals.")
+@click.option(
+    "--source", type=click.Path(path_type=Path), help="Folder, zip file or shards of originals."
+)
 @click.option("--hub", "hub_name", metavar="OWNER/NAME", help="Hugging Face data set, instead.")
 @click.option("--hub-split", default="train", help="Split of the hub's data set.")
 @click.option("--image-column", default="image", help="The hub's column of images.")
@@ -234,7 +220,7 @@ def _report(dest: Path, done: Done, labelled: bool, size: int) -> str:
     "--dest",
     required=True,
     type=click.Path(path_type=Path),
-    help="Zip file to write.",
+    help="Zip file to write, or with --shard-size the folder.",
 )
 @click.option(
     "--size", required=True, type=click.IntRange(1), metavar="PIXELS",
@@ -247,12 +233,17 @@ def _report(dest: Path, done: Done, labelled: bool, size: int) -> str:
 )  # fmt: skip
 @click.option(
     "--labels", type=click.Choice(MODES), default="auto",
-    help="json: from dataset.json; subfolders: the top-level folders, sorted, are the classes; "
+    help="json: from dataset.json; sidecar: the .cls or .json beside each picture of a shard; "
+    "subfolders: the top-level folders, sorted, are the classes; "
     "auto: whichever of these there is (of the hub: its label column).",
 )  # fmt: skip
 @click.option(
     "--format", type=click.Choice(tuple(_WRITER)), default="png",
     help="Both are lossless; webp is smaller, and slower to write.",
+)  # fmt: skip
+@click.option(
+    "--shard-size", type=click.IntRange(1), metavar="IMAGES",
+    help="Write a folder of tar shards (WebDataset) with so many images each, instead of a zip.",
 )  # fmt: skip
 @click.option("--workers", type=click.IntRange(0), help="Processes.  [default: one for each core]")
 @click.option("--limit", type=click.IntRange(1), help="Number of originals to take, the first.")
@@ -260,9 +251,9 @@ def _report(dest: Path, done: Done, labelled: bool, size: int) -> str:
 def main(
     source: Path | None, hub_name: str | None, hub_split: str, image_column: str,
     label_column: str | None, dest: Path, size: int, crop: int | None, labels: str, format: str,
-    workers: int | None, limit: int | None, skip_broken: bool,
+    shard_size: int | None, workers: int | None, limit: int | None, skip_broken: bool,
 ) -> None:  # fmt: skip
-    """Crop and resize originals (Lanczos) into a zip file with labels, as the data sets read it.
+    """Crop and resize originals (Lanczos) into a zip file or shards, as the data sets read them.
 
     Files keep their relative names but for the extension. The result is checked before it appears
     under its name, and after an error nothing is left.
@@ -277,7 +268,8 @@ def main(
             chosen = archive_source(source, labels, limit)
         done = prepare(
             chosen, dest, size=size, crop=crop, format=format,
-            workers=_cores() if workers is None else workers, skip_broken=skip_broken,
+            workers=cores() if workers is None else workers, skip_broken=skip_broken,
+            shard_size=shard_size,
         )  # fmt: skip
     except (ValueError, OSError) as error:
         click.echo(f"error: {' '.join(str(error).split())}", err=True)
@@ -288,4 +280,5 @@ def main(
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # clean up as after any error
     main()

@@ -142,7 +142,7 @@ def test_many_entries_take_little_more_memory_than_their_names(tmp_path: Path):
     finally:
         tracemalloc.stop()
     names = sum(sys.getsizeof(name) for name in opened.names) + sys.getsizeof(opened.names)
-    assert held < 1.7 * names
+    assert held < names  # one piece of memory instead of 30,000 strings
     assert peak < 4 * names  # zipfile would need 8 times as much to keep
 
 
@@ -332,7 +332,7 @@ def test_held_out_from_elsewhere(where: Path, tmp_path: Path):
         ({"size": "64"}, "size must be an integer of at least 1, not '64'"),
         ({"crop": True}, "crop must be an integer of at least 1, not True"),
         ({"num_classes": -1}, "num_classes must be"),
-        ({"labels": "folders"}, "labels must be one of auto, json, subfolders, none"),
+        ({"labels": "folders"}, "labels must be one of auto, json, sidecar, subfolders, none"),
     ],
 )  # fmt: skip
 def test_options_that_make_no_sense(tmp_path: Path, options: dict, message: str):

@@ -29,6 +29,10 @@ class Progress:
     step: int = 0
     seconds: float = 0.0
     skipped: int = 0
+    broken: int = 0
+    """Samples for which another stood in (`skip_broken`)."""
+    position: list[list[int]] = field(default_factory=list)
+    """Where the data set's stream goes on, if it is one."""
     scaler: dict[str, Any] = field(default_factory=dict)
 
 

@@ -22,6 +22,7 @@ _NOT_NEGATIVE = (
 _FREE = (
     *("duration", "max_minutes", "workers", "batch_gpu", "log_every", "validate_every"),
     *("checkpoint_every", "keep_checkpoints", "ref_path", "detectors", "measure_every"),
+    "skip_broken",
 )
 _SHARES = ("mmse_share", "label_dropout", "cooldown", "augment")
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "ki": 2**10, "mi": 2**20, "gi": 2**30}
@@ -36,6 +37,8 @@ class TrainConfig:
     data_class: str = "datautils.photos.Photos"
     """Data set class; it is built with `data` as keyword arguments."""
     data: dict[str, Any] = field(default_factory=dict)
+    skip_broken: bool = False
+    """Replace a broken image by the next sound one and count it, instead of ending the run."""
     degradation: str | None = None
     """Family of operators to train on; none trains an unconditional denoiser."""
     degradation_opt: dict[str, Any] = field(default_factory=dict)

@@ -1,15 +1,15 @@
 """Which image every sample of a run is, and loading it."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
-from torch import Tensor
 from torch.utils.data import Sampler
 
-from datautils import ImageDataset
-from datautils.loading import load_batches
-from degradation import derive_seed
+from datautils import ImageDataset, ImageStream
+from datautils.loading import Batches, load_batches
 from training import distributed
+from training.order import permutation
+from training.stream import StreamPart, stream_batches
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -32,10 +32,7 @@ class SampleOrder(Sampler[list[int]]):
             for sample in step_samples(step, self.batch, self.rank, self.world):
                 if sample // self.size != epoch:
                     epoch = sample // self.size
-                    generator = torch.Generator().manual_seed(
-                        derive_seed(self.seed, "order", epoch)
-                    )
-                    order = torch.randperm(self.size, generator=generator)
+                    order = permutation(self.size, self.seed, "order", epoch)
                 indices.append(int(order[sample % self.size]))
             yield indices
             step += 1
@@ -49,8 +46,25 @@ def step_samples(step: int, batch: int, rank: int, world: int) -> range:
 
 
 def training_batches(
-    dataset: ImageDataset, batch: int, seed: int, step: int, workers: int
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Batches (uint8 images `[n, C, h, w]`, int64 labels `[n]`) of this process, from `step` on."""
+    dataset: ImageDataset,
+    batch: int,
+    seed: int,
+    step: int,
+    workers: int,
+    *,
+    skip_broken: bool = False,
+    position: Sequence[Sequence[int]] = (),
+) -> Batches:
+    """Batches (uint8 images `[n, C, h, w]`, int64 labels `[n]`) of this process, from `step` on.
+
+    skip_broken: a broken image is replaced by the next sound one and counted, instead of ending the
+    run. position: the `position` of the batches of all processes after `step` steps, joined: with
+    it a stream goes on at once, without it (the same samples) once it has read up to there.
+    """
+    if isinstance(dataset, ImageStream):
+        rank, world = distributed.rank(), distributed.world_size()
+        slots = step_samples(0, batch, rank, world)
+        part = StreamPart(dataset, batch, seed, step, slots, position, skip_broken)
+        return stream_batches(part, workers)
     order = SampleOrder(len(dataset), batch, seed, step)
-    return load_batches(dataset, order, workers, pin_memory=torch.cuda.is_available())
+    return load_batches(dataset, order, workers, skip_broken=skip_broken)

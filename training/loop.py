@@ -3,6 +3,7 @@ seed, the step and the global number of the sample: not from the number of proce
 
 import contextlib
 import copy
+import itertools
 import math
 import time
 from collections.abc import Callable
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from datautils import ImageDataset
+from datautils.loading import Batches
 from degradation import Draws, Family, derive_seed, make_noise
 from metrics.pixel import to_float
 from networks import Denoiser, save_weights
@@ -196,7 +198,11 @@ def train(
     """
     config, checkpoints = trainer.config, folder / "checkpoints"
     progress = trainer.progress
-    batches = training_batches(dataset, config.batch, config.seed, progress.step, config.workers)
+    batches = training_batches(
+        dataset, config.batch, config.seed, progress.step, config.workers,
+        skip_broken=config.skip_broken, position=progress.position,
+    )  # fmt: skip
+    source = _Source(batches, progress)
     clock = _Clock(progress.seconds)
     with RunLog(folder, config.duration, progress.images) as log:
         meter = _Meter()
@@ -220,6 +226,7 @@ def train(
             log.advance(config.batch, fraction)
             over = fraction >= 1
             if _due(config.log_every, progress.images, config.batch) or over:
+                source.note(log)
                 meter.report(log, trainer, clock)
             if validate and (_due(config.validate_every, progress.images, config.batch) or over):
                 _validate(trainer, validate, log, clock)
@@ -228,6 +235,7 @@ def train(
             # What was learnt is safe before the long measurement begins.
             if _due(config.checkpoint_every, progress.images, config.batch) or over or measure:
                 progress.seconds = clock.seconds()
+                source.note(log)
                 trainer.checkpoint(checkpoints)
             if over:
                 _save_weights(trainer, folder, log, clock)
@@ -260,6 +268,24 @@ class _Clock:
         return time.monotonic() - self.start
 
 
+class _Source:
+    """Brings what the loaders of all processes met into the counters of the run."""
+
+    def __init__(self, batches: Batches, progress: Progress):
+        self.batches, self.progress, self.before = batches, progress, progress.broken
+        self.said: set[str] = set()
+
+    def note(self, log: RunLog) -> None:
+        own = self.batches.skipped, self.batches.position, self.batches.faults
+        skipped, positions, faults = zip(*distributed.gather(own), strict=True)
+        self.progress.broken = self.before + sum(skipped)
+        self.progress.position = list(itertools.chain(*positions))
+        for sentence in dict.fromkeys(itertools.chain(*faults)):
+            if sentence not in self.said:
+                log.say(f"warning: skipped: {sentence}")
+                self.said.add(sentence)
+
+
 class _Meter:
     """Mean loss and speed since the last report."""
 
@@ -279,6 +305,7 @@ class _Meter:
             lr=trainer.optimizer.param_groups[0]["lr"],
             images_per_second=round(speed, 2),
             skipped=trainer.progress.skipped,
+            broken=trainer.progress.broken,
             seconds=round(clock.seconds(), 2),
         )
         log.show(loss=f"{loss:.3f}")

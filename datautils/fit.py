@@ -1,0 +1,61 @@
+"""Pictures of all sizes become images of one shape."""
+
+from PIL import Image
+from torch import Tensor
+
+from datautils.decode import DataError, centre_crop, decode_image, resize, to_tensor
+
+
+class Fit:
+    """From the bytes of a picture to uint8 `[3, h, w]` of a fixed shape.
+
+    `crop` is the side in pixels of the square cut out of the middle, `size` the side after resizing
+    by Lanczos; `size` alone resizes the largest square. With neither all pictures must have the
+    shape of the first one, which `first` is told.
+    """
+
+    def __init__(self, size: int | None, crop: int | None):
+        check_count("size", size)
+        check_count("crop", crop)
+        self.size, self.crop = size, crop
+        side = size or crop
+        self.shape: tuple[int, int, int] | None = None if side is None else (3, side, side)
+        self._model = ""
+
+    def first(self, data: bytes, where: str) -> None:
+        """Take the shape of this picture. Raises DataError."""
+        self.shape, self._model = tuple(self._image(data, where).shape), where  # type: ignore[assignment]
+
+    def __call__(self, data: bytes, where: str) -> Tensor:
+        """The image. Raises DataError where it is broken, too small, or of another shape."""
+        image = self._image(data, where)
+        if tuple(image.shape) != self.shape and self.shape:
+            _, height, width = self.shape
+            raise DataError(
+                f"{where} has {image.shape[2]}x{image.shape[1]} pixels, but {self._model} has "
+                f"{width}x{height}: give size or crop"
+            )
+        return image
+
+    def _image(self, data: bytes, where: str) -> Tensor:
+        return to_tensor(fit(decode_image(data, where), self.size, self.crop, where))
+
+
+def fit(image: Image.Image, size: int | None, crop: int | None, where: str) -> Image.Image:
+    """The centre square of `crop` pixels (default: the largest), resized to `size` pixels.
+
+    With neither, the image as it is. Raises DataError where it is too small for the crop.
+    """
+    if size is None and crop is None:
+        return image
+    try:
+        image = centre_crop(image, crop)
+    except ValueError as error:
+        raise DataError(f"{where} is {error}") from None
+    return image if size is None else resize(image, size)
+
+
+def check_count(name: str, value: object) -> None:
+    """Raise ValueError for an option that is neither left out nor an integer of at least 1."""
+    if value is not None and (type(value) is not int or value < 1):
+        raise ValueError(f"{name} must be an integer of at least 1, not {value!r}")

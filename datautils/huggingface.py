@@ -1,0 +1,271 @@
+"""Data sets of the Hugging Face hub, or saved on a disk by the package `datasets`."""
+
+import importlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from datautils.decode import DataError, read_file
+from datautils.fit import Fit, check_count
+from datautils.streams import SPLITS, ImageStream, Record
+
+_ROWS = 64  # read at a time from a stream
+
+
+class HuggingFace(Dataset[tuple[Tensor, int]]):
+    """A data set of the hub (`path` is OWNER/NAME), or a folder with one, with all rows at hand.
+
+    A folder is one of `save_to_disk`, or holds files that `datasets.load_dataset` reads (Parquet,
+    for one); `config` is its second argument. Training images are the rows of `train_split`; held
+    out are those of `heldout_split`, or with `heldout=N` the last N of `train_split`. Labels are
+    the whole numbers in `label_column`, by default "label" if there is one, "none" for no labels;
+    `num_classes` is that of the column, else the largest label + 1. `size` and `crop` are explained
+    at `Fit`. Items are (uint8 image [3, h, w], label or -1). Raises ValueError for options that
+    make no sense and DataError for faults of the data; of an image, when it is read.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        split: str = "all",
+        *,
+        config: str | None = None,
+        train_split: str = "train",
+        heldout_split: str | None = None,
+        heldout: int | None = None,
+        image_column: str = "image",
+        label_column: str | None = None,
+        size: int | None = None,
+        crop: int | None = None,
+        num_classes: int | None = None,
+    ):
+        if split not in SPLITS:
+            raise ValueError(f"unknown split {split!r}; known: {', '.join(SPLITS)}")
+        if heldout is not None and heldout_split is not None:
+            raise ValueError("give heldout=N or heldout_split=NAME, not both")
+        if split == "heldout" and heldout is None and heldout_split is None:
+            raise ValueError("heldout=N or heldout_split=NAME must say which rows are held out")
+        check_count("heldout", heldout)
+        check_count("num_classes", num_classes)
+        self.path, self.split, self._fit = str(path), split, Fit(size, crop)
+        name = heldout_split if split == "heldout" and heldout_split else train_split
+        rows = open_rows(self.path, name, config, streaming=False)
+        self._image, self._label = columns(rows, self.path, image_column, label_column)
+        self._where = f"the split {name} of {self.path}"
+        if not len(rows):
+            raise DataError(f"{self._where} is empty")
+        labels = self._read_labels(rows)
+        self.num_classes = num_classes or class_count(rows, self._label) or int(labels.max()) + 1
+        self._check_labels(labels)
+        chosen = self._choose(len(rows), heldout)
+        self._first, self._labels = chosen.start, labels[chosen.start : chosen.stop]
+        self._rows = undecoded(rows.select_columns([self._image]), self._image)
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(channels, height, width) of every image; without size and crop, of the first."""
+        if self._fit.shape is None:
+            self._fit.first(*self._read(0))
+        assert self._fit.shape
+        return self._fit.shape
+
+    @property
+    def description(self) -> dict[str, Any]:
+        """Where the images come from and what was done to them, for a record in JSON."""
+        return {
+            "path": self.path,
+            "split": self.split,
+            "rows": self._where,
+            "first": self._first,
+            "count": len(self),
+            "size": self._fit.size,
+            "crop": self._fit.crop,
+            "num_classes": self.num_classes,
+        }
+
+    def __len__(self) -> int:
+        return len(self._labels)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        """Image `index` as uint8 `[3, h, w]`, and its label, -1 for none."""
+        if not 0 <= index < len(self):
+            raise IndexError(f"image {index} of {len(self)}")
+        _ = self.image_shape  # known from here on
+        return self._fit(*self._read(index)), int(self._labels[index])
+
+    def _read(self, index: int) -> tuple[bytes, str]:
+        """The bytes of an image, and how a message names it."""
+        row = self._first + index
+        where = f"row {row} of {self._where}"
+        return cell_bytes(self._rows[row][self._image], where), where
+
+    def _read_labels(self, rows: Any) -> np.ndarray:
+        """int32 [rows], -1 without a label column."""
+        if self._label is None:
+            return np.full(len(rows), -1, dtype=np.int32)
+        column = rows.select_columns([self._label]).with_format("arrow")[:][self._label]
+        if column.null_count or not str(column.type).startswith(("int", "uint")):
+            raise DataError(
+                f"the column {self._label} of {self._where} holds {column.type}"
+                f"{' and empty cells' * (column.null_count > 0)}, not a whole number for each "
+                "image: name another label_column, or none"
+            )
+        return column.to_numpy().astype(np.int32)
+
+    def _check_labels(self, labels: np.ndarray) -> None:
+        wrong = (labels < 0) | (labels >= self.num_classes)
+        for i in np.flatnonzero(wrong)[:1] if self.num_classes else ():
+            raise DataError(
+                f"row {i} of {self._where} has the label {labels[i]}, but there are "
+                f"{self.num_classes} classes, from 0"
+            )
+
+    def _choose(self, count: int, heldout: int | None) -> range:
+        if heldout is None or self.split == "all":
+            return range(count)
+        if heldout >= count:
+            raise ValueError(
+                f"heldout={heldout} must leave images in both splits, and {self._where} has {count}"
+            )
+        first = count - heldout
+        return range(first) if self.split == "train" else range(first, count)
+
+
+class HuggingFaceStream(ImageStream):
+    """The same, read from front to back, without waiting for a download.
+
+    Held out are the first `heldout` rows of `heldout_split`. `num_classes` must be given where the
+    label column does not say it, and labels are left out without.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        split: str = "train",
+        *,
+        config: str | None = None,
+        train_split: str = "train",
+        heldout_split: str | None = None,
+        heldout: int | None = None,
+        image_column: str = "image",
+        label_column: str | None = None,
+        size: int | None = None,
+        crop: int | None = None,
+        num_classes: int | None = None,
+    ):
+        super().__init__(split, heldout, size, crop)
+        check_count("num_classes", num_classes)
+        if split == "heldout" and heldout_split is None:
+            raise ValueError("heldout_split must name the split of the held-out images")
+        self.path = str(path)
+        self._split = heldout_split if split == "heldout" and heldout_split else train_split
+        rows = open_rows(self.path, self._split, config, streaming=True)
+        chosen = columns(rows, self.path, image_column, label_column)
+        self._image_column, self._label_column = chosen
+        self.num_classes = 0
+        if self._label_column is not None:
+            self.num_classes = num_classes or class_count(rows, self._label_column)
+        used = [name for name in chosen if name is not None]
+        self._rows = undecoded(rows.select_columns(used), self._image_column)
+        self.shards = self._rows.num_shards
+
+    def records(self, shard: int, start: int = 0) -> Iterator[Record]:
+        where = f"shard {shard} of the split {self._split} of {self.path}"
+        rows = self._rows.shard(self.shards, shard).skip(start)
+        try:
+            # Not by iter(rows): in a worker of torch it would give each worker other shards.
+            for batch in rows.iter(_ROWS):
+                labels = (
+                    batch[self._label_column]
+                    if self._label_column
+                    else [-1] * len(batch[self._image_column])
+                )
+                for cell, label in zip(batch[self._image_column], labels, strict=True):
+                    here = f"row {start} of {where}"
+                    label = label if type(label) is int and label >= 0 else -1
+                    yield Record(cell_bytes(cell, here), here, label)
+                    start += 1
+        except DataError:
+            raise
+        except Exception as error:  # of the network, of the hub, of the parsers of its files
+            raise DataError(f"{where} cannot be read: {first_line(error)}") from None
+
+
+def package() -> Any:
+    """The package `datasets`. Raises DataError where it is not installed."""
+    try:
+        return importlib.import_module("datasets")
+    except ImportError:
+        raise DataError("the hub needs the package datasets: `pip install datasets`") from None
+
+
+def open_rows(path: str, split: str, config: str | None, streaming: bool) -> Any:
+    """A split of a data set, as `datasets` has it. Raises DataError."""
+    datasets = package()
+    folder = Path(path)
+    try:
+        if not any((folder / f).is_file() for f in ("state.json", "dataset_dict.json")):
+            return datasets.load_dataset(path, config, split=split, streaming=streaming)
+        saved = datasets.load_from_disk(path)
+        if isinstance(saved, Mapping):
+            if split not in saved:
+                raise DataError(f"{path} has no split {split}; it has {', '.join(saved)}")
+            saved = saved[split]
+        if not streaming:
+            return saved
+        files = max(1, len(saved.cache_files))
+        return saved.to_iterable_dataset(num_shards=min(files, len(saved)))
+    except DataError:
+        raise
+    except Exception as error:  # of the network, of the hub, of the parsers of its files
+        raise DataError(
+            f"the split {split} of {path} cannot be read by the package datasets "
+            f"({first_line(error)}): is it a folder that holds one, or is the name right, and is "
+            "there a network?"
+        ) from None
+
+
+def columns(rows: Any, path: str, image: str, label: str | None) -> tuple[str, str | None]:
+    """The columns of images and labels; the second None for no labels. Raises DataError."""
+    there = rows.column_names
+    if there is None:  # a stream that only its rows tell
+        there = list(next(iter(rows), {}))
+    if label is None:
+        label = "label" if "label" in there else "none"
+    for wanted in (image, label):
+        if wanted not in there and not (wanted == label == "none"):
+            raise DataError(f"{path} has no column {wanted}; it has {', '.join(there)}")
+    return image, None if label == "none" else label
+
+
+def undecoded(rows: Any, image: str) -> Any:
+    """The rows with the encoded file instead of the decoded picture: we decode it as any other."""
+    try:
+        return rows.cast_column(image, package().Image(decode=False))
+    except Exception as error:
+        raise DataError(f"the column {image} holds no pictures: {first_line(error)}") from None
+
+
+def class_count(rows: Any, label: str | None) -> int:
+    """The number of classes that a label column knows, 0 where it does not."""
+    feature = (rows.features or {}).get(label)
+    return getattr(feature, "num_classes", None) or 0
+
+
+def cell_bytes(cell: Any, where: str) -> bytes:
+    """The encoded picture in a cell of an image column. Raises DataError."""
+    content = cell if isinstance(cell, Mapping) else {}
+    if isinstance(content.get("bytes"), bytes):
+        return content["bytes"]
+    if content.get("path"):
+        return read_file(content["path"])
+    raise DataError(f"{where} holds no picture")
+
+
+def first_line(error: Exception) -> str:
+    """What an error says, without the rest of its page."""
+    return str(error).strip().partition("\n")[0][:300] or type(error).__name__
