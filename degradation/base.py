@@ -175,7 +175,10 @@ class Degradation:
 
 def regularised_gain(s: Tensor, noise_level: float | Tensor) -> Tensor:
     """s / (s² + σ²), zero where s = 0: `[B, ...]` values, a number or `[B]`."""
-    sigma = torch.as_tensor(noise_level, dtype=s.dtype, device=s.device)
+    if isinstance(noise_level, Tensor):
+        sigma = noise_level.to(s.device, s.dtype)
+    else:  # filled on the device: nothing is copied to it
+        sigma = torch.full((), noise_level, dtype=s.dtype, device=s.device)
     sigma = sigma.reshape(sigma.shape + (1,) * (s.ndim - sigma.ndim))
     exists = s > 0
     return torch.where(exists, s, 0) / torch.where(exists, s.square() + sigma.square(), 1)

@@ -29,7 +29,7 @@ class Blur(Family):
         self, image_shape: Shape, structure: int, seeds: Sequence[int], device: Device = "cpu"
     ) -> StridedConvolution:
         kernel = self.kernels(image_shape, structure, seeds[:1] if self.shared else seeds)
-        operator = StridedConvolution(kernel.to(device), structure, image_shape)
+        operator = StridedConvolution(kernel.to(device, non_blocking=True), structure, image_shape)
         return operator.expand(len(seeds)) if self.shared else operator
 
 

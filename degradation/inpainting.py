@@ -42,7 +42,7 @@ class MissingPatches(Family):
             visible = drawn.flatten(1).mean(1)
             pending = pending[(visible == 0) | (visible == 1)]
             attempt += 1
-        return Mask(mask.unsqueeze(1).to(device), image_shape)
+        return _moved(Mask(mask.unsqueeze(1), image_shape), device)
 
     def _masks(self, seeds: Sequence[int], size: tuple[int, int], stream: str) -> Tensor:
         h, w = size
@@ -65,7 +65,7 @@ class Box(Family):
         rows, columns = (
             _interval(draws, n, axis) for n, axis in zip(image_shape[1:], "hw", strict=True)
         )
-        return Mask((rows[:, None, :, None] & columns[:, None, None, :]).to(device), image_shape)
+        return _moved(Mask(rows[:, None, :, None] & columns[:, None, None, :], image_shape), device)
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ class MissingBox(Family):
     def sample(
         self, image_shape: Shape, structure: Any, seeds: Sequence[int], device: Device = "cpu"
     ) -> Mask:
-        return Mask(1 - Box().sample(image_shape, None, seeds, device).mask, image_shape)
+        return _moved(Mask(1 - Box().sample(image_shape, None, seeds).mask, image_shape), device)
 
 
 def _interval(draws: Draws, n: int, axis: str) -> Tensor:
@@ -113,7 +113,7 @@ class RandomPixels(Family):
         mask = (lot < p[:, None]).float()
         mask.scatter_(1, lot.argmin(1, keepdim=True), 1.0)
         mask.scatter_(1, lot.argmax(1, keepdim=True), 0.0)
-        return Mask(mask.view(-1, 1, h, w).to(device), image_shape)
+        return _moved(Mask(mask.view(-1, 1, h, w), image_shape), device)
 
 
 @dataclass(frozen=True)
@@ -135,10 +135,10 @@ class CentreBox(Family):
         rows, columns = max(1, round(self.share * h)), max(1, round(self.share * w))
         if (rows, columns) == (h, w):
             raise ValueError(f"a box of share={self.share} hides all of an image of {h}×{w}")
-        mask = torch.ones(1, 1, h, w, device=device)
+        mask = torch.ones(1, 1, h, w)
         top, left = (h - rows) // 2, (w - columns) // 2
         mask[..., top : top + rows, left : left + columns] = 0
-        return Mask(mask, image_shape).expand(len(seeds))
+        return _moved(Mask(mask, image_shape), device).expand(len(seeds))
 
 
 _SIDES = ("left", "right", "top", "bottom")
@@ -172,7 +172,7 @@ class HalfImage(Family):
             side = Draws(seeds).integers(0, 3, (), "side")
         else:
             side = torch.full((len(seeds),), _SIDES.index(self.side))
-        return Mask(masks[side].to(device), image_shape)
+        return _moved(Mask(masks[side], image_shape), device)
 
 
 @dataclass(frozen=True, eq=False)
@@ -188,4 +188,9 @@ class FixedMask(Family):
     def sample(
         self, image_shape: Shape, structure: Any, seeds: Sequence[int], device: Device = "cpu"
     ) -> Mask:
-        return Mask(self.mask[None].to(device), image_shape).expand(len(seeds))
+        return _moved(Mask(self.mask[None], image_shape), device).expand(len(seeds))
+
+
+def _moved(mask: Mask, device: Device) -> Mask:
+    """Made, and checked, on the CPU: a check on a GPU would wait for it."""
+    return mask.to(device, non_blocking=True)

@@ -96,7 +96,8 @@ class Colourisation(Family):
         grey: Shape = (1, *image_shape[1:])
         measured: Degradation
         if self.of is None:
-            measured = Mask(torch.ones(1, *grey, device=device), grey).expand(len(seeds))
+            everything = Mask(torch.ones(1, *grey), grey).to(device, non_blocking=True)
+            measured = everything.expand(len(seeds))
         else:
             measured = self.of.sample(grey, structure, seeds, device)
         return ChannelProduct(mixing, measured)

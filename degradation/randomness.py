@@ -55,7 +55,7 @@ class Draws:
         seeds = torch.as_tensor(
             seeds if isinstance(seeds, Tensor) else list(seeds), dtype=torch.int64
         )
-        self.seeds = seeds.reshape(-1).to(device)
+        self.seeds = seeds.reshape(-1).to(device, non_blocking=True)
         self.calls = 0
 
     def __len__(self) -> int:
@@ -110,7 +110,10 @@ def _fill(out: Tensor, seeds: Tensor, row: Tensor, stream: str, block: Block) ->
     if not out.numel():
         return
     name = int.from_bytes(hashlib.blake2b(stream.encode(), digest_size=8).digest(), "little")
-    low, high = (torch.tensor(w, device=seeds.device) for w in (name & _WORD, name >> 32))
+    low, high = (
+        torch.full((), w, dtype=torch.int64, device=seeds.device)  # filled there, not copied
+        for w in (name & _WORD, name >> 32)
+    )
     k0, k1 = seeds[:, None] & _WORD, (seeds[:, None] >> 32) & _WORD
     total = (out.shape[1] + 3) // 4
     run = _COMPILED.get(block, block)
