@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from commands.allocation import keep_memory
 from commands.cli import COUNT, key_values, one_sentence_errors, options_of
 
 SHOW = {"help_option_names": ["-h", "--help"], "show_default": True}
@@ -98,6 +99,12 @@ precision = click.option(
     type=click.Choice(["fp32", "bf16", "fp16"]),
     default="fp32",
     help="Arithmetic of the network.",
+)
+compiling = click.option(
+    "--compile/--no-compile",
+    "compiled",
+    default=False,
+    help="Compile the network: a minute or so for each structure of an operator, then faster.",
 )
 network = click.option(
     "--net", required=True, type=FILE, help="Trained weights, a .safetensors file."
@@ -213,6 +220,7 @@ def ref(**options: Any) -> None:
     "[default: none]",
 )
 @precision
+@compiling
 @click.option(
     "--pictures", type=click.IntRange(0), default=3, help="Images of each degradation in grid.png."
 )
@@ -226,6 +234,7 @@ def gen(**options: Any) -> None:
         options["degradation_opt"] = key_values(options["degradation_opt"])
         options["sampler_opt"] = key_values(options["sampler_opt"])
 
+    keep_memory()
     from commands.gen import Generation
 
     Generation(**options).run()
@@ -257,6 +266,7 @@ def gen(**options: Any) -> None:
 )
 @guidance
 @precision
+@compiling
 @click.option("--pictures", type=click.IntRange(0), default=64, help="Images in grid.png.")
 @save_images
 @seed
@@ -265,6 +275,7 @@ def gen_uncond(**options: Any) -> None:
     with one_sentence_errors():
         options["sampler_opt"] = key_values(options["sampler_opt"])
 
+    keep_memory()
     from commands.gen_uncond import Unconditional
 
     Unconditional(**options).run()

@@ -6,6 +6,7 @@ from typing import Any
 
 import click
 
+from commands.allocation import keep_memory
 from commands.cli import key_values, one_sentence_errors
 
 FILE = click.Path(path_type=Path)
@@ -100,6 +101,7 @@ def main(degradation_opt: tuple[str, ...], sampler_opt: tuple[str, ...], **optio
         sampler_options = key_values(sampler_opt)
         options["degradation_opt"] = key_values(degradation_opt)
 
+    keep_memory()
     from commands.photo import Request  # importing torch takes seconds: not for --help
     from commands.restore import Restoration
 

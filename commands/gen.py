@@ -22,6 +22,7 @@ from commands.methods import (
     check_guidance,
     check_operators,
     check_samplers,
+    compile_network,
     solvers_of,
 )
 from commands.ref import checked_count
@@ -71,6 +72,7 @@ class Generation:
     noise_level: float
     poisson_peak: float | None
     precision: str
+    compiled: bool
     pictures: int
     save_images: bool
     workers: int
@@ -102,6 +104,8 @@ class Generation:
             )
         solvers = solvers_of(self.samplers, self.sampler_opt)
         denoiser = load_weights(self.net, device)
+        if self.compiled:
+            compile_network(denoiser, device)
         check_samplers(self.net, self.samplers)
         check_conditioning(self.net, denoiser, solvers, "y")
         check_folder(self.outdir)

@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from commands.cli import check_folder, chosen
 from commands.files import check_new, publish, working_folder
-from commands.methods import Restorer, check_guidance, check_samplers, solvers_of
+from commands.methods import Restorer, check_guidance, check_samplers, compile_network, solvers_of
 from degradation import Draws, Problem, derive_seed
 from metrics.distances import Distances
 from metrics.evaluate import seconds_now
@@ -50,6 +50,7 @@ class Unconditional:
     sampler_opt: dict[str, str]
     cfg: float | None
     precision: str
+    compiled: bool
     pictures: int
     save_images: bool
     seed: int
@@ -68,6 +69,8 @@ class Unconditional:
         self.names = chosen("metric", self.metrics, _METRICS)
         solver = solvers_of([self.sampler], self.sampler_opt)[self.sampler]
         denoiser = load_weights(self.net, device)
+        if self.compiled:
+            compile_network(denoiser, device)
         check_samplers(self.net, [self.sampler])
         self.config = denoiser.config
         self._check_classes()

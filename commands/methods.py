@@ -100,6 +100,24 @@ def check_operators(
                 check_operator(solver, operator)
 
 
+def compile_network(denoiser: Denoiser, device: torch.device) -> None:
+    """Compile a network for batches of any size. Raises ValueError where there is no compiler."""
+    from torch._inductor import cpp_builder  # seconds, which only a compiler is worth
+    from torch.utils._triton import has_triton
+
+    try:
+        if device.type == "cuda":
+            found = has_triton()
+        else:
+            found = bool(cpp_builder.get_cpp_compiler())
+    except RuntimeError:
+        found = False
+    if not found:
+        wanted = "Triton" if device.type == "cuda" else "a C++ compiler (g++ or $CXX)"
+        raise ValueError(f"--compile needs {wanted}, which is not there: leave it out")
+    denoiser.compile(dynamic=None)
+
+
 def check_samplers(net: Path, samplers: Sequence[str]) -> None:
     """Raise ValueError where a network that was trained at one noise level is to be sampled."""
     if not read_summary(net).get("mse_train"):

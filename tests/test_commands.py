@@ -433,3 +433,47 @@ def test_folders_that_do_not_match_are_refused(home, folders):
     )
     shutil.rmtree(b)
     refused(call(home, "calc", "--images", b, "--ref", a, *fd), str(b))
+
+
+# ---- compiling -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("command", ["gen", "gen-uncond"])
+def test_a_compiled_network_restores_the_same(home, tmp_path, monkeypatch, command):
+    """The graphs run as they are here: what the compiler makes of them is tests/test_compile.py."""
+    compile_with = Denoiser.compile
+    compiled: list[dict] = []
+
+    def compile(self: Denoiser, **options: object) -> None:
+        compiled.append(options)
+        compile_with(self, backend="eager", **options)
+
+    monkeypatch.setattr(Denoiser, "compile", compile)
+    values = []
+    for flag in ("--no-compile", "--compile"):
+        outdir = tmp_path / flag.strip("-")
+        if command == "gen":
+            result = gen(home, outdir, "--images", 6, flag)
+        else:
+            result = call(home, command, "--net", "plain.safetensors", *FAST, "--images", 6,
+                          "--save-images", "--outdir", outdir, flag)  # fmt: skip
+        assert result.exit_code == 0, result.output
+        values.append((outdir / "per_image.csv").read_text() if command == "gen" else
+                      [path.read_bytes() for path in sorted(outdir.rglob("*.png"))])  # fmt: skip
+    torch._dynamo.reset()
+    assert len(compiled) == 1 and len(values[0]) > 0
+    if command == "gen-uncond":
+        assert values[0] == values[1]
+    else:
+        columns = [[row.split(",")[:4] for row in text.splitlines()] for text in values]
+        assert columns[0] == columns[1]
+
+
+def test_compiling_without_a_compiler_is_refused(home, tmp_path, monkeypatch):
+    from torch._inductor import cpp_builder
+
+    def none() -> str:
+        raise RuntimeError("No working C++ compiler found")
+
+    monkeypatch.setattr(cpp_builder, "get_cpp_compiler", none)
+    refused(gen(home, tmp_path / "out", "--compile"), "--compile", "C++ compiler")
