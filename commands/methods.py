@@ -15,7 +15,7 @@ from degradation import Draws, Problem
 from metrics import baselines
 from metrics.evaluate import Restore
 from metrics.pixel import to_float
-from networks import Denoiser, GaussianPrior
+from networks import Denoiser, GaussianMixture, fit_gaussian, posterior_mean
 from networks.weights import read_summary
 from samplers import CountingDenoiser, Guided, Solver, make_solver
 from training import distributed
@@ -96,12 +96,12 @@ def baseline_methods(
                 f"{dataset.image_shape} is too large, leave it out of --baselines"
             )
         prior = _gaussian(training())
-        methods["Gaussian MMSE"] = lambda problem, noise, draws: prior.posterior_mean(problem)
+        methods["Gaussian MMSE"] = lambda problem, noise, draws: posterior_mean(prior, problem)
     return methods
 
 
-def _gaussian(training: ImageDataset) -> GaussianPrior:
+def _gaussian(training: ImageDataset) -> GaussianMixture:
     count = min(_GAUSSIAN_CROPS, len(training))
     bar = tqdm(range(count), "crops for the Gaussian", disable=distributed.rank() != 0)
     crops = [training[i][0] for i in bar]
-    return GaussianPrior.fit(to_float(torch.stack(crops)))
+    return fit_gaussian(to_float(torch.stack(crops)))

@@ -14,7 +14,7 @@ from degradation import (
     NoDegradation,
 )
 from metrics import baselines
-from networks import Denoiser, GaussianPrior, make_config
+from networks import Denoiser, fit_gaussian, make_config, posterior_mean
 
 pytestmark = pytest.mark.gpu
 SHAPE = (3, 16, 16)
@@ -61,7 +61,7 @@ def test_the_network_agrees(family, structure):
 
 @pytest.mark.parametrize(("family", "structure"), FAMILIES, ids=lambda value: str(value))
 def test_baselines_agree(family, structure):
-    prior = GaussianPrior.fit(torch.randn(900, *SHAPE))
+    prior = fit_gaussian(torch.randn(900, *SHAPE))
     x = torch.randn(2, *SHAPE)
     problem = GaussianNoise(0.1).measure(family.sample(SHAPE, structure, [1, 2]), x, Draws([1, 2]))
     moved = problem.to("cuda")
@@ -69,6 +69,6 @@ def test_baselines_agree(family, structure):
         baselines.pinv,
         baselines.constant_fill,
         baselines.smooth,
-        prior.posterior_mean,
+        lambda problem: posterior_mean(prior, problem),
     ):
         torch.testing.assert_close(restore(moved).cpu(), restore(problem), atol=1e-4, rtol=1e-3)
