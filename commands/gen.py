@@ -15,9 +15,12 @@ from commands.families import families_of
 from commands.files import check_new, publish, working_folder
 from commands.methods import (
     BASELINES,
+    COSTS,
     Restorer,
     baseline_methods,
+    check_conditioning,
     check_guidance,
+    check_operators,
     check_samplers,
     solvers_of,
 )
@@ -39,6 +42,7 @@ from networks.presets import conditioning_of
 from samplers import Solver
 from training import distributed
 from training.data import DTYPES
+from zero_shot import ZeroShot
 
 _NAMES = {"invfusion": "InvFusion", "blind": "blind"}
 
@@ -99,6 +103,7 @@ class Generation:
         solvers = solvers_of(self.samplers, self.sampler_opt)
         denoiser = load_weights(self.net, device)
         check_samplers(self.net, self.samplers)
+        check_conditioning(self.net, denoiser, solvers, "y")
         check_folder(self.outdir)
         check_new(self.outdir, self.save_images)
         dataset = self._dataset(denoiser)
@@ -106,6 +111,7 @@ class Generation:
         for family in self.families.values():
             family.check(dataset.image_shape)
             check_noise(self.noise, family, dataset.image_shape)
+        check_operators(solvers, self.families, dataset.image_shape)
         self.count = checked_count(self.images, dataset, self.data)
         self.distances = Distances.of(
             self.names,
@@ -221,8 +227,7 @@ class Generation:
                     value = distances[degradation, method, metric]
                     cell[metric] = {"mean": value, "count": self.count}
                 restorer = self.restorers.get(method)
-                cell["evaluations"] = restorer.evaluations if restorer else 0
-                cell["network_calls"] = restorer.network_calls if restorer else 0
+                cell |= restorer.cost if restorer else dict.fromkeys(COSTS, 0)
                 seconds = sum(share.get((degradation, method), 0.0) for share in restoring)
                 cell["seconds_per_image"] = seconds / self.count
         return values
@@ -242,17 +247,16 @@ class Generation:
         return dataset
 
     def _restorers(self, denoiser: Denoiser, solvers: Mapping[str, Solver]) -> dict[str, Restorer]:
-        kind = conditioning_of(denoiser.config)
-        if kind == "unconditional":
-            raise ValueError(
-                f"{self.net} is an unconditional denoiser: these samplers would ignore y"
-            )
         check_guidance(self.cfg, denoiser, self.net)
-        titles = {"mmse": f"{_NAMES[kind]} MMSE"}
+        kind = conditioning_of(denoiser.config)
+
+        def title(name: str, solver: Solver) -> str:
+            if isinstance(solver, ZeroShot):
+                return type(solver).__name__
+            return f"{_NAMES[kind]} MMSE" if name == "mmse" else f"{_NAMES[kind]} sample ({name})"
+
         return {
-            titles.get(name, f"{_NAMES[kind]} sample ({name})"): Restorer(
-                denoiser, solver, DTYPES[self.precision], self.cfg
-            )
+            title(name, solver): Restorer(denoiser, solver, DTYPES[self.precision], self.cfg)
             for name, solver in solvers.items()
         }
 

@@ -169,11 +169,7 @@ class Unconditional:
         stages = {
             stage: sum(share[1][stage] for share in shares) / self.images for stage in self.seconds
         }
-        cell = values | {
-            "evaluations": self.restorer.evaluations,
-            "network_calls": self.restorer.network_calls,
-            "seconds_per_image": stages["sample"],
-        }
+        cell = values | self.restorer.cost | {"seconds_per_image": stages["sample"]}
         named = {"none": {self.sampler: cell}}
         record = {"units": UNITS, "values": named, "not_finite": failed, "stages": stages}
         write_metrics(folder, record, self._settings())

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -11,16 +11,19 @@ from tqdm import tqdm
 
 from commands.cli import options_by_name
 from datautils import ImageDataset
-from degradation import Draws, Problem
+from degradation import Draws, Family, Problem
 from metrics import baselines
 from metrics.evaluate import Restore
 from metrics.pixel import to_float
 from networks import Denoiser, GaussianMixture, fit_gaussian, posterior_mean
+from networks.presets import conditioning_of
 from networks.weights import read_summary
-from samplers import CountingDenoiser, Guided, Solver, make_solver
+from samplers import CountingDenoiser, Guided, Solver, check_operator, make_solver
 from training import distributed
+from zero_shot import ZeroShot
 
 BASELINES = ("pinv", "fill", "smooth", "gaussian")
+COSTS = ("evaluations", "backward_passes", "network_calls", "network_backward_passes")
 _GAUSSIAN_CROPS = 16_000
 _GAUSSIAN_LIMIT = 4096  # values of an image: the covariance is their square
 
@@ -33,8 +36,7 @@ class Restorer:
     solver: Solver
     precision: torch.dtype
     guidance: float | None = None
-    evaluations: int = 0
-    network_calls: int = 0
+    cost: dict[str, int] = field(default_factory=dict)
 
     def __call__(self, problem: Problem, noise: Tensor, draws: Draws) -> Tensor:
         network = CountingDenoiser(self.denoiser)
@@ -43,8 +45,15 @@ class Restorer:
         enabled = self.precision != torch.float32
         with torch.autocast(noise.device.type, self.precision, enabled=enabled):
             restored = self.solver(counter, noise, problem, draws)
-        self.evaluations, self.network_calls = counter.calls, network.calls
+        self.cost = cost_of(counter, network)
         return restored
+
+
+def cost_of(counter: CountingDenoiser, network: CountingDenoiser) -> dict[str, int]:
+    """What a restoration took, by the names it has in result files: the counter is the outermost
+    denoiser, the network the innermost."""
+    counts = counter.calls, counter.backward_passes, network.calls, network.backward_passes
+    return dict(zip(COSTS, counts, strict=True))
 
 
 def solvers_of(names: Sequence[str], options: Mapping[str, str]) -> dict[str, Solver]:
@@ -61,6 +70,34 @@ def check_guidance(scale: float | None, denoiser: Denoiser, net: Path) -> None:
         raise ValueError(f"--cfg {scale} must be a number of at least 0")
     if not denoiser.config.num_classes:
         raise ValueError(f"--cfg {scale} guides by class, but {net} was trained without classes")
+
+
+def check_conditioning(
+    net: Path, denoiser: Denoiser, solvers: Mapping[str, Solver], ignored: str
+) -> None:
+    """Raise ValueError where a solver leaves `ignored` to a network that is unconditional."""
+    if conditioning_of(denoiser.config) != "unconditional":
+        return
+    for name, solver in solvers.items():
+        if not isinstance(solver, ZeroShot):
+            raise ValueError(
+                f"{net} is an unconditional denoiser: --sampler {name} would ignore {ignored}, a "
+                "zero-shot one such as ddrm would not"
+            )
+
+
+def check_operators(
+    solvers: Mapping[str, Solver], families: Mapping[str, Family], shape: tuple[int, int, int]
+) -> None:
+    """Raise ValueError where a solver needs what the operators of a family do not have."""
+    demanding = [
+        solver for solver in solvers.values() if "spectrum" in getattr(solver, "needs", ())
+    ]
+    for family in families.values() if demanding else ():
+        for structure in family.structures():
+            operator = family.sample(shape, structure, [0])
+            for solver in demanding:
+                check_operator(solver, operator)
 
 
 def check_samplers(net: Path, samplers: Sequence[str]) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from commands.cli import check_folder, one_sentence_errors
-from commands.methods import check_samplers
+from commands.methods import COSTS, check_conditioning, check_samplers, cost_of
 from commands.photo import Request, Task, pose
 from commands.sheet import Restored, write_restored
 from degradation import Draws, Problem, derive_seed
@@ -20,7 +20,15 @@ from metrics.pixel import consistency, psnr, to_uint8
 from metrics.results import table
 from networks import Denoiser, load_weights
 from networks.presets import conditioning_of
-from samplers import MMSE, CountingDenoiser, Guided, Solver, Tiled, make_solver
+from samplers import (
+    MMSE,
+    CountingDenoiser,
+    Guided,
+    Solver,
+    Tiled,
+    check_operator,
+    make_solver,
+)
 from training.data import DTYPES
 
 
@@ -37,8 +45,7 @@ class Restoration:
     cfg: float | None
     precision: str
     batch: int
-    evaluations: dict[str, int] = field(default_factory=dict, init=False)
-    network_calls: dict[str, int] = field(default_factory=dict, init=False)
+    cost: dict[str, dict[str, int]] = field(default_factory=dict, init=False)
     seconds: dict[str, float] = field(default_factory=dict, init=False)
 
     def run(self) -> None:
@@ -49,13 +56,16 @@ class Restoration:
             solver = make_solver(self.sampler, self.sampler_opt)
             self._check_out()
             denoiser = load_weights(self.net, device)
-            self._check_network(denoiser)
+            self._check_network(denoiser, solver)
             check_samplers(self.net, [self.sampler] if self.samples else [])
             task = pose(self.request, denoiser.config.image_shape, device)
             if denoiser.config.consistent:
                 task.local.check_diagonalisable("a consistent network")
+            check_operator(solver, task.problem.degradation)
         if task.measurement is None:
             task.notes.append("measurement.png is left out: what was measured is no picture")
+        if _unconditional(denoiser):
+            task.notes.append("mmse.png is the mean of the samples: the network knows images alone")
         if self.samples < 2:
             task.notes.append("std.png is left out: it takes two --samples or more")
         for note in task.notes:
@@ -73,10 +83,14 @@ class Restoration:
         if self.out.is_dir() and any(self.out.iterdir()):
             raise ValueError(f"{self.out} is not empty: choose a new folder for --out")
 
-    def _check_network(self, denoiser: Denoiser) -> None:
+    def _check_network(self, denoiser: Denoiser, solver: Solver) -> None:
         config = denoiser.config
-        if conditioning_of(config) == "unconditional":
-            raise ValueError(f"{self.net} is an unconditional denoiser: it would ignore the photo")
+        check_conditioning(self.net, denoiser, {self.sampler: solver}, "the photo")
+        if _unconditional(denoiser) and not self.samples:
+            raise ValueError(
+                f"{self.net} is an unconditional denoiser, which has no estimate of its own: give "
+                "--samples of at least 1"
+            )
         if config.image_shape[0] != 3:
             raise ValueError(f"{self.net} restores {config.image_shape[0]} channels, a photo has 3")
         label = self.request.class_label
@@ -97,9 +111,11 @@ class Restoration:
         if self.samples:
             several = problem.expand(self.samples)
             samples = self._run("samples", solver, denoiser, task, several, seeds, guide=True)
-        # The estimate of a guided network would be of another distribution.
-        one = [derive_seed(seed, "restore")]
-        mmse = self._run("mmse", MMSE(), denoiser, task, problem, one, guide=False)
+        if _unconditional(denoiser):
+            mmse = samples.mean(0, keepdim=True)
+        else:  # the estimate of a guided network would be of another distribution
+            one = [derive_seed(seed, "restore")]
+            mmse = self._run("mmse", MMSE(), denoiser, task, problem, one, guide=False)
         pinv = problem.pinv()
         estimates = torch.cat((samples, mmse))
         final = problem.expand(len(estimates)).project(estimates) if task.exact else estimates
@@ -133,7 +149,7 @@ class Restoration:
             counter = CountingDenoiser(tiled)
             images = solver(counter, noise, problem, draws)
         self.seconds[name] = seconds_now(device) - start
-        self.evaluations[name], self.network_calls[name] = counter.calls, network.calls
+        self.cost[name] = cost_of(counter, network)
         return images.float()
 
     # ---- what is kept -----------------------------------------------------------------------
@@ -161,15 +177,14 @@ class Restoration:
             "noise_level": task.problem.noise_level.mean().item(),
             "units": {"psnr": "dB, of uint8 images", "consistency": "mean of (y − Hx)²"},
             "deviation_white_at": restored.white,
-            "evaluations": self.evaluations,
-            "network_calls": self.network_calls,
+            **{cost: {name: counts[cost] for name, counts in self.cost.items()} for cost in COSTS},
             "seconds": self.seconds,
         }
 
     def _settings(self, task: Task) -> dict[str, Any]:
         settings = asdict(self)
         request = settings.pop("request")
-        for key in ("evaluations", "network_calls", "seconds"):
+        for key in ("cost", "seconds"):
             del settings[key]
         operator = task.problem.degradation
         return request | settings | {
@@ -180,6 +195,10 @@ class Restoration:
             "tiles": len(task.tiling),
             "notes": task.notes,
         }  # fmt: skip
+
+
+def _unconditional(denoiser: Denoiser) -> bool:
+    return conditioning_of(denoiser.config) == "unconditional"
 
 
 def _summary(metrics: Mapping[str, Any]) -> str:

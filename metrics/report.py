@@ -28,15 +28,20 @@ Cell = Mapping[str, Any]
 def metrics_table(values: Mapping[str, Mapping[str, Cell]], metrics: Sequence[str]) -> str:
     """A table of text of {degradation: {method: cell}}.
 
-    A cell holds {"mean": ...} for each metric, and evaluations (NFE) and seconds_per_image.
+    A cell holds {"mean": ...} for each metric, evaluations (NFE), seconds_per_image, and, where a
+    solver differentiates its denoiser, backward_passes: then there is a column VJP.
     """
-    headers = ["degradation", "method", *metrics, "NFE", "s/image"]
+    costs = {"evaluations": "NFE"}
+    if any(cell.get("backward_passes") for cells in values.values() for cell in cells.values()):
+        costs["backward_passes"] = "VJP"
+    headers = ["degradation", "method", *metrics, *costs.values(), "s/image"]
     lines = []
     for degradation, methods in values.items():
         for method, cell in methods.items():
             means = [shown(metric, cell[metric]["mean"]) for metric in metrics]
+            counts = [str(cell[cost]) for cost in costs]
             seconds = f"{cell['seconds_per_image']:.3f}"
-            lines.append([degradation, method, *means, str(cell["evaluations"]), seconds])
+            lines.append([degradation, method, *means, *counts, seconds])
     return table(headers, lines)
 
 

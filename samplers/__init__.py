@@ -1,6 +1,16 @@
 """Solvers for denoisers trained on the problem, and the names they go by on the command line."""
 
-from samplers.base import CountingDenoiser, Solver, karras_grid, make_solver, register, solver_names
+from samplers.base import (
+    CountingDenoiser,
+    Solver,
+    check_operator,
+    karras_grid,
+    make_solver,
+    register,
+    solver_names,
+)
+from samplers.deis import DEIS
+from samplers.dpm import DPM
 from samplers.euler import Euler
 from samplers.guidance import Guided
 from samplers.heun import Heun
@@ -8,6 +18,8 @@ from samplers.mmse import MMSE
 from samplers.tiles import Tiled, Tiling, tile_problems
 
 __all__ = [
+    "DEIS",
+    "DPM",
     "MMSE",
     "CountingDenoiser",
     "Euler",
@@ -16,6 +28,7 @@ __all__ = [
     "Solver",
     "Tiled",
     "Tiling",
+    "check_operator",
     "karras_grid",
     "make_solver",
     "register",

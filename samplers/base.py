@@ -1,14 +1,16 @@
 """What a solver is: `solver(denoiser, noise, problem, rng) → samples`, built from its options."""
 
+import contextlib
+import contextvars
 import dataclasses
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from degradation import Problem
+from degradation import Degradation, Problem
 
 Denoiser = Callable[[Tensor, Tensor | float, Problem], Tensor]
 Callback = Callable[[int, Tensor], None]
@@ -23,7 +25,9 @@ class RandnLike(Protocol):
 class Solver(Protocol):
     """noise: standard normal `[B, C, h, w]`; returns restored images in [-1, 1] of that shape.
 
-    A callback sees the number of each step and the denoiser's estimate in it.
+    A callback sees the number of each step and the denoiser's estimate in it. A class attribute
+    `needs` names what else a solver asks for: "spectrum", the SVD of the operator (`check_operator`
+    refuses one without it), "gradient", a denoiser that can be differentiated.
     """
 
     def __call__(
@@ -36,16 +40,40 @@ class Solver(Protocol):
     ) -> Tensor: ...
 
 
+_recomputing = contextvars.ContextVar("_recomputing", default=False)
+
+
+@contextlib.contextmanager
+def recomputing() -> Iterator[None]:
+    """Within it evaluations do not count: a backward pass repeats them to save memory."""
+    token = _recomputing.set(True)
+    try:
+        yield
+    finally:
+        _recomputing.reset(token)
+
+
 class CountingDenoiser:
-    """Counts the evaluations of a denoiser: outside guidance, the NFE of the tables."""
+    """Counts what a denoiser is asked for: outside guidance, the NFE of the tables.
+
+    calls: evaluations; backward_passes: vector-Jacobian products through them.
+    """
 
     def __init__(self, denoiser: Denoiser):
         self.denoiser = denoiser
         self.calls = 0
+        self.backward_passes = 0
 
     def __call__(self, x: Tensor, sigma: Tensor | float, problem: Problem) -> Tensor:
-        self.calls += 1
-        return self.denoiser(x, sigma, problem)
+        estimate = self.denoiser(x, sigma, problem)
+        if not _recomputing.get():
+            self.calls += 1
+            if estimate.requires_grad:
+                estimate.register_hook(self._count_backward)
+        return estimate
+
+    def _count_backward(self, gradient: Tensor) -> None:
+        self.backward_passes += 1
 
 
 def karras_grid(
@@ -60,6 +88,24 @@ def karras_grid(
     low, high = sigma_min ** (1 / rho), sigma_max ** (1 / rho)
     grid = (high + ramp * (low - high)) ** rho
     return torch.cat((grid, grid.new_zeros(1))).to(device)
+
+
+@dataclasses.dataclass(frozen=True)
+class OnGrid:
+    """The options of a solver that goes down the noise levels of EDM."""
+
+    num_steps: int = 32
+    sigma_min: float = 0.002
+    sigma_max: float = 80.0
+    rho: float = 7.0
+
+    def __post_init__(self) -> None:
+        check_range(self, num_steps=(2, 10**6), sigma_max=(1e-9, 1e6), rho=(1e-3, 1e3))
+        check_range(self, sigma_min=(1e-9, self.sigma_max))
+
+    def grid(self) -> list[float]:
+        """Noise levels from sigma_max to sigma_min, then 0: num_steps + 1 numbers."""
+        return karras_grid(self.num_steps, self.sigma_min, self.sigma_max, self.rho).tolist()
 
 
 _REGISTRY: dict[str, type] = {}
@@ -95,11 +141,30 @@ def make_solver(name: str, options: Mapping[str, str] | None = None) -> Solver:
         if key not in known:
             raise ValueError(f"sampler '{name}' has no option '{key}'; it has {', '.join(known)}")
         try:
-            values[key] = types[key](text)
-        except ValueError:
+            values[key] = _READERS.get(types[key], types[key])(text)
+        except (ValueError, KeyError):
             kind = types[key].__name__
             raise ValueError(f"sampler option {key}={text!r} is no {kind}") from None
     return solver(**values)
+
+
+_READERS: dict[type, Callable[[str], Any]] = {
+    bool: lambda text: {"true": True, "false": False}[text.lower()]
+}
+
+
+def check_operator(solver: Solver, operator: Degradation) -> None:
+    """Raise ValueError where a solver needs the SVD of an operator that has none."""
+    if "spectrum" in getattr(solver, "needs", ()):
+        operator.check_diagonalisable(f"sampler {type(solver).__name__}")
+
+
+def check_choice(solver: object, **choices: tuple[str, ...]) -> None:
+    """Raise ValueError when an option of a solver is none of its choices."""
+    for name, known in choices.items():
+        if (value := getattr(solver, name)) not in known:
+            kind = type(solver).__name__
+            raise ValueError(f"{kind} option {name}={value} must be one of {', '.join(known)}")
 
 
 def check_range(solver: object, **bounds: tuple[float, float]) -> None:

@@ -6,22 +6,15 @@ from itertools import pairwise
 from torch import Tensor
 
 from degradation import Problem
-from samplers.base import Callback, Denoiser, RandnLike, check_range, karras_grid, register
+from samplers.base import Callback, Denoiser, OnGrid, RandnLike, register
 
 
 @register("euler")
 @dataclass(frozen=True)
-class Euler:
+class Euler(OnGrid):
     """dx/dσ = (x − D(x, σ)) / σ from sigma_max to 0: num_steps evaluations (EDM, Eq. 1)."""
 
     num_steps: int = 64
-    sigma_min: float = 0.002
-    sigma_max: float = 80.0
-    rho: float = 7.0
-
-    def __post_init__(self) -> None:
-        check_range(self, num_steps=(2, 10**6), sigma_min=(1e-9, self.sigma_max))
-        check_range(self, sigma_max=(1e-9, 1e6), rho=(1e-3, 1e3))
 
     def __call__(
         self,
@@ -32,7 +25,7 @@ class Euler:
         callback: Callback | None = None,
     ) -> Tensor:
         """One posterior sample for each problem of the batch."""
-        grid = karras_grid(self.num_steps, self.sigma_min, self.sigma_max, self.rho).tolist()
+        grid = self.grid()
         x = noise * grid[0]
         for step, (sigma, following) in enumerate(pairwise(grid)):
             estimate = denoiser(x, sigma, problem)

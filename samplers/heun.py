@@ -7,12 +7,12 @@ from itertools import pairwise
 from torch import Tensor
 
 from degradation import Problem
-from samplers.base import Callback, Denoiser, RandnLike, check_range, karras_grid, register
+from samplers.base import Callback, Denoiser, OnGrid, RandnLike, check_range, register
 
 
 @register("heun")
 @dataclass(frozen=True)
-class Heun:
+class Heun(OnGrid):
     """EDM, Algorithm 2: 2·num_steps − 1 evaluations, 63 by default as in the paper.
 
     With churn > 0, steps with churn_min ≤ σ ≤ churn_max first raise the noise level by a factor
@@ -20,17 +20,15 @@ class Heun:
     """
 
     num_steps: int = 32
-    sigma_min: float = 0.002
-    sigma_max: float = 80.0
-    rho: float = 7.0
     churn: float = 0.0
     churn_min: float = 0.0
     churn_max: float = math.inf
     churn_noise: float = 1.0
 
     def __post_init__(self) -> None:
-        check_range(self, num_steps=(2, 10**6), sigma_min=(1e-9, self.sigma_max))
-        check_range(self, sigma_max=(1e-9, 1e6), rho=(1e-3, 1e3), churn=(0, math.inf))
+        super().__post_init__()
+        check_range(self, churn=(0, math.inf), churn_max=(0, math.inf), churn_noise=(0, 1e3))
+        check_range(self, churn_min=(0, self.churn_max))
 
     def __call__(
         self,
@@ -41,7 +39,7 @@ class Heun:
         callback: Callback | None = None,
     ) -> Tensor:
         """One posterior sample for each problem of the batch."""
-        grid = karras_grid(self.num_steps, self.sigma_min, self.sigma_max, self.rho).tolist()
+        grid = self.grid()
         x = noise * grid[0]
         for step, (sigma, following) in enumerate(pairwise(grid)):
             if self.churn and self.churn_min <= sigma <= self.churn_max:

@@ -1,0 +1,359 @@
+"""What every zero-shot solver is held to: on any operator, in any batch, counted, checked."""
+
+import copy
+import dataclasses
+from typing import Any
+
+import pytest
+import torch
+from exact_gaussian import Gaussian
+from helpers import gaussian
+from plain_physics import Rows
+from torch import Tensor
+
+from degradation import (
+    Degradation,
+    DenseMatrix,
+    Draws,
+    FromPhysics,
+    Mask,
+    NullOperator,
+    Problem,
+    StridedConvolution,
+)
+from samplers import CountingDenoiser, Guided, check_operator, make_solver, solver_names
+from samplers.base import _REGISTRY
+from zero_shot import (
+    DAPS,
+    DDNM,
+    DDRM,
+    DDS,
+    DPS,
+    MGPS,
+    DDNMPlus,
+    DiffPIR,
+    MCGdiff,
+    PiGDM,
+    PnPDM,
+    REDDiff,
+    ZeroShot,
+)
+
+SHAPE = (3, 4, 4)
+NUMEL = 48
+
+QUICK: dict[str, Any] = {
+    "ddrm": DDRM(6),
+    "ddnm": DDNM(6),
+    "ddnm_plus": DDNMPlus(6),
+    "dps": DPS(6),
+    "pigdm": PiGDM(6),
+    "pigdm score": PiGDM(6, form="score", eta=0.5),
+    "daps": DAPS(3, ode_steps=2, langevin_steps=4),
+    "daps exact": DAPS(3, ode_steps=2, inner="exact"),
+    "mgps": MGPS(7),
+    "reddiff": REDDiff(6),
+    "dds": DDS(6),
+    "diffpir": DiffPIR(6),
+    "pnpdm": PnPDM(6, iterations=3),
+    "mcgdiff": MCGdiff(5, particles=3),
+}
+each_solver = pytest.mark.parametrize("solver", QUICK.values(), ids=QUICK.keys())
+
+
+def make_prior(numel: int = NUMEL) -> Gaussian:
+    Q, _ = torch.linalg.qr(gaussian(numel, numel))
+    variances = torch.logspace(-2, 0.3, numel, dtype=torch.float64)
+    return Gaussian(variances, 0.2 * gaussian(numel, seed=1), Q)
+
+
+@pytest.fixture
+def prior() -> Gaussian:
+    return make_prior()
+
+
+def operators(batch: int) -> dict[str, Degradation]:
+    """One of each kind, float64 where that can be chosen."""
+    mask = (gaussian(batch, 1, 4, 4) > 0).double()
+    return {
+        "mask": Mask(mask, SHAPE),
+        "matrix": DenseMatrix(gaussian(batch, 9, NUMEL) / NUMEL**0.5, SHAPE),
+        "blur": StridedConvolution(gaussian(batch, 3, 3).abs() / 9, 2, SHAPE),
+    }
+
+
+def posed(op: Degradation, noise_level: float | Tensor = 0.0, seed: int = 3) -> Problem:
+    y = op.H(gaussian(len(op), *SHAPE, seed=seed).to(op.s if op.diagonalisable else op.norm))
+    noise = torch.as_tensor(noise_level).to(y).reshape(-1, 1) * gaussian(*y.shape, seed=9).to(y)
+    return Problem(op, y + noise * op.rows, noise_level)
+
+
+# ---- what they are
+
+
+def test_all_are_known_by_name() -> None:
+    known = {name for name in solver_names() if issubclass(_REGISTRY[name], ZeroShot)}
+    assert known == {name.split()[0] for name in QUICK}
+    for name in known:
+        assert dataclasses.is_dataclass(_REGISTRY[name])
+        assert make_solver(name) == _REGISTRY[name]()
+        assert _REGISTRY[name].__doc__ and "20" in _REGISTRY[name].__doc__  # year of its source
+
+
+COUNTS = {
+    "ddrm": (25, 0), "ddnm": (100, 0), "ddnm_plus": (100, 0), "dps": (1000, 1000),
+    "pigdm": (100, 100), "daps": (1000, 0), "mgps": (1764, 1170), "reddiff": (1000, 0),
+    "dds": (50, 0), "diffpir": (100, 0), "pnpdm": (3673, 0), "mcgdiff": (3169, 0),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", COUNTS)
+def test_evaluations_and_backward_passes_by_default(name: str) -> None:
+    solver, seen = make_solver(name), 0
+    if name == "daps":  # steps of which the denoiser knows nothing
+        solver = DAPS(langevin_steps=1)
+
+    def denoiser(x: Tensor, sigma: Tensor | float, problem: Problem) -> Tensor:
+        nonlocal seen
+        seen += x.requires_grad
+        return 0.5 * x
+
+    counter = CountingDenoiser(denoiser)
+    op = Mask(torch.ones(1, 1, 1, 2), (1, 1, 2))
+    problem = Problem(op, torch.zeros(1, 2), 0.1)
+    solver(counter, torch.zeros(1, 1, 1, 2), problem, Draws([0]))
+    assert (counter.calls, counter.backward_passes) == COUNTS[name]
+    assert seen == counter.backward_passes  # a graph is built where it is walked back
+    assert bool(seen) == ("gradient" in solver.needs)  # type: ignore[attr-defined]
+
+
+@each_solver
+def test_the_denoiser_is_told_the_class_alone_and_once(solver: Any, prior: Gaussian) -> None:
+    problem = posed(operators(2)["mask"], 0.1).with_classes(torch.tensor([5, -1]))
+    seen = []
+
+    def denoiser(x: Tensor, sigma: Tensor | float, given: Problem) -> Tensor:
+        seen.append(given)
+        assert x.shape == (2, *SHAPE)
+        assert isinstance(sigma, float)  # a tensor on a GPU would have to be waited for
+        return prior(x, sigma, given)
+
+    solver(denoiser, gaussian(2, *SHAPE), problem, Draws([0, 1]))
+    assert isinstance(seen[0].degradation, NullOperator)
+    assert torch.equal(seen[0].class_labels, torch.tensor([5, -1]))
+    assert all(given is seen[0] for given in seen)
+
+
+@pytest.mark.parametrize("solver", [DDRM(6), DPS(6)])
+def test_guidance_doubles_the_calls_of_the_network(solver: Any, prior: Gaussian) -> None:
+    problem = posed(operators(2)["mask"], 0.1).with_classes(torch.tensor([5, 3]))
+    network = CountingDenoiser(
+        lambda x, sigma, given: prior(x, sigma, given) + given.class_labels.view(-1, 1, 1, 1)
+    )
+    counter = CountingDenoiser(Guided(network, 2.0))
+    guided = solver(counter, gaussian(2, *SHAPE), problem, Draws([0, 1]))
+    assert (counter.calls, network.calls) == (6, 12)
+    assert network.backward_passes == 2 * counter.backward_passes
+    plain = solver(network, gaussian(2, *SHAPE), problem, Draws([0, 1]))
+    assert not torch.allclose(guided, plain)
+
+
+# ---- on every operator
+
+
+@each_solver
+@pytest.mark.parametrize("noise_level", [0.0, 0.1])
+def test_float32_stays_finite_whatever_is_measured(
+    solver: Any, noise_level: float, prior: Gaussian
+) -> None:
+    masks = torch.stack([torch.zeros(1, 4, 4), torch.ones(1, 4, 4)])
+    row = torch.zeros(2, 3, NUMEL)
+    row[1, 0, 5] = 1
+    cases = [Mask(masks, SHAPE), DenseMatrix(row, SHAPE), NullOperator(2, SHAPE)]
+    cases += [op.to(torch.float32) for op in operators(2).values()]
+    noise = gaussian(2, *SHAPE, dtype=torch.float32)
+    for op in cases:
+        out = solver(prior.single(), noise, posed(op, noise_level), Draws([0, 1]))
+        assert out.dtype == torch.float32 and out.shape == noise.shape
+        assert out.isfinite().all() and out.abs().max() < 100, type(op)
+
+
+@each_solver
+def test_an_image_has_draws_of_its_own(solver: Any, prior: Gaussian) -> None:
+    """Also where the images of a batch differ in the level of their noise."""
+    noise, seeds = gaussian(3, *SHAPE), [5, 6, 7]
+    for op in operators(3).values():
+        problem = posed(op, torch.tensor([0.0, 0.1, 0.7], dtype=torch.float64))
+        batch = solver(prior, noise, problem, Draws(seeds))
+        assert not torch.allclose(batch[0], batch[1])
+        for i in range(3):
+            alone = solver(prior, noise[i : i + 1], problem[[i]], Draws(seeds[i : i + 1]))
+            torch.testing.assert_close(alone, batch[i : i + 1], rtol=1e-9, atol=1e-9)
+
+
+@each_solver
+@pytest.mark.parametrize("noise_level", [0.0, 0.2])
+def test_operators_without_an_svd(solver: Any, noise_level: float, prior: Gaussian) -> None:
+    """The same matrix, once with its SVD and once known by H and Hᵀ alone."""
+    matrix = gaussian(9, NUMEL) / NUMEL**0.5
+    physics = FromPhysics(Rows(matrix, SHAPE), SHAPE, batch=2, tol=1e-12, floor=0.0)
+    problem = posed(physics.to(torch.float64), noise_level)
+    noise, calls = gaussian(2, *SHAPE), CountingDenoiser(prior)
+    if "spectrum" in solver.needs:
+        message = f"sampler {type(solver).__name__} needs the singular value decomposition of the "
+        for refuse in (
+            lambda: check_operator(solver, physics),
+            lambda: solver(calls, noise, problem, Draws([0, 1])),
+        ):
+            with pytest.raises(ValueError, match=message + "operator, which FromPhysics does not"):
+                refuse()
+        assert calls.calls == 0
+        return
+    check_operator(solver, physics)
+    found = solver(calls, noise, problem, Draws([0, 1]))
+    op = DenseMatrix(matrix[None].repeat(2, 1, 1), SHAPE)
+    expected = solver(prior, noise, Problem(op, problem.y, noise_level), Draws([0, 1]))
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
+
+
+CONSISTENT = [name for name in QUICK if name.split()[0] in ("ddrm", "ddnm", "ddnm_plus", "mcgdiff")]
+
+
+@pytest.mark.parametrize("name", CONSISTENT)
+@pytest.mark.parametrize("kind", ["mask", "matrix", "blur"])
+def test_samples_explain_a_measurement_without_noise(name: str, kind: str, prior: Gaussian) -> None:
+    op = operators(3)[kind].to(torch.float32)
+    problem = posed(op)
+    noise = gaussian(3, *SHAPE, dtype=torch.float32)
+    out = QUICK[name](prior.single(), noise, problem, Draws([0, 1, 2]))
+    assert problem.residual(out).abs().max() < 1e-4
+    assert problem.residual(noise).abs().max() > 0.1
+
+
+@each_solver
+def test_without_a_measurement_y_does_not_matter(solver: Any, prior: Gaussian) -> None:
+    noise, op = gaussian(2, *SHAPE), NullOperator(2, SHAPE)
+    outs = [
+        solver(prior, noise, Problem(op, torch.full((2, 1), value), level), Draws([0, 1]))
+        for value, level in ((0.0, 0.1), (9.0, 0.1))
+    ]
+    assert torch.equal(*outs)
+
+
+@each_solver
+def test_noise_and_problem_are_left_alone(solver: Any, prior: Gaussian) -> None:
+    noise, problem = gaussian(2, *SHAPE), posed(operators(2)["matrix"], 0.1)
+    before = noise.clone(), problem.y.clone(), problem.pinv().clone()
+    out = solver(prior, noise, problem, Draws([0, 1]))
+    assert out.dtype == torch.float64
+    for now, then in zip((noise, problem.y, problem.pinv()), before, strict=True):
+        assert torch.equal(now, then)
+
+
+# ---- callbacks, gradients, memory
+
+
+@each_solver
+def test_a_callback_sees_every_step_and_changes_nothing(solver: Any, prior: Gaussian) -> None:
+    noise, problem = gaussian(2, *SHAPE), posed(operators(2)["mask"], 0.1)
+    seen: list[tuple[int, torch.Size]] = []
+    out = solver(prior, noise, problem, Draws([0, 1]), lambda step, x: seen.append((step, x.shape)))
+    assert len(seen) >= 3
+    assert seen == [(step, noise.shape) for step in range(len(seen))]
+    assert torch.equal(out, solver(prior, noise, problem, Draws([0, 1])))
+
+
+DIFFERENTIATING = [solver for solver in QUICK.values() if "gradient" in solver.needs]
+
+
+@pytest.mark.parametrize("solver", DIFFERENTIATING)
+def test_checkpointing_changes_neither_results_nor_counts(solver: Any, prior: Gaussian) -> None:
+    noise, problem = gaussian(2, *SHAPE), posed(operators(2)["matrix"], 0.1)
+    found, made = [], []
+
+    def denoiser(x: Tensor, sigma: Tensor | float, given: Problem) -> Tensor:
+        made[-1] += 1
+        return prior(x, sigma, given).tanh()  # something whose activations are kept
+
+    for checkpoint in (False, True):
+        made.append(0)
+        counter = CountingDenoiser(denoiser)
+        run = dataclasses.replace(solver, checkpoint=checkpoint)
+        out = run(counter, noise, problem, Draws([0, 1]))
+        found.append((out, counter.calls, counter.backward_passes))
+    torch.testing.assert_close(found[0][0], found[1][0], rtol=1e-12, atol=1e-12)
+    assert found[0][1:] == found[1][1:]
+    assert made[0] == found[0][1]
+    assert made[1] == found[1][1] + found[1][2]  # every backward pass evaluates once more
+
+
+@pytest.mark.parametrize("solver", DIFFERENTIATING)
+def test_denoisers_without_a_gradient_are_refused(solver: Any, prior: Gaussian) -> None:
+    problem = posed(operators(2)["matrix"], 0.1)
+    with pytest.raises(ValueError, match="needs the gradient of the denoiser, which has none"):
+        solver(torch.no_grad()(prior), gaussian(2, *SHAPE), problem, Draws([0, 1]))
+
+
+@each_solver
+def test_no_graph_outlives_a_step(solver: Any) -> None:
+    """But for DDRM and DDNM, which can be unrolled."""
+    weight = torch.tensor(0.5, requires_grad=True)
+    problem = posed(operators(2)["mask"].to(torch.float32), 0.1)
+    noise = gaussian(2, *SHAPE, dtype=torch.float32)
+    out = solver(lambda x, sigma, given: weight * x, noise, problem, Draws([0, 1]))
+    assert out.requires_grad == isinstance(solver, DDRM | DDNM)
+    if out.requires_grad:
+        assert torch.autograd.grad(out.square().sum(), weight)[0] != 0
+
+
+# ---- options
+
+
+def wrong_options() -> list[tuple[str, str, str]]:
+    """(solver, option, text) that no solver may accept."""
+    wrong = {"int": "-1", "float": "nan", "str": "nonsense", "bool": "maybe"}
+    return [
+        (name, field.name, wrong[getattr(field.type, "__name__", str(field.type))])
+        for name in COUNTS
+        for field in dataclasses.fields(_REGISTRY[name])
+    ]
+
+
+@pytest.mark.parametrize(("name", "option", "text"), wrong_options())
+def test_every_option_is_checked(name: str, option: str, text: str) -> None:
+    with pytest.raises(ValueError, match=rf"option {option}='?{text}") as refused:
+        make_solver(name, {option: text})
+    assert len(str(refused.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("ddrm", {"eta": "1.5"}, "DDRM option eta=1.5 must lie between 0 and 1"),
+        ("ddrm", {"sigma_min": "90"}, "DDRM option sigma_min=90.0 must lie between 1e-09 and 80.0"),
+        ("ddnm", {"released": "1"}, "sampler option released='1' is no bool"),
+        ("pigdm", {"form": "both"}, "PiGDM option form=both must be one of guidance, score"),
+        ("daps", {"inner": "hmc"}, "DAPS option inner=hmc must be one of langevin, exact"),
+        ("daps", {"ode_sigma_min": "0.2"}, "DAPS option ode_sigma_min=0.2"),
+        ("mgps", {"schedule": "mnist"}, "MGPS option schedule=mnist must be one of ffhq, imagenet"),
+        ("mgps", {"num_steps": "3"}, "MGPS option num_steps=3 must lie between 4 and 1000"),
+        ("pnpdm", {"rho_last": "20"}, "PnPDM option rho_start=10.0 must lie between 20.0 and 80"),
+        ("mcgdiff", {"particles": "0"}, "MCGdiff option particles=0"),
+    ],
+)
+def test_refusals_say_what_would_be_accepted(
+    name: str, options: dict[str, str], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        make_solver(name, options)
+
+
+def test_options_are_read_from_text() -> None:
+    assert make_solver("ddnm", {"released": "true", "num_steps": "7"}) == DDNM(7, released=True)
+    assert make_solver("dps", {"checkpoint": "False"}) == DPS(checkpoint=False)
+    assert make_solver("pigdm", {"form": "score"}) == PiGDM(form="score")
+
+
+def test_solvers_are_values() -> None:
+    for solver in QUICK.values():
+        assert copy.copy(solver) == solver and hash(solver) == hash(copy.copy(solver))

@@ -1,0 +1,133 @@
+"""MCGdiff: particles that are weighted by how well they explain the measurement."""
+
+import math
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from degradation import Problem
+from samplers.base import (
+    Callback,
+    Denoiser,
+    OnGrid,
+    RandnLike,
+    check_operator,
+    check_range,
+    register,
+)
+from zero_shot.base import Prior, ZeroShot, ancestral
+
+
+@register("mcgdiff")
+@dataclass(frozen=True)
+class MCGdiff(ZeroShot, OnGrid):
+    """Cardoso et al., "Monte Carlo guided diffusion for Bayesian linear inverse problems", 2024.
+
+    Algorithm 1 on the ancestral chain. In coordinates Vᵀx a measurement is ȳ = Uᵀy/s with noise of
+    τ = σₙ/s. At level σ a particle counts as N(ȳ; Vᵀx, σ² + τ²): moves are drawn from the chain's
+    times that of the next level, weights are the mass of this over the present one, and particles
+    are drawn anew by weight where fewer than half are effective. One particle is returned. As their
+    number grows this is the posterior under the chain, which the number of steps makes exact.
+
+    The original has variance σ² − τ² and lets a coordinate go where σ = τ, for which the levels
+    must hold every τ; here any levels serve, and at σ = 0 the likelihood is exact. Every particle
+    takes evaluations of its own, (num_steps − 1)·particles + 1 in all. For images of many
+    measurements few particles are far too few.
+    """
+
+    needs: ClassVar[frozenset[str]] = frozenset({"spectrum"})
+
+    num_steps: int = 100
+    particles: int = 32
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_range(self, particles=(1, 10**6))
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        denoiser: Denoiser,
+        noise: Tensor,
+        problem: Problem,
+        rng: RandnLike,
+        callback: Callback | None = None,
+    ) -> Tensor:
+        """One sample of each problem. Raises ValueError for operators without an SVD."""
+        operator = problem.degradation
+        check_operator(self, operator)
+        prior, grid = Prior(denoiser, problem), self.grid()
+        s = operator.s[:, None]  # all below: [B, K, R] coordinates of K particles
+        s = torch.where(s > 0, s, math.inf)
+        seen = s < math.inf
+        y, tau = operator.Ut(problem.y)[:, None] / s, problem.noise_level.view(-1, 1, 1) / s
+
+        def drawn(
+            x: Tensor, z: Tensor, known: Tensor, spread: float, width: Tensor
+        ) -> tuple[Tensor, Tensor]:
+            """x + spread·z, in the measured coordinates `known` rather times N(ȳ; ·, width)."""
+            gain = spread**2 / (spread**2 + width)
+            free = operator.Vt(z)
+            new = known + gain * (y - known) + spread * (1 - gain).sqrt() * free
+            return x + spread * z + operator.V(new - known - spread * free), new
+
+        def log_density(x: Tensor, variance: Tensor) -> Tensor:
+            value = -((y - x).square() / variance + variance.log()) / 2
+            return torch.where(seen, value, 0).sum(-1)
+
+        x = noise[:, None].expand(-1, self.particles, *noise.shape[1:])
+        zero, z = torch.zeros_like(x), rng.randn_like(x)
+        x, known = drawn(zero, z, operator.Vt(zero), grid[0], grid[0] ** 2 + tau.square())
+        weights = x.new_zeros(x.shape[:2])
+        for step, (sigma, following) in enumerate(pairwise(grid[:-1])):
+            estimate = torch.stack([prior(particle, sigma) for particle in x.unbind(1)], 1)
+            if callback:
+                callback(step, estimate[:, 0])
+            along, spread = ancestral(sigma, following)
+            mean = estimate + along * (x - estimate) / sigma
+            middle, width = operator.Vt(mean), following**2 + tau.square()
+            weights = weights + log_density(middle, spread**2 + width)
+            weights = weights - log_density(known, sigma**2 + tau.square())
+            index, weights = resampled(weights, uniform(rng, weights))
+            x, known = drawn(
+                pick(mean, index), rng.randn_like(x), pick(middle, index), spread, width
+            )
+        chosen = systematic(weights.softmax(1), uniform(rng, weights), 1)
+        estimate = prior(pick(x, chosen)[:, 0], grid[-2])
+        if callback:
+            callback(self.num_steps - 1, estimate)
+        gain = grid[-2] ** 2 / (grid[-2] ** 2 + tau.square())
+        known = operator.Vt(estimate)
+        return estimate + operator.V((gain * (y - known[:, None]))[:, 0])
+
+
+def resampled(weights: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
+    """Indices of the particles to go on with, and their log weights, `[B, K]` both.
+
+    Every particle goes on where their effective number, 1/Σw², is at least K/2.
+    """
+    shares, k = weights.softmax(1), weights.shape[1]
+    enough = shares.square().sum(1, keepdim=True) <= 2 / k
+    everyone = torch.arange(k, device=weights.device)
+    index = torch.where(enough, everyone, systematic(shares, u, k))
+    return index, torch.where(enough, weights, 0)
+
+
+def systematic(shares: Tensor, u: Tensor, count: int) -> Tensor:
+    """Indices `[B, count]`, drawn by their shares `[B, K]` from one uniform number u `[B, 1]`."""
+    positions = (torch.arange(count, device=u.device) + u) / count
+    index = torch.searchsorted(shares.cumsum(1), positions, right=True)
+    return index.clamp(max=shares.shape[1] - 1)
+
+
+def uniform(rng: RandnLike, like: Tensor) -> Tensor:
+    """A uniform number for each image, `[B, 1]`."""
+    return torch.special.ndtr(rng.randn_like(like[:, :1]))
+
+
+def pick(values: Tensor, index: Tensor) -> Tensor:
+    """values[b, index[b]]: `[B, K, ...]` and `[B, n]` to `[B, n, ...]`."""
+    return values[torch.arange(len(values), device=values.device)[:, None], index]

@@ -1,0 +1,56 @@
+"""RED-diff: the measurement fitted under a regulariser by denoising."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from degradation import Problem
+from samplers.base import Callback, Denoiser, RandnLike, check_range, register
+from zero_shot.base import Prior, ZeroShot, column, ddpm_grid
+
+
+@register("reddiff")
+@dataclass(frozen=True)
+class REDDiff(ZeroShot):
+    """Mardani et al., "A variational perspective on solving inverse problems ...", ICLR 2024.
+
+    Algorithm 1. Adam (`lr`, betas 0.9 and 0.99) moves an image μ, from H†y on, down the
+    noise levels of DDPM by the gradient of ½·mean (y − Hμ)², over the rows that exist, plus λσ·mean
+    of μ·(ε̂ − z), over the pixels, where ε̂ is the noise that the denoiser finds in μ + σz and λ is
+    `weight`. It seeks a mode: samples differ little. With noise H† is regularised by its level.
+    """
+
+    needs: ClassVar[frozenset[str]] = frozenset()
+
+    num_steps: int = 1000
+    lr: float = 0.1
+    weight: float = 0.25
+
+    def __post_init__(self) -> None:
+        check_range(self, num_steps=(1, 1000), lr=(1e-9, 1e3), weight=(0, 1e6))
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        denoiser: Denoiser,
+        noise: Tensor,
+        problem: Problem,
+        rng: RandnLike,
+        callback: Callback | None = None,
+    ) -> Tensor:
+        """One restoration of each problem."""
+        prior, operator = Prior(denoiser, problem), problem.degradation
+        rows = column(operator.rows.sum(1).clamp(min=1))
+        x = problem.pinv().to(noise).clone()
+        adam = torch.optim.Adam([x], lr=self.lr, betas=(0.9, 0.99))
+        for step, sigma in enumerate(reversed(ddpm_grid(self.num_steps))):
+            z = rng.randn_like(x)
+            estimate = prior(x + sigma * z, sigma)
+            if callback:
+                callback(step, estimate)
+            prior_slope = self.weight * (x - estimate) / operator.numel  # λσ·(ε̂ − z)
+            x.grad = prior_slope - operator.H_adjoint(problem.residual(x)) / rows
+            adam.step()
+        return x
