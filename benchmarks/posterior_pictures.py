@@ -15,6 +15,7 @@ from metrics.results import replacing
 from networks import GaussianMixture
 
 _COLUMNS = 6
+_EXTENT = 21.0  # of the plane: the means reach 16
 _INK, _DOT, _GRID = "#1b2a41", "#d1495b", "#d8dee9"
 _HEAT = LinearSegmentedColormap.from_list("paper", ["#ffffff", "#c9d8ea", "#6f9ac8", "#1b4f8a"])
 _STYLES = ("-", "--", ":", "-.")
@@ -23,28 +24,27 @@ _STYLES = ("-", "--", ":", "-.")
 def draw_marginals(
     path: Path, exact: GaussianMixture, points: Mapping[str, Tensor], distances: Mapping[str, float]
 ) -> None:
-    """The first two coordinates of samples `[n, 2]` by title, over the exact density."""
+    """The first two coordinates of samples `[n, 2]` by title, over the exact density; beside the
+    title their sliced distance."""
     rows = -(-len(points) // _COLUMNS)
-    figure, axes = plt.subplots(rows, _COLUMNS, figsize=(2.05 * _COLUMNS, 2.25 * rows))
-    extent = 24.0
-    axis = torch.linspace(-extent, extent, 241, dtype=torch.float64)
+    figure, axes = plt.subplots(rows, _COLUMNS, figsize=(2.05 * _COLUMNS, 2.3 * rows))
+    axis = torch.linspace(-_EXTENT, _EXTENT, 241, dtype=torch.float64)
     density = marginal_density(exact, torch.cartesian_prod(axis, axis)).view(241, 241).mT
     shade = (density / density.amax()).sqrt()  # faint modes show
+    box = (-_EXTENT, _EXTENT, -_EXTENT, _EXTENT)
     for cell in axes.flat:
         cell.axis("off")
     for cell, (title, x) in zip(axes.flat, points.items(), strict=False):
         cell.axis("on")
-        cell.imshow(shade, extent=(-extent, extent, -extent, extent), origin="lower", cmap=_HEAT)
-        inside = x[(x.abs() < extent).all(1)]
-        cell.scatter(inside[:, 0], inside[:, 1], s=2.5, color=_DOT, alpha=0.55, linewidths=0)
-        cell.set(xlim=(-extent, extent), ylim=(-extent, extent), xticks=[], yticks=[])
+        cell.imshow(shade, extent=box, origin="lower", cmap=_HEAT)
+        inside = x[(x.abs() < _EXTENT).all(1)]
+        cell.scatter(inside[:, 0], inside[:, 1], s=2.2, color=_DOT, alpha=0.45, linewidths=0)
+        cell.contour(axis, axis, shade, [0.15, 0.6], colors=_INK, linewidths=0.5, alpha=0.7)
+        cell.set(xlim=box[:2], ylim=box[2:], xticks=[], yticks=[])
         for spine in cell.spines.values():
             spine.set_color(_GRID)
         cell.set_title(title, fontsize=9, loc="left", color=_INK, pad=3)
-        cell.text(
-            0.97, 0.03, f"{distances[title]:.2f}", transform=cell.transAxes,
-            ha="right", va="bottom", fontsize=8, color=_INK,
-        )  # fmt: skip
+        cell.set_title(f"{distances[title]:.2f}", fontsize=9, loc="right", color=_DOT, pad=3)
     figure.subplots_adjust(0.01, 0.01, 0.99, 0.95, wspace=0.08, hspace=0.2)
     _save(figure, path)
 

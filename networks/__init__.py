@@ -7,7 +7,7 @@ from networks.fitting import fit_gaussian, fit_mixture
 from networks.invfusion import LevelConfig, NetworkConfig
 from networks.presets import PRESETS, make_config
 from networks.reference import from_reference
-from networks.weights import load_weights, read_summary, save_weights
+from networks.weights import Model, load_weights, read_summary, save_weights
 
 __all__ = [
     "PRESETS",
@@ -15,6 +15,7 @@ __all__ = [
     "Denoiser",
     "GaussianMixture",
     "LevelConfig",
+    "Model",
     "NetworkConfig",
     "fit_gaussian",
     "fit_mixture",

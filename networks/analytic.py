@@ -8,6 +8,7 @@ posterior samplers, and a denoiser for zero-shot solvers without any training.
 import copy
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Self
 
@@ -16,7 +17,16 @@ from torch import Tensor
 
 from degradation import Draws, Problem
 
-_TENSORS = ("log_weights", "means", "variances", "basis", "coordinates")
+_STATE = ("log_weights", "means", "variances", "basis")
+
+
+@dataclass(frozen=True)
+class PriorConfig:
+    """What a prior has in common with the configuration of a network."""
+
+    image_shape: tuple[int, int, int]
+    num_classes: int = 0
+    consistent: bool = False
 
 
 class GaussianMixture:
@@ -50,6 +60,8 @@ class GaussianMixture:
             and self.variances.shape == (B, covariances, D)
             and (self.basis is None or self.basis.shape == (B, covariances, D, D))
         )
+        if (self.variances < 0).any():
+            raise ValueError("the variances of a mixture must not be negative")
         if not right:
             raise ValueError(
                 f"a mixture of weights [{B}, {K}] over images {image_shape} cannot have means "
@@ -99,10 +111,20 @@ class GaussianMixture:
     def _map(self, fn: Callable[[Tensor], Tensor]) -> Self:
         other = copy.copy(self)
         vars(other).pop("covariances", None)
-        for name in _TENSORS:
+        for name in (*_STATE, "coordinates"):
             value = getattr(self, name)
             setattr(other, name, None if value is None else fn(value))
         return other
+
+    @property
+    def config(self) -> PriorConfig:
+        """What the commands ask of a network."""
+        return PriorConfig(self.image_shape)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The arguments of the constructor that are there, by name."""
+        state = {name: getattr(self, name) for name in _STATE}
+        return {name: value for name, value in state.items() if value is not None}
 
     # ---- moments and samples ------------------------------------------------------------------
 
