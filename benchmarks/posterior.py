@@ -44,6 +44,7 @@ from degradation import (
 )
 from metrics.pixel import to_float
 from metrics.results import environment, plain, replacing, table
+from metrics.sliced import sliced_wasserstein
 from networks import GaussianMixture, fit_gaussian, posterior
 from samplers import CountingDenoiser, Solver, make_solver, solver_names
 from samplers.base import OnGrid
@@ -52,7 +53,6 @@ from zero_shot import ZeroShot
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 FLOOR = "exact samples"
-_SLICES = 500
 
 # Options of the mixture benchmark of the MCGdiff and MGPS papers, where they differ from images.
 MIXTURE_OPTIONS: dict[str, dict[str, str]] = {
@@ -96,8 +96,9 @@ def exact_run(exact: GaussianMixture, count: int, name: str) -> Run:
 
 
 def title_of(name: str) -> str:
-    """How a solver is called in tables: an oracle is told y by its denoiser."""
-    return name if isinstance(make_solver(name), ZeroShot) else f"{name} (oracle)"
+    """How a row of a table is called: an oracle is told y by its denoiser."""
+    plain_name = name in (FLOOR, "prior") or isinstance(make_solver(name), ZeroShot)
+    return name if plain_name else f"{name} (oracle)"
 
 
 # ---- the mixture of 25 Gaussians
@@ -121,15 +122,6 @@ def mixture_problem(prior: GaussianMixture, rows: int, seed: int) -> Problem:
     operator = DenseMatrix((U * s[:, None]) @ Vt, prior.image_shape, tol=0.0)
     noise = GaussianNoise(float(draws.uniform((), "noise")) * float(s.amax()))
     return noise.measure(operator, prior.sample(draws), draws)
-
-
-def sliced_wasserstein(a: Tensor, b: Tensor, slices: int = _SLICES) -> float:
-    """The mean over random directions of the 1-Wasserstein distance of two sets `[n, D]`."""
-    directions = Draws(range(slices)).normal(a.shape[1:], "directions").double()
-    directions = directions / directions.norm(dim=1, keepdim=True)
-    ordered = (torch.sort(x @ directions.mT, 0).values for x in (a, b))
-    first, second = ordered
-    return (first - second).abs().mean().item()
 
 
 def mixture_solver(name: str, d: int, **options: str) -> Solver:
@@ -191,7 +183,7 @@ def mixture_table(rows: Iterable[Mapping[str, Any]]) -> str:
     cells = []
     for row in rows:
         values = [_interval_text(v) for v in row["sliced_wasserstein"].values()]
-        cells.append([_label(row["solver"]), row["evaluations"], *values, row["seconds"]])
+        cells.append([title_of(row["solver"]), row["evaluations"], *values, row["seconds"]])
     headers = ["solver", "NFE", "1 measurement", "2 measurements", "4 measurements", "seconds"]
     return table(headers, cells)
 
@@ -199,10 +191,6 @@ def mixture_table(rows: Iterable[Mapping[str, Any]]) -> str:
 def _interval_text(value: Mapping[str, Any]) -> str:
     half = value["half_width"]
     return f"{value['mean']:.2f}" + (f" ± {half:.2f}" if half is not None else "")
-
-
-def _label(name: str) -> str:
-    return name if name in (FLOOR, "prior") else title_of(name)
 
 
 # ---- a Gaussian fitted to crops of photos
@@ -263,9 +251,10 @@ def image_rows(
     for family, problem in problems.items():
         exact = posterior(prior, problem)
         mse = float(exact.covariance()[0].diagonal().mean())
-        floor = {FLOOR: exact_run(exact, count, "floor")}
+        floor = exact_run(exact, count, "floor")
         for name in tqdm([FLOOR, *names], family):
-            run = floor.get(name) or solve(image_solver(name), prior, exact, problem, count)
+            known = name == FLOOR
+            run = floor if known else solve(image_solver(name), prior, exact, problem, count)
             rows.append({
                 "family": family, "solver": name, "evaluations": run.evaluations,
                 "backward_passes": run.backward_passes, "seconds": run.seconds,
@@ -274,9 +263,9 @@ def image_rows(
     return rows
 
 
-def image_solver(name: str, **options: str) -> Solver:
+def image_solver(name: str) -> Solver:
     """With the options of this benchmark."""
-    return make_solver(name, IMAGE_OPTIONS.get(name, {}) | options)
+    return make_solver(name, IMAGE_OPTIONS.get(name))
 
 
 _ERRORS = ("mean", "covariance", "spread", "coverage_50", "coverage_90", "coverage_95", "psnr_loss")
@@ -289,7 +278,9 @@ def image_table(rows: Sequence[Mapping[str, Any]]) -> str:
         own = [row for row in rows if row["solver"] == name]
         medians = (statistics.median(row[key] for row in own) for key in _ERRORS)
         seconds = statistics.fmean(row["seconds"] for row in own)
-        cells.append([_label(name), own[0]["evaluations"], *(f"{m:.3f}" for m in medians), seconds])
+        cells.append(
+            [title_of(name), own[0]["evaluations"], *(f"{m:.3f}" for m in medians), seconds]
+        )
     headers = ["solver", "NFE", "mean", "covariance", "spread", "50 %", "90 %", "95 %",
                "PSNR loss (dB)", "seconds"]  # fmt: skip
     return table(headers, cells)
@@ -379,7 +370,7 @@ def mixture(dimension: str, problems: int, samples: int, names: Sequence[str], q
     print(mixture_table(rows))
     if quick:
         return
-    record = {"dimension": d, "samples": samples, "slices": _SLICES, "rows": rows,
+    record = {"dimension": d, "samples": samples, "rows": rows,
               "options": options_used(solvers, lambda name: mixture_solver(name, d))}  # fmt: skip
     write(f"mixture-{d}", record)
 
@@ -393,8 +384,8 @@ def marginals(samples: int, names: Sequence[str]) -> None:
     modes = {seed: float((e.log_weights.exp() ** 2).sum()) for seed, e in exact.items()}
     seed = min(modes, key=lambda seed: modes[seed])
     study = mixture_study(8, 1, seed, samples, chosen_solvers(names))
-    points = {_label(name): run.x.flatten(1)[:, :2] for name, run in study["runs"].items()}
-    distances = {_label(name): value for name, value in study["distances"].items()}
+    points = {title_of(name): run.x.flatten(1)[:, :2] for name, run in study["runs"].items()}
+    distances = {title_of(name): value for name, value in study["distances"].items()}
     draw_marginals(ROOT / "docs" / "posterior-marginals.png", exact[seed], points, distances)
 
 
@@ -439,7 +430,7 @@ def evaluations(problems: int, samples: int, names: Sequence[str], quick: bool) 
     problems, samples = (2, 256) if quick else (problems, samples)
     solvers = chosen_solvers(names)
     curves = evaluation_curves(solvers, factors, problems, samples)
-    cells = [[_label(name), point["evaluations"], point["sliced_wasserstein"]]
+    cells = [[title_of(name), point["evaluations"], point["sliced_wasserstein"]]
              for name, points in curves.items() for point in points]  # fmt: skip
     print(table(["solver", "NFE", "sliced Wasserstein distance"], cells))
     if quick:
