@@ -208,7 +208,7 @@ def prior(**options: Any) -> None:
     "samplers",
     multiple=True,
     default=("heun", "mmse"),
-    help="Solver; may be repeated.",
+    help="Solver, one of docs/solvers.md; may be repeated.",
 )
 @click.option(
     "--sampler-opt",
@@ -270,7 +270,7 @@ def gen(**options: Any) -> None:
 )
 @click.option("--metrics", default="", show_default="none", help="Comma-separated: fid, sfd, fd.")
 @reference_options()
-@click.option("--sampler", default="heun", help="Solver.")
+@click.option("--sampler", default="heun", help="Solver, one of docs/solvers.md.")
 @click.option(
     "--sampler-opt",
     multiple=True,

@@ -71,7 +71,7 @@ FILE = click.Path(path_type=Path)
     default="tile",
     help="A photo larger than the network's images: in overlapping tiles, or made smaller.",
 )
-@click.option("--sampler", default="heun", help="Solver.")
+@click.option("--sampler", default="heun", help="Solver, one of docs/solvers.md.")
 @click.option(
     "--sampler-opt",
     multiple=True,

@@ -59,11 +59,11 @@ class NoNoise:
 class Generator:
     """Noise from torch's own generator, many times as fast as counters."""
 
-    def __init__(self, seed: int = 0):
-        self.generator = torch.Generator().manual_seed(seed)
+    def __init__(self, seed: int = 0, device: str = "cpu"):
+        self.generator = torch.Generator(device).manual_seed(seed)
 
     def randn_like(self, x: Tensor) -> Tensor:
-        return torch.randn(x.shape, generator=self.generator, dtype=x.dtype)
+        return torch.randn(x.shape, generator=self.generator, dtype=x.dtype, device=x.device)
 
 
 class Replay:

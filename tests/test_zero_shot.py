@@ -6,10 +6,11 @@ from typing import Any
 
 import pytest
 import torch
-from exact_gaussian import Gaussian
+from exact_gaussian import Gaussian, Generator
 from helpers import gaussian
 from plain_physics import Rows
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from degradation import (
     Degradation,
@@ -304,6 +305,31 @@ def test_no_graph_outlives_a_step(solver: Any) -> None:
     assert out.requires_grad == isinstance(solver, DDRM | DDNM)
     if out.requires_grad:
         assert torch.autograd.grad(out.square().sum(), weight)[0] != 0
+
+
+class Unwatched(TorchDispatchMode):
+    """Raises where a value of a tensor is asked for: on a GPU that waits for the device."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        assert func.name() != "aten::_local_scalar_dense"
+        assert func.name() not in ("aten::nonzero", "aten::equal", "aten::masked_select")
+        return func(*args, **(kwargs or {}))
+
+
+@each_solver
+@pytest.mark.parametrize("kind", ["mask", "matrix", "blur"])
+def test_no_step_waits_for_the_device(solver: Any, kind: str, prior: Gaussian) -> None:
+    if isinstance(solver, MGPS | REDDiff):
+        pytest.skip("torch's Adam counts its steps in a tensor on the CPU")
+    noise, problem = gaussian(2, *SHAPE), posed(operators(2)[kind], 0.1)
+    with Unwatched():
+        solver(prior, noise, problem, Generator())
+
+
+def test_the_watch_sees() -> None:
+    for ask in (Tensor.item, bool, float, torch.nonzero):
+        with Unwatched(), pytest.raises(AssertionError):
+            ask(torch.ones(()))
 
 
 # ---- options

@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -27,8 +26,6 @@ class DAPS(ZeroShot, OnGrid):
     here it is the noise level but at least `noise_floor`. A step that would diverge, lr ≥ 2 over
     the curvature ‖H‖²/τ² + 1/σ², is shortened; theirs ends in NaN.
     """
-
-    needs: ClassVar[frozenset[str]] = frozenset()
 
     num_steps: int = 200
     sigma_min: float = 0.1
@@ -68,7 +65,7 @@ class DAPS(ZeroShot, OnGrid):
             if callback:
                 callback(step, x)
             if not following:
-                return x
+                break
             if self.inner == "exact":
                 x = explain(problem, x, sigma, tau, rng)
             else:
@@ -76,7 +73,7 @@ class DAPS(ZeroShot, OnGrid):
                 stable = (1.5 / (curvature + 1 / sigma**2)).clamp(max=rate)
                 x = self._langevin(problem, x, sigma, column(tau), column(stable), rng)
             x = x + following * rng.randn_like(x)
-        raise AssertionError("the grid ends at 0")
+        return x
 
     def _langevin(
         self, problem: Problem, mean: Tensor, sigma: float, tau: Tensor, lr: Tensor, rng: RandnLike

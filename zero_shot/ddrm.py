@@ -68,16 +68,18 @@ class DDRM(ZeroShot, OnGrid):
             return (sigma**2 - (share * level).square()).clamp(min=0).sqrt()
 
         x, z = grid[0] * noise, operator.Vt(noise)
-        start = torch.where(level <= grid[0], y + filled(grid[0], 1) * z, grid[0] * z)
-        x = x + operator.V(start - grid[0] * z)
+        inside = torch.where(level <= grid[0], y + filled(grid[0], 1) * z, grid[0] * z)  # Vᵀx
+        x = x + operator.V(inside - grid[0] * z)
         for step, (sigma, following) in enumerate(pairwise(grid)):
             estimate = prior(x, sigma)
             if callback:
                 callback(step, estimate)
             fresh = rng.randn_like(x)
             free = estimate + following * (keep * (x - estimate) / sigma + self.eta * fresh)
-            known, moved, z = operator.Vt(torch.stack((estimate, free, fresh), 1)).unbind(1)
+            known, z = operator.Vt(torch.stack((estimate, fresh), 1)).unbind(1)
+            moved = known + following * (keep * (inside - known) / sigma + self.eta * z)
             above = known + self.eta_b * (y - known) + filled(following, self.eta_b) * z
             below = known + following * (slope * (y - known) + self.eta * z)
-            x = free + operator.V(torch.where(level <= following, above, below) - moved)
+            inside = torch.where(level <= following, above, below)
+            x = free + operator.V(inside - moved)
         return x

@@ -43,7 +43,7 @@ class DDS(ZeroShot, OnGrid):
     ) -> Tensor:
         """One restoration of each problem."""
         prior, grid, keep = Prior(denoiser, problem), self.grid(), math.sqrt(1 - self.eta**2)
-        damping = column(torch.where(problem.noise_level > 0, 1 / self.gamma, 0.0))
+        damping = column((problem.noise_level > 0).to(problem.noise_level) / self.gamma)
         backprojected = problem.degradation.H_adjoint(problem.y)
         x = grid[0] * noise
         for step, (sigma, following) in enumerate(pairwise(grid)):
@@ -69,7 +69,8 @@ def conjugate_gradients(
 
     direction = residual = target - normal(x)
     energy = squared_norm(residual)
-    enough = torch.finfo(x.dtype).eps ** 2 * energy  # below is rounding: the image waits
+    # Below are rounding errors, along which a singular HᵀH would be inverted: the image waits.
+    enough = (4 * torch.finfo(x.dtype).eps) ** 2 * (squared_norm(target) + energy)
     for _ in range(steps):
         image = normal(direction)
         curvature = (direction * image).flatten(1).sum(1)
@@ -77,5 +78,6 @@ def conjugate_gradients(
         step = column(torch.where(active, energy / torch.where(active, curvature, 1), 0))
         x, residual = x + step * direction, residual - step * image
         before, energy = torch.where(active, energy, 1), squared_norm(residual)
-        direction = residual + column(energy / before) * direction
+        turned = residual + column(energy / before) * direction
+        direction = torch.where(column(active), turned, direction)
     return x

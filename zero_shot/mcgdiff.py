@@ -78,8 +78,9 @@ class MCGdiff(ZeroShot, OnGrid):
             value = -((y - x).square() / variance + variance.log()) / 2
             return torch.where(seen, value, 0).sum(-1)
 
-        x = noise[:, None].expand(-1, self.particles, *noise.shape[1:])
-        zero, z = torch.zeros_like(x), rng.randn_like(x)
+        others = noise[:, None].expand(-1, self.particles - 1, *noise.shape[1:])
+        z = torch.cat((noise[:, None], rng.randn_like(others)), 1)
+        zero = torch.zeros_like(z)
         x, known = drawn(zero, z, operator.Vt(zero), grid[0], grid[0] ** 2 + tau.square())
         weights = x.new_zeros(x.shape[:2])
         for step, (sigma, following) in enumerate(pairwise(grid[:-1])):

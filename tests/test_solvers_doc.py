@@ -1,0 +1,78 @@
+"""docs/solvers.md: every solver with its costs, needs and options; the example."""
+
+import dataclasses
+import re
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+import torch
+from helpers import gaussian
+from test_zero_shot import COUNTS
+
+from degradation import Draws, Mask, Problem
+from samplers import CountingDenoiser, make_solver, solver_names
+from samplers.base import _REGISTRY, OnGrid
+from zero_shot import ZeroShot
+from zero_shot.base import Prior
+
+TEXT = (Path(__file__).resolve().parents[1] / "docs" / "solvers.md").read_text(encoding="utf-8")
+ROWS = {
+    cells[1].strip("` "): [cell.strip() for cell in cells[1:-1]]
+    for cells in (re.split(r"(?<!\\)\|", line) for line in TEXT.split("\n") if line[:3] == "| `")
+}
+LEVELS = ("sigma_min", "sigma_max", "rho")
+
+
+def test_every_solver_stands_in_the_table() -> None:
+    assert set(ROWS) == set(solver_names())
+    split = TEXT.index("## For denoisers that know images alone")
+    for name in ROWS:
+        assert (TEXT.index(f"| `{name}`") > split) == issubclass(_REGISTRY[name], ZeroShot)
+
+
+@pytest.mark.parametrize("name", list(ROWS))
+def test_options_and_defaults(name: str) -> None:
+    fields = {f.name: f.default for f in dataclasses.fields(_REGISTRY[name])}
+    told = dict(re.findall(r"`?(\w+)`? \(([^)]*)\)", ROWS[name][5]))
+    on_grid = "steps" in told
+    assert on_grid == issubclass(_REGISTRY[name], OnGrid)
+    if on_grid:  # which stands for four
+        told["num_steps"] = told.pop("steps")
+        fields = {option: value for option, value in fields.items() if option not in LEVELS}
+    assert set(told) == set(fields)
+    for option, value in told.items():
+        default = fields[option]
+        if isinstance(default, bool | str):
+            assert value == str(default).lower()
+        else:
+            assert float(value) == default
+
+
+@pytest.mark.parametrize("name", list(ROWS))
+def test_costs_and_needs(name: str) -> None:
+    assert ROWS[name][4] == ", ".join(sorted(getattr(_REGISTRY[name], "needs", ())))
+    told = int(ROWS[name][2]), int(ROWS[name][3])
+    if name in COUNTS:  # which a test of its own makes sure of
+        assert told == COUNTS[name]
+        return
+    counter = CountingDenoiser(lambda x, sigma, problem: 0.5 * x)
+    problem = Problem(Mask(torch.ones(1, 1, 1, 2), (1, 1, 2)), torch.zeros(1, 2), 0.1)
+    make_solver(name)(counter, torch.zeros(1, 1, 1, 2), problem, Draws([0]))
+    assert told == (counter.calls, counter.backward_passes)
+
+
+def test_the_examples_run() -> None:
+    use, add = re.findall(r"```python\n(.*?)```", TEXT, re.S)
+    exec(use, {})
+    names = {
+        "register": lambda name: lambda solver: solver, "dataclass": dataclass,
+        "ZeroShot": ZeroShot, "OnGrid": OnGrid, "Prior": Prior, "pairwise": pairwise,
+    }  # fmt: skip
+    exec(add, names)
+    solver = names["NullSpace"](num_steps=5)  # type: ignore[operator]
+    op = Mask((gaussian(2, 1, 4, 4) > 0).double(), (3, 4, 4))
+    problem = Problem(op, op.H(gaussian(2, 3, 4, 4)))
+    out = solver(lambda x, sigma, given: 0.5 * x, gaussian(2, 3, 4, 4), problem, Draws([0, 1]))
+    assert problem.residual(out).abs().max() < 1e-12

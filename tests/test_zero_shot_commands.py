@@ -1,0 +1,213 @@
+"""Zero-shot solvers as users call them: `gen`, `gen-uncond`, `restore.py`."""
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner, Result
+from PIL import Image
+from plain_physics import Padded
+
+import calculate_metrics
+import restore
+from degradation import PhysicsFamily
+from networks import Denoiser, make_config, save_weights
+
+
+@dataclass(frozen=True)
+class Unknown(PhysicsFamily):
+    """Operators without an SVD, as a user's own family."""
+
+    physics: Any = field(default_factory=Padded)
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("zero-shot")
+    for name, conditioning, classes in (
+        ("plain", "unconditional", 0), ("classes", "unconditional", 3), ("net", "invfusion", 0)
+    ):  # fmt: skip
+        torch.manual_seed(0)
+        denoiser = Denoiser(make_config("tiny", conditioning, num_classes=classes))
+        with torch.no_grad():
+            for p in denoiser.parameters():
+                p.add_(0.03 * torch.randn(p.shape))
+        save_weights(folder / f"{name}.safetensors", denoiser, {})
+    pixels = np.random.default_rng(0).integers(0, 255, (16, 24, 3)).astype(np.uint8)
+    Image.fromarray(pixels).save(folder / "photo.png")
+    mask = np.full((16, 24), 255, np.uint8)
+    mask[4:9] = 0
+    Image.fromarray(mask).save(folder / "mask.png")
+    return folder
+
+
+def gen(home: Path, outdir: Path, net: str, *arguments: str) -> Result:
+    return CliRunner().invoke(
+        calculate_metrics.main,
+        [
+            "gen", f"--net={home / net}.safetensors", "--data-opt=resolution=16",
+            "--data-opt=size=3", f"--outdir={outdir}", "--baselines=", *arguments,
+        ],
+    )  # fmt: skip
+
+
+def cells(folder: Path, name: str) -> dict[str, dict[str, Any]]:
+    return json.loads((folder / "metrics.json").read_text())["metrics"]["values"][name]
+
+
+def sentence(result: Result) -> str:
+    assert result.exit_code == 2, result.output
+    return result.stderr.strip().splitlines()[-1]
+
+
+QUICK = ("--sampler-opt=ddrm.num_steps=4", "--sampler-opt=dps.num_steps=3")
+
+
+def test_an_unconditional_network_restores(home: Path, tmp_path: Path) -> None:
+    result = gen(
+        home, tmp_path / "out", "plain", "--degradation=MissingPatches",
+        "--degradation=MatrixDegradation", "--sampler=ddrm", "--sampler=dps", *QUICK,
+        "--sampler-opt=dps.checkpoint=true",
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    for family in ("MissingPatches", "MatrixDegradation"):
+        found = cells(tmp_path / "out", family)
+        assert list(found) == ["DDRM", "DPS"]
+        assert found["DDRM"]["consistency"]["mean"] < 1e-9 < found["DPS"]["consistency"]["mean"]
+        costs = [
+            [cell[key] for key in ("evaluations", "backward_passes", "network_calls")]
+            for cell in found.values()
+        ]
+        # Recomputed activations are no evaluations, neither outside nor inside.
+        assert costs == [[4, 0, 4], [3, 3, 3]]
+        assert found["DPS"]["network_backward_passes"] == 3
+    header = next(line for line in result.output.splitlines() if "NFE" in line)
+    assert [word.strip() for word in header.split("|")][-4:-1] == ["NFE", "VJP", "s/image"]
+    solvers = json.loads((tmp_path / "out/metrics.json").read_text())["settings"]["solvers"]
+    assert solvers["DPS"]["checkpoint"] is True and solvers["DDRM"]["eta"] == 0.85
+
+
+def test_results_do_not_depend_on_the_batch(home: Path, tmp_path: Path) -> None:
+    found = []
+    for batch in ("1", "3"):
+        out = tmp_path / batch
+        arguments = ("--sampler=dps", "--sampler=ddrm", *QUICK, f"--batch={batch}")
+        result = gen(
+            home, out, "plain", "--degradation=MotionBlur", "--noise-level=0.1", *arguments
+        )
+        assert result.exit_code == 0, result.output
+        found.append([cell["psnr"]["mean"] for cell in cells(out, "MotionBlur").values()])
+    assert found[0] == pytest.approx(found[1], abs=2e-3)
+
+
+def test_guidance_by_class(home: Path, tmp_path: Path) -> None:
+    result = CliRunner().invoke(
+        calculate_metrics.main,
+        [
+            "gen-uncond", f"--net={home}/classes.safetensors", f"--outdir={tmp_path}/out",
+            "--images=2", "--sampler=dps", "--sampler-opt=num_steps=3", "--cfg=2", "--class=1",
+        ],
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    cell = cells(tmp_path / "out", "none")["dps"]
+    assert (cell["evaluations"], cell["network_calls"]) == (3, 6)
+    assert (cell["backward_passes"], cell["network_backward_passes"]) == (3, 6)
+
+
+def test_a_network_that_knows_operators_takes_both_kinds(home: Path, tmp_path: Path) -> None:
+    arguments = ("--sampler=heun", "--sampler=ddnm", "--sampler-opt=heun.num_steps=2")
+    result = gen(
+        home, tmp_path / "out", "net", "--degradation=Box", *arguments,
+        "--sampler-opt=ddnm.num_steps=3",
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    assert list(cells(tmp_path / "out", "Box")) == ["InvFusion sample (heun)", "DDNM"]
+    assert "VJP" not in result.output
+
+
+def test_what_cannot_serve_is_refused_before_anything_runs(home: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    heun = gen(home, out, "plain", "--degradation=Box", "--sampler=ddrm", "--sampler=heun")
+    assert "plain.safetensors is an unconditional denoiser: --sampler heun would" in sentence(heun)
+    own = f"--degradation={Unknown.__module__}.Unknown"
+    for sampler, name in (("ddrm", "DDRM"), ("mcgdiff", "MCGdiff"), ("ddnm_plus", "DDNMPlus")):
+        refused = sentence(gen(home, out, "plain", own, f"--sampler={sampler}"))
+        assert f"sampler {name} needs the singular value decomposition" in refused
+        assert "FromPhysics does not have" in refused
+    option = gen(home, out, "plain", "--degradation=Box", "--sampler=dps", "--sampler-opt=zeta=-1")
+    assert "DPS option zeta=-1.0 must lie between 0 and" in sentence(option)
+    assert not out.exists()
+
+
+def test_operators_without_an_svd(home: Path, tmp_path: Path) -> None:
+    own = f"--degradation={Unknown.__module__}.Unknown"
+    arguments = ("--sampler=dds", "--sampler=pigdm", "--noise-level=0.05")
+    quick = ("--sampler-opt=dds.num_steps=3", "--sampler-opt=pigdm.num_steps=3")
+    result = gen(home, tmp_path / "out", "plain", own, *arguments, *quick)
+    assert result.exit_code == 0, result.output
+    assert list(cells(tmp_path / "out", own.partition("=")[2])) == ["DDS", "PiGDM"]
+
+
+# ---- a photo
+
+
+def restored(home: Path, out: Path, net: str, *arguments: str) -> Result:
+    return CliRunner().invoke(
+        restore.main,
+        [
+            f"--net={home / net}.safetensors", f"--image={home}/photo.png", f"--out={out}",
+            f"--mask={home}/mask.png", *arguments,
+        ],
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("sampler", ["ddrm", "dps"])
+def test_a_photo_in_tiles_by_a_network_that_knows_images_alone(
+    home: Path, tmp_path: Path, sampler: str
+) -> None:
+    options = (f"--sampler={sampler}", "--sampler-opt=num_steps=3", "--samples=2")
+    result = restored(home, tmp_path / "out", "plain", *options)
+    assert result.exit_code == 0, (result.exception, result.stderr)
+    record = json.loads((tmp_path / "out/restore.json").read_text())
+    assert record["settings"]["tiles"] == 2
+    passes = {"samples": 3 if sampler == "dps" else 0}
+    assert record["metrics"]["evaluations"] == {"samples": 3}
+    assert record["metrics"]["backward_passes"] == passes
+    assert any("mean of the samples" in note for note in record["settings"]["notes"])
+    pictures = [
+        np.asarray(Image.open(tmp_path / f"out/{name}.png")).astype(float)
+        for name in ("sample-1", "sample-2", "mmse")
+    ]
+    inside = (pictures[0] > 0) & (pictures[0] < 255) & (pictures[1] > 0) & (pictures[1] < 255)
+    assert inside[4:9].mean() > 0.2
+    assert np.abs((pictures[0] + pictures[1]) / 2 - pictures[2])[inside].max() <= 1.5
+    photo = np.asarray(Image.open(home / "photo.png")).astype(float)
+    assert np.abs(pictures[0] - photo)[:4].max() <= 1  # projected onto y where it was seen
+
+
+def test_a_photo_by_a_network_that_knows_operators(home: Path, tmp_path: Path) -> None:
+    options = ("--sampler=ddnm", "--sampler-opt=num_steps=3", "--samples=1")
+    result = restored(home, tmp_path / "out", "net", *options)
+    assert result.exit_code == 0, (result.exception, result.stderr)
+    record = json.loads((tmp_path / "out/restore.json").read_text())
+    assert record["metrics"]["evaluations"] == {"samples": 3, "mmse": 1}
+
+
+def test_refusals_of_a_photo(home: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    assert "--sampler heun would ignore the photo" in sentence(restored(home, out, "plain"))
+    none = restored(home, out, "plain", "--sampler=ddrm", "--samples=0")
+    assert "give --samples of at least 1" in sentence(none)
+    kernel = np.outer([1, 2, 1], [1, 2, 1]).astype(float)
+    np.save(tmp_path / "kernel.npy", kernel)
+    arguments = [
+        f"--net={home}/plain.safetensors", f"--image={home}/photo.png", f"--out={out}",
+        "--measured", f"--kernel={tmp_path}/kernel.npy", "--noise-level=0.01", "--sampler=ddrm",
+    ]  # fmt: skip
+    result = CliRunner().invoke(restore.main, arguments)
+    assert "sampler DDRM needs the singular value decomposition" in sentence(result)
+    assert not out.exists()
