@@ -16,7 +16,14 @@ from degradation import (
     NoDegradation,
 )
 from metrics import baselines
-from networks import Denoiser, fit_gaussian, make_config, posterior_mean
+from networks import (
+    Denoiser,
+    fit_gaussian,
+    fit_mixture,
+    make_config,
+    posterior,
+    posterior_mean,
+)
 
 pytestmark = pytest.mark.gpu
 SHAPE = (3, 16, 16)
@@ -59,6 +66,16 @@ def test_the_network_agrees(family, structure):
     expected = denoiser(x, 0.7, problem)
     found = denoiser.cuda()(x.cuda(), 0.7, problem.to("cuda")).cpu()
     torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize(("family", "structure"), FAMILIES, ids=lambda value: str(value))
+def test_exact_posteriors_agree(family, structure):
+    prior = fit_mixture(torch.randn(300, *SHAPE), 2, iterations=2)
+    x = torch.randn(2, *SHAPE)
+    problem = GaussianNoise(0.1).measure(family.sample(SHAPE, structure, [1, 2]), x, Draws([1, 2]))
+    expected = posterior(prior, problem)(x, 0.5)
+    found = posterior(prior, problem.to("cuda"))(x.cuda(), 0.5)
+    torch.testing.assert_close(found.cpu(), expected, atol=1e-4, rtol=1e-3)
 
 
 @pytest.mark.parametrize(("family", "structure"), FAMILIES, ids=lambda value: str(value))
