@@ -65,20 +65,16 @@ def draw_evaluations(
     oracles: Sequence[str],
 ) -> None:
     """Distance against evaluations: solvers that are told y, and zero-shot ones."""
-    figure, axes = plt.subplots(1, 2, figsize=(11, 4.4), sharey=True)
+    figure, axes = plt.subplots(1, 2, figsize=(12, 4.4), sharey=True, width_ratios=(3, 4))
     panels = {
-        "denoiser of the exact posterior": [n for n in curves if n in oracles],
-        "denoiser of the prior (zero-shot)": [n for n in curves if n not in (*oracles, floor)],
+        "told y: the exact conditional denoiser": [n for n in curves if n in oracles],
+        "zero-shot: the denoiser of the prior": [n for n in curves if n not in (*oracles, floor)],
     }
-    lowest = curves[floor][0]["sliced_wasserstein"]
+    colours, lowest = plt.get_cmap("tab10"), curves[floor][0]["sliced_wasserstein"]
     for axis, (title, names) in zip(axes, panels.items(), strict=True):
-        axis.axhline(lowest, color="#555555", lw=1, ls=(0, (4, 3)))
-        axis.annotate(
-            "two sets of exact samples", (0.02, lowest), xycoords=("axes fraction", "data"),
-            xytext=(0, 3), textcoords="offset points", fontsize=8, color="#555555",
-        )  # fmt: skip
-        colours = plt.get_cmap("tab10")
-        for i, name in enumerate(names):
+        axis.axhline(lowest, color=_INK, lw=1, ls=(0, (4, 3)), label="exact samples")
+        names = sorted(names, key=lambda name: -curves[name][-1]["sliced_wasserstein"])
+        for i, name in enumerate(names):  # the legend has them as they end, from top to bottom
             x = [point["evaluations"] for point in curves[name]]
             y = [point["sliced_wasserstein"] for point in curves[name]]
             style = {"color": colours(i % 10), "ls": _STYLES[i // 10]}
@@ -87,7 +83,11 @@ def draw_evaluations(
         axis.set_title(title, fontsize=10, loc="left", color=_INK)
         axis.grid(True, which="major", color=_GRID, lw=0.6)
         axis.spines[["top", "right"]].set_visible(False)
-        axis.legend(fontsize=8, frameon=False, ncols=1 if len(names) < 7 else 2)
+        handles, labels = axis.get_legend_handles_labels()
+        axis.legend(
+            handles[1:] + handles[:1], labels[1:] + labels[:1], fontsize=8, frameon=False,
+            loc="upper left", bbox_to_anchor=(1, 1),
+        )  # fmt: skip
     axes[0].set_ylabel("sliced Wasserstein distance to the posterior")
     figure.tight_layout()
     _save(figure, path)
