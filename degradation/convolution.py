@@ -3,8 +3,11 @@
 import torch
 from torch import Tensor
 
-from degradation.base import Degradation, full_precision, per_image, regularised_gain
-from degradation.fourier import irfft2, rfft2
+from degradation.base import Degradation, apply_matrix, full_precision, per_image, regularised_gain
+from degradation.features import FeatureMap, MatrixFeatures, PhaseFeatures
+
+# Up to this many samples a plane H is a matrix: a product with it beats the fast transforms.
+_SMALL = 64
 
 
 class StridedConvolution(Degradation):
@@ -17,10 +20,9 @@ class StridedConvolution(Degradation):
     With the polyphase components x_ab = x[a::s, b::s] and k_ab[p, q] = k[s·p − a, s·q − b], the
     measurement is Σ k_ab ∗ x_ab on the coarse grid, so everything is s² small real FFTs and a sum.
     HHᵀ is the convolution with spectrum G = Σ |K_ab|²; s = √G in the real orthonormal Hartley
-    coordinates of the coarse grid.
+    coordinates of the coarse grid. Where that grid is small, the rows of H for one colour are a
+    small matrix, and a product with it is faster than the transforms.
     """
-
-    tensors = ("spectrum", "values")
 
     def __init__(
         self,
@@ -47,24 +49,41 @@ class StridedConvolution(Degradation):
         spectrum = (spectrum * (values > 0)[:, None])[..., :half]
         precision = full_precision(kernel)
         self.values = values.to(precision)  # [B, h/s, w/s]
-        self.spectrum = torch.view_as_real(spectrum).to(precision)  # [B, s², h/s, w/(2s)+1, 2]
+        self.small = self.coarse[0] * self.coarse[1] <= _SMALL
+        if self.small:
+            self.matrix = self._rows(spectrum).to(precision)  # [B, h/s·w/s, h·w]
+            self.tensors = ("matrix", "values")
+        else:
+            self.spectrum = torch.view_as_real(spectrum).to(precision)  # [B, s², h/s, w/(2s)+1, 2]
+            self.tensors = ("spectrum", "values")
 
     # ---- direct forms -------------------------------------------------------------------------
 
     def H(self, x: Tensor) -> Tensor:
         self.check_shape(x)
-        return self._inverse(self._measure(x)).flatten(-3)
+        x = full_precision(x)
+        if self.small:
+            return _by_colour(self.matrix, x.flatten(-2)).flatten(-2)
+        return self.measure_phases(polyphase(x, self.stride))
 
     def H_adjoint(self, y: Tensor) -> Tensor:
-        return self._spread(self._transform(y))
+        return self._spread(self._planes(y))
 
     def H_pinv(self, y: Tensor, noise_level: float | Tensor = 0.0) -> Tensor:
-        inverse = regularised_gain(self.values, noise_level) / torch.where(
-            self.values > 0, self.values, 1
-        )  # 1 / (G + σ²)
-        coarse = self._transform(y)
-        inverse = inverse[..., : coarse.shape[-1]].unsqueeze(1)
-        return self._spread(coarse * per_image(inverse, coarse))
+        inverse = self._inverse(noise_level)
+        if self.small:
+            return self._spread(_by_colour(_circulant(inverse), self._planes(y)))
+        return merge_phases(self.phases_pinv(y, inverse), self.stride)
+
+    def feature_map(self, y: Tensor, noise_level: Tensor, patch: int) -> FeatureMap | None:
+        inverse = self._inverse(noise_level)
+        if self.small:
+            return MatrixFeatures(
+                self.matrix, _circulant(inverse), self._planes(y), self.image_shape[1:], patch
+            )
+        if self.stride % patch and patch % self.stride:
+            return None
+        return PhaseFeatures(self, inverse, y, patch)
 
     @property
     def rows(self) -> Tensor:
@@ -103,27 +122,73 @@ class StridedConvolution(Degradation):
     def _kept(self, z: Tensor) -> Tensor:
         return z * (per_image(self.s, z) > 0)
 
-    # ---- spectra of the coarse grid -----------------------------------------------------------
+    # ---- the coarse grid ----------------------------------------------------------------------
+
+    def measure_phases(self, phases: Tensor) -> Tensor:
+        """Hx of polyphase components `[B, (K,) C, s², h/s, w/s]`."""
+        spectra = torch.fft.rfft2(phases)
+        coarse = (self._kernel(spectra) * spectra).sum(-3)
+        return torch.fft.irfft2(coarse, s=self.coarse).flatten(-3)
+
+    def phases_pinv(self, y: Tensor, inverse: Tensor) -> Tensor:
+        """The polyphase components of Hᵀ(HHᵀ + σ²I)⁻¹y, `inverse` the spectrum of the inverse."""
+        coarse = torch.fft.rfft2(self._planes(y).unflatten(-1, self.coarse))
+        coarse = coarse * per_image(inverse[:, None, :, : coarse.shape[-1]], coarse)
+        return self._spread_spectrum(coarse)
+
+    def _planes(self, y: Tensor) -> Tensor:
+        """Measurements by colour, `[B, (K,) C, h/s·w/s]`."""
+        return full_precision(y).unflatten(-1, (self.image_shape[0], -1))
+
+    def _spread(self, planes: Tensor) -> Tensor:
+        """Hᵀ of measurements by colour, as images."""
+        if self.small:
+            planes = _by_colour(self.matrix.mT, planes)
+            return planes.unflatten(-1, self.image_shape[1:])
+        planes = planes.unflatten(-1, self.coarse)
+        return merge_phases(self._spread_spectrum(torch.fft.rfft2(planes)), self.stride)
+
+    def _spread_spectrum(self, coarse: Tensor) -> Tensor:
+        coarse = coarse.unsqueeze(-3)
+        return torch.fft.irfft2(self._kernel(coarse).conj() * coarse, s=self.coarse)
 
     def _kernel(self, like: Tensor) -> Tensor:
         """K_ab, broadcast over the channels: `[B, (1,) 1, s², h/s, w/(2s)+1]` complex."""
         spectrum = torch.view_as_complex(self.spectrum).unsqueeze(1)
         return per_image(spectrum, like)
 
-    def _measure(self, x: Tensor) -> Tensor:
-        phases = rfft2(polyphase(full_precision(x), self.stride))
-        return (self._kernel(phases) * phases).sum(-3)
+    def _inverse(self, noise_level: float | Tensor) -> Tensor:
+        """Spectrum of (HHᵀ + σ²I)⁻¹ where H is not zero, `[B, h/s, w/s]`."""
+        values = self.values
+        return regularised_gain(values, noise_level) / torch.where(values > 0, values, 1)
 
-    def _spread(self, coarse: Tensor) -> Tensor:
-        coarse = coarse.unsqueeze(-3)
-        phases = irfft2(self._kernel(coarse).conj() * coarse, self.coarse)
-        return merge_phases(phases, self.stride)
+    def _rows(self, spectrum: Tensor) -> Tensor:
+        """The matrix `[B, h/s·w/s, h·w]` of one colour from the spectra K_ab."""
+        h, w = self.coarse
+        rows = _circulant_of(torch.fft.irfft2(spectrum, s=self.coarse))  # [B, s², n, n]
+        rows = rows.unflatten(-1, (h, w)).unflatten(1, (self.stride, self.stride))
+        return rows.permute(0, 3, 4, 1, 5, 2).flatten(2)
 
-    def _transform(self, y: Tensor) -> Tensor:
-        return rfft2(self.measurement_image(full_precision(y)))
 
-    def _inverse(self, coarse: Tensor) -> Tensor:
-        return irfft2(coarse, self.coarse)
+def _by_colour(matrix: Tensor, x: Tensor) -> Tensor:
+    """`[B, m, n]` times each colour, `[B, (K,) C, n]`."""
+    return apply_matrix(matrix, x.flatten(1, -2)).unflatten(1, x.shape[1:-1])
+
+
+def _circulant(spectrum: Tensor) -> Tensor:
+    """The matrix `[B, n, n]` of a circular convolution with a real, even spectrum `[B, h, w]`."""
+    return _circulant_of(
+        torch.fft.irfft2(spectrum[..., : spectrum.shape[-1] // 2 + 1], s=spectrum.shape[-2:])
+    )
+
+
+def _circulant_of(kernel: Tensor) -> Tensor:
+    """Matrices `[..., n, n]` with entry (m, q) = kernel[m − q], circular kernels `[..., h, w]`."""
+    h, w = kernel.shape[-2:]
+    rows, columns = (torch.arange(n, device=kernel.device) for n in (h, w))
+    rows, columns = ((axis[:, None] - axis) % len(axis) for axis in (rows, columns))
+    matrix = kernel[..., rows[:, None, :, None], columns[None, :, None, :]]
+    return matrix.flatten(-2).flatten(-3, -2)
 
 
 def polyphase(x: Tensor, stride: int) -> Tensor:

@@ -4,12 +4,15 @@ A token's d = p·p·K·C values are the p×p pixels, C colours each, of K images
 features have the stack on their last axis but one, `[..., K, n]`, so that a linear map mixes it.
 """
 
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor
 
 from degradation.base import Degradation, full_precision, regularised_gain
+
+if TYPE_CHECKING:
+    from degradation.convolution import StridedConvolution
 
 
 class FeatureMap(Protocol):
@@ -71,9 +74,74 @@ class MaskedFeatures:
         return (measured * self.gain).flatten(-3)
 
 
+class MatrixFeatures:
+    """The same small matrix for every colour: a product with the tokens as they lie.
+
+    matrix: the rows of H for one colour `[B, n, h·w]`; inverse: (HHᵀ + σ²I)⁻¹ `[B, n, n]`; y:
+    `[B, C, n]`. Measured: `[B, n, K, C]`.
+    """
+
+    def __init__(
+        self, matrix: Tensor, inverse: Tensor, y: Tensor, image_size: tuple[int, int], patch: int
+    ):
+        self.grid = image_size[0] // patch, image_size[1] // patch
+        self.channels = y.shape[1]
+        columns = _parts(matrix.unflatten(-1, image_size), patch).transpose(-3, -2)  # h w p q
+        self.matrix = columns.flatten(2)
+        self.inverse = inverse
+        self.y = y.mT.unsqueeze(2)
+
+    def H(self, tokens: Tensor) -> Tensor:
+        pixels = self.matrix.shape[-1] // (self.grid[0] * self.grid[1])
+        columns = tokens.unflatten(-1, (pixels, -1)).flatten(1, 3)
+        return _product(self.matrix, columns).unflatten(-1, (-1, self.channels))
+
+    def H_pinv(self, measured: Tensor) -> Tensor:
+        columns = _product(self.matrix.mT, _product(self.inverse, measured.flatten(2)))
+        return columns.unflatten(1, (*self.grid, -1)).flatten(3)
+
+
+class PhaseFeatures:
+    """A strided convolution: tokens become polyphase components in one move, and back.
+
+    y: `[B, M]`; inverse: the spectrum of (HHᵀ + σ²I)⁻¹. Measured: `[B, K, M]`.
+    """
+
+    def __init__(self, operator: "StridedConvolution", inverse: Tensor, y: Tensor, patch: int):
+        self.operator, self.inverse = operator, inverse
+        self.y = y[:, None]
+        stride = operator.stride
+        # A token spans several steps of the stride, or the stride several tokens.
+        self.tokens, self.steps = max(stride // patch, 1), max(patch // stride, 1)
+        self.pixels = patch // self.steps
+
+    def H(self, tokens: Tensor) -> Tensor:
+        x = full_precision(tokens).unflatten(
+            -1, (*(self.steps, self.pixels) * 2, -1, self.operator.image_shape[0])
+        )
+        x = x.unflatten(2, (-1, self.tokens)).unflatten(1, (-1, self.tokens))
+        x = x.permute(0, 9, 10, 2, 6, 4, 8, 1, 5, 3, 7)  # b k c, phase t a u b, place h s w r
+        x = x.flatten(9).flatten(7, 8).flatten(3, 6)
+        return self.operator.measure_phases(x)
+
+    def H_pinv(self, measured: Tensor) -> Tensor:
+        x = self.operator.phases_pinv(measured, self.inverse)
+        x = x.unflatten(-1, (-1, self.steps)).unflatten(-3, (-1, self.steps))
+        x = x.unflatten(3, (self.tokens, self.pixels) * 2)
+        x = x.permute(0, 7, 3, 9, 5, 8, 4, 10, 6, 1, 2)
+        return x.flatten(5).flatten(3, 4).flatten(1, 2)
+
+
 def _parts(images: Tensor, patch: int) -> Tensor:
     """Images `[..., h·p, w·q]` as `[..., h, p, w, q]`."""
     return images.unflatten(-1, (-1, patch)).unflatten(-3, (-1, patch))
+
+
+def _product(matrix: Tensor, x: Tensor) -> Tensor:
+    """Batched product in the precision of the operator even under autocast."""
+    with torch.autocast(x.device.type, enabled=False):
+        dtype = torch.promote_types(matrix.dtype, full_precision(x).dtype)
+        return torch.bmm(matrix.to(dtype), x.to(dtype))
 
 
 def mix(measured: Tensor, y: Tensor, weight: Tensor, bias: Tensor) -> Tensor:

@@ -78,11 +78,13 @@ def walsh_hadamard(x: Tensor) -> Tensor:
     of them to the last digits of the index and moves these to the front.
     """
     n, left = x.shape[-1], x.shape[-1]
+    # A compiler keeps the matrices itself.
+    constant = _hadamard.__wrapped__ if torch.compiler.is_compiling() else _hadamard
     with torch.autocast(x.device.type, enabled=False):
         while left > 1:
             radix = min(_RADIX, left)
             digits = x.unflatten(-1, (n // radix, radix))
-            x = (digits @ _hadamard(radix, x.device, x.dtype)).mT.flatten(-2)
+            x = (digits @ constant(radix, x.device, x.dtype)).mT.flatten(-2)
             left //= radix
     return x
 

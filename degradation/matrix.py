@@ -6,7 +6,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from degradation.base import Degradation, full_precision, per_image
+from degradation.base import Degradation, apply_matrix, full_precision, per_image
 
 # Below this ratio of singular values float32 products cost accuracy: Vᵀ is then made in float64.
 _WELL_CONDITIONED = 0.1
@@ -64,26 +64,30 @@ class DenseMatrix(Degradation):
         return self.values
 
     def H(self, x: Tensor) -> Tensor:
-        return _apply(self.to_y, _apply(self.large, self.flatten(x)))
+        return apply_matrix(self.to_y, apply_matrix(self.large, self.flatten(x)))
 
     def H_adjoint(self, y: Tensor) -> Tensor:
-        return self.unflatten(_apply(self.large.mT, _apply(self.to_y.mT, full_precision(y))))
+        return self.unflatten(
+            apply_matrix(self.large.mT, apply_matrix(self.to_y.mT, full_precision(y)))
+        )
 
     def H_pinv(self, y: Tensor, noise_level: float | Tensor = 0.0) -> Tensor:
         z = self.Ut(y)
         return self.V(per_image(self.gain(noise_level), z) * z)
 
     def Vt(self, x: Tensor) -> Tensor:
-        return _apply(self.to_z, _apply(self.large, self.flatten(x)))
+        return apply_matrix(self.to_z, apply_matrix(self.large, self.flatten(x)))
 
     def V(self, z: Tensor) -> Tensor:
-        return self.unflatten(_apply(self.large.mT, _apply(self.to_z.mT, full_precision(z))))
+        return self.unflatten(
+            apply_matrix(self.large.mT, apply_matrix(self.to_z.mT, full_precision(z)))
+        )
 
     def Ut(self, y: Tensor) -> Tensor:
-        return _apply(self.left.mT, full_precision(y))
+        return apply_matrix(self.left.mT, full_precision(y))
 
     def U(self, z: Tensor) -> Tensor:
-        return _apply(self.left, full_precision(z))
+        return apply_matrix(self.left, full_precision(z))
 
     @property
     def rows(self) -> Tensor:
@@ -147,12 +151,3 @@ def _one_thread() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(threads)
-
-
-def _apply(matrix: Tensor, x: Tensor) -> Tensor:
-    """`[B, m, n]` times `[B, (K,) n]`, in the precision of the operator even under autocast."""
-    with torch.autocast(x.device.type, enabled=False):
-        dtype = torch.promote_types(matrix.dtype, x.dtype)
-        matrix, x = matrix.to(dtype), x.to(dtype)
-        # A row vector times a matrix: several times faster than batched matrix times column.
-        return torch.bmm(x.unsqueeze(1), matrix.mT).squeeze(1) if x.ndim == 2 else x @ matrix.mT

@@ -1,8 +1,8 @@
 """What a solver is given: an operator, the measurement, the level of its noise, the class."""
 
-from dataclasses import dataclass, replace
-from functools import cached_property
-from typing import Self
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -25,6 +25,7 @@ class Problem:
     y: Tensor
     noise_level: Tensor
     class_labels: Tensor | None = None
+    _known: dict[str | int, Any] = field(init=False, repr=False, compare=False)
 
     def __init__(
         self,
@@ -39,6 +40,7 @@ class Problem:
         object.__setattr__(self, "y", y)
         object.__setattr__(self, "noise_level", level.expand(len(y)))
         object.__setattr__(self, "class_labels", class_labels)
+        object.__setattr__(self, "_known", {})  # what was computed of H and y already
 
     @classmethod
     def without_measurement(
@@ -95,7 +97,9 @@ class Problem:
 
     def with_classes(self, class_labels: Tensor | None) -> Self:
         """The same measurements with other class labels."""
-        return replace(self, class_labels=class_labels)
+        other = replace(self, class_labels=class_labels)
+        object.__setattr__(other, "_known", self._known)
+        return other
 
     def normalised(self, mean: Tensor, scale: Tensor) -> Self:
         """The problem of the image (x0 − mean) / scale; mean `[B, C, 1, 1]`, scale `[B]`."""
@@ -105,19 +109,15 @@ class Problem:
 
     def pinv(self) -> Tensor:
         """H†y, regularised by the noise level, `[B, C, h, w]`; computed once."""
-        return self._pinv
+        return self._once("pinv", lambda: self.degradation.H_pinv(self.y, self.noise_level))
 
     def smooth(self) -> SmoothEstimate:
         """The smoothest image that explains y, and its likely error; computed once."""
-        return self._smooth
+        return self._once("smooth", self._smooth)
 
     def features(self, patch: int) -> FeatureMap:
         """The operator on features of tokens of p×p pixels; made once for each patch size."""
-        if patch not in self._features:
-            arguments = self.y, self.noise_level, patch
-            found = self.degradation.feature_map(*arguments)
-            self._features[patch] = found or ImageFeatures(self.degradation, *arguments)
-        return self._features[patch]
+        return self._once(patch, lambda: self._feature_map(patch))
 
     def residual(self, x: Tensor) -> Tensor:
         """y − Hx `[B, M]`."""
@@ -127,15 +127,17 @@ class Problem:
         """x + H†(y − Hx) with H† regularised by the noise level, `[B, C, h, w]`."""
         return x + self.degradation.H_pinv(self.residual(x), self.noise_level)
 
-    @cached_property
-    def _features(self) -> dict[int, FeatureMap]:
-        return {}
+    def _once(self, key: str | int, compute: Callable[[], Any]) -> Any:
+        # Not functools.cached_property, whose lock torch.compile cannot trace.
+        if key not in self._known:
+            self._known[key] = compute()
+        return self._known[key]
 
-    @cached_property
-    def _pinv(self) -> Tensor:
-        return self.degradation.H_pinv(self.y, self.noise_level)
+    def _feature_map(self, patch: int) -> FeatureMap:
+        arguments = self.y, self.noise_level, patch
+        found = self.degradation.feature_map(*arguments)
+        return found or ImageFeatures(self.degradation, *arguments)
 
-    @cached_property
     def _smooth(self) -> SmoothEstimate:
         with torch.autocast(self.y.device.type, enabled=False):
             return smooth_estimate(self.degradation, self.y, self.noise_level)

@@ -1,8 +1,10 @@
 """EDM preconditioning around the network, and the learned uncertainty of the training loss."""
 
 import math
+from typing import Any
 
 import torch
+import torch._dynamo
 from torch import Tensor, nn
 
 from degradation import Problem
@@ -54,6 +56,17 @@ class Denoiser(nn.Module):
         """x `[B, C, h, w]`, sigma a number or `[B]`; returns `[B, C, h, w]` in float32."""
         return self._estimate(x, sigma, problem, augment_labels)[0]
 
+    def compile(self, **options: Any) -> None:
+        """Compile the network in place: what `torch.compile` makes of one call of it.
+
+        There is one graph for each structure of the operator (with and without gradients); new
+        content, noise levels, σ or classes compile nothing. options: those of `torch.compile`.
+        """
+        # Every stride and every kind of operator is a graph; the default allows eight.
+        torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 64)
+        options = {"fullgraph": True, "dynamic": False} | options
+        self.net.transform = torch.compile(self.net.transform, **options)  # type: ignore[method-assign]
+
     def components(
         self,
         x: Tensor,
@@ -79,7 +92,10 @@ class Denoiser(nn.Module):
         self, x: Tensor, sigma: Tensor | float, problem: Problem, augment_labels: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         x = x.float()
-        sigma = torch.as_tensor(sigma, dtype=torch.float32, device=x.device).expand(len(x))
+        if isinstance(sigma, Tensor):
+            sigma = sigma.to(x.device, torch.float32).expand(len(x))
+        else:  # filled on the device: nothing is copied to it
+            sigma = torch.full((len(x),), sigma, device=x.device)
         if self.config.consistent:
             return self._correct(x, sigma, problem, augment_labels)
         total = (sigma.square() + self.config.sigma_data**2).sqrt()[:, None, None, None]

@@ -3,16 +3,19 @@
 Paper, sections 3 and A.2; with no Feature Degradation Layer it is plain HDiT.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from degradation import Problem
 from degradation.base import full_precision
-from degradation.features import mix
-from networks.attention import attention
+from degradation.features import FeatureMap, mix
+from networks.attention import Attention, backend_in_use, make_attention
 from networks.layers import (
     AdaRMSNorm,
     AxialRoPE,
@@ -81,16 +84,21 @@ class FeatureDegradation(nn.Module):
 
     def __init__(self, width: int, patch: int, channels: int):
         super().__init__()
-        self.patch = patch
         stack = width // (patch * patch * channels)
         self.deg_linear = nn.Linear(stack + 1, stack)
 
-    def forward(self, x: Tensor, problem: Problem) -> Tensor:
+    def forward(self, x: Tensor, features: FeatureMap) -> Tensor:
         """Tokens `[B, h, w, d]` to tokens."""
-        features = problem.features(self.patch)
         measured = features.H(x)  # [..., K, n]
         mixed = mix(measured, features.y, self.deg_linear.weight, self.deg_linear.bias)
         return features.H_pinv(F.gelu(mixed)).to(x.dtype)
+
+
+class Grid(NamedTuple):
+    """What a block needs to know of its tokens' places: attention among them, and rotations."""
+
+    attention: Attention
+    rope: tuple[Tensor, Tensor]  # cos and sin [h, w, n_heads, d_head / 4]
 
 
 class SelfAttention(nn.Module):
@@ -104,12 +112,11 @@ class SelfAttention(nn.Module):
         width: int,
         d_head: int,
         cond_width: int,
-        kernel: int | None = None,
         joint: bool = False,
         dropout: float = 0.0,
     ):
         super().__init__()
-        self.d_head, self.n_heads, self.kernel = d_head, width // d_head, kernel
+        self.d_head, self.n_heads = d_head, width // d_head
         self.norm = AdaRMSNorm(width, cond_width)
         self.qkv_proj = nn.Linear(width, 3 * width, bias=False)
         self.scale = nn.Parameter(torch.full((self.n_heads,), 10.0))
@@ -121,11 +128,9 @@ class SelfAttention(nn.Module):
             self.jk_proj = nn.Linear(2 * width, width, bias=False)
             self.jv_proj = nn.Linear(width, width, bias=False)
 
-    def forward(
-        self, x: Tensor, positions: Tensor, cond: Tensor, y: Tensor | None = None
-    ) -> Tensor:
-        """x, y `[B, h, w, d]`, positions `[h, w, 2]`, cond `[B, cond_width]`."""
-        skip, rope = x, self.pos_emb(positions)
+    def forward(self, x: Tensor, grid: Grid, cond: Tensor, y: Tensor | None = None) -> Tensor:
+        """x, y `[B, h, w, d]`, cond `[B, cond_width]`."""
+        skip, rope = x, grid.rope
         x = self.norm(x, cond)
         q, k, v = self.qkv_proj(x).chunk(3, -1)
         streams = [(self._direction(k, rope), self._heads(v))]
@@ -134,7 +139,7 @@ class SelfAttention(nn.Module):
             from_x, from_y = self.jk_proj.weight.chunk(2, -1)
             jk = F.linear(x, from_x) + F.linear(y, from_y)
             streams.append((self._direction(jk, rope), self._heads(self.jv_proj(y))))
-        out = attention(self._direction(q, rope), streams, self.kernel)
+        out = grid.attention(self._direction(q, rope), streams)
         return skip + self.out_proj(self.dropout(out.flatten(-2)))
 
     def _heads(self, x: Tensor) -> Tensor:
@@ -159,14 +164,14 @@ class Block(nn.Module):
         if config.joint:
             self.feature_degradation = FeatureDegradation(width, patch, channels)
         self.self_attn = SelfAttention(
-            width, config.d_head, cond_width, config.kernel, config.joint, config.dropout
+            width, config.d_head, cond_width, config.joint, config.dropout
         )
         self.ff = FeedForward(width, config.d_ff or 3 * width, cond_width, config.dropout)
-        self.joint = config.joint
 
-    def forward(self, x: Tensor, positions: Tensor, cond: Tensor, problem: Problem) -> Tensor:
-        y = self.feature_degradation(x, problem) if self.joint else None
-        return self.ff(self.self_attn(x, positions, cond, y), cond)
+    def forward(self, x: Tensor, grid: Grid, cond: Tensor, features: FeatureMap | None) -> Tensor:
+        """features: the operator on the tokens of this level, None where the block is plain."""
+        y = None if features is None else self.feature_degradation(x, features)
+        return self.ff(self.self_attn(x, grid, cond, y), cond)
 
 
 class InvFusion(nn.Module):
@@ -207,6 +212,10 @@ class InvFusion(nn.Module):
             levels[0].width, channels * config.out_mult, config.patch, skip=False
         )
         zero_init(self.patch_out.proj)
+        self.recompute: frozenset[int] = frozenset()
+        """Levels, 0 the finest, whose blocks keep no activations for the backward pass."""
+        self._grids: dict[tuple, list[list[Grid]]] = {}
+        self.register_load_state_dict_post_hook(_forget_grids)
 
     def forward(
         self,
@@ -216,19 +225,76 @@ class InvFusion(nn.Module):
         augment_labels: Tensor | None = None,
     ) -> Tensor:
         """c_noise `[B]` is ln(σ)/4; augment_labels `[B, 9]`, zero when omitted."""
-        cond = self.conditioning(c_noise, problem.class_labels, augment_labels)
+        features = [
+            problem.features(self.config.patch * 2**i) if level.joint else None
+            for i, level in enumerate(self.config.levels)
+        ]
+        labels = problem.class_labels
+        return self.transform(x, c_noise, labels, augment_labels, features, self._places(x.device))
+
+    def transform(
+        self,
+        x: Tensor,
+        c_noise: Tensor,
+        class_labels: Tensor | None,
+        augment_labels: Tensor | None,
+        features: Sequence[FeatureMap | None],
+        grids: Sequence[Sequence[Grid]],
+    ) -> Tensor:
+        """All of the network's arithmetic: what `Denoiser.compile` compiles.
+
+        features: the operator on the tokens of each level; grids: those of the blocks of every
+        level on the way down, in the middle, and on the way up.
+        """
+        cond = self.conditioning(c_noise, class_labels, augment_labels)
         x = self.patch_in(x.movedim(-3, -1))  # [B, h/p, w/p, width]
-        positions = axial_positions(x.shape[1], x.shape[2], x.device)
         skips = []
-        for level, merge in zip(self.down_levels, self.merges, strict=True):
-            x = _run(level, x, positions, cond, problem)
-            skips.append((x, positions))
-            x, positions = merge(x), _coarser(positions)
-        x = _run(self.mid_level, x, positions, cond, problem)
-        for level, split in zip(reversed(self.up_levels), reversed(self.splits), strict=True):
-            skip, positions = skips.pop()
-            x = _run(level, split(x, skip), positions, cond, problem)
+        depth = len(self.merges)
+        for i in range(depth):
+            x = self._run(i, self.down_levels[i], x, grids[i], cond, features[i])
+            skips.append(x)
+            x = self.merges[i](x)
+        x = self._run(depth, self.mid_level, x, grids[depth], cond, features[depth])
+        for i in reversed(range(depth)):
+            x = self.splits[i](x, skips.pop())
+            x = self._run(i, self.up_levels[i], x, grids[2 * depth - i], cond, features[i])
         return self.patch_out(self.out_norm(x)).movedim(-1, -3)
+
+    def _run(
+        self,
+        level: int,
+        blocks: nn.Module,
+        x: Tensor,
+        grids: Sequence[Grid],
+        cond: Tensor,
+        features: FeatureMap | None,
+    ) -> Tensor:
+        recompute = level in self.recompute and torch.is_grad_enabled()
+        for block, grid in zip(blocks.children(), grids, strict=True):
+            if recompute:
+                x = checkpoint(block, x, grid, cond, features, use_reentrant=False)
+            else:
+                x = block(x, grid, cond, features)
+        return x
+
+    def _places(self, device: torch.device) -> list[list[Grid]]:
+        """The grids of all blocks, computed once for a device."""
+        key = device, self.time_emb.weight.dtype, backend_in_use()
+        if key not in self._grids:
+            down = [self._level(i, blocks, device) for i, blocks in enumerate(self.down_levels)]
+            up = [self._level(i, blocks, device) for i, blocks in enumerate(self.up_levels)]
+            middle = self._level(len(down), self.mid_level, device)
+            self._grids[key] = [*down, middle, *reversed(up)]
+        return self._grids[key]
+
+    def _level(self, i: int, blocks: nn.Module, device: torch.device) -> list[Grid]:
+        config, level = self.config, self.config.levels[i]
+        h, w = (side // (config.patch * 2**i) for side in config.image_shape[1:])
+        streams = 2 if level.joint else 1
+        attention = make_attention(h, w, level.kernel, streams, device)
+        positions = axial_positions(h, w, device)
+        embeddings = [module for module in blocks.modules() if isinstance(module, AxialRoPE)]
+        return [Grid(attention, embedding(positions)) for embedding in embeddings]
 
     def conditioning(
         self, c_noise: Tensor, class_labels: Tensor | None, augment_labels: Tensor | None
@@ -246,11 +312,6 @@ class InvFusion(nn.Module):
         return self.mapping(cond)
 
 
-def _run(level: nn.Module, x: Tensor, positions: Tensor, cond: Tensor, problem: Problem) -> Tensor:
-    for block in level.children():
-        x = block(x, positions, cond, problem)
-    return x
-
-
-def _coarser(positions: Tensor) -> Tensor:
-    return positions.unflatten(1, (-1, 2)).unflatten(0, (-1, 2)).mean((1, 3))
+def _forget_grids(network: InvFusion, keys: object) -> None:
+    """Loaded weights may have other rotary frequencies."""
+    network._grids.clear()

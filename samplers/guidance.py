@@ -39,13 +39,10 @@ class Guided:
         return null + self.scale * (known - null)
 
     def _null(self, problem: Problem) -> Problem:
-        """The problem without its classes, made once, with all that the problem has computed."""
+        """The problem without its classes, made once; what H and y give is computed for both."""
         assert problem.class_labels is not None
         key = id(problem)
         if key not in self._nulls:
             self._nulls[key] = problem.with_classes(torch.full_like(problem.class_labels, -1))
             weakref.finalize(problem, self._nulls.pop, key, None)
-        null = self._nulls[key]
-        for name, value in vars(problem).items():  # neither H†y nor the smooth start know classes
-            vars(null).setdefault(name, value)
-        return null
+        return self._nulls[key]

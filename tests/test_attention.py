@@ -1,52 +1,58 @@
 """Neighbourhood attention against a dense masked softmax, and the windows it looks through."""
 
+import sys
+from collections.abc import Iterator
+from types import SimpleNamespace
+
 import pytest
 import torch
+from plain_attention import DenseNeighbourhood, dense_attention, dense_mask
 from torch import Tensor
 
-from networks.attention import attention
+from networks.attention import BACKENDS, backend_in_use, make_attention, use_backend
+from networks.attention.fused import has_kernels
+
+pytestmark = pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
 
 # Up to 16×16 tokens are one tile; the larger maps are cut into 8×8 tiles of queries.
 SMALL = [(6, 5), (16, 16), (9, 13)]
 TILED = [(20, 27), (32, 32), (17, 40)]
 
 
-def window_start(i: int, n: int, kernel: int) -> int:
-    """First index of the window of position i: centred, pushed inside at the borders (NATTEN)."""
-    kernel = min(kernel, n)
-    return min(max(i - kernel // 2, 0), n - kernel)
+def attention(q: Tensor, streams: list[tuple[Tensor, Tensor]], kernel: int | None) -> Tensor:
+    """Of the backend that is demanded, or the device's own."""
+    return make_attention(*q.shape[1:3], kernel, len(streams), q.device)(q, streams)
 
 
-def axis_mask(n: int, kernel: int) -> Tensor:
-    """Which positions of an axis each position sees, bool `[n, n]`."""
-    mask = torch.zeros(n, n, dtype=torch.bool)
-    for i in range(n):
-        start = window_start(i, n, kernel)
-        mask[i, start : start + min(kernel, n)] = True
-    return mask
-
-
-def dense_mask(h: int, w: int, kernel: int | None) -> Tensor:
-    """Which tokens each token sees, bool `[h·w, h·w]`."""
-    if kernel is None:
-        return torch.ones(h * w, h * w, dtype=torch.bool)
-    rows, columns = axis_mask(h, kernel), axis_mask(w, kernel)
-    return (rows[:, None, :, None] & columns[None, :, None, :]).reshape(h * w, h * w)
-
-
-def dense_attention(q: Tensor, streams: list[tuple[Tensor, Tensor]], kernel: int | None) -> Tensor:
-    """The definition: one softmax over the masked logits of all streams, `[B, h, w, n, d]`."""
+def na2d(q, k, v, kernel_size, scale, return_lse):
+    """natten's operation as its documentation has it, in plain steps; sums in full precision."""
     h, w = q.shape[1:3]
-    hidden = ~dense_mask(h, w, kernel)
-    logits = [
-        torch.einsum("bind,bjnd->bnij", q.flatten(1, 2), k.flatten(1, 2)).masked_fill(
-            hidden, -torch.inf
-        )
-        for k, _ in streams
-    ]
-    weights = torch.cat(logits, -1).softmax(-1)
-    values = torch.cat([v.flatten(1, 2) for _, v in streams], 1)
-    return torch.einsum("bnij,bjnd->bind", weights, values).unflatten(1, (h, w))
+    dtype = v.dtype
+    q, k, v = (x.to(torch.promote_types(x.dtype, torch.float32)) for x in (q, k, v))
+    assert kernel_size[0] == kernel_size[1] <= min(h, w)
+    logits = scale * torch.einsum("bind,bjnd->bnij", q.flatten(1, 2), k.flatten(1, 2))
+    logits = logits.masked_fill(~dense_mask(h, w, kernel_size[0]), -torch.inf)
+    out = torch.einsum("bnij,bjnd->bind", logits.softmax(-1), v.flatten(1, 2)).unflatten(1, (h, w))
+    lse = logits.logsumexp(-1).movedim(1, -1).unflatten(1, (h, w))
+    return (out.to(dtype), lse) if return_lse else out.to(dtype)
+
+
+def merge_attentions(outputs, lse_tensors):
+    """natten's: `[B, tokens, heads, d]` with `[B, tokens, heads]`."""
+    total = torch.stack(lse_tensors).logsumexp(0)
+    parts = zip(outputs, lse_tensors, strict=True)
+    merged = sum(out * (lse - total).exp()[..., None] for out, lse in parts)
+    return merged.to(outputs[0].dtype), total
+
+
+@pytest.fixture(params=["tiled", "flex", "natten", "dense"])
+def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """Everything inside is computed by one backend; natten's kernels need a GPU, so a stand-in."""
+    monkeypatch.setitem(BACKENDS, "dense", DenseNeighbourhood)
+    stand_in = SimpleNamespace(na2d=na2d, merge_attentions=merge_attentions, HAS_LIBNATTEN=True)
+    monkeypatch.setitem(sys.modules, "natten", stand_in)
+    with use_backend(request.param):
+        yield request.param
 
 
 def random_inputs(
@@ -63,6 +69,9 @@ def both(
 ) -> list[tuple[Tensor, Tensor]]:
     """Pairs (ours, by definition) of the output and of the gradient of every input."""
     q, pairs = random_inputs(*size, streams, dtype)
+    if backend_in_use() == "flex":  # FlexAttention has no gradients on a CPU: tests/test_gpu.py
+        q, pairs = q.detach(), [(k.detach(), v.detach()) for k, v in pairs]
+        return [(attention(q, pairs, kernel), dense_attention(q, pairs, kernel))]
     inputs = [q, *(x for pair in pairs for x in pair)]
     outputs = [f(q, pairs, kernel) for f in (attention, dense_attention)]
     direction = torch.randn_like(outputs[0])
@@ -71,18 +80,20 @@ def both(
 
 
 @pytest.mark.parametrize("streams", [1, 2])
-@pytest.mark.parametrize("kernel", [3, 7])
+@pytest.mark.parametrize("kernel", [4, 7])
 @pytest.mark.parametrize("size", SMALL + TILED, ids=lambda s: f"{s[0]}x{s[1]}")
 def test_neighbourhood_is_the_masked_softmax(
-    size: tuple[int, int], kernel: int, streams: int
+    size: tuple[int, int], kernel: int, streams: int, backend: str
 ) -> None:
+    if backend == "natten" and kernel > min(size):
+        pytest.skip("natten's windows are no larger than the map")
     for ours, expected in both(size, kernel, streams, torch.float64):
         torch.testing.assert_close(ours, expected, rtol=1e-10, atol=1e-10)
 
 
 @pytest.mark.parametrize("streams", [1, 2])
 @pytest.mark.parametrize("size", [(12, 9), (20, 27)], ids=lambda s: f"{s[0]}x{s[1]}")
-def test_neighbourhood_in_float32(size: tuple[int, int], streams: int) -> None:
+def test_neighbourhood_in_float32(size: tuple[int, int], streams: int, backend: str) -> None:
     for ours, expected in both(size, 5, streams, torch.float32):
         torch.testing.assert_close(ours, expected, rtol=1e-5, atol=1e-5)
 
@@ -158,3 +169,54 @@ def test_tiles_do_not_mix_the_batch_or_the_heads() -> None:
         part = [tuple(x[b : b + 1, :, :, n : n + 1] for x in pair) for pair in pairs]
         alone = attention(q[b : b + 1, :, :, n : n + 1], part, 5)
         torch.testing.assert_close(whole[b : b + 1, :, :, n : n + 1], alone)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kernel", [5, None])
+def test_in_bf16(kernel: int | None, backend: str) -> None:
+    """Rounded inputs give the rounded result: 2^-8 of values of at most 4, a few times over."""
+    q, pairs = random_inputs(12, 9, 2, torch.bfloat16, d=16)
+    q, pairs = q.detach(), [(k.detach(), v.detach()) for k, v in pairs]
+    exact = dense_attention(q.double(), [(k.double(), v.double()) for k, v in pairs], kernel)
+    ours = attention(q, pairs, kernel)
+    assert ours.dtype == torch.bfloat16
+    torch.testing.assert_close(ours.double(), exact, rtol=0.03, atol=0.03)
+
+
+@pytest.mark.parametrize("kernel", [5, None])
+def test_queries_in_float32_meet_values_in_bf16(kernel: int | None, backend: str) -> None:
+    """As under autocast in training: the result and all gradients are there."""
+    if backend == "flex":
+        pytest.skip("FlexAttention has no gradients on a CPU")
+    q, pairs = random_inputs(12, 9, 2, torch.float32, d=16)
+    low = [(k, v.bfloat16()) for k, v in pairs]
+    out = attention(q, low, kernel)
+    assert out.dtype == torch.bfloat16
+    expected = dense_attention(q, pairs, kernel)
+    torch.testing.assert_close(out.float(), expected, rtol=0.03, atol=0.03)
+    inputs = [q, *(x for pair in pairs for x in pair)]
+    direction = torch.randn_like(expected)
+    ours = torch.autograd.grad(out.float(), inputs, direction)
+    for a, b in zip(ours, torch.autograd.grad(expected, inputs, direction), strict=True):
+        assert (a - b).norm() < 0.03 * b.norm()
+
+
+def test_the_device_decides() -> None:
+    attend = make_attention(32, 32, 7, 1, torch.device("cpu"))
+    assert type(attend) is BACKENDS["tiled"] and backend_in_use() is None
+    with use_backend("flex"):
+        assert type(make_attention(32, 32, 7, 1, torch.device("cpu"))) is BACKENDS["flex"]
+    with pytest.raises(ValueError, match=r"unknown attention backend 'fast'; known are tiled, "):
+        use_backend("fast").__enter__()
+
+
+def test_natten_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "natten", None)
+    has_kernels.cache_clear()
+    assert not has_kernels()
+    has_kernels.cache_clear()
+    with (
+        use_backend("natten"),
+        pytest.raises(ValueError, match=r"pip install 'invfusion\[natten\]'"),
+    ):
+        make_attention(32, 32, 7, 1, torch.device("cpu"))

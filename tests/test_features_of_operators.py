@@ -1,5 +1,7 @@
 """Operators in the layout of a network's tokens do what they do to images."""
 
+import math
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -9,24 +11,31 @@ from helpers import assert_near, gaussian
 from degradation import (
     DenseMatrix,
     Mask,
-    MotionBlur,
     NullOperator,
     Problem,
     StridedConvolution,
 )
-from degradation.features import ImageFeatures, MaskedFeatures, mix
+from degradation.features import ImageFeatures, MaskedFeatures, MatrixFeatures, PhaseFeatures, mix
 
-SHAPE = (3, 16, 8)
-PATCH, STACK = 2, 5
+SHAPE = (3, 24, 48)
+PATCH, STACK = 4, 5
+KINDS = {
+    **{"mask": MaskedFeatures, "mask of colours": MaskedFeatures},
+    **{"matrix": ImageFeatures, "nothing": ImageFeatures},
+    **{"blur": PhaseFeatures, "blur, stride 2": PhaseFeatures, "blur, stride 4": PhaseFeatures},
+    **{"blur, stride 8": MatrixFeatures, "blur, stride 12": MatrixFeatures},
+    **{"blur, stride 3": ImageFeatures},
+}
 
 
 def operators(batch: int = 2) -> dict[str, object]:
     kernel = gaussian(batch, 3, 3, seed=1)
     return {
-        "mask": Mask((gaussian(batch, 1, 16, 8, seed=2) > 0).double(), SHAPE),
-        "mask of colours": Mask((gaussian(batch, 3, 16, 8, seed=2) > 0).double(), SHAPE),
-        "matrix": DenseMatrix(gaussian(batch, 6, 384, seed=3), SHAPE),
-        "blur": StridedConvolution(kernel, 2, SHAPE),
+        "mask": Mask((gaussian(batch, 1, *SHAPE[1:], seed=2) > 0).double(), SHAPE),
+        "mask of colours": Mask((gaussian(batch, *SHAPE, seed=2) > 0).double(), SHAPE),
+        "matrix": DenseMatrix(gaussian(batch, 6, math.prod(SHAPE), seed=3), SHAPE),
+        "blur": StridedConvolution(kernel, 1, SHAPE),
+        **{f"blur, stride {s}": StridedConvolution(kernel, s, SHAPE) for s in (2, 3, 4, 8, 12)},
         "nothing": NullOperator(batch, SHAPE).to(torch.float64),
     }
 
@@ -40,17 +49,17 @@ def layer(problem: Problem, tokens: torch.Tensor, weight: torch.Tensor, bias: to
     return rearrange(images, "b k c (h p) (w q) -> b h w (p q k c)", p=PATCH, q=PATCH)
 
 
-@pytest.mark.parametrize("kind", operators())
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("level", [0.0, 0.3])
 def test_a_layer_in_tokens_is_the_layer_on_images(kind, level):
     operator = operators()[kind]
     y = operator.H(gaussian(2, *SHAPE, seed=4))
     problem = Problem(operator, y, torch.tensor([level, 0.2 + level]))
-    tokens = gaussian(2, 8, 4, PATCH * PATCH * STACK * 3, seed=5).requires_grad_()
+    tokens = gaussian(2, 6, 12, PATCH * PATCH * STACK * 3, seed=5).requires_grad_()
     weight = gaussian(STACK, STACK + 1, seed=6).requires_grad_()
     bias = gaussian(STACK, seed=7).requires_grad_()
     features = problem.features(PATCH)
-    assert isinstance(features, MaskedFeatures) == isinstance(operator, Mask)
+    assert type(features) is KINDS[kind]
     found = features.H_pinv(F.gelu(mix(features.H(tokens), features.y, weight, bias)))
     expected = layer(problem, tokens, weight, bias)
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)  # the level is float32
@@ -69,9 +78,3 @@ def test_features_are_made_once_for_a_problem():
     assert problem.features(2) is problem.features(2)
     assert problem.features(2) is not problem.features(4)
     assert problem[:1].features(2) is not problem.features(2)
-
-
-def test_other_operators_go_through_images():
-    operator = MotionBlur((2,)).sample(SHAPE, 2, [0, 1])
-    problem = Problem(operator, torch.zeros(2, 3 * 8 * 4))
-    assert isinstance(problem.features(2), ImageFeatures)

@@ -24,6 +24,8 @@ from networks import (
     posterior,
     posterior_mean,
 )
+from networks.attention import BACKENDS, make_attention, use_backend
+from networks.attention.fused import has_kernels
 
 pytestmark = pytest.mark.gpu
 SHAPE = (3, 16, 16)
@@ -66,6 +68,30 @@ def test_the_network_agrees(family, structure):
     expected = denoiser(x, 0.7, problem)
     found = denoiser.cuda()(x.cuda(), 0.7, problem.to("cuda")).cpu()
     torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("size", "kernel"), [((16, 16), 7), ((32, 24), 5), ((9, 40), 7)])
+@pytest.mark.parametrize("streams", [1, 2])
+def test_attention_agrees(backend, dtype, size, kernel, streams):
+    if backend == "natten" and not has_kernels():
+        pytest.skip("natten is not installed with its kernels")
+    inputs = [torch.randn(2, *size, 2, 64) for _ in range(1 + 2 * streams)]
+    inputs = [(x / x.norm(dim=-1, keepdim=True) * 3).to(dtype) for x in inputs]
+    direction = torch.randn(2, *size, 2, 64)
+
+    def results(backend: str, device: str) -> list[torch.Tensor]:
+        q, *rest = (x.to(device).requires_grad_() for x in inputs)
+        with use_backend(backend):
+            attend = make_attention(*size, kernel, streams, torch.device(device))
+        out = attend(q, list(zip(rest[::2], rest[1::2], strict=True))).float()
+        gradients = torch.autograd.grad(out, [q, *rest], direction.to(device))
+        return [x.float().cpu() for x in (out, *gradients)]
+
+    tolerance = 1e-5 if dtype == torch.float32 else 0.02
+    for found, expected in zip(results(backend, "cuda"), results("tiled", "cpu"), strict=True):
+        assert (found - expected).norm() < tolerance * expected.norm()
 
 
 @pytest.mark.parametrize(("family", "structure"), FAMILIES, ids=lambda value: str(value))

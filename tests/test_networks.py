@@ -9,12 +9,15 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
 from degradation import (
     DenseMatrix,
     Draws,
     GaussianNoise,
     Mask,
+    MissingPatches,
     Problem,
     get_family,
 )
@@ -26,6 +29,7 @@ from networks import (
     from_reference,
     make_config,
 )
+from networks.flops import count_operations
 from networks.invfusion import FeatureDegradation
 from networks.layers import AxialRoPE, axial_positions, rotate
 from networks.presets import CONDITIONINGS, conditioning_of
@@ -171,7 +175,7 @@ def test_feature_degradation_by_hand(family: str, noise_level: float) -> None:
         images[:, k] = operator.H_pinv(gelu.float(), noise_level)
     for i, j, p, q, k, c in sites:
         expected[:, i, j, ((p * 2 + q) * 3 + k) * 3 + c] = images[:, k, c, 2 * i + p, 2 * j + q]
-    close(layer(x, problem), expected, 2e-5)
+    close(layer(x, problem.features(2)), expected, 2e-5)
     assert expected.abs().max() > 0.1
 
 
@@ -604,3 +608,37 @@ def test_the_network_takes_images_that_are_not_square() -> None:
     estimate = denoiser(torch.randn(1, 3, 16, 24), 0.5, Problem(operator, y))
     assert estimate.shape == (1, 3, 16, 24)
     close(operator.H(estimate), y, 1e-5)
+
+
+# ---- operations ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("conditioning", ["invfusion", "blind", "unconditional"])
+def test_operations_are_those_of_the_products_that_run(conditioning: str) -> None:
+    """Against PyTorch's counter, which sees matrix products: a matrix as operator, all of a map
+    as window. What it sees beside them is the conditioning, for each image rather than token."""
+    config = make_config("tiny", conditioning)
+    levels = tuple(dataclasses.replace(level, kernel=None) for level in config.levels)
+    denoiser = Denoiser(dataclasses.replace(config, levels=levels)).eval()
+    problem = make_problem("MatrixDegradation")
+    counter = FlopCounterMode(display=False)
+    with torch.no_grad(), counter, sdpa_kernel(SDPBackend.MATH):  # as products, which it counts
+        problem.pinv()
+        before = counter.get_total_flops()
+        denoiser(torch.randn(len(problem), 3, 16, 16), 1.0, problem)
+    conditions = sum(
+        2 * p.numel() for name, p in denoiser.named_parameters()
+        if p.ndim == 2 and ("mapping" in name or "norm.linear" in name or "in_proj" in name
+                            or "logvar" in name)
+    )  # fmt: skip
+    found = (counter.get_total_flops() - before) / len(problem) - conditions
+    expected = count_operations(denoiser.config, problem.degradation)
+    assert expected.total == pytest.approx(found, rel=0.02)
+
+
+def test_operations_of_the_paper() -> None:
+    """About 77 GFLOP an image for the FFHQ64 network (the operator apart)."""
+    mask = MissingPatches().sample((3, 64, 64), None, [0])
+    operations = count_operations(PRESETS["FFHQ64"], mask)
+    assert 7.5e10 < operations.total < 8.2e10 and operations.operator == 0
+    assert operations.linear > 0.9 * operations.total

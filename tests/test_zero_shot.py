@@ -316,14 +316,16 @@ class Unwatched(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-@each_solver
+# torch's Adam counts its steps in a tensor that stays on the CPU.
+WITHOUT_ADAM = [name for name in QUICK if name not in ("mgps", "reddiff")]
+
+
+@pytest.mark.parametrize("name", WITHOUT_ADAM)
 @pytest.mark.parametrize("kind", ["mask", "matrix", "blur"])
-def test_no_step_waits_for_the_device(solver: Any, kind: str, prior: Gaussian) -> None:
-    if isinstance(solver, MGPS | REDDiff):
-        pytest.skip("torch's Adam counts its steps in a tensor on the CPU")
+def test_no_step_waits_for_the_device(name: str, kind: str, prior: Gaussian) -> None:
     noise, problem = gaussian(2, *SHAPE), posed(operators(2)[kind], 0.1)
     with Unwatched():
-        solver(prior, noise, problem, Generator())
+        QUICK[name](prior, noise, problem, Generator())
 
 
 def test_the_watch_sees() -> None:

@@ -1,0 +1,350 @@
+"""Speed and memory of a network: forward pass, training step, sampling, against the plain path.
+
+`python -m benchmarks.network` prints a table and writes results/network-<device>.json. Every row
+is measured in a process of its own, whose peak memory it shows. The plain path is dense masked
+attention, complex transforms and stored pseudo-inverses, eager (tests/plain_*.py). The ceiling is
+that of a large matrix product on the same machine.
+"""
+
+import dataclasses
+import functools
+import json
+import multiprocessing
+import resource
+import sys
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import click
+import torch
+from torch import Tensor, nn
+
+from commands.allocation import keep_memory
+from degradation import Degradation, Draws, MatrixDegradation, MissingPatches, MotionBlur, Problem
+from metrics.results import environment, replacing, table
+from networks import Denoiser, NetworkConfig, make_config
+from networks import invfusion as network
+from networks.attention import BACKENDS, use_backend
+from networks.attention.tiled import GlobalAttention
+from networks.flops import count_operations
+from samplers import Heun
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+from plain_attention import DenseNeighbourhood
+from plain_network import PlainProblem
+from plain_operators import PlainBlur, PlainMask, PlainMatrix
+
+RESULTS = Path(__file__).parent / "results"
+FAMILIES = {
+    "none": (MissingPatches(), None),  # a network without feature layers sees only H†y
+    "mask": (MissingPatches(), None),
+    "matrix": (MatrixDegradation(), None),
+    "blur-2": (MotionBlur(), 2),
+    "blur-4": (MotionBlur(), 4),
+    "blur-8": (MotionBlur(), 8),
+}
+STAGES = ("forward", "step", "sampling")
+PATHS = ("compiled", "eager", "plain")
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+_SECONDS, _REPEATS = 12.0, 5
+
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+    """One row of the table."""
+
+    preset: str
+    divide: int
+    batch: int
+    family: str
+    precision: str
+    stage: str
+    path: str
+    steps: int
+
+
+def configuration(cell: Cell) -> NetworkConfig:
+    """The preset, its widths divided; heads of half the channels where it is."""
+    config = make_config(cell.preset, "blind" if cell.family == "none" else "invfusion")
+    if cell.divide == 1:
+        return config
+    levels = tuple(
+        dataclasses.replace(level, width=level.width // cell.divide, d_head=level.d_head // 2)
+        for level in config.levels
+    )
+    return dataclasses.replace(config, levels=levels)
+
+
+def device() -> torch.device:
+    """The GPU if there is one."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def problems(cell: Cell, operator: Degradation, clean: Tensor) -> Callable[[], Problem]:
+    """The problem that a call is given: of the plain path, the plain operator's."""
+    if cell.path != "plain":
+        return lambda: Problem(operator, operator.H(clean))
+    family, structure = FAMILIES[cell.family]
+    seeds, shape = range(cell.batch), operator.image_shape
+    plain: Any
+    if isinstance(family, MotionBlur):
+        plain = PlainBlur(family.kernels(shape, structure, seeds).to(clean), structure, shape)
+    elif isinstance(family, MatrixDegradation):
+        plain = PlainMatrix(operator.large, shape)  # type: ignore[attr-defined]
+    else:
+        plain = PlainMask(operator.mask, shape)  # type: ignore[attr-defined]
+    return lambda: PlainProblem(plain, clean)
+
+
+def workload(cell: Cell, denoiser: Denoiser, operator: Degradation) -> Callable[[], Any]:
+    """What is timed. A problem lasts for a whole sampling run, and for one training step."""
+    place = device()
+    clean = torch.randn(cell.batch, *operator.image_shape, device=place)
+    sigma = torch.full((cell.batch,), 2.0, device=place)
+    autocast = functools.partial(
+        torch.autocast, place.type, torch.bfloat16, enabled=cell.precision == "bf16"
+    )
+    problem = problems(cell, operator, clean)
+
+    if cell.stage == "step":
+        denoiser.train()
+        optimizer = torch.optim.Adam(denoiser.parameters(), 1e-4, fused=True)
+
+        def step() -> None:
+            with autocast():
+                estimate = denoiser(clean + 2 * torch.randn_like(clean), sigma, problem())
+            (estimate - clean).square().mean().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+
+        return step
+
+    known = problem()
+
+    @torch.no_grad()
+    def sample() -> None:
+        with autocast():
+            draws = Draws(range(cell.batch), place)
+            Heun(num_steps=cell.steps)(denoiser, clean, known, draws)
+
+    @torch.no_grad()
+    def forward() -> None:
+        with autocast():
+            denoiser(clean, sigma, known)
+
+    denoiser.eval()
+    return sample if cell.stage == "sampling" else forward
+
+
+def measure(cell: Cell, threads: int) -> dict[str, Any]:
+    """The row of a cell, measured in this process."""
+    keep_memory()
+    torch.set_num_threads(threads)
+    torch.manual_seed(0)
+    place = device()
+    config = configuration(cell)
+    denoiser = Denoiser(config).to(place)
+    with torch.no_grad():
+        for parameter in denoiser.parameters():  # no branch is the identity
+            if not parameter.any():
+                parameter.normal_(0, 0.02)
+    family, structure = FAMILIES[cell.family]
+    operator = family.sample(config.image_shape, structure, range(cell.batch), place)
+    operations = count_operations(config, None if cell.family == "none" else operator)
+    BACKENDS["dense"] = DenseNeighbourhood
+    with use_backend("dense") if cell.path == "plain" else nullcontext():
+        work = workload(cell, denoiser, operator)
+        compiling = 0.0
+        if cell.path == "compiled":
+            denoiser.compile()
+            compiling = timed(work, place)
+        seconds = shortest(work, place)
+        peak = peak_memory(place)
+        shares = component_shares(work, place) if cell.path == "eager" else {}
+    calls = {"forward": 1, "step": 3, "sampling": 2 * cell.steps - 1}[cell.stage]
+    tflop = calls * cell.batch * operations.total / 1e12
+    return dataclasses.asdict(cell) | {
+        "seconds": seconds,
+        "images_per_second": cell.batch / seconds,
+        "tflop": tflop,
+        "tflop_per_second": tflop / seconds,
+        "gflop_an_image": {k: v / 1e9 for k, v in dataclasses.asdict(operations).items()},
+        "peak_mib": peak,
+        "compile_seconds": compiling,
+        "shares": shares,
+    }
+
+
+def timed(work: Callable[[], Any], place: torch.device) -> float:
+    """Seconds of one call."""
+    _wait(place)
+    start = time.perf_counter()
+    work()
+    _wait(place)
+    return time.perf_counter() - start
+
+
+def shortest(work: Callable[[], Any], place: torch.device) -> float:
+    """Seconds of the fastest of several calls, after one that warms up."""
+    times = [timed(work, place)]
+    while (len(times) <= _REPEATS and sum(times) < _SECONDS) or len(times) < 2:
+        times.append(timed(work, place))
+    return min(times[1:])
+
+
+def _wait(place: torch.device) -> None:
+    if place.type == "cuda":
+        torch.cuda.synchronize(place)
+
+
+def peak_memory(place: torch.device) -> float:
+    """MiB: of tensors on a GPU, of the whole process on a CPU."""
+    if place.type == "cuda":
+        return torch.cuda.max_memory_allocated(place) / 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def component_shares(work: Callable[[], Any], place: torch.device) -> dict[str, float]:
+    """Shares of the time in which forward passes are inside each component, eager.
+
+    A backward pass and an optimiser's step are in none of them.
+    """
+    spent = {name: 0.0 for name in ("operator", "attention", "linear", "norm")}
+    inside: list[str] = []
+
+    def watch(name: str, call: Callable[..., Any]) -> Callable[..., Any]:
+        def watched(*args: Any, **kwargs: Any) -> Any:
+            if inside:  # a projection inside another component belongs to that
+                return call(*args, **kwargs)
+            inside.append(name)
+            _wait(place)
+            start = time.perf_counter()
+            try:
+                return call(*args, **kwargs)
+            finally:
+                _wait(place)
+                spent[name] += time.perf_counter() - start
+                inside.pop()
+
+        return watched
+
+    replaced: list[tuple[Any, str, Any]] = [
+        (network.FeatureDegradation, "forward", "operator"),
+        (nn.Linear, "forward", "linear"),
+        (torch.nn.functional, "linear", "linear"),
+        (network.AdaRMSNorm, "forward", "norm"),
+        *((backend, "__call__", "attention") for backend in (*BACKENDS.values(),)),
+        (GlobalAttention, "__call__", "attention"),
+    ]
+    originals = [(owner, name, getattr(owner, name)) for owner, name, _ in replaced]
+    for owner, name, component in replaced:
+        setattr(owner, name, watch(component, getattr(owner, name)))
+    try:
+        total = timed(work, place)
+    finally:
+        for owner, name, call in originals:
+            setattr(owner, name, call)
+    return {name: seconds / total for name, seconds in spent.items()}
+
+
+def ceiling(dtype: torch.dtype, threads: int) -> float:
+    """TFLOP/s of the product of two large square matrices."""
+    torch.set_num_threads(threads)
+    place = device()
+    n = 8192 if place.type == "cuda" else 4096
+    a, b = (torch.randn(n, n, device=place).to(dtype) for _ in range(2))
+    return 2 * n**3 / shortest(lambda: a @ b, place) / 1e12
+
+
+def alone(function: Callable[..., Any], *arguments: Any) -> Any:
+    """The result of a function called in a process of its own."""
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, mp_context=context) as pool:
+        return pool.submit(function, *arguments).result()
+
+
+def show(rows: Sequence[dict[str, Any]], ceilings: dict[str, float]) -> str:
+    """The table."""
+    plain = {_place(r): r["seconds"] for r in rows if r["path"] == "plain"}
+    header = ["stage", "precision", "operator", "path", "s", "images/s", "TFLOP/s", "of ceiling",
+              "times plain", "peak MiB", "compile s", "operator share", "attention", "linear",
+              "norm"]  # fmt: skip
+    cells = [
+        [r["stage"], r["precision"], r["family"], r["path"], r["seconds"], r["images_per_second"],
+         r["tflop_per_second"], r["tflop_per_second"] / ceilings[r["precision"]],
+         plain[_place(r)] / r["seconds"] if _place(r) in plain else None, round(r["peak_mib"]),
+         r["compile_seconds"] or None,
+         *(r["shares"].get(name) for name in ("operator", "attention", "linear", "norm"))]
+        for r in rows
+    ]  # fmt: skip
+    return table(header, cells)
+
+
+def _place(row: dict[str, Any]) -> tuple:
+    return tuple(
+        row[name] for name in ("preset", "divide", "batch", "family", "precision", "stage")
+    )
+
+
+def _choice(values: Sequence[str]) -> Callable[..., list[str]]:
+    def parse(ctx: click.Context, parameter: click.Parameter, text: str) -> list[str]:
+        chosen = text.split(",")
+        for name in chosen:
+            if name not in values:
+                raise click.BadParameter(f"'{name}' is none of {', '.join(values)}")
+        return chosen
+
+    return parse
+
+
+@click.command()
+@click.option("--preset", default="FFHQ64", show_default=True)
+@click.option("--divide", default=1, show_default=True, help="Divide the widths by this.")
+@click.option("--batch", default=8, show_default=True)
+@click.option("--families", default=",".join(FAMILIES), callback=_choice(list(FAMILIES)))
+@click.option("--precisions", default="fp32,bf16", callback=_choice(list(DTYPES)))
+@click.option("--stages", default="forward", callback=_choice(STAGES))
+@click.option("--paths", default=",".join(PATHS), callback=_choice(PATHS))
+@click.option("--steps", default=32, show_default=True, help="Heun steps of a sampling run.")
+@click.option("--threads", default=torch.get_num_threads(), help="CPU threads.")
+@click.option("--name", default="network", show_default=True, help="Name of the result file.")
+def main(
+    preset: str,
+    divide: int,
+    batch: int,
+    families: list[str],
+    precisions: list[str],
+    stages: list[str],
+    paths: list[str],
+    steps: int,
+    threads: int,
+    name: str,
+) -> None:
+    """Measure on the GPU if there is one."""
+    ceilings = {precision: alone(ceiling, DTYPES[precision], threads) for precision in precisions}
+    print("ceiling of a matrix product, TFLOP/s:", {k: round(v, 3) for k, v in ceilings.items()})
+    rows: list[dict[str, Any]] = []
+    cells = [
+        Cell(preset, divide, batch, family, precision, stage, path, steps)
+        for stage in stages
+        for precision in precisions
+        for family in families
+        for path in paths
+    ]
+    for cell in cells:
+        rows.append(alone(measure, cell, threads))
+        print(f"{cell.stage} {cell.precision} {cell.family} {cell.path}:"
+              f" {rows[-1]['seconds']:.3f} s", flush=True)  # fmt: skip
+    print(show(rows, ceilings))
+    with replacing(RESULTS / f"{name}-{device().type}.json") as path:
+        record = {"threads": threads, "ceiling_tflop_per_second": ceilings, "rows": rows,
+                  "environment": environment()}  # fmt: skip
+        path.write_text(json.dumps(record, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

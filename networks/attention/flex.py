@@ -1,0 +1,46 @@
+"""Neighbourhood attention by FlexAttention: a compiled kernel, which skips empty blocks of keys."""
+
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.attention.flex_attention import create_block_mask, flex_attention
+
+from networks.attention.windows import window_start
+
+
+class FlexNeighbourhood:
+    """All streams as one sequence of keys, and a block mask of the windows.
+
+    Compiled where tensors are on a GPU; elsewhere FlexAttention's own eager form, which is dense.
+    """
+
+    def __init__(self, h: int, w: int, kernel: int, streams: int, device: torch.device):
+        self.mask = _block_mask(h, w, min(kernel, h), min(kernel, w), streams, device)
+
+    def __call__(self, q: Tensor, streams: list[tuple[Tensor, Tensor]]) -> Tensor:
+        h, w = q.shape[1:3]
+        k, v = (torch.cat([pair[i].flatten(1, 2) for pair in streams], 1) for i in (0, 1))
+        dtype = v.dtype
+        q, k, v = (x.to(dtype).transpose(1, 2) for x in (q.flatten(1, 2), k, v))
+        attend = _compiled() if q.is_cuda else flex_attention
+        out = attend(q, k, v, block_mask=self.mask, scale=1.0)
+        return out.transpose(1, 2).unflatten(1, (h, w))
+
+
+@cache
+def _compiled() -> Any:
+    return torch.compile(flex_attention, dynamic=False)
+
+
+@cache
+def _block_mask(h: int, w: int, rows: int, columns: int, streams: int, device: torch.device) -> Any:
+    def sees(b: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        key = key % (h * w)  # the same place in every stream
+        row = key // w - window_start(query // w, h, rows)
+        column = key % w - window_start(query % w, w, columns)
+        return (row >= 0) & (row < rows) & (column >= 0) & (column < columns)
+
+    tokens = h * w
+    return create_block_mask(sees, None, None, tokens, streams * tokens, device=str(device))
