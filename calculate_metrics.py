@@ -1,6 +1,6 @@
 """Reference statistics, restored test sets, samples, folders of images: measured.
 
-`python calculate_metrics.py ref | gen | gen-uncond | calc ...`, or under `torchrun`.
+`python calculate_metrics.py ref | prior | gen | gen-uncond | calc ...`, or under `torchrun`.
 """
 
 from collections.abc import Callable
@@ -147,6 +147,28 @@ def ref(**options: Any) -> None:
     from commands.ref import ReferenceStatistics  # importing torch takes seconds: not for --help
 
     ReferenceStatistics(**options).run()
+
+
+# ---- prior
+
+
+@main.command(context_settings=SHOW)
+@data_options("train")
+@click.option("--dest", required=True, type=FILE, help="File to write, .safetensors.")
+@click.option(
+    "--components", type=click.IntRange(1), default=1, help="Gaussians, more than one by EM."
+)
+@click.option("--images", type=COUNT, default=16_000, help="Images to take, at most.")
+@workers
+@seed
+def prior(**options: Any) -> None:
+    """Fit a Gaussian mixture to a data set: a denoiser for zero-shot samplers without training."""
+    with one_sentence_errors():
+        options["data_opt"] = options_of(options["data_opt"])
+
+    from commands.prior import PriorFit
+
+    PriorFit(**options).run()
 
 
 # ---- gen

@@ -38,7 +38,7 @@ from metrics.records import COLUMNS, PartialRecords, Summary, merged
 from metrics.report import UNITS, metrics_table, write_pictures
 from metrics.results import write_metrics, write_per_image
 from metrics.statistics import FeatureStatistics
-from networks import Denoiser, load_weights
+from networks import Model, load_weights
 from networks.presets import conditioning_of
 from samplers import Solver
 from training import distributed
@@ -236,7 +236,7 @@ class Generation:
                 cell["seconds_per_image"] = seconds / self.count
         return values
 
-    def _dataset(self, denoiser: Denoiser) -> ImageDataset:
+    def _dataset(self, denoiser: Model) -> ImageDataset:
         dataset = get_dataset(self.data, self.split, **self.data_opt)
         expected, found = denoiser.config.image_shape, dataset.image_shape
         if found != expected:
@@ -250,7 +250,7 @@ class Generation:
             raise ValueError(f"--cfg {self.cfg} guides by class, but {self.data} has no classes")
         return dataset
 
-    def _restorers(self, denoiser: Denoiser, solvers: Mapping[str, Solver]) -> dict[str, Restorer]:
+    def _restorers(self, denoiser: Model, solvers: Mapping[str, Solver]) -> dict[str, Restorer]:
         check_guidance(self.cfg, denoiser, self.net)
         kind = conditioning_of(denoiser.config)
 

@@ -7,32 +7,29 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from commands.cli import options_by_name
+from commands.prior import check_values, load_images
 from datautils import ImageDataset
 from degradation import Draws, Family, Problem
 from metrics import baselines
 from metrics.evaluate import Restore
-from metrics.pixel import to_float
-from networks import Denoiser, GaussianPrior
+from networks import Model, fit_gaussian, posterior_mean
 from networks.presets import conditioning_of
 from networks.weights import read_summary
 from samplers import CountingDenoiser, Guided, Solver, check_operator, make_solver
-from training import distributed
 from zero_shot import ZeroShot
 
 BASELINES = ("pinv", "fill", "smooth", "gaussian")
 COSTS = ("evaluations", "backward_passes", "network_calls", "network_backward_passes")
 _GAUSSIAN_CROPS = 16_000
-_GAUSSIAN_LIMIT = 4096  # values of an image: the covariance is their square
 
 
 @dataclass
 class Restorer:
     """A trained denoiser driven by a solver; remembers the evaluations an image takes."""
 
-    denoiser: Denoiser
+    denoiser: Model
     solver: Solver
     precision: torch.dtype
     guidance: float | None = None
@@ -62,7 +59,7 @@ def solvers_of(names: Sequence[str], options: Mapping[str, str]) -> dict[str, So
     return {name: make_solver(name, picked) for name, picked in by_name.items()}
 
 
-def check_guidance(scale: float | None, denoiser: Denoiser, net: Path) -> None:
+def check_guidance(scale: float | None, denoiser: Model, net: Path) -> None:
     """Raise ValueError for a scale that is none, and for a network that knows no classes."""
     if scale is None:
         return
@@ -73,7 +70,7 @@ def check_guidance(scale: float | None, denoiser: Denoiser, net: Path) -> None:
 
 
 def check_conditioning(
-    net: Path, denoiser: Denoiser, solvers: Mapping[str, Solver], ignored: str
+    net: Path, denoiser: Model, solvers: Mapping[str, Solver], ignored: str
 ) -> None:
     """Raise ValueError where a solver leaves `ignored` to a network that is unconditional."""
     if conditioning_of(denoiser.config) != "unconditional":
@@ -145,18 +142,7 @@ def baseline_methods(
     if "smooth" in wanted:
         methods["smooth prior"] = lambda problem, noise, draws: baselines.smooth(problem)
     if "gaussian" in wanted:
-        if torch.Size(dataset.image_shape).numel() > _GAUSSIAN_LIMIT:
-            raise ValueError(
-                "the gaussian baseline needs the full covariance of an image: "
-                f"{dataset.image_shape} is too large, leave it out of --baselines"
-            )
-        prior = _gaussian(training())
-        methods["Gaussian MMSE"] = lambda problem, noise, draws: prior.posterior_mean(problem)
+        check_values(dataset.image_shape, "the gaussian of --baselines")
+        prior = fit_gaussian(load_images(training(), _GAUSSIAN_CROPS))
+        methods["Gaussian MMSE"] = lambda problem, noise, draws: posterior_mean(prior, problem)
     return methods
-
-
-def _gaussian(training: ImageDataset) -> GaussianPrior:
-    count = min(_GAUSSIAN_CROPS, len(training))
-    bar = tqdm(range(count), "crops for the Gaussian", disable=distributed.rank() != 0)
-    crops = [training[i][0] for i in bar]
-    return GaussianPrior.fit(to_float(torch.stack(crops)))

@@ -18,7 +18,7 @@ from degradation import Draws, Problem, derive_seed
 from metrics.evaluate import seconds_now
 from metrics.pixel import consistency, psnr, to_uint8
 from metrics.results import table
-from networks import Denoiser, load_weights
+from networks import Model, load_weights
 from networks.presets import conditioning_of
 from samplers import (
     MMSE,
@@ -83,7 +83,7 @@ class Restoration:
         if self.out.is_dir() and any(self.out.iterdir()):
             raise ValueError(f"{self.out} is not empty: choose a new folder for --out")
 
-    def _check_network(self, denoiser: Denoiser, solver: Solver) -> None:
+    def _check_network(self, denoiser: Model, solver: Solver) -> None:
         config = denoiser.config
         check_conditioning(self.net, denoiser, {self.sampler: solver}, "the photo")
         if _unconditional(denoiser) and not self.samples:
@@ -104,7 +104,7 @@ class Restoration:
 
     # ---- restoring --------------------------------------------------------------------------
 
-    def _restore(self, task: Task, denoiser: Denoiser, solver: Solver) -> Restored:
+    def _restore(self, task: Task, denoiser: Model, solver: Solver) -> Restored:
         seed, problem = self.request.seed, task.problem
         seeds = [derive_seed(seed, "restore", i) for i in range(self.samples)]
         samples = problem.pinv()[:0]
@@ -125,7 +125,7 @@ class Restoration:
         self,
         name: str,
         solver: Solver,
-        denoiser: Denoiser,
+        denoiser: Model,
         task: Task,
         problem: Problem,
         seeds: list[int],
@@ -197,7 +197,7 @@ class Restoration:
         }  # fmt: skip
 
 
-def _unconditional(denoiser: Denoiser) -> bool:
+def _unconditional(denoiser: Model) -> bool:
     return conditioning_of(denoiser.config) == "unconditional"
 
 

@@ -1,21 +1,29 @@
 """Networks that denoise with the degradation in view, their configurations and weights files."""
 
-from networks.analytic import GaussianPrior
+from networks.analytic import GaussianMixture
+from networks.conditioning import ConditionalDenoiser, posterior, posterior_mean
 from networks.denoiser import Denoiser
+from networks.fitting import fit_gaussian, fit_mixture
 from networks.invfusion import LevelConfig, NetworkConfig
 from networks.presets import PRESETS, make_config
 from networks.reference import from_reference
-from networks.weights import load_weights, read_summary, save_weights
+from networks.weights import Model, load_weights, read_summary, save_weights
 
 __all__ = [
     "PRESETS",
+    "ConditionalDenoiser",
     "Denoiser",
-    "GaussianPrior",
+    "GaussianMixture",
     "LevelConfig",
+    "Model",
     "NetworkConfig",
+    "fit_gaussian",
+    "fit_mixture",
     "from_reference",
     "load_weights",
     "make_config",
+    "posterior",
+    "posterior_mean",
     "read_summary",
     "save_weights",
 ]

@@ -1,57 +1,280 @@
-"""Priors whose estimates are known in closed form: yardsticks for trained networks."""
+"""Gaussian mixtures over images: denoiser, score, density and posterior in closed form.
 
+Noise of level σ turns N(μ, Σ) into N(μ, Σ + σ²I), and a linear measurement turns a mixture into
+another one. So everything that a sampler approximates is known here: the ground truth for
+posterior samplers, and a denoiser for zero-shot solvers without any training.
+"""
+
+import copy
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Self
 
 import torch
 from torch import Tensor
 
-from degradation import Problem
+from degradation import Draws, Problem
+
+_STATE = ("log_weights", "means", "variances", "basis")
 
 
-class GaussianPrior:
-    """x0 ~ N(mean, covariance) over images flattened to D = C·h·w values, in float64."""
+@dataclass(frozen=True)
+class PriorConfig:
+    """What a prior has in common with the configuration of a network."""
 
-    def __init__(self, mean: Tensor, covariance: Tensor, image_shape: tuple[int, int, int]):
-        self.mean, self.covariance = mean.double(), covariance.double()
+    image_shape: tuple[int, int, int]
+    num_classes: int = 0
+    consistent: bool = False
+
+
+class GaussianMixture:
+    """B mixtures p(x0) = Σ_k w_k N(x0; μ_k, Σ_k) over images of D = C·h·w values, in float64.
+
+    log_weights: `[B, K]`, normalised here; means: μ_k, `[B, K, D]`. Σ_k = Q_k diag(λ_k) Q_kᵀ with
+    variances λ_k `[B, K, D]`, 0 in a degenerate direction, and basis Q_k `[B, K, D, D]`, or None
+    where all Q_k = I; both may have 1 in the place of K: one covariance for all components.
+
+    A prior has B = 1, a posterior one mixture for each problem. Methods take n·B images, n blocks
+    of the batch as `Problem.expand(n)` orders them. Calling a mixture makes it a denoiser.
+    """
+
+    def __init__(
+        self,
+        log_weights: Tensor,
+        means: Tensor,
+        variances: Tensor,
+        basis: Tensor | None,
+        image_shape: tuple[int, int, int],
+    ):
         self.image_shape = image_shape
+        self.log_weights = log_weights.double().log_softmax(-1)
+        self.means, self.variances = means.double(), variances.double()
+        self.basis = None if basis is None else basis.double()
+        B, K = self.log_weights.shape
+        D, covariances = math.prod(image_shape), self.variances.shape[1]
+        right = (
+            covariances in (1, K)
+            and self.means.shape == (B, K, D)
+            and self.variances.shape == (B, covariances, D)
+            and (self.basis is None or self.basis.shape == (B, covariances, D, D))
+        )
+        if (self.variances < 0).any():
+            raise ValueError("the variances of a mixture must not be negative")
+        if not right:
+            raise ValueError(
+                f"a mixture of weights [{B}, {K}] over images {image_shape} cannot have means "
+                f"{tuple(means.shape)}, variances {tuple(variances.shape)} and bases "
+                f"{None if basis is None else tuple(basis.shape)}"
+            )
+        self.coordinates = self._rotated(self.means[:, :, None])[:, :, 0]  # Q_kᵀμ_k
 
     @classmethod
-    def fit(cls, images: Tensor, ridge: float = 1e-6) -> Self:
-        """Sample mean and covariance of images `[n, C, h, w]` in [-1, 1]; ridge is added to the
-        variances, so that fewer images than values do no harm."""
-        x = images.flatten(1).double()
-        mean = x.mean(0)
-        centred = x - mean
-        covariance = centred.T @ centred / (len(x) - 1)
-        covariance.diagonal().add_(ridge)
-        channels, h, w = images.shape[1:]
-        return cls(mean, covariance, (channels, h, w))
+    def from_covariances(
+        cls,
+        weights: Tensor | Sequence[float],
+        means: Tensor,
+        covariances: Tensor,
+        image_shape: tuple[int, int, int],
+    ) -> Self:
+        """One mixture: weights `[K]`, means `[K, D]`, covariances `[K or 1, D, D]`, which may be
+        singular. Raises ValueError where one is not symmetric and positive semi-definite."""
+        covariances = covariances.double()
+        values, vectors = torch.linalg.eigh(covariances)
+        scale = values.abs().amax(-1, keepdim=True)
+        rounding = values.shape[-1] * torch.finfo(values.dtype).eps * scale
+        asymmetry = (covariances - covariances.mT).abs().amax((-1, -2))
+        if (values < -1e-8 * scale).any() or (asymmetry > 1e-6 * scale[:, 0]).any():
+            raise ValueError("a covariance must be symmetric and positive semi-definite")
+        variances = torch.where(values > rounding, values, 0)
+        logs = torch.as_tensor(weights, dtype=torch.float64, device=means.device).log()
+        return cls(logs[None], means[None], variances[None], vectors[None], image_shape)
 
-    def posterior_mean(self, problem: Problem) -> Tensor:
-        """E[x0 | y] `[B, C, h, w]`: the linear MMSE estimate m + ΣHᵀ(HΣHᵀ + σ²I)⁻¹(y − Hm).
+    @classmethod
+    def gaussian(cls, mean: Tensor, covariance: Tensor, image_shape: tuple[int, int, int]) -> Self:
+        """A single component: mean `[D]`, covariance `[D, D]`."""
+        return cls.from_covariances([1.0], mean[None], covariance[None], image_shape)
 
-        Solved in the spectral coordinates of H, where the directions that exist are independent.
-        Raises ValueError for operators without SVD.
+    def __len__(self) -> int:
+        return len(self.log_weights)
+
+    def __getitem__(self, index: slice | Tensor | list[int]) -> Self:
+        """The mixtures of a sub-batch."""
+        return self._map(lambda t: t[index])
+
+    def to(self, device: torch.device | str) -> Self:
+        """Move to a device."""
+        same = self.means.device == torch.device(device)
+        return self if same else self._map(lambda t: t.to(device))
+
+    def _map(self, fn: Callable[[Tensor], Tensor]) -> Self:
+        other = copy.copy(self)
+        vars(other).pop("covariances", None)
+        for name in (*_STATE, "coordinates"):
+            value = getattr(self, name)
+            setattr(other, name, None if value is None else fn(value))
+        return other
+
+    @property
+    def config(self) -> PriorConfig:
+        """What the commands ask of a network."""
+        return PriorConfig(self.image_shape)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The arguments of the constructor that are there, by name."""
+        state = {name: getattr(self, name) for name in _STATE}
+        return {name: value for name, value in state.items() if value is not None}
+
+    # ---- moments and samples ------------------------------------------------------------------
+
+    def mean(self) -> Tensor:
+        """E[x0], float64 `[B, C, h, w]`."""
+        mean = (self.log_weights.exp()[..., None] * self.means).sum(1)
+        return mean.unflatten(-1, self.image_shape)
+
+    def covariance(self) -> Tensor:
+        """Cov[x0], float64 `[B, D, D]`."""
+        weights = self.log_weights.exp()[..., None]
+        between = self.means - (weights * self.means).sum(1, keepdim=True)
+        within = (weights[..., None] * self.covariances).sum(1)
+        return within + between.mT @ (weights * between)
+
+    @cached_property
+    def covariances(self) -> Tensor:
+        """Σ_k, float64 `[B, K or 1, D, D]`; computed once."""
+        if self.basis is None:
+            return torch.diag_embed(self.variances)
+        return (self.basis * self.variances[..., None, :]) @ self.basis.mT
+
+    def sample(self, draws: Draws) -> Tensor:
+        """One image for each seed, in blocks of the batch: float64 `[n·B, C, h, w]`."""
+        u = self._blocks(draws.uniform((1,), "component").double())[:, 0]  # [B, n, 1]
+        edges = self.log_weights.exp().cumsum(-1)[:, None, :-1]
+        component = (u > edges).sum(-1)[..., None]  # [B, n, 1]
+        roots = self.variances.sqrt()[:, :, None]
+        normal = draws.normal((self.means.shape[-1],), "sample")
+        offsets = self._unrotated(self._blocks(normal.double()) * roots)  # [B, K, n, D]
+        index = component.new_zeros(component.shape) if self._shared else component
+        index = index.expand(-1, -1, offsets.shape[-1])
+        offset = offsets.gather(1, index[:, None])[:, 0]
+        mean = self.means.gather(1, component.expand_as(index))
+        return self._images(mean + offset)
+
+    # ---- noisy images -------------------------------------------------------------------------
+
+    def __call__(self, x: Tensor, sigma: Tensor | float, problem: Problem | None = None) -> Tensor:
+        """E[x0 | x] for x = x0 + σε, whatever the problem: `[n·B, C, h, w]`, sigma a number or
+        `[n·B]`; float32 out, float64 for float64. Differentiable.
+
+        Σ_k r_k(x)·(μ_k + Σ_k(Σ_k + σ²I)⁻¹(x − μ_k)) with r_k ∝ w_k N(x; μ_k, Σ_k + σ²I).
         """
-        problem.degradation.check_diagonalisable("the Gaussian's estimate")
-        device = problem.y.device
-        prior = type(self)(self.mean.to(device), self.covariance.to(device), self.image_shape)
-        means = [prior._posterior_mean(problem[[i]]) for i in range(len(problem))]
-        return torch.stack(means).to(problem.y)
+        offset, inverse, logits = self._weigh(x, sigma)
+        shares = logits.softmax(1)
+        anchors, rest = self._anchored
+        gain = self.variances[:, :, None] * inverse
+        estimates = anchors[:, :, None] + gain * offset
+        if self._shared:  # (1 − gain)·Σ_k r_k(m_k − m_0)
+            estimates = estimates + (1 - gain) * (shares.mT @ rest)[:, None]
+        else:
+            estimates = shares[..., None] * estimates
+        return self._images(self._unrotated(estimates).sum(1)).to(_result(x))
 
-    def _posterior_mean(self, problem: Problem) -> Tensor:
-        operator = problem.degradation.to(torch.float64)
-        exists = operator.s[0] > 0
-        images = self.covariance.unflatten(0, self.image_shape).movedim(-1, 0)  # Σ symmetric
+    def score(self, x: Tensor, sigma: Tensor | float = 0.0) -> Tensor:
+        """∇ log p(x) of x = x0 + σε, `[n·B, C, h, w]`, accurate at small σ too.
 
-        def measure(x: Tensor) -> Tensor:
-            """diag(s)·Vᵀ of images `[n, C, h, w]` in the existing directions, `[n, r]`."""
-            return (operator.s * operator.Vt(x[None])[0])[:, exists]
+        Raises ValueError at σ = 0 where a covariance is singular: there is no density then.
+        """
+        self._check_level(sigma, regular=True)
+        offset, inverse, logits = self._weigh(x, sigma)
+        shares = logits.softmax(1)
+        if self._shared:
+            offset = offset - (shares.mT @ self._anchored[1])[:, None]
+        else:
+            offset = shares[..., None] * offset
+        return self._images(self._unrotated(-offset * inverse).sum(1)).to(_result(x))
 
-        cross = measure(images)  # Σ Vs, [D, r]
-        columns = measure(cross.T.unflatten(1, self.image_shape))  # sVᵀΣVs, [r, r]
-        columns.diagonal().add_(problem.noise_level.double().item() ** 2)
-        expected = measure(self.mean.reshape(1, *self.image_shape))[0]
-        innovation = operator.Ut(problem.y.double())[0, exists] - expected
-        solved = torch.linalg.solve(columns, innovation)
-        return (self.mean + cross @ solved).reshape(self.image_shape)
+    def log_density(self, x: Tensor, sigma: Tensor | float = 0.0) -> Tensor:
+        """log p(x) of x = x0 + σε, float64 `[n·B]`.
+
+        At σ = 0 a singular mixture has a density on its support alone, on which x is taken to lie.
+        Raises ValueError where its components have supports of different dimensions.
+        """
+        self._check_level(sigma, regular=False)
+        return self._weigh(x, sigma)[2].logsumexp(1).mT.flatten()
+
+    def component_log_densities(self, x: Tensor) -> Tensor:
+        """log w_k N(x0; μ_k, Σ_k) of images or vectors, float64 `[n·B, K]`."""
+        return self._weigh(x, 0.0)[2].permute(2, 0, 1).flatten(0, 1)
+
+    def _check_level(self, sigma: Tensor | float, regular: bool) -> None:
+        if torch.as_tensor(sigma).min() > 0:
+            return
+        if regular and (self.variances == 0).any():
+            raise ValueError("a singular mixture has no score at sigma 0")
+        rank = (self.variances > 0).sum(-1)
+        if (rank != rank[:, :1]).any():
+            raise ValueError(
+                "components whose supports have different dimensions have no common density at "
+                "sigma 0"
+            )
+
+    def _weigh(self, x: Tensor, sigma: Tensor | float) -> tuple[Tensor, Tensor, Tensor]:
+        """u = Q_kᵀ(x − μ_k) `[B, K, n, D]`, 1/(λ_k + σ²), and log w_k N(x; μ_k, Σ_k + σ²I)
+        `[B, K, n]`.
+
+        Where the covariance is shared, u is that of component 0 alone, `[B, 1, n, D]`: ratios of
+        the densities are then exponentials of linear functions, a product with a small matrix.
+        Directions with λ_k + σ² = 0 are left out.
+        """
+        anchors, rest = self._anchored
+        offset = self._rotated(self._blocks(x.double().flatten(1))) - anchors[:, :, None]
+        level = torch.as_tensor(sigma, dtype=torch.float64, device=x.device).square()
+        level = self._blocks(level[:, None]) if level.ndim else level
+        total = self.variances[:, :, None] + level
+        exists = total > 0
+        total = torch.where(exists, total, 1)
+        inverse = exists / total
+        density = (offset.square() * inverse).sum(-1)
+        density = density + (exists * (math.tau * total).log()).sum(-1)
+        logits = self.log_weights[..., None] - density / 2
+        if self._shared:
+            linear = (offset * inverse)[:, 0] @ rest.mT - inverse[:, 0] @ rest.square().mT / 2
+            logits = logits + linear.mT
+        return offset, inverse, logits
+
+    # ---- coordinates --------------------------------------------------------------------------
+
+    @property
+    def _shared(self) -> bool:
+        return self.variances.shape[1] == 1
+
+    @property
+    def _anchored(self) -> tuple[Tensor, Tensor]:
+        """Q_kᵀμ_k, `[B, K, D]`, and nothing more; of a shared covariance that of component 0,
+        `[B, 1, D]`, and by how much all the others differ from it, `[B, K, D]`."""
+        first = self.coordinates[:, :1]
+        return (first, self.coordinates - first) if self._shared else (self.coordinates, first)
+
+    def _blocks(self, x: Tensor) -> Tensor:
+        """`[n·B, D]` to `[B, 1, n, D]`."""
+        if len(x) % len(self):
+            raise ValueError(f"{len(x)} images are no multiple of {len(self)} mixtures")
+        return x.unflatten(0, (-1, len(self))).movedim(0, 1)[:, None]
+
+    def _images(self, x: Tensor) -> Tensor:
+        """`[B, n, D]` to `[n·B, C, h, w]`."""
+        return x.movedim(0, 1).flatten(0, 1).unflatten(-1, self.image_shape)
+
+    def _rotated(self, x: Tensor) -> Tensor:
+        """Q_kᵀx of `[B, 1 or K, n, D]`."""
+        return x if self.basis is None else x @ self.basis
+
+    def _unrotated(self, x: Tensor) -> Tensor:
+        """Q_k x of `[B, K or 1, n, D]`."""
+        return x if self.basis is None else x @ self.basis.mT
+
+
+def _result(x: Tensor) -> torch.dtype:
+    """What a result for x is given in: float64 for float64, else float32."""
+    return torch.float64 if x.dtype == torch.float64 else torch.float32

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import replace
 
+from networks.analytic import PriorConfig
 from networks.invfusion import LevelConfig, NetworkConfig
 
 CONDITIONINGS = ("invfusion", "blind", "unconditional")
@@ -92,8 +93,10 @@ def make_config(
     )
 
 
-def conditioning_of(config: NetworkConfig) -> str:
+def conditioning_of(config: NetworkConfig | PriorConfig) -> str:
     """What a network of this configuration is told: one of `CONDITIONINGS`."""
+    if isinstance(config, PriorConfig):
+        return "unconditional"
     if any(level.joint for level in config.levels):
         return "invfusion"
     return "blind" if config.in_mult == 2 else "unconditional"

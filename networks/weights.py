@@ -1,7 +1,7 @@
-"""A trained network as one self-describing `.safetensors` file.
+"""A trained network, or a fitted prior, as one self-describing `.safetensors` file.
 
-The tensors are those of `Denoiser.state_dict()`; the metadata holds one JSON text that says which
-network they belong to and how it was trained. Nothing is ever unpickled.
+The tensors are those of its `state_dict()`; the metadata holds one JSON text that says what they
+belong to and how it was trained. Nothing is ever unpickled.
 """
 
 import dataclasses
@@ -17,15 +17,20 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from networks.analytic import GaussianMixture
 from networks.denoiser import Denoiser
 from networks.invfusion import LevelConfig, NetworkConfig
 from networks.presets import conditioning_of
 
 METADATA_KEY = "invfusion"
 FORMAT_VERSION = 1
+_MIXTURE = "Gaussian mixture"
+
+Model = Denoiser | GaussianMixture
+"""What a weights file holds."""
 
 
-def save_weights(path: str | os.PathLike[str], denoiser: Denoiser, summary: dict[str, Any]) -> None:
+def save_weights(path: str | os.PathLike[str], denoiser: Model, summary: dict[str, Any]) -> None:
     """Write the weights, the configuration and a training summary that JSON can hold.
 
     The file appears under its name only when it is complete and on the disk; a save that fails
@@ -38,6 +43,8 @@ def save_weights(path: str | os.PathLike[str], denoiser: Denoiser, summary: dict
         "config": dataclasses.asdict(denoiser.config),
         "summary": summary,
     }
+    if isinstance(denoiser, GaussianMixture):
+        description["kind"] = _MIXTURE
     metadata = {METADATA_KEY: json.dumps(description)}
     tensors = {
         name.replace("_orig_mod.", ""): tensor.detach().cpu().contiguous()  # torch.compile's prefix
@@ -60,18 +67,22 @@ def save_weights(path: str | os.PathLike[str], denoiser: Denoiser, summary: dict
         unfinished.unlink(missing_ok=True)
 
 
-def load_weights(path: str | os.PathLike[str], device: torch.device | str = "cpu") -> Denoiser:
-    """The network of a file written by `save_weights`, in float32 and evaluation mode.
+def load_weights(path: str | os.PathLike[str], device: torch.device | str = "cpu") -> Model:
+    """The network of a file written by `save_weights`, in float32 and evaluation mode, or its
+    prior, in float64.
 
     Raises FileNotFoundError when there is no such file, and ValueError, in a sentence that names
     the file, when it is damaged, of another kind, or does not fit its own description.
     """
     path = Path(path)
     with _opened(path) as file:
-        config = _config(path, _description(path, file))
+        description = _description(path, file)
+        if description.get("kind") == _MIXTURE:
+            return _mixture(path, description, file).to(device)
+        config = _config(path, description)
         with torch.device("meta"):  # nothing is initialised only to be overwritten
             denoiser = Denoiser(config)
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        tensors = _tensors(path, file)
         _check_tensors(path, tensors, denoiser.state_dict())
         denoiser.to_empty(device=device).load_state_dict(tensors)
     return denoiser.eval()
@@ -140,6 +151,25 @@ def _config(path: Path, description: Mapping[str, Any]) -> NetworkConfig:
         raise ValueError(f"the network described inside {path} cannot be built: {error}") from error
 
 
+def _mixture(path: Path, description: Mapping[str, Any], file: Any) -> GaussianMixture:
+    tensors = {name: tensor.clone() for name, tensor in _tensors(path, file).items()}
+    try:
+        channels, h, w = description["config"]["image_shape"]
+        basis = tensors.pop("basis", None)
+        return GaussianMixture(**tensors, basis=basis, image_shape=(channels, h, w))
+    except (ValueError, TypeError, KeyError) as error:
+        raise ValueError(f"the prior described inside {path} cannot be built: {error}") from error
+
+
+def _tensors(path: Path, file: Any) -> dict[str, Tensor]:
+    """All tensors of a file, checked to be finite."""
+    tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    for name, tensor in tensors.items():
+        if not tensor.isfinite().all():
+            raise ValueError(f"the weights in {path} are not all finite: '{name}'")
+    return tensors
+
+
 def _check_tensors(
     path: Path, tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor]
 ) -> None:
@@ -154,6 +184,3 @@ def _check_tensors(
     )
     if problems:
         raise ValueError(f"the weights in {path} do not fit their description: {problems[0]}")
-    for name, tensor in tensors.items():
-        if not tensor.isfinite().all():
-            raise ValueError(f"the weights in {path} are not all finite: '{name}'")

@@ -16,7 +16,14 @@ from degradation import (
     NoDegradation,
 )
 from metrics import baselines
-from networks import Denoiser, GaussianPrior, make_config
+from networks import (
+    Denoiser,
+    fit_gaussian,
+    fit_mixture,
+    make_config,
+    posterior,
+    posterior_mean,
+)
 from networks.attention import BACKENDS, make_attention, use_backend
 from networks.attention.fused import has_kernels
 
@@ -88,8 +95,18 @@ def test_attention_agrees(backend, dtype, size, kernel, streams):
 
 
 @pytest.mark.parametrize(("family", "structure"), FAMILIES, ids=lambda value: str(value))
+def test_exact_posteriors_agree(family, structure):
+    prior = fit_mixture(torch.randn(300, *SHAPE), 2, iterations=2)
+    x = torch.randn(2, *SHAPE)
+    problem = GaussianNoise(0.1).measure(family.sample(SHAPE, structure, [1, 2]), x, Draws([1, 2]))
+    expected = posterior(prior, problem)(x, 0.5)
+    found = posterior(prior, problem.to("cuda"))(x.cuda(), 0.5)
+    torch.testing.assert_close(found.cpu(), expected, atol=1e-4, rtol=1e-3)
+
+
+@pytest.mark.parametrize(("family", "structure"), FAMILIES, ids=lambda value: str(value))
 def test_baselines_agree(family, structure):
-    prior = GaussianPrior.fit(torch.randn(900, *SHAPE))
+    prior = fit_gaussian(torch.randn(900, *SHAPE))
     x = torch.randn(2, *SHAPE)
     problem = GaussianNoise(0.1).measure(family.sample(SHAPE, structure, [1, 2]), x, Draws([1, 2]))
     moved = problem.to("cuda")
@@ -97,7 +114,7 @@ def test_baselines_agree(family, structure):
         baselines.pinv,
         baselines.constant_fill,
         baselines.smooth,
-        prior.posterior_mean,
+        lambda problem: posterior_mean(prior, problem),
     ):
         torch.testing.assert_close(restore(moved).cpu(), restore(problem), atol=1e-4, rtol=1e-3)
 

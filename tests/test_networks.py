@@ -19,13 +19,11 @@ from degradation import (
     Mask,
     MissingPatches,
     Problem,
-    StridedConvolution,
     get_family,
 )
 from networks import (
     PRESETS,
     Denoiser,
-    GaussianPrior,
     LevelConfig,
     NetworkConfig,
     from_reference,
@@ -612,69 +610,6 @@ def test_the_network_takes_images_that_are_not_square() -> None:
     estimate = denoiser(torch.randn(1, 3, 16, 24), 0.5, Problem(operator, y))
     assert estimate.shape == (1, 3, 16, 24)
     close(operator.H(estimate), y, 1e-5)
-
-
-# ---- the Gaussian prior -------------------------------------------------------------------------
-
-SMALL = (3, 8, 8)
-
-
-def gaussian_prior() -> GaussianPrior:
-    root = torch.randn(192, 192, dtype=torch.float64) / 14
-    return GaussianPrior(torch.randn(192) / 4, root @ root.T, SMALL)
-
-
-def small_operator(kind: str) -> Any:
-    if kind == "mask":
-        return Mask((torch.rand(2, 1, 8, 8) < 0.3).double(), SMALL)
-    if kind == "matrix":
-        matrix = torch.randn(2, 12, 192, dtype=torch.float64)
-        matrix[1, 9:] = 0  # rows that do not exist
-        matrix[1, 8] = matrix[1, 7] - matrix[1, 6]  # and one that says nothing new
-        return DenseMatrix(matrix, SMALL)
-    return StridedConvolution(torch.rand(2, 4, 3, dtype=torch.float64), 2, SMALL)
-
-
-def dense(operator: Any) -> Tensor:
-    """The matrices `[B, M, D]` of a batch of operators."""
-    basis = torch.eye(192, dtype=torch.float64).unflatten(1, SMALL)
-    return operator.H(basis.expand(len(operator), *basis.shape)).mT
-
-
-@pytest.mark.parametrize("noise_level", [0.0, 0.05, 1.0])
-@pytest.mark.parametrize("kind", ["mask", "matrix", "convolution"])
-def test_gaussian_posterior_mean_is_the_textbook_formula(kind: str, noise_level: float) -> None:
-    """m + ΣHᵀ(HΣHᵀ + σ²I)⁺(y − Hm), row by row of a dense H."""
-    prior, operator = gaussian_prior(), small_operator(kind)
-    x = torch.randn(2, *SMALL, dtype=torch.float64)
-    y = operator.H(x)
-    y = y + noise_level * torch.randn_like(y) * operator.rows
-    result = prior.posterior_mean(Problem(operator, y, torch.tensor(noise_level)))
-    variance = torch.tensor(noise_level).double() ** 2  # of the level as a problem keeps it
-    for i, H in enumerate(dense(operator)):
-        cross = prior.covariance @ H.T
-        inverse = torch.linalg.pinv(
-            H @ cross + variance * torch.eye(len(H)), rtol=1e-10, hermitian=True
-        )
-        expected = prior.mean + cross @ inverse @ (y[i] - H @ prior.mean)
-        close(result[i].flatten(), expected, 1e-7)
-    if not noise_level:
-        close(operator.H(result), y, 1e-6)
-
-
-def test_gaussian_posterior_mean_without_measurement_is_the_mean() -> None:
-    prior = gaussian_prior()
-    result = prior.posterior_mean(Problem.without_measurement(2, SMALL))
-    close(result, prior.mean.float().unflatten(0, SMALL).expand(2, *SMALL))
-
-
-def test_gaussian_fit_is_the_sample_covariance() -> None:
-    images = torch.randn(50, *SMALL) * torch.rand(SMALL)
-    prior = GaussianPrior.fit(images, ridge=0.01)
-    flat = images.flatten(1).double()
-    close(prior.mean, flat.mean(0))
-    close(prior.covariance, torch.cov(flat.T) + 0.01 * torch.eye(192))
-    assert prior.image_shape == SMALL
 
 
 # ---- operations ---------------------------------------------------------------------------------

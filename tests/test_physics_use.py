@@ -18,7 +18,7 @@ from degradation import (
 from metrics import baselines
 from metrics.evaluate import restorations
 from metrics.pixel import consistency
-from networks import Denoiser, GaussianPrior, make_config
+from networks import Denoiser, GaussianMixture, make_config, posterior, posterior_mean
 from samplers import Heun
 from training.config import TrainConfig
 from training.loop import Trainer
@@ -34,9 +34,10 @@ def test_what_needs_the_spectrum_is_refused() -> None:
             wanted()
     with pytest.raises(ValueError, match=r"consistent networks .* which FromPhysics does not have"):
         problem.smooth()
-    prior = GaussianPrior(torch.zeros(72), torch.eye(72), SHAPE)
-    with pytest.raises(ValueError, match="the Gaussian's estimate needs"):
-        prior.posterior_mean(problem)
+    prior = GaussianMixture.gaussian(torch.zeros(72), torch.eye(72), SHAPE)
+    for exact in (posterior, posterior_mean):
+        with pytest.raises(ValueError, match=r"the exact posterior.* needs"):
+            exact(prior, problem)
 
 
 def test_consistent_networks_are_refused_before_training() -> None:

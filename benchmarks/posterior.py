@@ -1,0 +1,446 @@
+"""Solvers against exact posteriors, on priors whose denoiser is known in closed form.
+
+    python -m benchmarks.posterior mixture      sliced Wasserstein distance on 25 Gaussians
+    python -m benchmarks.posterior marginals    a picture of samples of one such problem
+    python -m benchmarks.posterior evaluations  the distance against the number of evaluations
+    python -m benchmarks.posterior images       posterior mean, covariance, credible intervals on a
+                                                Gaussian fitted to crops of the built-in photos
+
+Tables are printed and written to benchmarks/results/posterior-*.json, pictures to
+docs/posterior-*.png; `--quick` is a smaller run of a minute that writes nothing. Solvers come from
+the registry: zero-shot ones get the prior's denoiser, the others the exact conditional one, an
+oracle for trained networks.
+
+The mixture is that of Cardoso et al., "Monte Carlo guided diffusion for Bayesian linear inverse
+problems", 2024, which Janati et al., "A mixture-based framework for guiding diffusion models",
+2025, take up: 25 unit Gaussians with means 8·(i, j, i, j, ...), weights squared normals, H with
+uniform singular values and noise below the largest of them.
+"""
+
+import json
+import math
+import statistics
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from benchmarks.posterior_pictures import draw_evaluations, draw_marginals
+from datautils.photos import Photos
+from degradation import (
+    FAMILIES,
+    DenseMatrix,
+    Draws,
+    GaussianNoise,
+    Problem,
+    derive_seed,
+    get_family,
+)
+from metrics.pixel import to_float
+from metrics.results import environment, plain, replacing, table
+from metrics.sliced import sliced_wasserstein
+from networks import GaussianMixture, fit_gaussian, posterior
+from samplers import CountingDenoiser, Solver, make_solver, solver_names
+from samplers.base import OnGrid
+from zero_shot import ZeroShot
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
+FLOOR = "exact samples"
+
+# Options of the mixture benchmark of the MCGdiff and MGPS papers, where they differ from images.
+MIXTURE_OPTIONS: dict[str, dict[str, str]] = {
+    "daps": {"inner": "exact"},
+    "dps": {"zeta": "0.1"},
+    "diffpir": {"zeta": "1"},
+    "mgps": {"schedule": "mixture", "lr": "0.1", "noise_floor": "1e-6"},
+    "mcgdiff": {"particles": "64"},
+}
+IMAGE_OPTIONS: dict[str, dict[str, str]] = {"daps": {"inner": "exact"}}
+
+
+@dataclass(frozen=True)
+class Run:
+    """Samples of one problem by one solver: `[n, C, h, w]`, float64."""
+
+    x: Tensor
+    evaluations: int
+    backward_passes: int
+    seconds: float
+
+
+def solve(
+    solver: Solver, prior: GaussianMixture, exact: GaussianMixture, problem: Problem, count: int
+) -> Run:
+    """`count` samples of a problem (a batch of one) whose posterior is `exact`."""
+    denoiser = CountingDenoiser(prior if isinstance(solver, ZeroShot) else exact)
+    seeds = [derive_seed("solve", i) for i in range(count)]
+    noise = Draws(seeds).normal(problem.degradation.image_shape, "latent").double()
+    start = time.perf_counter()
+    with torch.no_grad():
+        x = solver(denoiser, noise, problem.expand(count), Draws(seeds))
+    seconds = time.perf_counter() - start
+    return Run(x, denoiser.calls, denoiser.backward_passes, seconds)
+
+
+def exact_run(exact: GaussianMixture, count: int, name: str) -> Run:
+    """Samples of the posterior itself."""
+    draws = Draws([derive_seed("exact", name, i) for i in range(count)])
+    return Run(exact.sample(draws), 0, 0, 0.0)
+
+
+def title_of(name: str) -> str:
+    """How a row of a table is called: an oracle is told y by its denoiser."""
+    plain_name = name in (FLOOR, "prior") or isinstance(make_solver(name), ZeroShot)
+    return name if plain_name else f"{name} (oracle)"
+
+
+# ---- the mixture of 25 Gaussians
+
+
+def mixture_prior(d: int, seed: int) -> GaussianMixture:
+    """25 unit Gaussians in d dimensions, images of shape (1, 1, d)."""
+    steps = torch.arange(-2.0, 3.0)
+    pairs = torch.cartesian_prod(steps, steps)
+    means = 8 * pairs.repeat(1, d // 2)
+    weights = Draws([derive_seed("weights", seed)]).normal((25,), "w")[0].square()
+    shape = (1, 1, d)
+    return GaussianMixture(weights.log()[None], means[None], torch.ones(1, 1, d), None, shape)
+
+
+def mixture_problem(prior: GaussianMixture, rows: int, seed: int) -> Problem:
+    """A batch of one: H with singular values from U(0, 1), noise of U(0, 1) times the largest."""
+    draws, d = Draws([derive_seed("problem", rows, seed)]), prior.image_shape[-1]
+    U, _, Vt = torch.linalg.svd(draws.normal((rows, d), "H").double(), full_matrices=False)
+    s = draws.uniform((rows,), "s").double().sort(descending=True).values
+    operator = DenseMatrix((U * s[:, None]) @ Vt, prior.image_shape, tol=0.0)
+    noise = GaussianNoise(float(draws.uniform((), "noise")) * float(s.amax()))
+    return noise.measure(operator, prior.sample(draws), draws)
+
+
+def mixture_solver(name: str, d: int, **options: str) -> Solver:
+    """With the benchmark's options, and a largest noise level well beyond the means' spread.
+
+    An oracle starts from ten times that: noise of level σ around 0 rather than the posterior mean
+    m gives modes on its side wrong shares, by about |m|/σ.
+    """
+    options, solver = MIXTURE_OPTIONS.get(name, {}) | options, make_solver(name)
+    if isinstance(solver, OnGrid):
+        spread = 160 if isinstance(solver, ZeroShot) else 1600
+        options["sigma_max"] = str(spread * math.sqrt(d / 2))
+    return make_solver(name, options)
+
+
+def mixture_case(d: int, rows: int, seed: int) -> tuple[GaussianMixture, Problem, GaussianMixture]:
+    """A prior, a problem of it and its posterior."""
+    prior = mixture_prior(d, derive_seed(d, seed))
+    problem = mixture_problem(prior, rows, derive_seed(d, seed))
+    return prior, problem, posterior(prior, problem)
+
+
+def mixture_study(d: int, rows: int, seed: int, count: int, names: Sequence[str]) -> dict[str, Any]:
+    """Distances of one problem, by solver, beside those of the prior and of exact samples."""
+    prior, problem, exact = mixture_case(d, rows, seed)
+    reference = exact_run(exact, count, "reference").x.flatten(1)
+    plain_samples = prior.sample(Draws([derive_seed("prior", i) for i in range(count)]))
+    runs = {FLOOR: exact_run(exact, count, "floor"), "prior": Run(plain_samples, 0, 0, 0.0)}
+    for name in names:
+        runs[name] = solve(mixture_solver(name, d), prior, exact, problem, count)
+    distances = {name: sliced_wasserstein(r.x.flatten(1), reference) for name, r in runs.items()}
+    return {"distances": distances, "runs": runs}
+
+
+def interval(values: Sequence[float]) -> dict[str, Any]:
+    """Mean and half the width of its 95 % confidence interval over problems."""
+    half = 1.96 * statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else None
+    return {"mean": statistics.fmean(values), "half_width": half, "count": len(values)}
+
+
+def mixture_rows(d: int, problems: int, count: int, names: Sequence[str]) -> list[dict[str, Any]]:
+    """A row for each solver, with a cell for each number of measurements."""
+    rows: dict[str, dict[str, Any]] = {}
+    bar = tqdm([(r, seed) for r in (1, 2, 4) for seed in range(problems)], f"d = {d}")
+    for measured, seed in bar:
+        study = mixture_study(d, measured, seed, count, names)
+        for name, run in study["runs"].items():
+            row = rows.setdefault(name, {"solver": name, "seconds": 0.0, "distances": {}})
+            row |= {"evaluations": run.evaluations, "backward_passes": run.backward_passes}
+            row["seconds"] += run.seconds / len(bar)
+            row["distances"].setdefault(measured, []).append(study["distances"][name])
+    for row in rows.values():
+        row["sliced_wasserstein"] = {m: interval(v) for m, v in row["distances"].items()}
+    return list(rows.values())
+
+
+def mixture_table(rows: Iterable[Mapping[str, Any]]) -> str:
+    """Sliced distances with confidence intervals."""
+    cells = []
+    for row in rows:
+        values = [_interval_text(v) for v in row["sliced_wasserstein"].values()]
+        cells.append([title_of(row["solver"]), row["evaluations"], *values, row["seconds"]])
+    headers = ["solver", "NFE", "1 measurement", "2 measurements", "4 measurements", "seconds"]
+    return table(headers, cells)
+
+
+def _interval_text(value: Mapping[str, Any]) -> str:
+    half = value["half_width"]
+    return f"{value['mean']:.2f}" + (f" ± {half:.2f}" if half is not None else "")
+
+
+# ---- a Gaussian fitted to crops of photos
+
+
+def image_problems(
+    prior: GaussianMixture, noise_level: float, wanted: Sequence[str]
+) -> dict[str, Problem]:
+    """A problem of an image drawn from the prior for each family that has one of this size."""
+    shape, found = prior.image_shape, {}
+    for name in wanted or FAMILIES:
+        draws = Draws([derive_seed("image", name)])
+        try:
+            family = get_family(name)
+            family.check(shape)
+        except ValueError as error:
+            tqdm.write(f"left out: {error}")
+            continue
+        operator = family.sample(shape, family.structures()[0], draws.seeds.tolist())
+        if operator.rows.any() and name != "RandomDegradation":
+            x = prior.sample(draws)
+            noise = GaussianNoise(noise_level)
+            found[name] = noise.measure(operator.to(torch.float64), x, draws)
+    return found
+
+
+def image_errors(run: Run, exact: GaussianMixture) -> dict[str, float]:
+    """How far the samples of one problem are from its Gaussian posterior N(m, C).
+
+    mean: ‖m̂ − m‖/√tr C; covariance: ‖Ĉ − C‖/‖C‖ (Frobenius); spread: √(tr Ĉ/tr C); coverage of
+    each credible interval: what the posterior gives to the samples' central interval of a pixel;
+    psnr_loss: of m̂ below m as an estimate of the image, expected, in dB.
+    """
+    x, mean, covariance = run.x.flatten(1), exact.mean().flatten(), exact.covariance()[0]
+    deviation = covariance.diagonal().clamp(min=0).sqrt()
+    own = torch.cov(x.mT)
+    error = (x.mean(0) - mean).square().sum() / covariance.trace()
+    found = {
+        "mean": error.sqrt(),
+        "covariance": (own - covariance).norm() / covariance.norm(),
+        "spread": (own.trace() / covariance.trace()).sqrt(),
+        "psnr_loss": 10 * (1 + error).log10(),
+    }
+    free = deviation > 1e-3 * deviation.amax()  # a pixel that was measured without noise is known
+    for level in (0.5, 0.9, 0.95):
+        edges = torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=x.dtype)
+        z = (x.quantile(edges, 0) - mean)[:, free] / deviation[free]
+        low, high = torch.special.ndtr(z)
+        found[f"coverage_{round(100 * level)}"] = (high - low).mean()
+    return {name: float(value) for name, value in found.items()}
+
+
+def image_rows(
+    prior: GaussianMixture, problems: Mapping[str, Problem], count: int, names: Sequence[str]
+) -> list[dict[str, Any]]:
+    """A row for each family and solver."""
+    rows = []
+    for family, problem in problems.items():
+        exact = posterior(prior, problem)
+        mse = float(exact.covariance()[0].diagonal().mean())
+        floor = exact_run(exact, count, "floor")
+        for name in tqdm([FLOOR, *names], family):
+            known = name == FLOOR
+            run = floor if known else solve(image_solver(name), prior, exact, problem, count)
+            rows.append({
+                "family": family, "solver": name, "evaluations": run.evaluations,
+                "backward_passes": run.backward_passes, "seconds": run.seconds,
+                "exact_psnr": 10 * math.log10(4 / mse), **image_errors(run, exact),
+            })  # fmt: skip
+    return rows
+
+
+def image_solver(name: str) -> Solver:
+    """With the options of this benchmark."""
+    return make_solver(name, IMAGE_OPTIONS.get(name))
+
+
+_ERRORS = ("mean", "covariance", "spread", "coverage_50", "coverage_90", "coverage_95", "psnr_loss")
+
+
+def image_table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Medians over the families."""
+    cells = []
+    for name in dict.fromkeys(row["solver"] for row in rows):
+        own = [row for row in rows if row["solver"] == name]
+        medians = (statistics.median(row[key] for row in own) for key in _ERRORS)
+        seconds = statistics.fmean(row["seconds"] for row in own)
+        cells.append(
+            [title_of(name), own[0]["evaluations"], *(f"{m:.3f}" for m in medians), seconds]
+        )
+    headers = ["solver", "NFE", "mean", "covariance", "spread", "50 %", "90 %", "95 %",
+               "PSNR loss (dB)", "seconds"]  # fmt: skip
+    return table(headers, cells)
+
+
+# ---- quality against the number of evaluations
+
+
+def evaluation_curves(
+    names: Sequence[str], factors: Sequence[float], problems: int, count: int
+) -> dict[str, list[dict[str, Any]]]:
+    """For each solver, at multiples of its own number of steps: evaluations, and the mean sliced
+    distance over problems in 8 dimensions with 2 measurements."""
+    cases = []
+    for seed in range(problems):
+        prior, problem, exact = mixture_case(8, 2, seed)
+        cases.append((prior, exact, problem, exact_run(exact, count, "reference").x.flatten(1)))
+    floor = [sliced_wasserstein(exact_run(c[1], count, "floor").x.flatten(1), c[3]) for c in cases]
+    curves: dict[str, list[dict[str, Any]]] = {
+        FLOOR: [{"evaluations": 0, "sliced_wasserstein": statistics.fmean(floor)}]
+    }
+    for name in tqdm(names, "evaluations"):
+        default = getattr(mixture_solver(name, 8), "num_steps", None)
+        if default is None:
+            continue
+        for steps in dict.fromkeys(
+            max(4, round(default * f)) for f in factors if default * f <= 1000
+        ):
+            solver = mixture_solver(name, 8, num_steps=str(steps))
+            runs = [solve(solver, prior, exact, p, count) for prior, exact, p, _ in cases]
+            pairs = zip(runs, cases, strict=True)
+            distances = [sliced_wasserstein(run.x.flatten(1), case[3]) for run, case in pairs]
+            curves.setdefault(name, []).append({
+                "evaluations": runs[0].evaluations, "num_steps": steps,
+                "sliced_wasserstein": statistics.fmean(distances),
+            })  # fmt: skip
+    return curves
+
+
+# ---- the commands
+
+
+def write(name: str, record: Mapping[str, Any]) -> None:
+    """results/posterior-<name>.json, with the machine's description."""
+    with replacing(RESULTS / f"posterior-{name}.json") as path:
+        full = {**record, "threads": torch.get_num_threads(), "environment": environment()}
+        path.write_text(json.dumps(plain(full), indent=1) + "\n")
+
+
+def options_used(names: Sequence[str], build: Any) -> dict[str, Any]:
+    """All options of each solver."""
+    return {name: asdict(build(name)) for name in names}
+
+
+CONTEXT = {"help_option_names": ["-h", "--help"], "show_default": True}
+quick_option = click.option(
+    "--quick", is_flag=True, help="A minute instead of ten; writes nothing."
+)
+solver_option = click.option(
+    "--solver", "names", multiple=True, help="Only these; may be repeated."
+)
+
+
+def chosen_solvers(names: Sequence[str]) -> list[str]:
+    """All that draw samples, oracles first."""
+    known = [name for name in solver_names() if name != "mmse" and (not names or name in names)]
+    return sorted(known, key=lambda name: (isinstance(make_solver(name), ZeroShot), name))
+
+
+@click.group(context_settings=CONTEXT)
+def main() -> None:
+    """Solvers against exact posteriors."""
+    torch.set_num_threads(1)
+
+
+@main.command(context_settings=CONTEXT)
+@click.option("--dimension", type=click.Choice(["8", "80", "800"]), default="8")
+@click.option("--problems", default=8, help="Drawn for each number of measurements.")
+@click.option("--samples", default=512, help="Of each problem.")
+@solver_option
+@quick_option
+def mixture(dimension: str, problems: int, samples: int, names: Sequence[str], quick: bool) -> None:
+    """Sliced Wasserstein distance on the mixture of 25 Gaussians."""
+    d, solvers = int(dimension), chosen_solvers(names)
+    problems, samples = (2, 256) if quick else (problems, samples)
+    rows = mixture_rows(d, problems, samples, solvers)
+    print(mixture_table(rows))
+    if quick:
+        return
+    record = {"dimension": d, "samples": samples, "rows": rows,
+              "options": options_used(solvers, lambda name: mixture_solver(name, d))}  # fmt: skip
+    write(f"mixture-{d}", record)
+
+
+@main.command(context_settings=CONTEXT)
+@click.option("--samples", default=512, help="Of each solver.")
+@solver_option
+def marginals(samples: int, names: Sequence[str]) -> None:
+    """Draw samples of the problem in 8 dimensions, among ten, whose posterior has most modes."""
+    exact = {seed: mixture_case(8, 1, seed)[2] for seed in range(10)}
+    modes = {seed: float((e.log_weights.exp() ** 2).sum()) for seed, e in exact.items()}
+    seed = min(modes, key=lambda seed: modes[seed])
+    study = mixture_study(8, 1, seed, samples, chosen_solvers(names))
+    points = {title_of(name): run.x.flatten(1)[:, :2] for name, run in study["runs"].items()}
+    distances = {title_of(name): value for name, value in study["distances"].items()}
+    draw_marginals(ROOT / "docs" / "posterior-marginals.png", exact[seed], points, distances)
+
+
+@main.command(context_settings=CONTEXT)
+@click.option("--size", default=8, help="Side of the crops, pixels.")
+@click.option("--noise-level", default=0.05, help="Standard deviation; images are in [-1, 1].")
+@click.option("--samples", default=128, help="Of each problem.")
+@click.option("--family", "families", multiple=True, help="Only these; may be repeated.")
+@solver_option
+@quick_option
+def images(
+    size: int,
+    noise_level: float,
+    samples: int,
+    families: Sequence[str],
+    names: Sequence[str],
+    quick: bool,
+) -> None:
+    """Mean, covariance and credible intervals on a Gaussian fitted to crops of photos."""
+    crops = Photos(size, "train", size=2000 if quick else 16_000)
+    prior = fit_gaussian(to_float(torch.stack([crops[i][0] for i in range(len(crops))])))
+    if quick:
+        samples, families = 128, families or ["MissingPatches", "MotionBlur"]
+    solvers = chosen_solvers(names)
+    rows = image_rows(prior, image_problems(prior, noise_level, families), samples, solvers)
+    print(image_table(rows))
+    if quick:
+        return
+    record = {"size": size, "noise_level": noise_level, "samples": samples, "crops": len(crops),
+              "rows": rows, "options": options_used(solvers, image_solver)}  # fmt: skip
+    write(f"images-{size}-noise-{noise_level:g}", record)
+
+
+@main.command(context_settings=CONTEXT)
+@click.option("--problems", default=3, help="Over which the distance is averaged.")
+@click.option("--samples", default=512, help="Of each problem.")
+@solver_option
+@quick_option
+def evaluations(problems: int, samples: int, names: Sequence[str], quick: bool) -> None:
+    """Sliced Wasserstein distance against the number of evaluations, on the mixture."""
+    factors = (0.25, 1) if quick else (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1, 2, 4)
+    problems, samples = (2, 256) if quick else (problems, samples)
+    solvers = chosen_solvers(names)
+    curves = evaluation_curves(solvers, factors, problems, samples)
+    cells = [[title_of(name), point["evaluations"], point["sliced_wasserstein"]]
+             for name, points in curves.items() for point in points]  # fmt: skip
+    print(table(["solver", "NFE", "sliced Wasserstein distance"], cells))
+    if quick:
+        return
+    record = {"problems": problems, "samples": samples, "curves": curves,
+              "options": options_used(solvers, lambda name: mixture_solver(name, 8))}  # fmt: skip
+    write("evaluations", record)
+    oracles = [name for name in solvers if not isinstance(make_solver(name), ZeroShot)]
+    draw_evaluations(ROOT / "docs" / "posterior-evaluations.png", curves, FLOOR, oracles)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,102 @@
+"""Pictures of the benchmark of posteriors: marginals beside the exact ones, error against cost."""
+
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib.pyplot as plt
+import torch
+from matplotlib.colors import LinearSegmentedColormap
+from PIL import Image
+from torch import Tensor
+
+from metrics.results import replacing
+from networks import GaussianMixture
+
+_COLUMNS = 6
+_EXTENT = 21.0  # of the plane: the means reach 16
+_INK, _DOT, _GRID = "#1b2a41", "#d1495b", "#d8dee9"
+_HEAT = LinearSegmentedColormap.from_list("paper", ["#ffffff", "#c9d8ea", "#6f9ac8", "#1b4f8a"])
+_STYLES = ("-", "--", ":", "-.")
+
+
+def draw_marginals(
+    path: Path, exact: GaussianMixture, points: Mapping[str, Tensor], distances: Mapping[str, float]
+) -> None:
+    """The first two coordinates of samples `[n, 2]` by title, over the exact density; beside the
+    title their sliced distance."""
+    rows = -(-len(points) // _COLUMNS)
+    figure, axes = plt.subplots(rows, _COLUMNS, figsize=(2.05 * _COLUMNS, 2.3 * rows))
+    axis = torch.linspace(-_EXTENT, _EXTENT, 241, dtype=torch.float64)
+    density = marginal_density(exact, torch.cartesian_prod(axis, axis)).view(241, 241).mT
+    shade = (density / density.amax()).sqrt()  # faint modes show
+    box = (-_EXTENT, _EXTENT, -_EXTENT, _EXTENT)
+    for cell in axes.flat:
+        cell.axis("off")
+    for cell, (title, x) in zip(axes.flat, points.items(), strict=False):
+        cell.axis("on")
+        cell.imshow(shade, extent=box, origin="lower", cmap=_HEAT)
+        inside = x[(x.abs() < _EXTENT).all(1)]
+        cell.scatter(inside[:, 0], inside[:, 1], s=2.2, color=_DOT, alpha=0.45, linewidths=0)
+        cell.contour(axis, axis, shade, [0.15, 0.6], colors=_INK, linewidths=0.5, alpha=0.7)
+        cell.set(xlim=box[:2], ylim=box[2:], xticks=[], yticks=[])
+        for spine in cell.spines.values():
+            spine.set_color(_GRID)
+        cell.set_title(title, fontsize=9, loc="left", color=_INK, pad=3)
+        cell.set_title(f"{distances[title]:.2f}", fontsize=9, loc="right", color=_DOT, pad=3)
+    figure.subplots_adjust(0.01, 0.01, 0.99, 0.95, wspace=0.08, hspace=0.2)
+    _save(figure, path)
+
+
+def marginal_density(exact: GaussianMixture, points: Tensor) -> Tensor:
+    """The density `[n]` of the first two coordinates of a posterior (a batch of one)."""
+    covariances = exact.covariances[0, :, :2, :2].expand(exact.means.shape[1], 2, 2)
+    marginal = GaussianMixture.from_covariances(
+        exact.log_weights[0].exp(), exact.means[0, :, :2], covariances, (1, 1, 2)
+    )
+    return marginal.log_density(points.view(-1, 1, 1, 2)).exp()
+
+
+def draw_evaluations(
+    path: Path,
+    curves: Mapping[str, Sequence[Mapping[str, Any]]],
+    floor: str,
+    oracles: Sequence[str],
+) -> None:
+    """Distance against evaluations: solvers that are told y, and zero-shot ones."""
+    figure, axes = plt.subplots(1, 2, figsize=(12, 4.4), sharey=True, width_ratios=(3, 4))
+    panels = {
+        "told y: the exact conditional denoiser": [n for n in curves if n in oracles],
+        "zero-shot: the denoiser of the prior": [n for n in curves if n not in (*oracles, floor)],
+    }
+    colours, lowest = plt.get_cmap("tab10"), curves[floor][0]["sliced_wasserstein"]
+    for axis, (title, names) in zip(axes, panels.items(), strict=True):
+        axis.axhline(lowest, color=_INK, lw=1, ls=(0, (4, 3)), label="exact samples")
+        names = sorted(names, key=lambda name: -curves[name][-1]["sliced_wasserstein"])
+        for i, name in enumerate(names):  # the legend has them as they end, from top to bottom
+            x = [point["evaluations"] for point in curves[name]]
+            y = [point["sliced_wasserstein"] for point in curves[name]]
+            style = {"color": colours(i % 10), "ls": _STYLES[i // 10]}
+            axis.plot(x, y, marker="o", ms=3.5, lw=1.6, label=name, **style)
+        axis.set(xscale="log", yscale="log", xlabel="evaluations of the denoiser")
+        axis.set_title(title, fontsize=10, loc="left", color=_INK)
+        axis.grid(True, which="major", color=_GRID, lw=0.6)
+        axis.spines[["top", "right"]].set_visible(False)
+        handles, labels = axis.get_legend_handles_labels()
+        axis.legend(
+            handles[1:] + handles[:1], labels[1:] + labels[:1], fontsize=8, frameon=False,
+            loc="upper left", bbox_to_anchor=(1, 1),
+        )  # fmt: skip
+    axes[0].set_ylabel("sliced Wasserstein distance to the posterior")
+    figure.tight_layout()
+    _save(figure, path)
+
+
+def _save(figure: Any, path: Path) -> None:
+    """As a PNG with a palette: a third of the size, and nobody sees it."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=110)
+    plt.close(figure)
+    with replacing(path) as temporary:
+        Image.open(buffer).convert("RGB").quantize(256).save(temporary, "PNG", optimize=True)
