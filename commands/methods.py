@@ -14,7 +14,7 @@ from datautils import ImageDataset
 from degradation import Draws, Family, Problem
 from metrics import baselines
 from metrics.evaluate import Restore
-from networks import Model, fit_gaussian, posterior_mean
+from networks import Denoiser, Model, fit_gaussian, posterior_mean
 from networks.presets import conditioning_of
 from networks.weights import read_summary
 from samplers import CountingDenoiser, Guided, Solver, check_operator, make_solver
@@ -97,8 +97,13 @@ def check_operators(
                 check_operator(solver, operator)
 
 
-def compile_network(denoiser: Denoiser, device: torch.device) -> None:
-    """Compile a network for batches of any size. Raises ValueError where there is no compiler."""
+def compile_network(denoiser: Model, device: torch.device) -> None:
+    """Compile a network for batches of any size.
+
+    Raises ValueError where there is no compiler, and for a prior that is no network.
+    """
+    if not isinstance(denoiser, Denoiser):
+        raise ValueError("--compile is for networks, and --net names an analytic prior")
     from torch._inductor import cpp_builder  # seconds, which only a compiler is worth
     from torch.utils._triton import has_triton
 
