@@ -101,11 +101,10 @@ class Problem:
         object.__setattr__(other, "_known", self._known)
         return other
 
-    def normalised(self, mean: Tensor, scale: Tensor) -> Self:
-        """The problem of the image (x0 − mean) / scale; mean `[B, C, 1, 1]`, scale `[B]`."""
-        h, w = self.degradation.image_shape[1:]
-        y = self.residual(mean.expand(-1, -1, h, w)) / scale[:, None]
-        return type(self)(self.degradation, y, self.noise_level / scale, self.class_labels)
+    def normalised(self) -> Self:
+        """The problem of the image (x0 − m)/a, with the mean colour m and the contrast a of the
+        smooth estimate; computed once."""
+        return self._once("normalised", self._normalised).with_classes(self.class_labels)
 
     def pinv(self) -> Tensor:
         """H†y, regularised by the noise level, `[B, C, h, w]`; computed once."""
@@ -137,6 +136,12 @@ class Problem:
         arguments = self.y, self.noise_level, patch
         found = self.degradation.feature_map(*arguments)
         return found or ImageFeatures(self.degradation, *arguments)
+
+    def _normalised(self) -> Self:
+        h, w = self.degradation.image_shape[1:]
+        mean, scale = self.smooth().mean, self.smooth().contrast
+        y = self.residual(mean.expand(-1, -1, h, w)) / scale[:, None]
+        return type(self)(self.degradation, y, self.noise_level / scale)
 
     def _smooth(self) -> SmoothEstimate:
         with torch.autocast(self.y.device.type, enabled=False):

@@ -122,7 +122,7 @@ class Denoiser(nn.Module):
         scales = smooth.contrast, smooth.error, self.output_scale(sigma, problem)
         contrast, error, c_out = (scale[:, None, None, None] for scale in scales)
         inputs = torch.cat(((smooth.image - smooth.mean) / contrast, shift / error), 1)
-        inner = problem.normalised(smooth.mean, smooth.contrast)
+        inner = problem.normalised()
         mean, rest = self._run(inputs, sigma / smooth.contrast, inner, augment_labels)
         estimate = smooth.image + shift + c_out * mean
         exact = (problem.noise_level == 0)[:, None, None, None]

@@ -466,10 +466,14 @@ def test_a_normalised_problem_is_that_of_the_normalised_image(family: str) -> No
     problem = make_problem(family, noise_level=0.2)
     operator = problem.degradation
     image = torch.randn(2, *operator.image_shape)
-    mean, scale = torch.randn(2, 3, 1, 1), torch.tensor([0.5, 2.0])
-    exact = Problem(operator, operator.H(image), 0.2).normalised(mean, scale)
-    close(exact.y, operator.H((image - mean) / scale[:, None, None, None]))
-    close(exact.noise_level, 0.2 / scale)
+    given = Problem(operator, operator.H(image), 0.2, torch.tensor([1, 2]))
+    mean, scale = given.smooth().mean, given.smooth().contrast
+    normalised = given.normalised()
+    close(normalised.y, operator.H((image - mean) / scale[:, None, None, None]))
+    close(normalised.noise_level, 0.2 / scale)
+    assert given.normalised().pinv() is normalised.pinv()  # computed once, whatever the classes
+    other = given.with_classes(torch.tensor([3, -1])).normalised()
+    assert other.class_labels.tolist() == [3, -1] and other.pinv() is normalised.pinv()
 
 
 @torch.no_grad()
