@@ -1,6 +1,7 @@
 """The command lines: what is accepted, and mistakes told in one sentence that leave nothing."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -236,13 +237,16 @@ def test_a_folder_that_holds_a_run_is_refused(folder, config):
     assert_names(sentence, "run --resume --outdir")
 
 
+def assert_same_weights(*runs: str) -> None:
+    one, other = (load_weights(Path(run, "weights.safetensors")).state_dict() for run in runs)
+    torch.testing.assert_close(one, other, rtol=0, atol=0)
+
+
 def test_a_resumed_run_ends_like_one_that_was_longer_from_the_start(config):
     success(train.main, [config, "--outdir=long", "--duration=16"])
     success(train.main, [config, "--outdir=short"])
     success(train.main, ["--resume=short", "--duration=16"])
-    networks = (load_weights(Path(name, "weights.safetensors")) for name in ("long", "short"))
-    long, short = (network.state_dict() for network in networks)
-    torch.testing.assert_close(long, short, rtol=0, atol=0)
+    assert_same_weights("long", "short")
     losses = [
         [line["loss"] for line in read_log(Path(n)) if "loss" in line] for n in ("long", "short")
     ]
@@ -276,10 +280,38 @@ def test_resuming_a_folder_that_is_no_run_is_refused(folder):
     assert_names(refusal(train.main, ["--resume=nowhere"]), "nowhere")
 
 
-def test_resuming_a_run_without_checkpoints_is_refused(folder):
-    (folder / "run").mkdir()
-    (folder / "run" / "config.yaml").write_text("preset: tiny\ndata: {resolution: 16}\n")
+def test_resuming_a_run_whose_checkpoints_were_removed_is_refused(config):
+    success(train.main, [config, "--outdir=run"])
+    shutil.rmtree("run/checkpoints")
     assert_names(refusal(train.main, ["--resume=run"]), "run checkpoint")
+
+
+def test_a_run_that_was_killed_before_its_first_checkpoint_begins_again(config):
+    success(train.main, [config, "--outdir=whole"])
+    Path("run").mkdir()
+    Path("run/config.yaml").write_text(Path("whole/config.yaml").read_text())
+    Path("run/log.jsonl").write_text('{"images": 4, "loss": 1.0}\n')
+    success(train.main, ["--resume=run"])
+    assert_same_weights("whole", "run")
+    assert len(read_log(Path("run"))) == len(read_log(Path("whole")))
+
+
+def test_the_same_command_starts_a_run_and_goes_on_with_it(config):
+    success(train.main, [config, "--outdir=long", "--duration=16"])
+    success(train.main, [config, "--outdir=run", "--keep-going"])
+    assert read_log(Path("run"))[-1]["images"] < 16
+    success(train.main, [config, "--outdir=run", "--keep-going", "--duration=16"])
+    assert_same_weights("long", "run")
+    sentence = refusal(train.main, [config, "--outdir=run", "--keep-going", "--lr=1"])
+    assert_names(sentence, "lr resumed")
+
+
+def test_torchrun_goes_on_with_a_run_that_lost_a_process(config, monkeypatch):
+    success(train.main, [config, "--outdir=long", "--duration=16"])
+    success(train.main, [config, "--outdir=run"])
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    success(train.main, [config, "--outdir=run", "--duration=16"])
+    assert_same_weights("long", "run")
 
 
 @pytest.mark.parametrize("option", ["--config=quick.yaml", "--name=other", "--outdir=other"])
