@@ -163,8 +163,8 @@ def main() -> None:
     for run in runs:
         outcome = "; ".join(run["differences"]) or "none"
         print(
-            f"{run['processes']} processes, {len(run['kills'])} kills, {run['files_compared']} files "
-            f"and {run['lines_of_log']} lines of log compared: differences: {outcome}"
+            f"{run['processes']} processes, {len(run['kills'])} kills, {run['files_compared']} "
+            f"files and {run['lines_of_log']} lines of log compared: differences: {outcome}"
         )
     with replacing(RESULTS) as path:
         record = {"config": CONFIG, "runs": runs, "environment": environment()}

@@ -1,11 +1,8 @@
 """Training processes are killed at random moments and go on as if nothing had happened."""
 
 import json
-import multiprocessing
-import os
 import random
 import signal
-import socket
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -15,6 +12,7 @@ import matplotlib.pyplot  # noqa: F401  what is imported here, no fork has to
 import pytest
 import torch
 import yaml
+from processes import Processes
 from safetensors.torch import load_file
 
 import commands.train  # noqa: F401
@@ -23,7 +21,6 @@ from training.checkpoint import list_checkpoints
 from training.distributed import RESUMABLE
 from training.log import read_log
 
-FORK = multiprocessing.get_context("fork")
 CLOCK = {"seconds", "images_per_second"}
 CONFIG = {
     "preset": "tiny", "data": {"resolution": 16, "size": 32}, "degradation": "MissingPatches",
@@ -34,47 +31,13 @@ CONFIG = {
 }  # fmt: skip
 
 
-class Processes:
-    """Forks of this one in which `train.py` runs, one for each rank."""
-
-    def __init__(self, *arguments: object, count: int = 1, restart: int = 0):
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        group = {"WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-        self.processes = []
-        for rank in range(count):
-            own = {"RANK": str(rank), "LOCAL_RANK": str(rank)} | group if count > 1 else {}
-            own["TORCHELASTIC_RESTART_COUNT"] = str(restart)
-            process = FORK.Process(target=_main, args=([str(a) for a in arguments], own))
-            process.start()
-            self.processes.append(process)
-
-    def signal(self, number: int, only: int | None = None) -> None:
-        for rank, process in enumerate(self.processes):
-            if only in (None, rank) and process.pid and process.is_alive():
-                os.kill(process.pid, number)
-
-    def codes(self) -> list[int | None]:
-        """Exit codes; what has not ended after a minute is killed."""
-        end = time.monotonic() + 60
-        for process in self.processes:
-            process.join(max(0.0, end - time.monotonic()))
-            process.kill()
-            process.join()
-        return [process.exitcode for process in self.processes]
-
-    def alive(self) -> bool:
-        return any(process.is_alive() for process in self.processes)
+def started(*options: object, count: int = 1) -> Processes:
+    """`train.py` in some processes."""
+    return Processes(_train, [str(option) for option in options], count=count)
 
 
-def _main(arguments: list[str], environment: dict[str, str]) -> None:
-    os.environ |= environment
-    torch.cuda.is_available = lambda: False
-    quiet = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(quiet, 1)
-    os.dup2(quiet, 2)
-    sys.argv = ["train.py", *arguments]
+def _train(options: list[str]) -> None:
+    sys.argv = ["train.py", *options]
     train.main()
 
 
@@ -96,7 +59,7 @@ def whole(home: Path) -> Callable[[int], Path]:
         if count not in done:
             done[count] = home / f"whole-{count}"
             options = "--config", home / "config.yaml", "--outdir", done[count]
-            assert set(Processes(*options, count=count).codes()) == {0}
+            assert set(started(*options, count=count).codes()) == {0}
         return done[count]
 
     return run
@@ -133,24 +96,21 @@ def test_a_run_killed_at_three_random_moments_ends_like_one_that_was_not(home, w
     chance, folder = random.Random(count), home / f"killed-{count}"
     options = "--config", home / "config.yaml", "--outdir", folder, "--keep-going"
     for images in sorted(chance.sample(range(80), 3)):
-        processes = Processes(*options, count=count)
+        processes = started(*options, count=count)
         while newest(folder) < images:
             assert processes.alive()
             time.sleep(0.01)
         time.sleep(chance.uniform(0, 0.1))
-        processes.signal(signal.SIGKILL, only=images % count)
-        time.sleep(0.2)
-        processes.signal(signal.SIGKILL)  # and the others, as torchrun does
-        processes.codes()
+        processes.kill(images % count)
     assert newest(folder) < 96
-    assert set(Processes(*options, count=count).codes()) == {0}
+    assert set(started(*options, count=count).codes()) == {0}
     assert_same_run(expected, folder)
 
 
 @pytest.mark.parametrize("count", [1, 2])
 def test_sigterm_leaves_a_checkpoint_and_its_own_exit_code(home, whole, count):
     expected, folder = whole(count), home / f"ended-{count}"
-    processes = Processes("--config", home / "config.yaml", "--outdir", folder, count=count)
+    processes = started("--config", home / "config.yaml", "--outdir", folder, count=count)
     log = folder / "log.jsonl"
     while not (log.exists() and log.read_text().count("loss") >= 3):
         assert processes.alive()
@@ -160,18 +120,17 @@ def test_sigterm_leaves_a_checkpoint_and_its_own_exit_code(home, whole, count):
     assert set(processes.codes()) == {RESUMABLE}
     assert time.monotonic() - before < 30
     assert 36 <= newest(folder) < 96
-    assert set(Processes("--resume", folder, count=count).codes()) == {0}
+    assert set(started("--resume", folder, count=count).codes()) == {0}
     assert_same_run(expected, folder)
 
 
 def test_what_a_kill_left_of_a_checkpoint_is_passed_over(home, whole):
     expected, folder = whole(1), home / "partial"
     options = "--config", home / "config.yaml", "--outdir", folder, "--keep-going"
-    processes = Processes(*options)
+    processes = started(*options)
     while not list(folder.glob("checkpoints/.*.partial/model.safetensors")):
         assert processes.alive()  # looked at all the time: it is there for milliseconds
-    processes.signal(signal.SIGKILL)
-    processes.codes()
-    assert set(Processes(*options).codes()) == {0}
+    processes.kill()
+    assert set(started(*options).codes()) == {0}
     assert not list(folder.glob("checkpoints/.*"))
     assert_same_run(expected, folder)
