@@ -2,6 +2,7 @@
 
 import importlib
 import importlib.util
+import uuid
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -74,7 +75,7 @@ class WeightsAndBiases:
         wandb = importlib.import_module("wandb")
         identifier = folder / _ID
         if not identifier.exists():
-            identifier.write_text(wandb.util.generate_id())
+            identifier.write_text(uuid.uuid4().hex)
         self.run = wandb.init(
             project=config.wandb, dir=str(folder), name=folder.name, id=identifier.read_text(),
             resume="allow", config={"settings": config.dump()},
