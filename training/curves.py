@@ -56,6 +56,8 @@ def draw_curves(folders: Sequence[Path], path: Path) -> Path:
     for each in axes:
         each.set_xlabel("training images (thousands)")
         each.grid(alpha=0.3)
+        each.locator_params(axis="x", nbins=6)
+        each.ticklabel_format(useOffset=False)
     with replacing(path) as temporary:
         figure.savefig(temporary, dpi=120, format="png")
     plt.close(figure)
