@@ -88,7 +88,7 @@ class Run:
         if kind == "SIGTERM":
             process.terminate()
         elif kind == "one worker lost":
-            os.kill(chance.choice(_children(process.pid)), signal.SIGKILL)
+            os.kill(chance.choice(_workers(process.pid)), signal.SIGKILL)
         else:
             os.killpg(process.pid, signal.SIGKILL)
         record = {"kind": kind, "checkpoint": self.newest()}
@@ -97,8 +97,16 @@ class Run:
         return record
 
 
-def _children(pid: int) -> list[int]:
-    return [int(p) for p in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+def _workers(agent: int) -> list[int]:
+    """The training processes of torchrun, waited for while it starts them."""
+    while True:
+        lists = [path.read_text() for path in Path(f"/proc/{agent}/task").glob("*/children")]
+        children = [int(pid) for pid in " ".join(lists).split()]
+        commands = {pid: Path(f"/proc/{pid}/cmdline").read_bytes() for pid in children}
+        found = [pid for pid, command in commands.items() if b"train.py" in command]
+        if found:
+            return found
+        time.sleep(0.01)
 
 
 def differences(one: Path, other: Path) -> Iterator[str]:
