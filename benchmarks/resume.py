@@ -90,7 +90,9 @@ class Run:
         elif kind == "one worker lost":
             os.kill(chance.choice(_workers(process.pid)), signal.SIGKILL)
         else:
-            os.killpg(process.pid, signal.SIGKILL)
+            processes = _workers(process.pid) if self.processes > 1 else []
+            for pid in (process.pid, *processes):  # as when the machine is lost
+                os.kill(pid, signal.SIGKILL)
         record = {"kind": kind, "checkpoint": self.newest()}
         if kind != "one worker lost":  # torchrun starts both workers again by itself
             record |= {"exit_code": process.wait(), "seconds": time.monotonic() - start}

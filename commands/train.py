@@ -1,7 +1,9 @@
 """Build everything a training run needs from its settings, and train."""
 
+import fcntl
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import torch
@@ -28,7 +30,7 @@ from training.validation import HeldoutDistances, Validation, members
 
 def run(config: TrainConfig, folder: Path, *, resume: bool, command: Sequence[str]) -> None:
     """Train in `folder`, alone or as one of several processes."""
-    with distributed.process_group() as device:
+    with distributed.process_group() as device, ExitStack() as stack:
         with distributed.one_sentence_errors():
             _check(config, folder, resume)
             check_folder(folder)
@@ -51,6 +53,8 @@ def run(config: TrainConfig, folder: Path, *, resume: bool, command: Sequence[st
             trainer = Trainer(config, denoiser, family, device)
             if resume and _begun(folder):
                 trainer.resume(folder / "checkpoints")
+            if distributed.rank() == 0:
+                stack.enter_context(_claimed(folder))
         distributed.barrier()
         if distributed.rank() == 0:
             _record(config, folder, command)
@@ -83,6 +87,21 @@ def _check(config: TrainConfig, folder: Path, resume: bool) -> None:
             f"{folder} already holds a run: continue it with --resume {folder}, "
             "or choose another --name or --outdir"
         )
+
+
+@contextmanager
+def _claimed(folder: Path) -> Iterator[None]:
+    """Raise ValueError where another process trains in the folder: nobody else may until this ends,
+    however it does."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(
+                f"another process is training in {folder}: wait for it, or end it"
+            ) from None
+        yield
 
 
 def _begun(folder: Path) -> bool:

@@ -1,5 +1,6 @@
 """The command lines: what is accepted, and mistakes told in one sentence that leave nothing."""
 
+import fcntl
 import json
 import shutil
 import subprocess
@@ -304,6 +305,14 @@ def test_the_same_command_starts_a_run_and_goes_on_with_it(config):
     assert_same_weights("long", "run")
     sentence = refusal(train.main, [config, "--outdir=run", "--keep-going", "--lr=1"])
     assert_names(sentence, "lr resumed")
+
+
+def test_a_folder_in_which_another_process_trains_is_refused(config):
+    success(train.main, [config, "--outdir=run"])
+    with Path("run/.lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        assert_names(refusal(train.main, ["--resume=run", "--duration=16"]), "another process run")
+    success(train.main, ["--resume=run", "--duration=16"])
 
 
 def test_torchrun_goes_on_with_a_run_that_lost_a_process(config, monkeypatch):

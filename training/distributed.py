@@ -80,6 +80,7 @@ def _orderly_end() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
+_PARENT = os.getppid()
 _asked_to_end: list[int] = []  # exit codes
 _deferring: list[bool] = []
 
@@ -92,8 +93,9 @@ def heed_termination() -> None:
 
 
 def asked_to_end() -> bool:
-    """Whether SIGTERM has come to this process."""
-    return bool(_asked_to_end)
+    """Whether SIGTERM has come to this process, or the torchrun that started it is gone."""
+    orphaned = "TORCHELASTIC_RUN_ID" in os.environ and os.getppid() != _PARENT
+    return bool(_asked_to_end) or orphaned
 
 
 @contextmanager

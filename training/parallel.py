@@ -30,7 +30,7 @@ def data_parallel(module: nn.Module) -> nn.Module:
     """The module with gradients that are means over the processes."""
     if distributed.world_size() < 2 or isinstance(module, FSDPModule):
         return module
-    return DistributedDataParallel(module)
+    return DistributedDataParallel(module, gradient_as_bucket_view=True)
 
 
 def accumulating(module: nn.Module, last: bool) -> AbstractContextManager:
