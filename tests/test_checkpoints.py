@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from click.testing import CliRunner
+from helpers import write_checkpoint
 from processes import Processes
 from torch import Tensor
 
@@ -284,7 +285,7 @@ def test_skipped_steps_are_counted_across_a_resume(tmp_path):
         backward(model)
         model.parameters[0].grad.fill_(torch.inf)
         model._update(0.0)
-    model.checkpoint(tmp_path)
+    write_checkpoint(model, tmp_path)
     back = trainer()
     back.resume(tmp_path)
     assert back.progress.skipped == back.progress.skipped_in_a_row == 2

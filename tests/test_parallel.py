@@ -7,6 +7,7 @@ import time
 
 import pytest
 import torch
+from helpers import write_checkpoint
 from processes import Processes, in_group
 from torch import Tensor, nn
 
@@ -155,14 +156,14 @@ def test_sharded_checkpoints_interchange_with_whole_ones(tmp_path):
         held = sum(p.to_local().numel() for p in trainer.parameters)
         total = sum(p.numel() for p in trainer.parameters)
         losses = steps(trainer, 2)
-        trainer.checkpoint(tmp_path / "sharded")
+        write_checkpoint(trainer, tmp_path / "sharded")
         other = make_trainer(fsdp=True)
         other.resume(tmp_path / "whole")
         return [held, total, losses, steps(other, 2), whole_state(other)]
 
     plain = make_trainer()
     before = steps(plain, 2)
-    plain.checkpoint(tmp_path / "whole")
+    write_checkpoint(plain, tmp_path / "whole")
     results = in_group(2, sharded, tmp_path / "result")
     for held, total, losses, *_ in results:
         assert 0.45 < held / total < 0.55

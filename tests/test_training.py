@@ -766,6 +766,36 @@ def test_a_run_may_end_by_the_clock(tmp_path, monkeypatch):
     assert int(list_checkpoints(tmp_path / "checkpoints")[-1].name) == last["images"]
 
 
+@pytest.mark.parametrize("options", [{"duration": 4 * BATCH}, {"max_minutes": 15 / 60}], ids=str)
+def test_a_run_that_ended_and_was_killed_while_it_measured_measures_again(
+    tmp_path, monkeypatch, options
+):
+    seconds = itertools.count(0, 0.5)
+    monkeypatch.setattr(loop, "time", SimpleNamespace(monotonic=lambda: next(seconds)))
+    config = settings(**{"duration": 2**30, "checkpoint_every": 2**30} | options)
+
+    def measure(fail: bool) -> Trainer:
+        def distances(denoiser: Callable) -> dict[str, dict[str, float]]:
+            if fail:
+                raise PowerCutError
+            return {"Box": {"fd": 1.0}}
+
+        trainer = make_trainer(config)
+        if (tmp_path / "checkpoints").exists():
+            trainer.resume(tmp_path / "checkpoints")
+        train(trainer, photos(), tmp_path, Heldout(distances=distances))
+        return trainer
+
+    with pytest.raises(PowerCutError):
+        measure(fail=True)
+    assert not any("heldout_distance" in line for line in read_log(tmp_path))
+    for _ in range(2):  # and once only
+        ended = measure(fail=False).progress.images
+        lines = [line for line in read_log(tmp_path) if "heldout_distance" in line]
+        assert [line["images"] for line in lines] == [ended]
+    assert len(list_checkpoints(tmp_path / "checkpoints")) == 1
+
+
 def drawn(folder: Path, lines: list[dict]) -> tuple[np.ndarray, np.ndarray]:
     """The left and right half of the curves of a log."""
     (folder / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))

@@ -26,7 +26,6 @@ from training.checkpoint import (
     find_checkpoint,
     flatten_state,
     load_parts,
-    save_checkpoint,
     unflatten_state,
 )
 from training.config import TrainConfig
@@ -224,15 +223,6 @@ class Trainer:
                 # A model that is shared out may be too large for one device, not for the host.
                 kept[name] = full.cpu() if isinstance(tensor, DTensor) else full
         return kept
-
-    def checkpoint(self, folder: Path) -> None:
-        """Write the state of training into a new folder below `folder`, and wait for it."""
-        progress, parts = self.state()
-        if distributed.rank() == 0:
-            save_checkpoint(
-                folder, progress, parts, self.config.keep_checkpoints, self.config.keep_every
-            )
-        distributed.barrier()
 
     def resume(self, folder: Path) -> None:
         """Go on from the newest sound checkpoint below `folder`; ValueError where there is none."""
