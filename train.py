@@ -151,7 +151,10 @@ def main(
     fp32: bool,
     **options: Any,
 ) -> None:
-    """Train a denoiser; progress is shown as a bar and kept in the run's folder."""
+    """Train a denoiser; progress is shown as a bar and kept in the run's folder.
+
+    Exit code 75: SIGTERM came, a checkpoint is written, and --resume goes on.
+    """
     with one_sentence_errors():
         overrides = options_of(settings)
         overrides |= {key: value for key, value in options.items() if value is not None}

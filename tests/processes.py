@@ -63,6 +63,15 @@ class Processes:
             process.join()
         return [process.exitcode for process in self.processes]
 
+    def children(self) -> list[int]:
+        """Processes that these have started."""
+        lists = [
+            path.read_text().split()
+            for process in self.processes
+            for path in Path(f"/proc/{process.pid}/task").glob("*/children")
+        ]
+        return [int(pid) for pids in lists for pid in pids]
+
     def alive(self) -> bool:
         return any(process.is_alive() for process in self.processes)
 

@@ -1,6 +1,7 @@
 """Training processes are killed at random moments and go on as if nothing had happened."""
 
 import json
+import os
 import random
 import signal
 import sys
@@ -110,12 +111,15 @@ def test_a_run_killed_at_three_random_moments_ends_like_one_that_was_not(home, w
 @pytest.mark.parametrize("count", [1, 2])
 def test_sigterm_leaves_a_checkpoint_and_its_own_exit_code(home, whole, count):
     expected, folder = whole(count), home / f"ended-{count}"
-    processes = started("--config", home / "config.yaml", "--outdir", folder, count=count)
+    options = "--config", home / "config.yaml", "--outdir", folder, "--workers", 1
+    processes = started(*options, count=count)
     log = folder / "log.jsonl"
     while not (log.exists() and log.read_text().count("loss") >= 3):
         assert processes.alive()
         time.sleep(0.01)
     before = time.monotonic()
+    for loader in processes.children():  # a queue tells these too
+        os.kill(loader, signal.SIGTERM)
     processes.signal(signal.SIGTERM, only=0 if count > 1 else None)  # the others learn of it
     assert set(processes.codes()) == {RESUMABLE}
     assert time.monotonic() - before < 30

@@ -1,6 +1,6 @@
 """Which image every sample of a run is, and loading it."""
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 
 import torch
 from torch import Tensor
@@ -50,7 +50,7 @@ def step_samples(step: int, batch: int, rank: int, world: int) -> range:
 
 def training_batches(
     dataset: ImageDataset, batch: int, seed: int, step: int, workers: int
-) -> Iterator[tuple[Tensor, Tensor]]:
+) -> Generator[tuple[Tensor, Tensor], None, None]:
     """Batches (uint8 images `[n, C, h, w]`, int64 labels `[n]`) of this process, from `step` on."""
     order = SampleOrder(len(dataset), batch, seed, step)
-    return load_batches(dataset, order, workers, pin_memory=torch.cuda.is_available())
+    yield from load_batches(dataset, order, workers, pin_memory=torch.cuda.is_available())

@@ -1,6 +1,7 @@
 """The few things that differ when several processes train or evaluate together."""
 
 import datetime
+import multiprocessing
 import os
 import signal
 import sys
@@ -85,6 +86,14 @@ _asked_to_end: list[int] = []  # exit codes
 _deferring: list[bool] = []
 
 
+def _in_a_fork() -> None:
+    if _deferring:
+        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+
+
+os.register_at_fork(after_in_child=_in_a_fork)
+
+
 def heed_termination() -> None:
     """Leave if SIGTERM has come; for loops to call, because an exception that is raised while
     Python starts a process or frees an object is lost."""
@@ -100,12 +109,21 @@ def asked_to_end() -> bool:
 
 @contextmanager
 def deferred_termination() -> Iterator[None]:
-    """Let SIGTERM wait until the block asks for it: a step is finished, a checkpoint written."""
+    """Let SIGTERM wait until the block asks for it: a step is finished, a checkpoint written.
+
+    Processes that load data do not heed it: a queue tells them too, and they are needed till then.
+    """
+    before = multiprocessing.active_children()
     _deferring.append(True)
     try:
         yield
     finally:
         _deferring.pop()
+        left = [child for child in multiprocessing.active_children() if child not in before]
+        if left:  # an error has kept them; Python would wait for them to heed SIGTERM
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            for child in left:
+                child.kill()
 
 
 def check_interrupted() -> None:

@@ -55,6 +55,7 @@ def train(
         try:
             stopped = run.go()
         finally:
+            run.batches.close()  # and with them the processes that load them
             run.writing.wait()
     distributed.barrier()
     if stopped:
