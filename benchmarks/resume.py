@@ -6,6 +6,7 @@ the same command. Prints a table; benchmarks/results/resume.json says for every 
 whether weights, checkpoints, snapshots and log ended bit for bit like those of the run left alone.
 """
 
+import contextlib
 import itertools
 import json
 import os
@@ -33,7 +34,7 @@ KILLS = 20
 CLOCK = {"seconds", "images_per_second"}  # the only fields of the log that may differ
 CONFIG = {
     "preset": "tiny", "data": {"resolution": 16}, "degradation": "RandomDegradation", "batch": 4,
-    "duration": 2400, "lr": 2e-3, "ramp": 64, "cooldown": 0.5, "noise_level": 0.05, "workers": 1,
+    "duration": 1600, "lr": 2e-3, "ramp": 64, "cooldown": 0.5, "noise_level": 0.05, "workers": 1,
     "ema_halflife": 64, "ema_ramp": 0, "precision": "bf16", "log_every": 12, "augment": 0.3,
     "checkpoint_every": 8, "keep_checkpoints": 3, "ema_sigma_rel": [0.05, 0.1], "clip": 1.0,
     "snapshot_every": 400, "validate_every": 600, "validate_images": 4, "balance": True,
@@ -77,7 +78,7 @@ class Run:
             if process.poll() is not None:
                 return None
             time.sleep(0.005)
-        time.sleep(chance.uniform(0, 1))
+        time.sleep(chance.uniform(0, 0.7))
         if kind == "SIGKILL while writing":
             while not list(self.folder.glob("checkpoints/.*.partial")):
                 if process.poll() is not None:
@@ -102,10 +103,12 @@ class Run:
 def _workers(agent: int) -> list[int]:
     """The training processes of torchrun, waited for while it starts them."""
     while True:
-        lists = [path.read_text() for path in Path(f"/proc/{agent}/task").glob("*/children")]
-        children = [int(pid) for pid in " ".join(lists).split()]
-        commands = {pid: Path(f"/proc/{pid}/cmdline").read_bytes() for pid in children}
-        found = [pid for pid, command in commands.items() if b"train.py" in command]
+        found = []
+        with contextlib.suppress(OSError):  # one has just ended
+            lists = [path.read_text() for path in Path(f"/proc/{agent}/task").glob("*/children")]
+            for pid in " ".join(lists).split():
+                if b"train.py" in Path(f"/proc/{pid}/cmdline").read_bytes():
+                    found.append(int(pid))
         if found:
             return found
         time.sleep(0.01)
