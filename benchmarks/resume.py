@@ -31,6 +31,7 @@ from training.log import read_log
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = Path(__file__).parent / "results" / "resume.json"
 KILLS = 20
+PATIENCE = 60  # seconds in which a start must get to its first checkpoint
 CLOCK = {"seconds", "images_per_second"}  # the only fields of the log that may differ
 CONFIG = {
     "preset": "tiny", "data": {"resolution": 16}, "degradation": "RandomDegradation", "batch": 4,
@@ -54,6 +55,7 @@ class Run:
             "--config", str(config), "--outdir", str(folder), "--keep-going",
         ]  # fmt: skip
         self.process: subprocess.Popen | None = None
+        self.stalls = 0  # starts that got nowhere, as when gloo finds no connection
 
     def start(self) -> subprocess.Popen:
         """Start, or go on, in a session of its own, unless it is still running."""
@@ -73,10 +75,14 @@ class Run:
 
     def kill(self, kind: str, chance: random.Random) -> dict[str, Any] | None:
         """Let the run get on by a checkpoint, then kill it; None where it ended before."""
-        process, before = self.start(), self.newest()
+        process, before, began = self.start(), self.newest(), time.monotonic()
         while self.newest() <= before:
             if process.poll() is not None:
                 return None
+            if time.monotonic() - began > PATIENCE:
+                self.stalls += 1
+                self.end()
+                process, began = self.start(), time.monotonic()
             time.sleep(0.005)
         time.sleep(chance.uniform(0, 0.7))
         if kind == "SIGKILL while writing":
@@ -91,13 +97,28 @@ class Run:
         elif kind == "one worker lost":
             os.kill(chance.choice(_workers(process.pid)), signal.SIGKILL)
         else:
-            processes = _workers(process.pid) if self.processes > 1 else []
-            for pid in (process.pid, *processes):  # as when the machine is lost
-                os.kill(pid, signal.SIGKILL)
+            self.end()
         record = {"kind": kind, "checkpoint": self.newest()}
         if kind != "one worker lost":  # torchrun starts both workers again by itself
             record |= {"exit_code": process.wait(), "seconds": time.monotonic() - start}
         return record
+
+    def end(self) -> None:
+        """SIGKILL for all processes, as when the machine is lost."""
+        assert self.process
+        workers = _workers(self.process.pid) if self.processes > 1 else []
+        for pid in (self.process.pid, *workers):
+            os.kill(pid, signal.SIGKILL)
+        self.process.wait()
+
+    def finish(self) -> int:
+        """Let the run come to its end; its exit code."""
+        while True:
+            try:
+                return self.start().wait(timeout=4 * PATIENCE)
+            except subprocess.TimeoutExpired:
+                self.stalls += 1
+                self.end()
 
 
 def _workers(agent: int) -> list[int]:
@@ -136,7 +157,7 @@ def differences(one: Path, other: Path) -> Iterator[str]:
 def compare(home: Path, processes: int) -> dict[str, Any]:
     """Kill one run KILLS times, leave another alone, and compare them."""
     whole, killed = (Run(home / f"{name}-{processes}", processes) for name in ("whole", "killed"))
-    if whole.start().wait():
+    if whole.finish():
         raise RuntimeError((home / f"{whole.folder.name}.txt").read_text()[-2000:])
     kinds = ["SIGKILL while computing", "SIGKILL while writing", "SIGTERM"]
     kinds += ["one worker lost"] if processes > 1 else []
@@ -146,11 +167,12 @@ def compare(home: Path, processes: int) -> dict[str, Any]:
         if record is None:
             break
         records.append(record)
-    code = killed.start().wait()
+    code = killed.finish()
     return {
         "processes": processes,
         "kills": records,
         "exit_code": code,
+        "starts_that_stalled": killed.stalls,
         "lines_of_log": len(read_log(whole.folder)),
         "files_compared": len(list(whole.folder.rglob("*.safetensors"))),
         "differences": list(differences(whole.folder, killed.folder)),
@@ -177,7 +199,8 @@ def main() -> None:
         outcome = "; ".join(run["differences"]) or "none"
         print(
             f"{run['processes']} processes, {len(run['kills'])} kills, {run['files_compared']} "
-            f"files and {run['lines_of_log']} lines of log compared: differences: {outcome}"
+            f"files and {run['lines_of_log']} lines of log compared: differences: {outcome}; "
+            f"{run['starts_that_stalled']} starts stalled"
         )
     with replacing(RESULTS) as path:
         record = {"config": CONFIG, "runs": runs, "environment": environment()}

@@ -1,6 +1,5 @@
 """The command lines: what is accepted, and mistakes told in one sentence that leave nothing."""
 
-import fcntl
 import json
 import shutil
 import subprocess
@@ -313,9 +312,15 @@ def test_the_same_command_starts_a_run_and_goes_on_with_it(config, monkeypatch):
 
 def test_a_folder_in_which_another_process_trains_is_refused(config):
     success(train.main, [config, "--outdir=run"])
-    with Path("run/.lock").open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        assert_names(refusal(train.main, ["--resume=run", "--duration=16"]), "another process run")
+    hold = (
+        "import fcntl; f = open('run/.lock', 'w'); fcntl.lockf(f, fcntl.LOCK_EX); print(); input()"
+    )
+    other = subprocess.Popen(
+        [sys.executable, "-c", hold], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    assert other.stdout and other.stdout.readline()
+    assert_names(refusal(train.main, ["--resume=run", "--duration=16"]), "another process run")
+    other.communicate(b"\n")
     success(train.main, ["--resume=run", "--duration=16"])
 
 
