@@ -1,5 +1,10 @@
-"""Train a denoiser: `python train.py --config configs/demo.yaml`, or under `torchrun`."""
+"""Train a denoiser: `python train.py --config configs/demo.yaml`, or under `torchrun`.
 
+Exit codes: 0 the run is over, 2 a mistake told in one sentence, 75 SIGTERM came and a checkpoint
+was written: `--resume` goes on.
+"""
+
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -23,6 +28,12 @@ FOLDER = click.Path(file_okay=False, path_type=Path)
 @click.option("--outdir", type=FOLDER, help="Folder of the run, instead of experiments/NAME.")
 @click.option(
     "--resume", type=FOLDER, help="Continue the run in this folder with its own settings."
+)
+@click.option(
+    "--keep-going",
+    is_flag=True,
+    help="Go on with the run where its folder holds one already, else start it: for jobs that are "
+    "started again by the same command. A restart by torchrun does so by itself.",
 )
 @click.option("--dry-run", is_flag=True, help="Print the resolved settings and stop.")
 @click.option("--preset", help="Network preset, such as FFHQ64.")
@@ -120,12 +131,24 @@ FOLDER = click.Path(file_okay=False, path_type=Path)
 )
 @click.option("--precision", type=click.Choice(PRECISIONS), help="Arithmetic of the network.")
 @click.option("--fp32", is_flag=True, help="The same as --precision fp32.")
+@click.option(
+    "--clip", type=float, help="Largest norm of the gradients; longer ones are scaled down."
+)
+@click.option(
+    "--fsdp",
+    is_flag=True,
+    default=None,
+    help="Share the model out to the processes of torchrun, for networks beyond one GPU.",
+)
+@click.option("--tensorboard", is_flag=True, default=None, help="Log to TensorBoard too.")
+@click.option("--wandb", metavar="PROJECT", help="Log to Weights & Biases too.")
 @click.option("--workers", type=int, help="Processes that load data, for each training process.")
 def main(
     config_file: Path | None,
     name: str | None,
     outdir: Path | None,
     resume: Path | None,
+    keep_going: bool,
     dry_run: bool,
     data_opt: tuple[str, ...],
     settings: tuple[str, ...],
@@ -134,7 +157,10 @@ def main(
     fp32: bool,
     **options: Any,
 ) -> None:
-    """Train a denoiser; progress is shown as a bar and kept in the run's folder."""
+    """Train a denoiser; progress is shown as a bar and kept in the run's folder.
+
+    Exit code 75: SIGTERM came, a checkpoint is written, and --resume goes on.
+    """
     with one_sentence_errors():
         overrides = options_of(settings)
         overrides |= {key: value for key, value in options.items() if value is not None}
@@ -150,19 +176,27 @@ def main(
             )
         source = resume / "config.yaml" if resume else config_file or _published(overrides)
         config = TrainConfig.load(source, overrides, options_of(data_opt))
+        folder = resume or outdir or Path("experiments") / (name or config.preset)
+        before = folder / "config.yaml"
+        if resume is None and (keep_going or _restarted()) and before.exists():
+            resume = folder
         if resume:
-            config.check_resumes(TrainConfig.load(source, {}))
+            config.check_resumes(TrainConfig.load(before, {}))
         if dry_run:
             from commands.train import check_names
 
             check_names(config)
             click.echo(config.dump(), nl=False)
             return
-    folder = resume or outdir or Path("experiments") / (name or config.preset)
 
     from commands.train import run  # importing torch takes seconds: not for --help
 
     run(config, folder, resume=resume is not None, command=sys.argv)
+
+
+def _restarted() -> bool:
+    """Whether torchrun has started this process again after one was lost."""
+    return os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
 
 
 def _published(overrides: dict[str, Any]) -> Path | None:

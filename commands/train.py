@@ -1,7 +1,9 @@
 """Build everything a training run needs from its settings, and train."""
 
+import fcntl
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import torch
@@ -19,13 +21,16 @@ from training import distributed
 from training.checkpoint import list_checkpoints
 from training.config import TrainConfig
 from training.curves import draw_curves
-from training.loop import Trainer, train
+from training.loop import WEIGHTS, Heldout, train
+from training.sheets import Sheet
+from training.trackers import check_trackers
+from training.trainer import Trainer
 from training.validation import HeldoutDistances, Validation, members
 
 
 def run(config: TrainConfig, folder: Path, *, resume: bool, command: Sequence[str]) -> None:
     """Train in `folder`, alone or as one of several processes."""
-    with distributed.process_group() as device:
+    with distributed.process_group() as device, ExitStack() as stack:
         with distributed.one_sentence_errors():
             _check(config, folder, resume)
             check_folder(folder)
@@ -39,20 +44,25 @@ def run(config: TrainConfig, folder: Path, *, resume: bool, command: Sequence[st
                 )
             noise = make_noise(config.noise_level, config.poisson_peak)
             check_noise(noise, family, dataset.image_shape)
-            validation = _validation(config, family, device)
-            distances = _distances(config, family, dataset, device)
+            heldout = Heldout(
+                _validation(config, family, device),
+                _distances(config, family, dataset, device),
+                _sheet(config, family, device),
+            )
         with distributed.one_sentence_errors():  # all processes have come this far: they meet here
             trainer = Trainer(config, denoiser, family, device)
-            if resume:
+            if resume and _begun(folder):
                 trainer.resume(folder / "checkpoints")
+            if distributed.rank() == 0:
+                stack.enter_context(_claimed(folder))
         distributed.barrier()
         if distributed.rank() == 0:
             _record(config, folder, command)
         distributed.barrier()
         with distributed.data_errors():
-            train(trainer, dataset, folder, validation, distances)
-        if distributed.rank() == 0 and validation:
-            draw_curves(folder)
+            train(trainer, dataset, folder, heldout)
+        if distributed.rank() == 0 and heldout.psnr:
+            draw_curves([folder], folder / "curves.png")
 
 
 def check_names(config: TrainConfig) -> None:
@@ -71,12 +81,34 @@ def _check(config: TrainConfig, folder: Path, resume: bool) -> None:
             f"batch_gpu={config.batch_gpu} does not divide the {config.batch // world} images "
             "that each process has in a step"
         )
-    started = list_checkpoints(folder / "checkpoints") or (folder / "weights.safetensors").exists()
-    if not resume and started:
+    check_trackers(config)
+    if not resume and _begun(folder):
         raise ValueError(
             f"{folder} already holds a run: continue it with --resume {folder}, "
             "or choose another --name or --outdir"
         )
+
+
+@contextmanager
+def _claimed(folder: Path) -> Iterator[None]:
+    """Raise ValueError where another process trains in the folder: nobody else may until this ends,
+    however it does."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("w") as file:
+        try:
+            # Of this process alone: one that loads data and outlives it does not keep the lock.
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise ValueError(
+                f"another process is training in {folder}: wait for it, or end it"
+            ) from None
+        yield
+
+
+def _begun(folder: Path) -> bool:
+    """Whether there is something of a run to lose. One killed before its first checkpoint has
+    nothing, and is resumed from its start."""
+    return bool(list_checkpoints(folder / "checkpoints")) or (folder / WEIGHTS).exists()
 
 
 def _family(config: TrainConfig) -> Family:
@@ -108,6 +140,19 @@ def _validation(config: TrainConfig, family: Family, device: torch.device) -> Va
         batch=config.batch_gpu or config.batch,
         device=device,
         workers=config.workers,
+    )
+
+
+def _sheet(config: TrainConfig, family: Family, device: torch.device) -> Sheet | None:
+    if not config.sheet_every:
+        return None
+    return Sheet(
+        get_dataset(config.data_class, "heldout", **config.data),
+        members(family),
+        make_noise(config.noise_level, config.poisson_peak),
+        None if config.mse_train else Heun(),
+        config.sheet_images,
+        device,
     )
 
 

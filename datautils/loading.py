@@ -1,7 +1,7 @@
 """Batches of a data set, loaded by worker processes, with its faults told in one sentence."""
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -50,6 +50,10 @@ class Batches(Iterator[tuple[Tensor, Tensor]]):
         if len(chunks) == 1:
             return chunks[0].images, chunks[0].labels
         return _joined([c.images for c in chunks]), _joined([c.labels for c in chunks])
+
+    def close(self) -> None:
+        """End, and with it the processes that load."""
+        self._chunks.close()
 
 
 class _Items(Protocol):
@@ -156,7 +160,7 @@ def _joined(parts: Sequence[Tensor]) -> Tensor:
     return torch.cat(list(parts), out=whole)
 
 
-def _raising(chunks: Iterator[Chunk | DataError]) -> Iterator[Chunk]:
+def _raising(chunks: Iterator[Chunk | DataError]) -> Generator[Chunk, None, None]:
     chunk: Chunk | DataError | None = None
     try:
         for chunk in chunks:

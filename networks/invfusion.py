@@ -16,6 +16,7 @@ from degradation import Problem
 from degradation.base import full_precision
 from degradation.features import FeatureMap, mix
 from networks.attention import Attention, backend_in_use, make_attention
+from networks.dropout import Dropout
 from networks.layers import (
     AdaRMSNorm,
     AxialRoPE,
@@ -121,7 +122,7 @@ class SelfAttention(nn.Module):
         self.qkv_proj = nn.Linear(width, 3 * width, bias=False)
         self.scale = nn.Parameter(torch.full((self.n_heads,), 10.0))
         self.pos_emb = AxialRoPE(d_head, self.n_heads)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.out_proj = zero_init(nn.Linear(width, width, bias=False))
         if joint:
             self.jnorm = AdaRMSNorm(width, cond_width)

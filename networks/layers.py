@@ -11,6 +11,8 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from networks.dropout import Dropout
+
 
 def zero_init(layer: nn.Linear) -> nn.Linear:
     """Start a projection at zero, so that its branch begins as the identity."""
@@ -109,7 +111,7 @@ class FeedForward(nn.Module):
         super().__init__()
         self.norm = AdaRMSNorm(width, cond_width)
         self.up_proj = GEGLU(width, d_ff)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.down_proj = zero_init(nn.Linear(d_ff, width, bias=False))
 
     def forward(self, x: Tensor, cond: Tensor) -> Tensor:

@@ -2,11 +2,15 @@
 
 import math
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from degradation import Degradation
+from training import distributed
+from training.checkpoint import save_checkpoint
+from training.trainer import Trainer
 
 
 def gaussian(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
@@ -92,3 +96,11 @@ def check_laws(op: Degradation, seed: int, tol: float) -> None:
     u, v = images(op, seed=seed + 2), data(op, seed=seed + 3)
     close((op.H_pinv(op.H(u)) * x).sum(), (u * op.H_pinv(Hx)).sum(), x.norm() * u.norm())
     close((op.H(op.H_pinv(v)) * y).sum(), (v * op.H(pinv)).sum(), y.norm() * v.norm())
+
+
+def write_checkpoint(trainer: Trainer, folder: Path) -> None:
+    """The state of a trainer, as a run would write it; every process of a group has to ask."""
+    progress, parts = trainer.state()
+    if distributed.rank() == 0:
+        save_checkpoint(folder, progress, parts, keep=9)
+    distributed.barrier()

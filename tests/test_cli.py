@@ -1,6 +1,7 @@
 """The command lines: what is accepted, and mistakes told in one sentence that leave nothing."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -212,7 +213,7 @@ def config(folder: Path) -> str:
 def test_a_run_leaves_weights_log_curves_and_its_settings(folder, config):
     success(train.main, [config, "--name=mine", "--seed=3"])
     run = folder / "experiments" / "mine"
-    names = {path.name for path in run.iterdir()}
+    names = {path.name for path in run.iterdir() if path.name != ".lock"}
     assert names == {
         "checkpoints", "config.yaml", "curves.png", "log.jsonl", "starts.jsonl",
         "weights.safetensors",
@@ -236,13 +237,16 @@ def test_a_folder_that_holds_a_run_is_refused(folder, config):
     assert_names(sentence, "run --resume --outdir")
 
 
+def assert_same_weights(*runs: str) -> None:
+    one, other = (load_weights(Path(run, "weights.safetensors")).state_dict() for run in runs)
+    torch.testing.assert_close(one, other, rtol=0, atol=0)
+
+
 def test_a_resumed_run_ends_like_one_that_was_longer_from_the_start(config):
     success(train.main, [config, "--outdir=long", "--duration=16"])
     success(train.main, [config, "--outdir=short"])
     success(train.main, ["--resume=short", "--duration=16"])
-    networks = (load_weights(Path(name, "weights.safetensors")) for name in ("long", "short"))
-    long, short = (network.state_dict() for network in networks)
-    torch.testing.assert_close(long, short, rtol=0, atol=0)
+    assert_same_weights("long", "short")
     losses = [
         [line["loss"] for line in read_log(Path(n)) if "loss" in line] for n in ("long", "short")
     ]
@@ -276,10 +280,48 @@ def test_resuming_a_folder_that_is_no_run_is_refused(folder):
     assert_names(refusal(train.main, ["--resume=nowhere"]), "nowhere")
 
 
-def test_resuming_a_run_without_checkpoints_is_refused(folder):
-    (folder / "run").mkdir()
-    (folder / "run" / "config.yaml").write_text("preset: tiny\ndata: {resolution: 16}\n")
+def test_resuming_a_run_whose_checkpoints_were_removed_is_refused(config):
+    success(train.main, [config, "--outdir=run"])
+    shutil.rmtree("run/checkpoints")
     assert_names(refusal(train.main, ["--resume=run"]), "run checkpoint")
+
+
+def test_a_run_that_was_killed_before_its_first_checkpoint_begins_again(config):
+    success(train.main, [config, "--outdir=whole"])
+    Path("run").mkdir()
+    Path("run/config.yaml").write_text(Path("whole/config.yaml").read_text())
+    Path("run/log.jsonl").write_text('{"images": 4, "loss": 1.0}\n')
+    success(train.main, ["--resume=run"])
+    assert_same_weights("whole", "run")
+    assert len(read_log(Path("run"))) == len(read_log(Path("whole")))
+
+
+def test_the_same_command_starts_a_run_and_goes_on_with_it(config, monkeypatch):
+    success(train.main, [config, "--outdir=long", "--duration=16"])
+    success(train.main, [config, "--outdir=run", "--keep-going"])
+    assert read_log(Path("run"))[-1]["images"] < 16
+    sentence = refusal(train.main, [config, "--outdir=run", "--keep-going", "--lr=1"])
+    assert_names(sentence, "lr resumed")
+    with monkeypatch.context() as patch:  # torchrun, when it has lost a process
+        patch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+        success(train.main, [config, "--outdir=run", "--duration=12"])
+    assert_names(refusal(train.main, [config, "--outdir=run"]), "run --resume")
+    success(train.main, [config, "--outdir=run", "--keep-going", "--duration=16"])
+    assert_same_weights("long", "run")
+
+
+def test_a_folder_in_which_another_process_trains_is_refused(config):
+    success(train.main, [config, "--outdir=run"])
+    hold = (
+        "import fcntl; f = open('run/.lock', 'w'); fcntl.lockf(f, fcntl.LOCK_EX); print(); input()"
+    )
+    other = subprocess.Popen(
+        [sys.executable, "-c", hold], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    assert other.stdout and other.stdout.readline()
+    assert_names(refusal(train.main, ["--resume=run", "--duration=16"]), "another process run")
+    other.communicate(b"\n")
+    success(train.main, ["--resume=run", "--duration=16"])
 
 
 @pytest.mark.parametrize("option", ["--config=quick.yaml", "--name=other", "--outdir=other"])

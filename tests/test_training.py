@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from itertools import islice, pairwise
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,14 +19,24 @@ from datautils.photos import Photos
 from degradation import Draws, Family, MatrixDegradation, MotionBlur, Problem, RandomDegradation
 from networks import Denoiser, load_weights, make_config, read_summary
 from training import checkpoint, distributed, loop
-from training.checkpoint import Progress, list_checkpoints, load_checkpoint, save_checkpoint
+from training.checkpoint import (
+    Progress,
+    find_checkpoint,
+    flatten_state,
+    list_checkpoints,
+    load_parts,
+    save_checkpoint,
+    unflatten_state,
+)
 from training.config import TrainConfig
 from training.curves import draw_curves
 from training.data import SampleOrder
+from training.distributed import DivergedError
 from training.log import read_log
-from training.loop import Trainer, train
+from training.loop import Heldout, train
 from training.loss import DenoisingLoss, MMSELoss, draw_sigma
 from training.schedule import ema_decay, learning_rate, update_average
+from training.trainer import Trainer
 
 CPU = torch.device("cpu")
 BATCH = 4
@@ -227,10 +238,32 @@ def advance(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
     optimizer.zero_grad()
 
 
-def save(folder: Path, images: int, seed: int = 0, keep: int = 9) -> State:
-    parts = state(seed)
-    save_checkpoint(folder, Progress(images=images, step=images), *parts, keep=keep)
-    return parts
+def parts(model: nn.Module, average: nn.Module, optimizer: torch.optim.Optimizer) -> dict:
+    return {
+        "model": model.state_dict(),
+        "average": average.state_dict(),
+        "optimizer": flatten_state(optimizer.state_dict()["state"]),
+    }
+
+
+def load_checkpoint(folder: Path, *into: Any) -> tuple[Progress, list[str]]:
+    """Load the newest sound checkpoint into (model, average, optimiser)."""
+    model, average, optimizer = into
+    path, progress, warnings = find_checkpoint(folder)
+    loaded = load_parts(path)
+    model.load_state_dict(loaded["model"])
+    average.load_state_dict(loaded["average"])
+    entries = unflatten_state(loaded["optimizer"])
+    groups = optimizer.state_dict()["param_groups"]
+    optimizer.load_state_dict({"state": entries, "param_groups": groups})
+    return progress, warnings
+
+
+def save(folder: Path, images: int, seed: int = 0, keep: int = 9, keep_every: int = 0) -> State:
+    saved = state(seed)
+    progress = Progress(images=images, step=images)
+    save_checkpoint(folder, progress, parts(*saved), keep, keep_every)
+    return saved
 
 
 def names(folder: Path) -> list[str]:
@@ -246,8 +279,11 @@ def damage(path: Path) -> None:
 
 def test_checkpoint_comes_back_bit_for_bit(tmp_path):
     saved = state(0)
-    progress = Progress(images=96, step=12, seconds=1.5, skipped=3, scaler={"scale": 8.0})
-    save_checkpoint(tmp_path, progress, *saved, keep=1)
+    progress = Progress(
+        images=96, step=12, seconds=1.5, skipped=3, skipped_in_a_row=1, scaler={"scale": 8.0},
+        meters=[[0.1, 1 / 3, 2.0, 2.0, 2.0]],
+    )  # fmt: skip
+    save_checkpoint(tmp_path, progress, parts(*saved), keep=1)
     loaded = state(1, steps=0)
     assert load_checkpoint(tmp_path, *loaded) == (progress, [])
     for old, new in zip(saved, loaded, strict=True):
@@ -358,7 +394,7 @@ def test_a_checkpoint_of_the_same_count_is_replaced(tmp_path):
 def test_a_checkpoint_of_another_architecture_is_refused_in_a_sentence(tmp_path):
     save(tmp_path, 8)
     with pytest.raises(ValueError, match="another architecture") as error:
-        load_checkpoint(tmp_path, *state(1, width=4))
+        make_trainer(settings()).resume(tmp_path)
     assert "\n" not in str(error.value) and "000000000008" in str(error.value)
 
 
@@ -390,7 +426,7 @@ def run(folder: Path, config: TrainConfig, validate: Callable | None = None) -> 
     if (folder / "checkpoints").exists():
         trainer.resume(folder / "checkpoints")
     folder.mkdir(exist_ok=True)
-    train(trainer, photos(), folder, validate)
+    train(trainer, photos(), folder, Heldout(psnr=validate))
     return trainer
 
 
@@ -399,8 +435,8 @@ def assert_same_state(a: Trainer, b: Trainer) -> None:
         (a.loss_module, b.loss_module),
         (a.average, b.average),
         (a.optimizer, b.optimizer),
-        (a.scaler, b.scaler),
     ]
+    assert a.scaler.state() == b.scaler.state()
     for one, other in pairs:
         torch.testing.assert_close(one.state_dict(), other.state_dict(), rtol=0, atol=0)
 
@@ -454,7 +490,7 @@ def test_the_clock_goes_on_after_a_resume(tmp_path):
 def test_a_finished_run_is_not_trained_further(tmp_path):
     first = run(tmp_path, settings())
     again = run(tmp_path, settings())
-    assert again.progress == first.progress
+    assert (again.progress.images, again.progress.step) == (6 * BATCH, 6)
     assert all(torch.equal(a, b) for a, b in zip(weights(first), weights(again), strict=True))
     assert (tmp_path / "weights.safetensors").exists()
 
@@ -591,6 +627,12 @@ def batches(count: int) -> Iterator[tuple[Tensor, Tensor]]:
     return iter([(images, torch.full((BATCH,), -1))] * count)
 
 
+def taken(trainer: Trainer) -> int:
+    """Steps of the optimiser."""
+    entries = list(trainer.optimizer.state.values())
+    return int(entries[0]["step"].item()) if entries else 0
+
+
 def break_gradients(trainer: Trainer) -> torch.utils.hooks.RemovableHandle:
     last = list(trainer.denoiser.parameters())[-1]
     return last.register_hook(lambda gradient: gradient * math.nan)
@@ -600,18 +642,19 @@ def break_gradients(trainer: Trainer) -> torch.utils.hooks.RemovableHandle:
 def test_a_step_without_finite_gradients_is_skipped_and_counted(precision):
     trainer = make_trainer(settings(precision=precision))
     batch = next(batches(1))
-    while not trainer.optimizer.state:  # in fp16 the first scales of the loss are too large
+    while not taken(trainer):  # in fp16 the first scales of the loss are too large
         trainer.step(*batch, 0.0)
     before, skipped, step = weights(trainer), trainer.progress.skipped, trainer.progress.step
     moments = next(iter(trainer.optimizer.state.values()))
-    count, scale = moments["step"].item(), trainer.scaler.get_scale()
+    count, scale = moments["step"].item(), trainer.scaler.scale.item()
     broken = break_gradients(trainer)
     trainer.step(*batch, 0.0)
     assert all(torch.equal(a, b) for a, b in zip(before, weights(trainer), strict=True))
+    trainer.check_skips()
     assert trainer.progress.skipped == skipped + 1 and moments["step"].item() == count
     assert trainer.progress.step == step + 1
     assert trainer.progress.images == BATCH * (step + 1)
-    assert trainer.scaler.get_scale() == (scale / 2 if precision == "fp16" else 1)
+    assert trainer.scaler.scale == (scale / 2 if precision == "fp16" else 1)
 
     broken.remove()
     trainer.step(*batch, 0.0)
@@ -620,7 +663,7 @@ def test_a_step_without_finite_gradients_is_skipped_and_counted(precision):
 
 
 def test_a_run_without_finite_gradients_is_given_up():
-    trainer = make_trainer(settings(batch=1))
+    trainer = make_trainer(settings(batch=1, max_skipped=7))
     break_gradients(trainer)
     image, label = photos()[0][0][None], torch.tensor([-1])
 
@@ -628,9 +671,9 @@ def test_a_run_without_finite_gradients_is_given_up():
         for _ in range(100):
             trainer.step(image, label, 0.0)
 
-    with pytest.raises(RuntimeError, match=r"not finite for \d+ steps in a row.*learning rate"):
+    with pytest.raises(DivergedError, match=r"not finite for \d+ steps in a row.*learning rate"):
         go_on()
-    assert 10 < trainer.progress.skipped < 100
+    assert trainer.progress.skipped == 14  # the first multiple of 7 after 7
 
 
 # ---- what a run leaves ---------------------------------------------------------------------------
@@ -723,11 +766,40 @@ def test_a_run_may_end_by_the_clock(tmp_path, monkeypatch):
     assert int(list_checkpoints(tmp_path / "checkpoints")[-1].name) == last["images"]
 
 
+@pytest.mark.parametrize("options", [{"duration": 4 * BATCH}, {"max_minutes": 15 / 60}], ids=str)
+def test_a_run_that_ended_and_was_killed_while_it_measured_measures_again(
+    tmp_path, monkeypatch, options
+):
+    seconds = itertools.count(0, 0.5)
+    monkeypatch.setattr(loop, "time", SimpleNamespace(monotonic=lambda: next(seconds)))
+    config = settings(**{"duration": 2**30, "checkpoint_every": 2**30} | options)
+
+    def measure(fail: bool) -> Trainer:
+        def distances(denoiser: Callable) -> dict[str, dict[str, float]]:
+            if fail:
+                raise PowerCutError
+            return {"Box": {"fd": 1.0}}
+
+        trainer = make_trainer(config)
+        if (tmp_path / "checkpoints").exists():
+            trainer.resume(tmp_path / "checkpoints")
+        train(trainer, photos(), tmp_path, Heldout(distances=distances))
+        return trainer
+
+    with pytest.raises(PowerCutError):
+        measure(fail=True)
+    assert not any("heldout_distance" in line for line in read_log(tmp_path))
+    for _ in range(2):  # and once only
+        ended = measure(fail=False).progress.images
+        lines = [line for line in read_log(tmp_path) if "heldout_distance" in line]
+        assert [line["images"] for line in lines] == [ended]
+    assert len(list_checkpoints(tmp_path / "checkpoints")) == 1
+
+
 def drawn(folder: Path, lines: list[dict]) -> tuple[np.ndarray, np.ndarray]:
     """The left and right half of the curves of a log."""
     (folder / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    path = draw_curves(folder)
-    assert path == folder / "curves.png"
+    path = draw_curves([folder], folder / "curves.png")
     with Image.open(path) as picture:
         pixels = np.asarray(picture.convert("L"))
     return pixels[:, : pixels.shape[1] // 2], pixels[:, pixels.shape[1] // 2 :]

@@ -140,20 +140,25 @@ class Augment:
             raise ValueError(f"probability {self.probability} must lie between 0 and 1")
 
     def __call__(self, images: Tensor, draws: Draws) -> tuple[Tensor, Tensor]:
-        """Images `[B, C, h, w]` in [-1, 1] to images, not clipped, and their labels `[B, 9]`."""
+        """Images `[B, C, h, w]` in [-1, 1] to images, not clipped, and their labels `[B, 9]`.
+
+        With draws on the CPU a GPU is not waited for to learn which images to warp.
+        """
         params = parameters(raw_numbers(draws), self.probability)
-        return apply(images, params), params.labels()
+        return apply(images, params), params.labels().to(images.device)
 
 
 def apply(images: Tensor, params: Parameters) -> Tensor:
     """Augmented images `[B, C, h, w]`; those that are not warped stay exact, flipped or not."""
     for dim, flip in ((3, params.xflip), (2, params.yflip)):
-        images = torch.where(flip[:, None, None, None] == 1, images.flip(dim), images)
+        flipped = (flip == 1).to(images.device)[:, None, None, None]
+        images = torch.where(flipped, images.flip(dim), images)
     channels, h, w = images.shape[1:]
     A, b = params.inverse(h, w)
     at_once = max(1, _CHUNK // (36 * channels * h * w))
     for part in params.warped().nonzero().squeeze(1).split(at_once):
-        images[part] = warp(images[part], A[part], b[part])
+        own = part.to(images.device)
+        images[own] = warp(images[own], A[part].to(images.device), b[part].to(images.device))
     return images
 
 

@@ -1,24 +1,29 @@
 """Training state: a folder for each checkpoint, written whole or not at all.
 
-`checkpoints/<images>/` holds `model`, `average` and `optimizer` as .safetensors and `state.json`
-with the counters and the checksum of every file. The folder is written under a temporary name and
-renamed; loading verifies the checksums and falls back to the checkpoint before.
+`checkpoints/<images>/` holds a .safetensors file for each part (model, average, optimiser, averages
+of other widths) and `state.json` with the counters and the checksum of every file. The folder is
+written under a temporary name and renamed; loading verifies the checksums and falls back to the
+checkpoint before. Nothing is ever unpickled.
 """
 
 import hashlib
 import json
 import os
 import shutil
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 _STATE = "state.json"
+
+Parts = Mapping[str, Mapping[str, Tensor]]
 
 
 @dataclass
@@ -29,56 +34,70 @@ class Progress:
     step: int = 0
     seconds: float = 0.0
     skipped: int = 0
+    """Steps without finite gradients, and how many of them the last steps in a row were."""
+    skipped_in_a_row: int = 0
     broken: int = 0
     """Samples for which another stood in (`skip_broken`)."""
     position: list[list[int]] = field(default_factory=list)
     """Where the data set's stream goes on, if it is one."""
-    scaler: dict[str, Any] = field(default_factory=dict)
+    scaler: dict[str, float] = field(default_factory=dict)
+    meters: list[list[float]] = field(default_factory=list)
+    """Sums since the last report, of each process."""
 
 
 def save_checkpoint(
-    folder: Path,
-    progress: Progress,
-    model: nn.Module,
-    average: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    keep: int,
+    folder: Path, progress: Progress, parts: Parts, keep: int, keep_every: int = 0
 ) -> Path:
-    """Write `folder/<images>` and remove all but the newest `keep` checkpoints."""
+    """Write `folder/<images>`, then remove the checkpoints that are `outdated`.
+
+    Raises OSError, in a sentence that says what can be gone on from; nothing is left of the new one
+    then.
+    """
     final = folder / f"{progress.images:012d}"
     temporary = folder / f".{final.name}.partial"
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
     try:
+        _remove(temporary)
+        temporary.mkdir(parents=True)
         checksums = {}
-        parts = {
-            "model": model.state_dict(),
-            "average": average.state_dict(),
-            "optimizer": _flatten(optimizer.state_dict()["state"]),
-        }
         for name, tensors in parts.items():
             path = temporary / f"{name}.safetensors"
             try:
                 save_file({key: value.contiguous() for key, value in tensors.items()}, path)
             except SafetensorError as error:
-                raise OSError(f"{path} cannot be written: {error}") from error
+                raise OSError(error) from error
             _sync(path)
             checksums[path.name] = _checksum(path)
         state = temporary / _STATE
         record = {"progress": asdict(progress), "checksums": checksums}
         state.write_text(json.dumps(record | {"checksum": _record_checksum(record)}))
         _sync(state)
-        if final.exists():
-            shutil.rmtree(final)
+        _sync(temporary)
+        _remove(final)
         os.replace(temporary, final)
-    except BaseException:
+        _sync(folder)
+    except BaseException as error:
         shutil.rmtree(temporary, ignore_errors=True)
+        if isinstance(error, OSError):
+            raise OSError(f"the checkpoint {final} cannot be written: {error}") from error
         raise
-    _sync(folder)
-    others = [path for path in list_checkpoints(folder) if path != final]
-    for old in others[: max(0, len(others) + 1 - keep)]:
-        shutil.rmtree(old)
+    there = list_checkpoints(folder)
+    for images in outdated([int(p.name) for p in there], progress.images, keep, keep_every):
+        _remove(folder / f"{images:012d}")
     return final
+
+
+def outdated(images: Sequence[int], newest: int, keep: int, keep_every: int) -> list[int]:
+    """The checkpoints that may go: neither `newest`, nor of the last `keep`, nor kept for good.
+
+    The first one at or after each multiple of keep_every is kept for good; 0 keeps none so.
+    """
+    others = [n for n in sorted(images) if n != newest]
+    old = others[: max(0, len(others) + 1 - keep)]
+    first: dict[int, int] = {}
+    for n in sorted(images):
+        if keep_every and n >= keep_every:
+            first.setdefault(n // keep_every, n)
+    return [n for n in old if n not in first.values()]
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
@@ -88,14 +107,12 @@ def list_checkpoints(folder: Path) -> list[Path]:
     return sorted(path for path in folder.iterdir() if path.name.isdigit())
 
 
-def load_checkpoint(
-    folder: Path, model: nn.Module, average: nn.Module, optimizer: torch.optim.Optimizer
-) -> tuple[Progress, list[str]]:
-    """Load the newest sound checkpoint; returns its counters and a warning for each passed over.
+def find_checkpoint(folder: Path) -> tuple[Path, Progress, list[str]]:
+    """The newest sound checkpoint, its counters, and a warning for each that is passed over.
 
     Raises ValueError where there is none.
     """
-    warnings = []
+    warnings: list[str] = []
     for path in reversed(list_checkpoints(folder)):
         try:
             state = json.loads((path / _STATE).read_text())
@@ -104,45 +121,103 @@ def load_checkpoint(
             for name, expected in state["checksums"].items():
                 if _checksum(path / name) != expected:
                     raise ValueError(f"{name} is damaged")
-            parts = {
-                name: load_file(path / f"{name}.safetensors")
-                for name in ("model", "average", "optimizer")
-            }
-            progress = Progress(**state["progress"])
-        except (OSError, ValueError, KeyError, TypeError) as error:
+                with safe_open(path / name, framework="pt"):
+                    pass  # a pickle, for one, is refused
+            return path, Progress(**state["progress"]), warnings
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
             warnings.append(f"passing over checkpoint {path}: {error}")
-            continue
-        _fit(path, model, parts["model"])
-        _fit(path, average, parts["average"])
-        optimizer.load_state_dict(
-            {
-                "state": _unflatten(parts["optimizer"]),
-                "param_groups": optimizer.state_dict()["param_groups"],
-            }
-        )
-        return progress, warnings
     raise ValueError(f"{folder} holds no sound checkpoint to resume from")
 
 
-def _fit(path: Path, module: nn.Module, tensors: dict[str, Tensor]) -> None:
-    try:
-        module.load_state_dict(tensors)
-    except RuntimeError:
-        raise ValueError(
-            f"the checkpoint {path} belongs to a network of another architecture"
-        ) from None
+def load_parts(path: Path) -> dict[str, dict[str, Tensor]]:
+    """The parts by name of a checkpoint that `find_checkpoint` has found."""
+    names = json.loads((path / _STATE).read_text())["checksums"]
+    return {Path(name).stem: load_file(path / name) for name in names}
 
 
-def _flatten(state: dict[int, dict[str, Tensor]]) -> dict[str, Tensor]:
+def clear_unfinished(folder: Path) -> None:
+    """Remove what a process that was killed while it wrote or removed a checkpoint has left."""
+    for path in folder.glob(".*") if folder.is_dir() else ():
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def flatten_state(state: Mapping[int, Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """The state of an optimiser as named tensors."""
     return {f"{i}/{key}": value for i, entry in state.items() for key, value in entry.items()}
 
 
-def _unflatten(tensors: dict[str, Tensor]) -> dict[int, dict[str, Tensor]]:
+def unflatten_state(tensors: Mapping[str, Tensor]) -> dict[int, dict[str, Tensor]]:
+    """The inverse of `flatten_state`."""
     state: dict[int, dict[str, Tensor]] = {}
     for name, value in tensors.items():
         index, key = name.split("/")
         state.setdefault(int(index), {})[key] = value
     return state
+
+
+class Background:
+    """Writes in a thread what was copied before, one task at a time.
+
+    A failure is raised in the main thread, by the next call of any method.
+    """
+
+    def __init__(self) -> None:
+        self._thread: Thread | None = None
+        self._error: BaseException | None = None
+        self._host: dict[str, Tensor] = {}
+
+    def copied(self, parts: Parts) -> Parts:
+        """The parts on the CPU, in memory that the next call overwrites: it waits for the task."""
+        self.wait()
+        on_gpu = False
+        for part, tensors in parts.items():
+            for name, tensor in tensors.items():
+                key = f"{part}/{name}"
+                if key not in self._host:
+                    self._host[key] = torch.empty_like(
+                        tensor, device="cpu", pin_memory=tensor.is_cuda, requires_grad=False,
+                        memory_format=torch.contiguous_format,
+                    )  # fmt: skip
+                self._host[key].copy_(tensor.detach(), non_blocking=True)
+                on_gpu |= tensor.is_cuda
+        if on_gpu:
+            torch.cuda.synchronize()
+        return {p: {name: self._host[f"{p}/{name}"] for name in part} for p, part in parts.items()}
+
+    def run(self, task: Callable[[], Any]) -> None:
+        """Start a task, once the one before is done."""
+        self.wait()
+
+        def work() -> None:
+            try:
+                task()
+            except BaseException as error:
+                self._error = error
+
+        self._thread = Thread(target=work, name="checkpoint")
+        self._thread.start()
+
+    def check(self) -> None:
+        """Raise the failure of a task."""
+        if self._error is not None:
+            error, self._error = self._error, None
+            raise error
+
+    def wait(self) -> None:
+        """Until the task is done."""
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+        self.check()
+
+
+def _remove(path: Path) -> None:
+    """Remove a folder: at any moment it is there whole, or no longer under its name."""
+    if path.exists():
+        aside = path.with_name(f".{path.name.strip('.')}.old")
+        shutil.rmtree(aside, ignore_errors=True)
+        os.replace(path, aside)
+        shutil.rmtree(aside, ignore_errors=True)
 
 
 def _checksum(path: Path) -> str:

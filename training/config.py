@@ -11,18 +11,23 @@ from typing import Any, Self, get_args, get_origin
 
 import yaml
 
+from training.averages import WIDEST
+
 PRECISIONS = ("fp32", "bf16", "fp16")
 _POSITIVE = (
-    *("batch", "duration", "lr", "P_std", "log_every", "checkpoint_every"),
-    *("ema_halflife", "keep_checkpoints", "validate_images"),
+    *("batch", "duration", "lr", "P_std", "log_every", "checkpoint_every", "snapshot_every"),
+    *("ema_halflife", "keep_checkpoints", "validate_images", "sheet_images", "max_skipped"),
 )
 _NOT_NEGATIVE = (
     *("noise_level", "seed", "ramp", "workers", "ema_ramp", "validate_every", "measure_every"),
+    *("keep_every", "sheet_every"),
 )
 _FREE = (
     *("duration", "max_minutes", "workers", "batch_gpu", "log_every", "validate_every"),
     *("checkpoint_every", "keep_checkpoints", "ref_path", "detectors", "measure_every"),
     "skip_broken",
+    *("keep_every", "snapshot_every", "sheet_every", "sheet_images", "max_skipped"),
+    *("fsdp", "tensorboard", "wandb"),
 )
 _SHARES = ("mmse_share", "label_dropout", "cooldown", "augment")
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "ki": 2**10, "mi": 2**20, "gi": 2**30}
@@ -72,7 +77,11 @@ class TrainConfig:
     """Steps after which the learning rate falls as an inverse square root; none keeps it."""
     cooldown: float = 0.0
     """Last share of the run in which the learning rate falls linearly to zero."""
-    betas: tuple[float, float] = (0.9, 0.99)
+    betas: tuple[float, ...] = (0.9, 0.99)
+    clip: float | None = None
+    """Largest norm of the gradients, to which longer ones are scaled down; none leaves them."""
+    max_skipped: int = 50
+    """Steps in a row without finite gradients that are skipped; after more the run is given up."""
     P_mean: float = -0.8
     """Mean of ln σ in training."""
     P_std: float = 1.6
@@ -87,6 +96,10 @@ class TrainConfig:
     """Half-life of the weight average."""
     ema_ramp: float = 0.05
     """The half-life is at most this share of the images seen."""
+    ema_sigma_rel: tuple[float, ...] = ()
+    """Relative widths of power-function averages that are kept beside it (EDM2), such as 0.05 and
+    0.1: of their snapshots `python -m training.posthoc` makes averages of any width."""
+    snapshot_every: int = 2**23
     precision: str = "fp16"
     """fp32, bf16 or fp16 for the network's arithmetic."""
 
@@ -100,10 +113,22 @@ class TrainConfig:
     """Weights files of the reference's detectors by name; else those in the cache."""
     measure_every: int = 2**22
     """Fréchet distances of as many restorations as the reference has images; 0 leaves them out."""
+    sheet_every: int = 0
+    """A picture of restored held-out images, always the same ones; 0 leaves it out."""
+    sheet_images: int = 4
     checkpoint_every: int = 2**20
     keep_checkpoints: int = 2
+    """The newest checkpoints stay."""
+    keep_every: int = 0
+    """And for good the first one after each multiple of as many images; 0 keeps none so."""
     workers: int = 4
     """Processes that load data, for each training process."""
+    fsdp: bool = False
+    """Share weights, gradients and averages out to the processes, for networks beyond one GPU."""
+    tensorboard: bool = False
+    """Log to TensorBoard too, in the run's folder."""
+    wandb: str | None = None
+    """Log to this project of Weights & Biases too."""
 
     def __post_init__(self) -> None:
         for name in _POSITIVE:
@@ -112,9 +137,12 @@ class TrainConfig:
             _require(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
         for name in _SHARES:
             _require(0 <= getattr(self, name) <= 1, name, getattr(self, name), "between 0 and 1")
-        for name in ("batch_gpu", "max_minutes", "decay", "poisson_peak"):
+        for name in ("batch_gpu", "max_minutes", "decay", "poisson_peak", "clip"):
             value = getattr(self, name)
             _require(value is None or value > 0, name, value, "a number above 0, or null")
+        _require(len(self.betas) == 2, "betas", self.betas, "two numbers")
+        for width in self.ema_sigma_rel:
+            _require(0 < width <= WIDEST, "ema_sigma_rel", width, f"above 0, at most {WIDEST:.4f}")
         _require(self.seed < 2**63, "seed", self.seed, "below 2^63")
         if self.degradation_opt and not self.degradation:
             raise ValueError(
@@ -167,7 +195,8 @@ class TrainConfig:
 
     def dump(self) -> str:
         """The resolved settings as YAML."""
-        values = dataclasses.asdict(self) | {"betas": list(self.betas)}
+        lists = {name: list(getattr(self, name)) for name in ("betas", "ema_sigma_rel")}
+        values = dataclasses.asdict(self) | lists
         return yaml.safe_dump(values, sort_keys=False)
 
 
@@ -234,9 +263,10 @@ def _mapping(value: Any) -> dict[str, Any]:
     return value
 
 
-def _pair(value: Any) -> tuple[float, float]:
-    first, second = value
-    return _number(first), _number(second)
+def _numbers(value: Any) -> tuple[float, ...]:
+    if isinstance(value, str):
+        raise TypeError
+    return tuple(_number(item) for item in value)
 
 
 _PARSERS: dict[type, tuple[Callable[[Any], Any], str]] = {
@@ -245,7 +275,7 @@ _PARSERS: dict[type, tuple[Callable[[Any], Any], str]] = {
     float: (_number, "a finite number"),
     str: (_instance(str), "a text"),
     dict: (_mapping, "a mapping of names to values"),
-    tuple: (_pair, "two numbers"),
+    tuple: (_numbers, "a list of numbers"),
 }
 
 

@@ -1,7 +1,16 @@
-"""Curves of a run: held-out PSNR of each family, and the loss, over the images seen."""
+"""Curves of runs: held-out PSNR of each family, and the loss, over the images seen.
 
+`python -m training.curves RUN [RUN...] --out FILE.png` draws several runs side by side.
+"""
+
+import sys
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
+import click
+
+from metrics.results import replacing
 from training.log import read_log
 
 _LABELS = {
@@ -9,34 +18,84 @@ _LABELS = {
     "MissingPatches": "patch in-painting",
     "MatrixDegradation": "matrix",
 }
+_STYLES = ("-", "--", ":", "-.")
+
+Line = dict[str, Any]
 
 
-def draw_curves(folder: Path) -> Path:
-    """Draw `curves.png` from `log.jsonl` of a run. Raises ValueError where there is no log."""
+def draw_curves(folders: Sequence[Path], path: Path) -> Path:
+    """Draw the logs of runs into one picture; a run has a line style, a family a colour.
+
+    Raises ValueError where a folder has no log.
+    """
     import matplotlib.pyplot as plt  # slow to import
-    from matplotlib.figure import Figure
 
-    lines = read_log(folder)
-    heldout = [line for line in lines if "heldout_psnr" in line]
-    losses = [line for line in lines if "loss" in line]
-    figure: Figure
-    figure, (left, middle, right) = plt.subplots(1, 3, figsize=(13, 4), layout="constrained")
-    images = [line["images"] / 1000 for line in heldout]
-    for name in heldout[0]["heldout_psnr"] if heldout else ():
-        values = [line["heldout_psnr"][name] for line in heldout]
-        style = {"marker": "o", "markersize": 3, "label": _LABELS.get(name, name)}
-        left.plot(images, values, **style)
-        middle.plot(images, [value - values[0] for value in values], **style)
-    left.set(ylabel="PSNR (dB)", title="Held-out PSNR of the MMSE estimate")
-    middle.set(ylabel="change (dB)", title="The same, since the start")
-    if heldout:
-        left.legend()
-    right.plot([line["images"] / 1000 for line in losses], [line["loss"] for line in losses])
-    right.set(ylabel="loss", title="Training loss")
-    for axes in (left, middle, right):
-        axes.set_xlabel("training images (thousands)")
-        axes.grid(alpha=0.3)
-    path = folder / "curves.png"
-    figure.savefig(path, dpi=120)
+    logs = {folder.name: read_log(folder) for folder in folders}
+    figure, axes = plt.subplots(1, 3, figsize=(13, 4), layout="constrained")
+    names = list(dict.fromkeys(name for log in logs.values() for name in _families(log)))
+    for i, (run, log) in enumerate(logs.items()):
+        prefix = f"{run}: " if len(logs) > 1 else ""
+        style = {"linestyle": _STYLES[i % len(_STYLES)]}
+        losses = _points(log, "loss")
+        axes[2].plot(*losses, **style, color=f"C{i}", linewidth=1, label=run)
+        for name in _families(log):
+            images, values = _points(log, "heldout_psnr", name)
+            marked = style | {
+                "marker": "o", "markersize": 3, "color": f"C{names.index(name)}",
+                "label": prefix + _LABELS.get(name, name),
+            }  # fmt: skip
+            axes[0].plot(images, values, **marked)
+            axes[1].plot(images, [value - values[0] for value in values], **marked)
+    axes[0].set(ylabel="PSNR (dB)", title="Held-out PSNR of the MMSE estimate")
+    axes[1].set(ylabel="change (dB)", title="The same, since the start")
+    axes[2].set(ylabel="loss", title="Training loss")
+    if names:
+        axes[0].legend(fontsize="small")
+    if len(logs) > 1:
+        axes[2].legend(fontsize="small")
+    for each in axes:
+        each.set_xlabel("training images (thousands)")
+        each.grid(alpha=0.3)
+        each.locator_params(axis="x", nbins=6)
+        each.ticklabel_format(useOffset=False)
+    with replacing(path) as temporary:
+        figure.savefig(temporary, dpi=120, format="png")
     plt.close(figure)
     return path
+
+
+def _families(log: Iterable[Line]) -> list[str]:
+    return list(dict.fromkeys(name for line in log for name in line.get("heldout_psnr", {})))
+
+
+def _points(log: Iterable[Line], *keys: str) -> tuple[list[float], list[float]]:
+    """Thousands of images, and the value at a path of keys, of the lines that have one."""
+    images, values = [], []
+    for line in log:
+        value: Any = line
+        for key in keys:
+            value = (value or {}).get(key)
+        if value is not None:
+            images.append(line["images"] / 1000)
+            values.append(value)
+    return images, values
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
+@click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option(
+    "--out", type=click.Path(dir_okay=False, path_type=Path), default=Path("curves.png"),
+    help="Picture to write, as PNG.",
+)  # fmt: skip
+def main(runs: tuple[Path, ...], out: Path) -> None:
+    """Draw the curves of one or several runs, given by their folders."""
+    try:
+        draw_curves(runs, out)
+    except (ValueError, OSError) as error:
+        click.echo(f"error: {' '.join(str(error).split())}", err=True)
+        sys.exit(2)
+    click.echo(f"curves: {out}")
+
+
+if __name__ == "__main__":
+    main()

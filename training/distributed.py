@@ -1,17 +1,31 @@
 """The few things that differ when several processes train or evaluate together."""
 
 import datetime
+import multiprocessing
 import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+import traceback
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from types import TracebackType
+from typing import Any, Self
 
 import torch
 import torch.distributed as dist
 
 from datautils import DataError
+
+RESUMABLE = 75  # exit code of a run that SIGTERM ended and --resume continues (sysexits: try again)
+
+
+class DivergedError(Exception):
+    """Training that no longer gets anywhere, in one sentence."""
+
+
+class Interrupted(Exception):  # noqa: N818
+    """SIGTERM has come, and all processes know it."""
 
 
 @contextmanager
@@ -27,7 +41,7 @@ def process_group() -> Iterator[torch.device]:
     )
     if on_gpu:
         torch.cuda.set_device(device)
-    if "WORLD_SIZE" not in os.environ:
+    if not launched():
         with _orderly_end():
             yield device
         return
@@ -36,6 +50,13 @@ def process_group() -> Iterator[torch.device]:
     try:
         with _orderly_end():
             yield device
+    except Exception:
+        if not claim_failure():  # a process that lost the others says so after the one that failed
+            print(f"process {rank()} ends because another one did", file=sys.stderr, flush=True)
+        else:
+            traceback.print_exc()
+            sys.stderr.flush()
+        sys.exit(1)
     finally:
         dist.destroy_process_group()
 
@@ -49,7 +70,8 @@ def _orderly_end() -> Iterator[None]:
 
     def end(number: int, frame: object) -> None:
         _asked_to_end.append(128 + number)
-        heed_termination()
+        if not _deferring:
+            heed_termination()
 
     _asked_to_end.clear()
     before = signal.signal(signal.SIGTERM, end)
@@ -59,7 +81,17 @@ def _orderly_end() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
+_PARENT = os.getppid()
 _asked_to_end: list[int] = []  # exit codes
+_deferring: list[bool] = []
+
+
+def _in_a_fork() -> None:
+    if _deferring:
+        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+
+
+os.register_at_fork(after_in_child=_in_a_fork)
 
 
 def heed_termination() -> None:
@@ -67,6 +99,93 @@ def heed_termination() -> None:
     Python starts a process or frees an object is lost."""
     if _asked_to_end:
         sys.exit(_asked_to_end[0])
+
+
+def asked_to_end() -> bool:
+    """Whether SIGTERM has come to this process, or the torchrun that started it is gone."""
+    orphaned = "TORCHELASTIC_RUN_ID" in os.environ and os.getppid() != _PARENT
+    return bool(_asked_to_end) or orphaned
+
+
+@contextmanager
+def deferred_termination() -> Iterator[None]:
+    """Let SIGTERM wait until the block asks for it: a step is finished, a checkpoint written.
+
+    Processes that load data do not heed it: a queue tells them too, and they are needed till then.
+    """
+    before = multiprocessing.active_children()
+    _deferring.append(True)
+    try:
+        yield
+    finally:
+        _deferring.pop()
+        left = [child for child in multiprocessing.active_children() if child not in before]
+        if left:  # an error has kept them; Python would wait for them to heed SIGTERM
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            for child in left:
+                child.kill()
+
+
+def check_interrupted() -> None:
+    """Raise Interrupted on all processes where SIGTERM has come to one; all have to call this."""
+    if any(gather(asked_to_end())):
+        raise Interrupted
+
+
+class Pulse:
+    """A few numbers from every process to every other at each step, without waiting for them.
+
+    `beat` gives the largest of each as it was a step ago, the same on all processes (alone, the
+    numbers themselves). The exchange runs beside the step, on the CPU: no device is waited for.
+    """
+
+    def __init__(self) -> None:
+        self.group = dist.new_group(backend="gloo") if world_size() > 1 else None
+        self.pending: tuple[torch.Tensor, dist.Work] | None = None
+
+    def beat(self, *values: float) -> Sequence[float]:
+        """The largest of each value over the processes, a step late; the first time zeros."""
+        if self.group is None:
+            return values
+        result = self._wait() or [0.0] * len(values)
+        shared = torch.tensor(values, dtype=torch.float64)
+        work = dist.all_reduce(shared, dist.ReduceOp.MAX, group=self.group, async_op=True)
+        self.pending = shared, work
+        return result
+
+    def _wait(self) -> list[float] | None:
+        if self.pending is None:
+            return None
+        shared, work = self.pending
+        work.wait()
+        self.pending = None
+        return shared.tolist()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if error is None:
+            self._wait()
+
+
+def launched() -> bool:
+    """Whether this process is one of several that torchrun, or another launcher, has started."""
+    return "WORLD_SIZE" in os.environ
+
+
+def claim_failure() -> bool:
+    """Whether this process is the first of all to fail; those that follow have only lost it."""
+    if not dist.is_initialized():
+        return True
+    with suppress(RuntimeError):  # the store is lost with the process that kept it
+        return dist.distributed_c10d._get_default_store().add("failures", 1) == 1
+    return False
 
 
 def rank() -> int:
@@ -114,15 +233,22 @@ def one_sentence_errors() -> Iterator[None]:
 
 @contextmanager
 def data_errors() -> Iterator[None]:
-    """End this process with exit code 2 and one sentence where data cannot be read or written.
+    """End this process with exit code 2 and one sentence where data cannot be read or written, or
+    training has diverged.
 
     Under torchrun the others then end too: unlike `one_sentence_errors` this waits for nobody.
     """
     try:
         yield
-    except (DataError, OSError) as error:
+    except (DataError, OSError, DivergedError) as error:
+        claim_failure()
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
         sys.exit(2)
+
+
+def value_of_first(value: object) -> Any:
+    """The first process's small picklable value, on every process."""
+    return gather(value)[0]
 
 
 def sum_tensor(value: torch.Tensor) -> torch.Tensor:

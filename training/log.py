@@ -1,7 +1,9 @@
-"""What a run leaves to read: a progress bar, JSON lines, and the record of its settings."""
+"""What a run leaves to read: a progress bar, JSON lines, and trackers where they are asked for."""
 
 import json
+import os
 import sys
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -11,15 +13,17 @@ from tqdm import tqdm
 
 from metrics.results import plain, replacing
 from training import distributed
+from training.trackers import Tracker, flat
 
 
 class RunLog:
     """Progress bar on the terminal and one JSON object a line in `log.jsonl`; rank 0 only."""
 
-    def __init__(self, folder: Path, total: int, images: int = 0):
+    def __init__(self, folder: Path, total: int, images: int = 0, trackers: Sequence[Tracker] = ()):
         self.silent = distributed.rank() != 0
         if self.silent:
             return
+        self.trackers = trackers
         path = folder / "log.jsonl"
         lines = read_log(folder) if images else []
         # A resumed run goes on where its checkpoint was made: what came later is run again.
@@ -44,11 +48,13 @@ class RunLog:
         if not self.silent:
             self.bar.close()
             self.file.close()
+            for tracker in self.trackers:
+                tracker.close()
 
-    def measured(self, images: int) -> bool:
-        """Whether distances were logged at this count; the first process knows."""
+    def holds(self, name: str, images: int) -> bool:
+        """Whether a resumed run had logged such a value at this count; the first process knows."""
         return not self.silent and any(
-            line.get("images") == images and "heldout_distance" in line for line in self.before
+            line.get("images") == images and name in line for line in self.before
         )
 
     def advance(self, images: int, fraction: float) -> None:
@@ -57,11 +63,25 @@ class RunLog:
             self.bar.total = round((self.bar.n + images) / max(fraction, 1e-9))
             self.bar.update(images)
 
-    def write(self, **values: Any) -> None:
+    def write(self, *, images: int, **values: Any) -> None:
         """Add a line to the log."""
         if not self.silent:
-            self.file.write(json.dumps(plain(values), allow_nan=False) + "\n")
+            line = plain({"images": images, **values})
+            self.file.write(json.dumps(line, allow_nan=False) + "\n")
             self.file.flush()
+            for tracker in self.trackers:
+                tracker.write(images, dict(flat(values)))
+
+    def picture(self, images: int, path: Path) -> None:
+        """Show a picture to the trackers."""
+        if not self.silent:
+            for tracker in self.trackers:
+                tracker.picture(images, path)
+
+    def sync(self) -> None:
+        """Bring the lines to the disk, so that no checkpoint is later than its log."""
+        if not self.silent:
+            os.fsync(self.file.fileno())
 
     def show(self, **values: str) -> None:
         """Numbers beside the bar."""

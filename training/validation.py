@@ -16,7 +16,7 @@ from metrics.statistics import FeatureStatistics, Reference
 from samplers import MMSE, Solver
 from training import distributed
 
-_SEED = 1  # its own, so that the operators are not those of the evaluation afterwards
+SEED = 1  # its own, so that the operators are not those of the evaluation afterwards
 
 
 def members(family: Family) -> dict[str, Family]:
@@ -44,7 +44,7 @@ class Validation:
         self.families, self.workers = families, workers
 
     def __call__(self, denoiser: Callable) -> dict[str, float]:
-        """Mean PSNR (dB) for each family, on every process."""
+        """Mean PSNR (dB) for each family, on every process. Interrupted where SIGTERM comes."""
         solver = MMSE()
         values: dict[str, list[float]] = {name: [] for name in self.families}
         for restored in restorations(
@@ -54,12 +54,15 @@ class Validation:
             noise=self.noise,
             indices=self.indices,
             batch=self.batch,
-            seed=_SEED,
+            seed=SEED,
             device=self.device,
             workers=self.workers,
         ):
+            if distributed.asked_to_end():
+                break
             found = psnr(to_uint8(restored.x), restored.truth)
             values[restored.group.degradation] += found[: len(restored.group.indices)].tolist()
+        distributed.check_interrupted()
         shares = distributed.gather(values)
         means = {name: Mean() for name in self.families}
         for name, mean in means.items():
@@ -94,7 +97,10 @@ class HeldoutDistances:
         self.silent = distributed.rank() != 0
 
     def __call__(self, denoiser: Callable) -> dict[str, dict[str, float]]:
-        """{family: {metric: distance}} on every process, NaN where a sample is not finite."""
+        """{family: {metric: distance}} on every process, NaN where a sample is not finite.
+
+        Interrupted where SIGTERM comes.
+        """
         solver = self.solver
         statistics = {
             (family, metric): FeatureStatistics()
@@ -111,10 +117,12 @@ class HeldoutDistances:
             noise=self.noise,
             indices=self.indices,
             batch=self.batch,
-            seed=_SEED,
+            seed=SEED,
             device=self.device,
             workers=self.workers,
         ):
+            if distributed.asked_to_end():
+                break
             family, x = restored.group.degradation, restored.x[: len(restored.group.indices)]
             finite = x.flatten(1).isfinite().all(1)
             failed[family] += len(finite) - int(finite.sum())
@@ -122,6 +130,7 @@ class HeldoutDistances:
                 statistics[family, metric].update(detector(to_uint8(x))[finite])
             bar.update(len(x))
         bar.close()
+        distributed.check_interrupted()
         return {family: self._distances(family, statistics, failed) for family in self.families}
 
     def _distances(

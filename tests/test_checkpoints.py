@@ -1,0 +1,296 @@
+"""Checkpoints under stress, and the step that they are made of: nothing is lost or waited for."""
+
+import errno
+import json
+import os
+import pickle
+import resource
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from click.testing import CliRunner
+from helpers import write_checkpoint
+from processes import Processes
+from torch import Tensor
+
+import train
+from degradation import MissingPatches
+from networks import Denoiser, make_config
+from training import checkpoint
+from training.checkpoint import (
+    Background,
+    Progress,
+    clear_unfinished,
+    find_checkpoint,
+    list_checkpoints,
+    outdated,
+    save_checkpoint,
+)
+from training.config import TrainConfig
+from training.log import read_log
+from training.trainer import Trainer
+
+TRAIN = [
+    "--preset=tiny", "--data-opt=resolution=16", "--data-opt=size=8", "-b", "4", "--ramp=0",
+    "--duration=16", "--fp32", "--workers=0", "--set=log_every=4", "--set=checkpoint_every=4",
+    "--degradation=MissingPatches", "--set=validate_every=0", "--outdir=run",
+]  # fmt: skip
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    return tmp_path
+
+
+def save(folder: Path, images: int, size: int = 8, **options: int) -> Path:
+    tensors = {"w": torch.full((size,), float(images))}
+    return save_checkpoint(folder, Progress(images), {"model": tensors}, **{"keep": 9} | options)
+
+
+def images_of(folder: Path) -> list[int]:
+    return [int(path.name) for path in list_checkpoints(folder)]
+
+
+# ---- which ones stay -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("keep", "every", "gone"),
+    [
+        (1, 0, [4, 8, 12, 16, 20]),
+        (2, 0, [4, 8, 12, 16]),
+        (1, 10, [4, 8, 16]),
+        (2, 10, [4, 8, 16]),
+        (9, 10, []),
+        (1, 8, [4, 12, 20]),
+        (1, 1, []),
+    ],
+)
+def test_the_last_ones_stay_and_the_first_after_each_multiple(keep, every, gone):
+    assert outdated([4, 8, 12, 16, 20, 24], 24, keep, every) == gone
+
+
+def test_the_newest_stays_where_a_damaged_one_has_a_higher_count():
+    assert outdated([4, 8, 12], newest=8, keep=1, keep_every=0) == [4, 12]
+
+
+def test_a_run_keeps_the_checkpoints_that_it_is_told_to(folder):
+    result = CliRunner().invoke(
+        train.main, [*TRAIN, "--set=keep_checkpoints=1", "--set=keep_every=8"]
+    )
+    assert result.exit_code == 0, result.stderr
+    assert images_of(folder / "run" / "checkpoints") == [8, 16]
+
+
+# ---- disks that are full -------------------------------------------------------------------------
+
+
+def test_a_full_disk_ends_the_run_in_a_sentence_and_leaves_the_last_checkpoint(folder, monkeypatch):
+    write = checkpoint.save_file
+
+    def full(tensors: dict[str, Tensor], path: Path) -> None:
+        if "000000000012" in str(path):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        write(tensors, path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "save_file", full)
+        result = CliRunner().invoke(train.main, TRAIN)
+    assert result.exit_code == 2
+    sentence = result.stderr.strip().splitlines()[-1]
+    assert sentence.startswith("error: the checkpoint") and "No space left on device" in sentence
+    assert "Traceback" not in result.stderr
+    assert images_of(folder / "run" / "checkpoints") == [4, 8]
+    assert not list((folder / "run" / "checkpoints").glob(".*"))
+    result = CliRunner().invoke(train.main, ["--resume=run"])
+    assert result.exit_code == 0, result.stderr
+    assert [line["images"] for line in read_log(folder / "run")] == [4, 8, 12, 16]
+
+
+def test_a_file_that_the_system_refuses_to_write_leaves_the_last_checkpoint(tmp_path):
+    def limited() -> None:
+        save(tmp_path, 8)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (4096, resource.RLIM_INFINITY))
+        with pytest.raises(OSError, match="cannot be written"):
+            save(tmp_path, 16, size=4096)
+
+    assert Processes(limited, errors=tmp_path / "errors.txt").codes() == [0]
+    assert images_of(tmp_path) == [8]
+
+
+# ---- files of another kind -----------------------------------------------------------------------
+
+
+class Bomb:
+    """Unpickled it would leave a file."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def __reduce__(self) -> tuple:
+        return os.mkdir, (str(self.path),)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "state.json"])
+def test_a_pickle_is_never_opened(tmp_path, name):
+    """Not even where the checksums are right."""
+    save(tmp_path, 8)
+    newest = save(tmp_path, 16)
+    (newest / name).write_bytes(pickle.dumps(Bomb(tmp_path / "exploded")))
+    if name != "state.json":
+        state = json.loads((newest / "state.json").read_text())
+        state["checksums"][name] = checkpoint._checksum(newest / name)
+        state["checksum"] = checkpoint._record_checksum(state)
+        (newest / "state.json").write_text(json.dumps(state))
+    path, progress, warnings = find_checkpoint(tmp_path)
+    assert progress.images == 8 and len(warnings) == 1 and str(newest) in warnings[0]
+    assert not (tmp_path / "exploded").exists()
+
+
+def test_folders_of_writing_and_removing_that_was_cut_short_go(tmp_path):
+    save(tmp_path, 8)
+    for name in (".000000000016.partial", ".000000000004.old"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "model.safetensors").write_bytes(b"half")
+    assert images_of(tmp_path) == [8]
+    clear_unfinished(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["000000000008"]
+    clear_unfinished(tmp_path / "nowhere")
+
+
+# ---- the thread that writes ----------------------------------------------------------------------
+
+
+def test_what_is_written_is_what_was_copied():
+    background, gate, seen = Background(), threading.Event(), []
+    tensor = torch.ones(3)
+    copied = background.copied({"model": {"w": tensor}})
+
+    def task() -> None:
+        gate.wait()
+        seen.append(copied["model"]["w"].clone())
+
+    background.run(task)
+    tensor.zero_()
+    assert not seen  # training goes on while the thread writes
+    gate.set()
+    background.wait()
+    assert torch.equal(seen[0], torch.ones(3))
+
+
+def test_the_next_copy_waits_for_the_writing_of_the_last():
+    background, order = Background(), []
+    background.run(lambda: (time.sleep(0.1), order.append("written")))
+    background.copied({})
+    order.append("copied")
+    assert order == ["written", "copied"]
+
+
+@pytest.mark.parametrize("call", ["wait", "check", "copied", "run"])
+def test_a_failure_is_raised_where_training_goes_on(call):
+    background = Background()
+
+    def fail() -> None:
+        raise OSError("disk full")
+
+    background.run(fail)
+    assert background._thread is not None
+    background._thread.join()
+    arguments: tuple = {"copied": ({},), "run": (fail,)}.get(call, ())
+    with pytest.raises(OSError, match="disk full"):
+        getattr(background, call)(*arguments)
+    background.wait()  # told once
+
+
+# ---- nothing is waited for -----------------------------------------------------------------------
+
+
+@pytest.fixture
+def no_waiting(monkeypatch) -> Callable[[], None]:
+    """From its call on, asking for a value of a tensor, for which a GPU would be waited, raises."""
+
+    def refuse(self: Tensor, *arguments: object) -> None:
+        raise AssertionError("the device is waited for")
+
+    def begin() -> None:
+        for name in ("item", "tolist", "cpu", "numpy", "nonzero", "__bool__", "__float__"):
+            monkeypatch.setattr(Tensor, name, refuse)
+
+    return begin
+
+
+def trainer(**options: object) -> Trainer:
+    settings = {
+        "preset": "tiny", "batch": 2, "clip": 1.0, "ema_sigma_rel": [0.05, 0.1], "ramp": 0,
+        "degradation": "MissingPatches", "max_skipped": 3, "precision": "fp16",
+    }  # fmt: skip
+    config = TrainConfig.load(None, settings | options)
+    return Trainer(config, Denoiser(make_config("tiny")), MissingPatches(), torch.device("cpu"))
+
+
+def backward(model: Trainer) -> None:
+    for p in model.parameters:
+        p.grad = torch.ones_like(p)
+    model.progress.step += 1
+    model.progress.images += 2
+
+
+def test_an_update_asks_the_device_for_no_value(no_waiting):
+    model = trainer()
+    backward(model)
+    no_waiting()
+    model.meter.add(torch.ones(()), model._update(0.0))
+    with pytest.raises(AssertionError, match="waited for"):
+        model.check_skips()
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_gradients_are_unscaled_and_clipped_to_the_norm(precision):
+    plain = trainer(precision="fp32", clip=None)
+    backward(plain)
+    norm = plain._update(0.0)
+    assert norm == pytest.approx(sum(p.numel() for p in plain.parameters) ** 0.5, rel=1e-5)
+    clipped = trainer(precision=precision, clip=norm.item() / 4)
+    backward(clipped)
+    for p in clipped.parameters:
+        p.grad *= clipped.scaler.scale
+    assert clipped._update(0.0) == pytest.approx(norm.item(), rel=1e-5)
+    for one, other in zip(
+        plain.optimizer.state.values(), clipped.optimizer.state.values(), strict=True
+    ):
+        torch.testing.assert_close(other["exp_avg"], one["exp_avg"] / 4, rtol=1e-4, atol=0)
+
+
+def test_the_scale_doubles_after_2000_finite_steps_and_halves_after_one_that_is_not():
+    scaler = trainer().scaler
+    for _ in range(1999):
+        scaler.update(torch.tensor(True))
+    assert scaler.state() == {"scale": 65536.0, "good": 1999}
+    scaler.update(torch.tensor(True))
+    assert scaler.state() == {"scale": 131072.0, "good": 0}
+    scaler.update(torch.tensor(True))
+    scaler.update(torch.tensor(False))
+    assert scaler.state() == {"scale": 65536.0, "good": 0}
+
+
+def test_skipped_steps_are_counted_across_a_resume(tmp_path):
+    model = trainer()
+    for _ in range(2):
+        backward(model)
+        model.parameters[0].grad.fill_(torch.inf)
+        model._update(0.0)
+    write_checkpoint(model, tmp_path)
+    back = trainer()
+    back.resume(tmp_path)
+    assert back.progress.skipped == back.progress.skipped_in_a_row == 2
+    assert back.scaler.state() == {"scale": 16384.0, "good": 0}
+    backward(back)
+    back._update(0.0)
+    back.check_skips()
+    assert back.progress.skipped == 2 and back.progress.skipped_in_a_row == 0

@@ -1,0 +1,139 @@
+"""Training processes are killed at random moments and go on as if nothing had happened."""
+
+import json
+import os
+import random
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import matplotlib.pyplot  # noqa: F401  what is imported here, no fork has to
+import pytest
+import torch
+import yaml
+from processes import Processes
+from safetensors.torch import load_file
+
+import commands.train  # noqa: F401
+import train
+from training.checkpoint import list_checkpoints
+from training.distributed import RESUMABLE
+from training.log import read_log
+
+CLOCK = {"seconds", "images_per_second"}
+CONFIG = {
+    "preset": "tiny", "data": {"resolution": 16, "size": 32}, "degradation": "MissingPatches",
+    "batch": 4, "duration": 96, "lr": 2e-3, "ramp": 16, "cooldown": 0.5, "noise_level": 0.05,
+    "ema_halflife": 16, "ema_ramp": 0, "precision": "fp32", "workers": 0, "log_every": 12,
+    "checkpoint_every": 8, "ema_sigma_rel": [0.1], "snapshot_every": 48, "augment": 0.3,
+    "validate_every": 40, "validate_images": 2, "clip": 1.0,
+}  # fmt: skip
+
+
+def started(*options: object, count: int = 1) -> Processes:
+    """`train.py` in some processes."""
+    return Processes(_train, [str(option) for option in options], count=count)
+
+
+def _train(options: list[str]) -> None:
+    sys.argv = ["train.py", *options]
+    train.main()
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    folder = tmp_path_factory.mktemp("resume")
+    (folder / "config.yaml").write_text(yaml.safe_dump(CONFIG))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TQDM_DISABLE", "1")
+        yield folder
+
+
+@pytest.fixture(scope="module")
+def whole(home: Path) -> Callable[[int], Path]:
+    """The folder of a run that is left alone, by the number of processes."""
+    done: dict[int, Path] = {}
+
+    def run(count: int) -> Path:
+        if count not in done:
+            done[count] = home / f"whole-{count}"
+            options = "--config", home / "config.yaml", "--outdir", done[count]
+            assert set(started(*options, count=count).codes()) == {0}
+        return done[count]
+
+    return run
+
+
+def newest(folder: Path) -> int:
+    """Images of the newest checkpoint."""
+    return max((int(path.name) for path in list_checkpoints(folder / "checkpoints")), default=0)
+
+
+def assert_same_run(one: Path, other: Path) -> None:
+    """Weights, checkpoint, snapshots bit for bit, and the log but for the clock."""
+    files = [
+        sorted(str(path.relative_to(run)) for path in run.rglob("*.safetensors"))
+        for run in (one, other)
+    ]
+    assert files[0] == files[1] and len(files[0]) == 11  # two checkpoints, two snapshots, weights
+    for name in files[0]:
+        a, b = load_file(one / name), load_file(other / name)
+        assert a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a), name
+    logs = [
+        [{key: value for key, value in line.items() if key not in CLOCK} for line in read_log(run)]
+        for run in (one, other)
+    ]
+    assert logs[0] == logs[1]
+    ends = [list_checkpoints(run / "checkpoints")[-1] / "state.json" for run in (one, other)]
+    counters = [json.loads(end.read_text())["progress"] | {"seconds": 0} for end in ends]
+    assert counters[0] == counters[1]
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_a_run_killed_at_three_random_moments_ends_like_one_that_was_not(home, whole, count):
+    expected = whole(count)
+    chance, folder = random.Random(count), home / f"killed-{count}"
+    options = "--config", home / "config.yaml", "--outdir", folder, "--keep-going"
+    for images in sorted(chance.sample(range(80), 3)):
+        processes = started(*options, count=count)
+        while newest(folder) < images:
+            assert processes.alive()
+            time.sleep(0.01)
+        time.sleep(chance.uniform(0, 0.1))
+        processes.kill(images % count)
+    assert newest(folder) < 96
+    assert set(started(*options, count=count).codes()) == {0}
+    assert_same_run(expected, folder)
+
+
+def test_sigterm_leaves_a_checkpoint_and_its_own_exit_code(home, whole):
+    expected, folder = whole(2), home / "ended"
+    options = "--config", home / "config.yaml", "--outdir", folder, "--workers", 1
+    processes = started(*options, count=2)
+    log = folder / "log.jsonl"
+    while not (log.exists() and log.read_text().count("loss") >= 3):
+        assert processes.alive()
+        time.sleep(0.01)
+    before = time.monotonic()
+    for loader in processes.children():  # a queue tells these too
+        os.kill(loader, signal.SIGTERM)
+    processes.signal(signal.SIGTERM, only=0)  # the others learn of it
+    assert set(processes.codes()) == {RESUMABLE}
+    assert time.monotonic() - before < 30
+    assert 36 <= newest(folder) < 96
+    assert set(started("--resume", folder, count=2).codes()) == {0}
+    assert_same_run(expected, folder)
+
+
+def test_what_a_kill_left_of_a_checkpoint_is_passed_over(home, whole):
+    expected, folder = whole(1), home / "partial"
+    options = "--config", home / "config.yaml", "--outdir", folder, "--keep-going"
+    processes = started(*options)
+    while not list(folder.glob("checkpoints/.*.partial/model.safetensors")):
+        assert processes.alive()  # looked at all the time: it is there for milliseconds
+    processes.kill()
+    assert set(started(*options).codes()) == {0}
+    assert not list(folder.glob("checkpoints/.*"))
+    assert_same_run(expected, folder)

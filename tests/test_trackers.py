@@ -1,0 +1,119 @@
+"""What a run shows on the way: sheets, curves, TensorBoard, Weights & Biases."""
+
+import importlib.util
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+from PIL import Image
+
+import train
+from training import curves
+from training.log import read_log
+from training.trackers import flat
+
+TRAIN = [
+    "--preset=tiny", "--data-opt=resolution=16", "--data-opt=size=8", "-b", "4", "--ramp=0",
+    "--duration=16", "--fp32", "--workers=0", "--set=log_every=4", "--set=checkpoint_every=8",
+    "--degradation=MissingPatches", "--set=validate_every=8", "--set=validate_images=2",
+    "--set=sheet_every=8", "--set=sheet_images=2", "--mse-train",
+]  # fmt: skip
+
+
+def run(*options: object) -> None:
+    result = CliRunner().invoke(train.main, [str(option) for option in options])
+    assert result.exit_code == 0, result.stderr
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("trackers") / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.cuda, "is_available", lambda: False)
+        run(*TRAIN, "--outdir", folder)
+    return folder
+
+
+def pixels(path: Path) -> np.ndarray:
+    with Image.open(path) as picture:
+        return np.asarray(picture.convert("RGB")).astype(int)
+
+
+def test_sheets_are_of_the_same_images_and_are_in_the_log(finished):
+    names = [line["sheet"] for line in read_log(finished) if "sheet" in line]
+    assert names == ["sheets/000000000008.png", "sheets/000000000016.png"]
+    early, late = (pixels(finished / name) for name in names)
+    assert early.shape == late.shape
+    half = early.shape[1] // 2  # originals and measurements stand on the left
+    assert np.array_equal(early[:, :half], late[:, :half]) and not np.array_equal(early, late)
+
+
+def test_curves_of_several_runs_are_drawn_into_one_picture(finished, tmp_path):
+    other = tmp_path / "other"
+    other.mkdir()
+    lines = [line | {"loss": 2.0} if "loss" in line else line for line in read_log(finished)]
+    lines.append({"images": 20, "loss": None, "step": 5})  # no step was finite
+    (other / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    pictures = {}
+    for name, runs in {"one": [finished], "two": [finished, other]}.items():
+        out = tmp_path / f"{name}.png"
+        result = CliRunner().invoke(curves.main, [*map(str, runs), "--out", str(out)])
+        assert result.exit_code == 0, result.stderr
+        pictures[name] = pixels(out)
+    assert not np.array_equal(pictures["one"], pictures["two"])
+
+
+def test_curves_of_a_folder_that_is_no_run_are_refused(finished, tmp_path):
+    out = tmp_path / "curves.png"
+    result = CliRunner().invoke(curves.main, [str(finished), str(tmp_path), "--out", str(out)])
+    assert result.exit_code == 2 and result.stderr.count("\n") == 1
+    assert str(tmp_path) in result.stderr and not out.exists()
+
+
+def test_numbers_of_a_line_by_name():
+    line = {
+        "loss": 1.5,
+        "heldout_psnr": {"Box": 20, "Blur": None},
+        "sheet": "x.png",
+        "a": {"b": {}},
+    }
+    assert dict(flat(line)) == {"loss": 1.5, "heldout_psnr/Box": 20.0}
+
+
+@pytest.mark.parametrize("option", ["--tensorboard", "--wandb=project"])
+def test_a_tracker_that_is_not_installed_is_asked_for_in_a_sentence(option, tmp_path, monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    result = CliRunner().invoke(train.main, [*TRAIN, option, "--outdir", str(tmp_path / "run")])
+    assert result.exit_code == 2 and "pip install" in result.stderr
+    assert not (tmp_path / "run").exists()
+
+
+def test_tensorboard_has_the_numbers_of_the_log_once(tmp_path):
+    pytest.importorskip("tensorboard", reason="tensorboard is not installed")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    options = [*TRAIN, "--tensorboard", "--set=sheet_every=0", "--outdir", tmp_path / "run"]
+    run(*options, "--duration=12")
+    run("--resume", tmp_path / "run", "--duration=16")
+    events = EventAccumulator(str(tmp_path / "run" / "tensorboard"))
+    events.Reload()
+    found = [(event.step, event.value) for event in events.Scalars("loss")]
+    lines = [line for line in read_log(tmp_path / "run") if "loss" in line]
+    assert [step for step, _ in found] == [line["images"] for line in lines] == [4, 8, 12, 16]
+    assert [value for _, value in found] == pytest.approx([line["loss"] for line in lines])
+    assert "heldout_psnr/MissingPatches" in events.Tags()["scalars"]
+
+
+def test_wandb_offline_keeps_a_run_and_goes_on_with_it(tmp_path, monkeypatch):
+    pytest.importorskip("wandb", reason="wandb is not installed")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    run(*TRAIN, "--wandb=project", "--outdir", tmp_path / "run")
+    identifier = (tmp_path / "run" / "wandb-id.txt").read_text()
+    run("--resume", tmp_path / "run", "--duration=20")
+    assert (tmp_path / "run" / "wandb-id.txt").read_text() == identifier
+    kept = list((tmp_path / "run" / "wandb").glob(f"offline-run-*/run-{identifier}.wandb"))
+    assert kept and all(path.stat().st_size > 1000 for path in kept)

@@ -1,0 +1,52 @@
+"""Power-function averages of the weights, and how others are made of them afterwards.
+
+Karras et al., "Analyzing and improving the training dynamics of diffusion models" (EDM2, 2024),
+section 3 and appendix C. The average at time t gives the weights of time τ the share
+(γ + 1)·τ^γ / t^(γ+1): its width relative to t, the standard deviation σ_rel, stays the same
+throughout a run.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+WIDEST = 12**-0.5  # σ_rel of the plain mean over all of training, γ = 0
+
+
+def power_exponent(sigma_rel: float) -> float:
+    """γ of the average of relative width σ_rel = √((γ + 1) / ((γ + 2)²(γ + 3))).
+
+    Raises ValueError unless 0 < σ_rel ≤ 0.2886, the width of the mean over all of training.
+    """
+    if not 0 < sigma_rel <= WIDEST:
+        raise ValueError(f"sigma_rel={sigma_rel} must be above 0 and at most {WIDEST:.4f}")
+    inverse = sigma_rel**-2
+    return max(0.0, float(np.roots([1, 7, 16 - inverse, 12 - inverse]).real.max()))
+
+
+def power_decay(images: int, *, batch: int, exponent: float) -> float:
+    """Factor β = (1 − batch/n)^(γ + 1) of the old average, n the images seen after the step."""
+    return (1 - batch / images) ** (exponent + 1)
+
+
+def coefficients(
+    times: Sequence[float], exponents: Sequence[float], time: float, exponent: float
+) -> np.ndarray:
+    """How much of each snapshot is in the average (time, exponent) nearest to it, float64; sum 1.
+
+    Least squares between weight profiles (EDM2, appendix C.3), snapshot i being the average with
+    `exponents[i]` at `times[i]`; times are in any unit, above 0.
+    """
+    t, g = np.asarray(times, float) / time, np.asarray(exponents, float)
+    overlaps = _overlap(t[:, None], g[:, None], t[None], g[None])
+    towards = _overlap(t, g, np.ones_like(t), np.full_like(g, exponent))
+    # Snapshots are nearly dependent when there are many of them: of all solutions the smallest.
+    found = np.linalg.lstsq(overlaps, towards, rcond=None)[0]
+    return found / found.sum()
+
+
+def _overlap(ta: np.ndarray, ga: np.ndarray, tb: np.ndarray, gb: np.ndarray) -> np.ndarray:
+    """∫ of the product of two profiles."""
+    # τ^γ reaches up to the earlier of both times, and is divided by the later one's power.
+    power = np.where(ta < tb, (np.minimum(ta, tb) / tb) ** gb, (np.minimum(ta, tb) / ta) ** ga)
+    return (ga + 1) * (gb + 1) / (ga + gb + 1) * power / np.maximum(ta, tb)

@@ -1,0 +1,79 @@
+"""One model on several processes: each holds all of it (DDP), or a share of each tensor (FSDP2)."""
+
+from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.nn.parallel import DistributedDataParallel
+
+from networks import Denoiser
+from networks.invfusion import Block
+from training import distributed
+
+
+def shard(module: nn.Module) -> None:
+    """Leave every process a share of each parameter of a module, gathered where it is used.
+
+    Blocks are gathered one by one, the rest together. Needs a process group: ValueError.
+    """
+    if distributed.world_size() < 2:
+        raise ValueError("fsdp shares a model out to several processes: start them with torchrun")
+    for block in [m for m in module.modules() if isinstance(m, Block)]:
+        fully_shard(block)
+    fully_shard(module)
+
+
+def data_parallel(module: nn.Module) -> nn.Module:
+    """The module with gradients that are means over the processes."""
+    if distributed.world_size() < 2 or isinstance(module, FSDPModule):
+        return module
+    # Buffers are constants of the architecture: nothing to send round before each step.
+    return DistributedDataParallel(module, gradient_as_bucket_view=True, broadcast_buffers=False)
+
+
+def accumulating(module: nn.Module, last: bool) -> AbstractContextManager:
+    """Context of one part of a batch: only the last part's gradients are exchanged, with all."""
+    if isinstance(module, FSDPModule):
+        module.set_requires_gradient_sync(last)
+    if isinstance(module, DistributedDataParallel) and not last:
+        return module.no_sync()
+    return nullcontext()
+
+
+def local(tensors: Iterable[Tensor]) -> list[Tensor]:
+    """What this process holds of each tensor."""
+    return [t.to_local() if isinstance(t, DTensor) else t for t in tensors]
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """A tensor of which each process may hold a share; all processes have to ask."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def share_of(tensor: Tensor, like: Tensor) -> Tensor:
+    """This process's share of a whole tensor, where `like` is shared out."""
+    if not isinstance(like, DTensor):
+        return tensor
+    tensor = tensor.to(like.device)
+    return distribute_tensor(tensor, like.device_mesh, like.placements, src_data_rank=None)
+
+
+@torch.no_grad()
+def fill(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Set parameters and buffers from whole tensors. Raises ValueError where they do not fit."""
+    own = module.state_dict()
+    if own.keys() != tensors.keys() or any(own[k].shape != t.shape for k, t in tensors.items()):
+        raise ValueError("the tensors belong to a network of another architecture")
+    for name, tensor in own.items():
+        tensor.copy_(share_of(tensors[name], tensor))
+
+
+def denoiser_of(config_of: Denoiser, tensors: Mapping[str, Tensor]) -> Denoiser:
+    """A denoiser of the same configuration that holds these very tensors, in evaluation mode."""
+    with torch.device("meta"):
+        denoiser = Denoiser(config_of.config)
+    denoiser.load_state_dict(dict(tensors), assign=True)
+    return denoiser.eval().requires_grad_(False)

@@ -1,0 +1,92 @@
+"""Averages of the weights made after training: `python -m training.posthoc RUN --sigma-rel 0.1`.
+
+EDM2, section 3.2: a run leaves snapshots of power-function averages of a few widths; sums of them
+come close to the average of any other width, at any time up to the last snapshot.
+"""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+import torch
+from torch import Tensor
+
+from networks import Denoiser, load_weights, read_summary, save_weights
+from training.averages import coefficients, power_exponent
+
+
+def reconstruct(
+    folder: Path, sigma_rel: float, images: int | None = None
+) -> tuple[Denoiser, dict[str, Any]]:
+    """The denoiser averaged with relative width sigma_rel after `images` (default: the newest
+    snapshot), and the summary of its training; from the snapshots in `folder/snapshots`.
+
+    Buffers are those of the newest snapshot. Raises ValueError where there are no snapshots or
+    none is that early, or the width is out of range.
+    """
+    exponent = power_exponent(sigma_rel)
+    snapshots = _snapshots(folder, images)
+    paths, summaries = list(snapshots), list(snapshots.values())
+    times = [summary["images"] for summary in summaries]
+    time = images or max(times)
+    exponents = [power_exponent(summary["sigma_rel"]) for summary in summaries]
+    factors = coefficients(times, exponents, time, exponent)
+    sums: dict[str, Tensor] = {}
+    for path, factor in zip(paths, factors, strict=True):
+        denoiser = _network(path)
+        for name, p in denoiser.named_parameters():
+            part = factor * p.detach().double()
+            sums[name] = sums[name] + part if name in sums else part
+    with torch.no_grad():
+        for name, p in denoiser.named_parameters():
+            p.copy_(sums[name])
+    return denoiser, summaries[-1] | {"sigma_rel": sigma_rel, "images": time}
+
+
+def _network(path: Path) -> Denoiser:
+    denoiser = load_weights(path)
+    if not isinstance(denoiser, Denoiser):
+        raise ValueError(f"{path} holds an analytic prior, not a snapshot of a network")
+    return denoiser
+
+
+def _snapshots(folder: Path, images: int | None) -> dict[Path, dict[str, Any]]:
+    """Path and summary of each snapshot up to a count of images, oldest first."""
+    paths = sorted((folder / "snapshots").glob("*.safetensors"))
+    if not paths:
+        raise ValueError(
+            f"{folder} holds no snapshots: train with --set ema_sigma_rel=[0.05,0.1] to keep some"
+        )
+    found = {path: read_summary(path) for path in paths}
+    early = {path: s for path, s in found.items() if images is None or s["images"] <= images}
+    last = max(summary["images"] for summary in found.values())
+    if not early or (images is not None and images > last):
+        first = min(summary["images"] for summary in found.values())
+        raise ValueError(f"images={images} must lie between the snapshots, {first} to {last}")
+    return early
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
+@click.argument("run", type=click.Path(file_okay=False, path_type=Path))
+@click.option(
+    "--sigma-rel", type=float, required=True,
+    help="Width of the average relative to the length of training, such as 0.1.",
+)  # fmt: skip
+@click.option("--images", type=int, help="Images after which.  [default: the newest snapshot]")
+@click.option(
+    "--out", type=click.Path(dir_okay=False, path_type=Path), required=True,
+    help="Weights file to write.",
+)  # fmt: skip
+def main(run: Path, sigma_rel: float, images: int | None, out: Path) -> None:
+    """Make an average of any width from the snapshots of a run, as a weights file for --net."""
+    try:
+        save_weights(out, *reconstruct(run, sigma_rel, images))
+    except (ValueError, OSError) as error:
+        click.echo(f"error: {' '.join(str(error).split())}", err=True)
+        sys.exit(2)
+    click.echo(f"weights: {out}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,103 @@
+"""The log of a run for TensorBoard and Weights & Biases, where they are asked for and installed."""
+
+import importlib
+import importlib.util
+import uuid
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from PIL import Image
+
+from training.config import TrainConfig
+
+_PACKAGES = {"tensorboard": "tensorboard", "wandb": "wandb"}
+_ID = "wandb-id.txt"  # a resumed run goes on as the same one
+
+
+class Tracker(Protocol):
+    """Takes in numbers by name, and pictures, at a count of images."""
+
+    def write(self, images: int, values: Mapping[str, float]) -> None: ...
+
+    def picture(self, images: int, path: Path) -> None: ...
+
+    def close(self) -> None: ...
+
+
+def check_trackers(config: TrainConfig) -> None:
+    """Raise ValueError where a package that the settings ask for is not installed."""
+    for setting, package in _PACKAGES.items():
+        if getattr(config, setting) and importlib.util.find_spec(package) is None:
+            raise ValueError(
+                f"{setting} needs the package {package}, which is not installed: pip install "
+                f"{package}"
+            )
+
+
+def trackers(config: TrainConfig, folder: Path, images: int) -> list[Tracker]:
+    """The trackers of the settings, for a run that goes on after `images`."""
+    chosen: list[Tracker] = []
+    if config.tensorboard:
+        chosen.append(TensorBoard(folder, images))
+    if config.wandb:
+        chosen.append(WeightsAndBiases(config, folder))
+    return chosen
+
+
+class TensorBoard:
+    """Event files in `folder/tensorboard`; what a resumed run repeats replaces what was there."""
+
+    def __init__(self, folder: Path, images: int):
+        from torch.utils.tensorboard import SummaryWriter
+
+        self.writer = SummaryWriter(str(folder / "tensorboard"), purge_step=images + 1)
+
+    def write(self, images: int, values: Mapping[str, float]) -> None:
+        for name, value in values.items():
+            self.writer.add_scalar(name, value, images)
+        self.writer.flush()
+
+    def picture(self, images: int, path: Path) -> None:
+        with Image.open(path) as picture:
+            pixels = np.asarray(picture.convert("RGB"))
+        self.writer.add_image("sheet", pixels, images, dataformats="HWC")
+
+    def close(self) -> None:
+        self.writer.close()
+
+
+class WeightsAndBiases:
+    """A run of wandb, online or, by its own WANDB_MODE=offline, in `folder/wandb`."""
+
+    def __init__(self, config: TrainConfig, folder: Path):
+        wandb = importlib.import_module("wandb")
+        identifier = folder / _ID
+        if not identifier.exists():
+            identifier.write_text(uuid.uuid4().hex)
+        self.run = wandb.init(
+            project=config.wandb, dir=str(folder), name=folder.name, id=identifier.read_text(),
+            resume="allow", config={"settings": config.dump()},
+        )  # fmt: skip
+        self.run.define_metric("images")
+        self.run.define_metric("*", step_metric="images")
+        self.image = wandb.Image
+
+    def write(self, images: int, values: Mapping[str, float]) -> None:
+        self.run.log({"images": images, **values})
+
+    def picture(self, images: int, path: Path) -> None:
+        self.run.log({"images": images, "sheet": self.image(str(path))})
+
+    def close(self) -> None:
+        self.run.finish()
+
+
+def flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
+    """The finite numbers of a line of the log by name, as in heldout_psnr/MotionBlur."""
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            yield from flat(value, f"{prefix}{name}/")
+        elif isinstance(value, int | float) and np.isfinite(value):
+            yield f"{prefix}{name}", float(value)

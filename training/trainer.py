@@ -1,0 +1,301 @@
+"""One step of training, and the state that a checkpoint keeps of it.
+
+Every random number follows from the run's seed, the step and the global number of the sample: not
+from the number of processes, and a checkpoint needs no state of a generator.
+"""
+
+import contextlib
+import copy
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+from degradation import Draws, Family, derive_seed, make_noise
+from metrics.pixel import to_float
+from networks import Denoiser
+from networks.dropout import seeded
+from training import distributed, parallel
+from training.augment import Augment
+from training.averages import power_decay, power_exponent
+from training.checkpoint import (
+    Progress,
+    find_checkpoint,
+    flatten_state,
+    load_parts,
+    unflatten_state,
+)
+from training.config import TrainConfig
+from training.data import DTYPES, step_samples
+from training.loss import DenoisingLoss, MMSELoss, draw_sigma
+from training.precision import LossScale, Meter
+from training.schedule import ema_decay, learning_rate, update_average
+
+Parts = dict[str, dict[str, Tensor]]
+
+
+class Trainer:
+    """A denoiser, its averages, the optimiser, and one step of training them."""
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        denoiser: Denoiser,
+        family: Family,
+        device: torch.device,
+    ):
+        self.config, self.family, self.device = config, family, device
+        if denoiser.config.consistent:
+            shape = denoiser.config.image_shape
+            for structure in family.structures():
+                operator = family.sample(shape, structure, [0])
+                operator.check_diagonalisable("a consistent network")
+        self.noise = make_noise(config.noise_level, config.poisson_peak)
+        self.progress = Progress()
+        self.tasks = family.structures() if config.balance else ()
+        self.augment = Augment(config.augment) if config.augment else None
+        self.scaler, self.meter = LossScale(config.precision, device), Meter(device)
+        self.skips = torch.zeros(
+            3, dtype=torch.int64, device=device
+        )  # all, in a row, most in a row
+
+        self.denoiser = denoiser.to(device).train()
+        self.average = copy.deepcopy(self.denoiser).eval().requires_grad_(False)
+        loss = MMSELoss if config.mse_train else DenoisingLoss
+        self.loss_module = loss(self.denoiser, max(1, len(self.tasks))).to(device)
+        if config.fsdp:
+            parallel.shard(self.loss_module)
+            parallel.shard(self.average)
+        self.loss = parallel.data_parallel(self.loss_module)
+        self.parameters = list(self.loss_module.parameters())
+        self.weights = dict(self.denoiser.named_parameters())
+        self.powers = {
+            sigma_rel: {name: p.detach().clone() for name, p in self.weights.items()}
+            for sigma_rel in config.ema_sigma_rel
+        }
+        # One kernel for all tensors, which unscales, clips and skips by itself.
+        beta1, beta2 = config.betas
+        self.optimizer = torch.optim.Adam(self.parameters, config.lr, (beta1, beta2), fused=True)
+
+    def step(self, images: Tensor, labels: Tensor, fraction: float) -> Tensor:
+        """One optimiser step on this process's share of the batch; returns its mean loss `[]`.
+
+        images: uint8 `[n, C, h, w]`; fraction: share of the run that is over, in [0, 1]. Nothing
+        here waits for the device (a family may, while it draws operators).
+        """
+        config, progress = self.config, self.progress
+        structure = self.family.structure(derive_seed(config.seed, "step", progress.step))
+        samples = step_samples(
+            progress.step, config.batch, distributed.rank(), distributed.world_size()
+        )
+        seeds = [derive_seed(config.seed, "sample", progress.step, i) for i in samples]
+        size = config.batch_gpu or len(images)
+        total = torch.zeros((), device=self.device)
+        for start in range(0, len(images), size):
+            part = slice(start, start + size)
+            with parallel.accumulating(self.loss, last=start + size >= len(images)):
+                loss = self._loss(images[part], labels[part], structure, seeds[part])
+                mean = loss.sum() / len(images)
+                (mean * self.scaler.scale).backward()
+            total += mean.detach()
+        progress.step += 1
+        progress.images += config.batch
+        self.meter.add(total, self._update(fraction))
+        return total
+
+    def _loss(self, images: Tensor, labels: Tensor, structure: Any, seeds: list[int]) -> Tensor:
+        config = self.config
+        clean = to_float(images.to(self.device, non_blocking=True))
+        labels = labels.to(self.device, non_blocking=True)
+        draws = Draws(seeds, self.device)
+        augment_labels = None
+        if self.augment:
+            clean, augment_labels = self.augment(clean, Draws(seeds))
+        shape = self.denoiser.config.image_shape
+        operator = self.family.sample(shape, structure, seeds, self.device)
+        hidden = draws.uniform((), "label dropout") < config.label_dropout
+        problem = self.noise.measure(operator, clean, draws, torch.where(hidden, -1, labels))
+        mmse_share = 1.0 if config.mse_train else config.mmse_share
+        sigma = draw_sigma(draws, config.P_mean, config.P_std, mmse_share)
+        noise = draws.normal(clean.shape[1:], "noise")
+        with self.autocast(), seeded(self.denoiser, draws.seeds):
+            task = self.tasks.index(structure) if self.tasks else 0
+            return self.loss(clean, sigma, noise, problem, task, augment_labels)
+
+    def _update(self, fraction: float) -> Tensor:
+        """Step of the optimiser and the averages; returns the norm of the gradients `[]`."""
+        config, progress, optimizer = self.config, self.progress, self.optimizer
+        rate = learning_rate(
+            progress.images,
+            fraction,
+            lr=config.lr,
+            batch=config.batch,
+            ramp=config.ramp,
+            decay=config.decay,
+            cooldown=config.cooldown,
+        )
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        gradients = [p.grad for p in self.parameters if p.grad is not None]
+        norm = parallel.whole(torch.nn.utils.get_total_norm(gradients)) / self.scaler.scale
+        finite = norm.isfinite()
+        divisor = self.scaler.scale
+        if config.clip:
+            divisor = divisor * (norm / config.clip).clamp(min=1)
+        # What GradScaler, too, hands to a fused optimiser: it divides, or does nothing at all.
+        optimizer.grad_scale = divisor.float()  # type: ignore[attr-defined]
+        optimizer.found_inf = (~finite).float()  # type: ignore[attr-defined]
+        optimizer.step()
+        optimizer.zero_grad()
+        self.scaler.update(finite)
+        self._count(finite)
+        self._average()
+        return norm
+
+    @torch.no_grad()
+    def _average(self) -> None:
+        images, config = self.progress.images, self.config
+        weights = parallel.local(self.weights.values())
+        decay = ema_decay(
+            images, batch=config.batch, halflife=config.ema_halflife, ramp=config.ema_ramp
+        )
+        update_average(parallel.local(self.average.parameters()), weights, decay)
+        for sigma_rel, average in self.powers.items():
+            decay = power_decay(images, batch=config.batch, exponent=power_exponent(sigma_rel))
+            update_average(parallel.local(average.values()), weights, decay)
+
+    def _count(self, finite: Tensor) -> None:
+        skipped, row, most = self.skips.unbind()
+        row = torch.where(finite, 0, row + 1)
+        self.skips = torch.stack((skipped + ~finite, row, torch.maximum(most, row)))
+        if self.progress.step % self.config.max_skipped == 0:
+            self.check_skips()
+
+    def check_skips(self) -> None:
+        """Bring the counters up to date, which waits for the device.
+
+        Raises DivergedError after more than `max_skipped` steps in a row without finite gradients;
+        it is found out with the next report, and at the latest after as many steps again.
+        """
+        self.progress.skipped, self.progress.skipped_in_a_row, most = self.skips.tolist()
+        if most > self.config.max_skipped:
+            raise distributed.DivergedError(
+                f"gradients were not finite for {most} steps in a row, before step "
+                f"{self.progress.step}: lower the learning rate or use bf16 or fp32; the last "
+                "checkpoint is of the weights before"
+            )
+
+    def autocast(self) -> torch.autocast:
+        """The precision of the network's arithmetic."""
+        dtype = DTYPES[self.config.precision]
+        return torch.autocast(self.device.type, dtype, enabled=dtype != torch.float32)
+
+    # ---- state -----------------------------------------------------------------------------------
+
+    def state(self) -> tuple[Progress, Parts]:
+        """Counters and whole tensors; all processes have to ask, what it returns counts on the
+        first."""
+        self.check_skips()
+        progress = copy.deepcopy(self.progress)
+        progress.scaler = self.scaler.state()
+        progress.meters = distributed.gather([*self.meter.sums.tolist(), float(self.meter.steps)])
+        parts: Parts = {
+            "model": self.loss_module.state_dict(),
+            "average": self.average.state_dict(),
+            "optimizer": flatten_state(self.optimizer.state_dict()["state"]),
+        }
+        for sigma_rel in self.powers:
+            parts[power_part(sigma_rel)] = self.power_state(sigma_rel)
+        return progress, {name: self._whole(part) for name, part in parts.items()}
+
+    def power_state(self, sigma_rel: float) -> dict[str, Tensor]:
+        """The power-function average of this width, with the network's buffers."""
+        return self.denoiser.state_dict() | self.powers[sigma_rel]
+
+    def _whole(self, part: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        kept = {}
+        for name, tensor in part.items():
+            full = parallel.whole(tensor)
+            if distributed.rank() == 0:
+                # A model that is shared out may be too large for one device, not for the host.
+                kept[name] = full.cpu() if isinstance(tensor, DTensor) else full
+        return kept
+
+    def resume(self, folder: Path) -> None:
+        """Go on from the newest sound checkpoint below `folder`; ValueError where there is none."""
+        found = error = None
+        if distributed.rank() == 0:
+            try:
+                found = find_checkpoint(folder)
+            except ValueError as none:
+                error = none
+        error, found = distributed.value_of_first((error, found))
+        if error or found is None:
+            raise error or ValueError(f"{folder} cannot be read")
+        path, self.progress, warnings = found
+        self._load(path, load_parts(path))
+        if distributed.rank() == 0:
+            for warning in warnings:
+                print(f"warning: {warning}", flush=True)
+
+    def _load(self, path: Path, parts: Parts) -> None:
+        try:
+            parallel.fill(self.loss_module, parts["model"])
+            parallel.fill(self.average, parts["average"])
+            for sigma_rel, average in self.powers.items():
+                tensors = parts[power_part(sigma_rel)]
+                for name, tensor in average.items():
+                    tensor.copy_(parallel.share_of(tensors[name], tensor))
+        except (ValueError, KeyError):
+            raise ValueError(
+                f"the checkpoint {path} belongs to a network of another architecture"
+            ) from None
+        state = unflatten_state(parts["optimizer"])
+        for i, entry in state.items():
+            for key, value in entry.items():
+                if value.ndim:
+                    entry[key] = parallel.share_of(value, self.parameters[i])
+        groups = self.optimizer.state_dict()["param_groups"]
+        self.optimizer.load_state_dict({"state": state, "param_groups": groups})
+        progress = self.progress
+        if progress.scaler:
+            self.scaler.load(progress.scaler)
+        row = progress.skipped_in_a_row
+        self.skips.copy_(torch.tensor([progress.skipped, row, row]))
+        self._load_meter(progress.meters)
+
+    def _load_meter(self, meters: list[list[float]]) -> None:
+        if not meters:
+            return
+        world = distributed.world_size()
+        own = meters[distributed.rank()] if len(meters) == world else None
+        if own is None:  # other processes than before: each takes the mean of what there was
+            own = [sum(values) / len(meters) for values in zip(*meters, strict=True)]
+        self.meter.sums.copy_(torch.tensor(own[:-1], dtype=torch.float64))
+        self.meter.steps = round(own[-1])
+
+    @contextlib.contextmanager
+    def averaged(self) -> Iterator[Callable]:
+        """The averaged denoiser (x, σ, problem) → estimate, in the precision of training.
+
+        All processes have to enter. Of a model that is shared out each then holds all weights: so
+        they can be at different images.
+        """
+        average: nn.Module = self.average
+        if self.config.fsdp:
+            tensors = {name: parallel.whole(t) for name, t in self.average.state_dict().items()}
+            average = parallel.denoiser_of(self.denoiser, tensors)
+
+        def estimate(x: Tensor, sigma: Tensor | float, problem: Any) -> Tensor:
+            with self.autocast():
+                return average(x, sigma, problem)
+
+        yield estimate
+
+
+def power_part(sigma_rel: float) -> str:
+    """Name of the part of a checkpoint, and of the snapshots, that hold an average."""
+    return f"power-{sigma_rel:g}"
