@@ -52,10 +52,20 @@ def seeded(network: nn.Module, seeds: Tensor) -> Iterator[None]:
 def _mask(seeds: Tensor, layer: int, count: int, p: float) -> Tensor:
     """Factors `[B, count]` of the values: 0 or 1/(1 − p)."""
     dropped = round(p * 2**_BITS)
-    alone = seeds.is_cuda and not torch.compiler.is_compiling()
-    draw = _compiled() if alone else _bits
-    kept = draw(seeds, layer, -(-count // 8))[:, :count] >= dropped
-    return kept * (2**_BITS / max(2**_BITS - dropped, 1))
+    return _kept(seeds, layer, count, dropped) * (2**_BITS / max(2**_BITS - dropped, 1))
+
+
+# One operation to a compiler, which would otherwise draw the numbers again wherever they are used.
+@torch.library.custom_op("invfusion::kept", mutates_args=())
+def _kept(seeds: Tensor, layer: int, count: int, dropped: int) -> Tensor:
+    """Which values stay, bool `[B, count]`."""
+    draw = _compiled() if seeds.is_cuda else _bits
+    return draw(seeds, layer, -(-count // 8))[:, :count] >= dropped
+
+
+@_kept.register_fake
+def _(seeds: Tensor, layer: int, count: int, dropped: int) -> Tensor:
+    return seeds.new_empty(len(seeds), count, dtype=torch.bool)
 
 
 def _bits(seeds: Tensor, layer: int, counters: int) -> Tensor:
