@@ -11,6 +11,7 @@ from typing import Any
 
 import click
 
+from commands.allocation import keep_memory
 from commands.cli import COUNT, Count, key_values, one_sentence_errors, options_of
 from training.config import PRECISIONS, TrainConfig
 
@@ -135,6 +136,11 @@ FOLDER = click.Path(file_okay=False, path_type=Path)
     "--clip", type=float, help="Largest norm of the gradients; longer ones are scaled down."
 )
 @click.option(
+    "--compile/--no-compile",
+    default=None,
+    help="Compile the network: a minute or more for each structure of the operators, then faster.",
+)
+@click.option(
     "--fsdp",
     is_flag=True,
     default=None,
@@ -189,6 +195,7 @@ def main(
             click.echo(config.dump(), nl=False)
             return
 
+    keep_memory()
     from commands.train import run  # importing torch takes seconds: not for --help
 
     run(config, folder, resume=resume is not None, command=sys.argv)

@@ -104,6 +104,12 @@ def compile_network(denoiser: Model, device: torch.device) -> None:
     """
     if not isinstance(denoiser, Denoiser):
         raise ValueError("--compile is for networks, and --net names an analytic prior")
+    check_compiler(device)
+    denoiser.compile(dynamic=None)
+
+
+def check_compiler(device: torch.device) -> None:
+    """Raise ValueError where PyTorch has nothing to compile a network with."""
     from torch._inductor import cpp_builder  # seconds, which only a compiler is worth
     from torch.utils._triton import has_triton
 
@@ -117,7 +123,6 @@ def compile_network(denoiser: Model, device: torch.device) -> None:
     if not found:
         wanted = "Triton" if device.type == "cuda" else "a C++ compiler (g++ or $CXX)"
         raise ValueError(f"--compile needs {wanted}, which is not there: leave it out")
-    denoiser.compile(dynamic=None)
 
 
 def check_samplers(net: Path, samplers: Sequence[str]) -> None:

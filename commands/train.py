@@ -10,6 +10,7 @@ import torch
 
 from commands.cli import check_folder
 from commands.families import family_of
+from commands.methods import check_compiler
 from datautils import ImageDataset, dataset_class, get_dataset
 from degradation import Family, NoDegradation, check_noise, make_noise
 from metrics.distances import reference_detectors
@@ -37,6 +38,8 @@ def run(config: TrainConfig, folder: Path, *, resume: bool, command: Sequence[st
             dataset = get_dataset(config.data_class, "train", **config.data)
             denoiser, family = _denoiser(config, dataset), _family(config)
             family.check(dataset.image_shape)
+            if config.compile:
+                check_compiler(device)
             if config.label_dropout and not dataset.num_classes:
                 raise ValueError(
                     f"label_dropout={config.label_dropout} hides classes, but {config.data_class} "

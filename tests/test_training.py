@@ -1,5 +1,6 @@
 """Training: schedules, the loss, the order of samples, checkpoints, and the loop around them."""
 
+import dataclasses
 import itertools
 import json
 import math
@@ -835,3 +836,41 @@ def test_only_the_newest_checkpoints_are_kept_whatever_their_number(tmp_path, ke
         save(tmp_path, images, keep=keep)
     found = [int(path.name) for path in list_checkpoints(tmp_path)]
     assert found == [8, 16, 24, 32, 40][-keep:]
+
+
+# ---- compiled ------------------------------------------------------------------------------------
+
+
+def test_a_compiled_run_learns_the_same(monkeypatch):
+    """One graph for each structure, dropout, new operators and new classes included. The graphs run
+    as they are: what the compiler makes of them is tests/test_compile.py."""
+    compile_with, graphs = Denoiser.compile, []
+
+    def backend(graph, inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    monkeypatch.setattr(Denoiser, "compile", lambda self: compile_with(self, backend=backend))
+    levels = tuple(dataclasses.replace(level, dropout=0.1) for level in make_config("tiny").levels)
+    network = dataclasses.replace(make_config("tiny", num_classes=3), levels=levels)
+    images = torch.randint(0, 256, (4, 3, 16, 16), dtype=torch.uint8)
+    family = MotionBlur((2, 4))
+    weights = []
+    for compiled in (False, True):
+        torch.manual_seed(0)
+        config = TrainConfig(batch=4, precision="fp32", compile=compiled, label_dropout=0.5)
+        trainer = Trainer(config, Denoiser(network), family, torch.device("cpu"))
+        for _ in range(6):
+            trainer.step(images, torch.tensor([0, 1, 2, 1]), 0.0)
+        weights.append(trainer.denoiser.state_dict())
+    torch._dynamo.reset()
+    assert len(graphs) == 2  # both strides came
+    for name, value in weights[0].items():
+        torch.testing.assert_close(weights[1][name], value, rtol=1e-4, atol=1e-6)
+
+
+def test_compile_and_fsdp_are_refused_together():
+    with pytest.raises(ValueError, match=r"compile makes one graph of what fsdp gathers"):
+        TrainConfig(compile=True, fsdp=True)
+    with pytest.raises(ValueError, match=r"recompute=-1.* must be the number of a level, from 0"):
+        TrainConfig(recompute=(-1,))

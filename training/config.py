@@ -27,7 +27,7 @@ _FREE = (
     *("checkpoint_every", "keep_checkpoints", "ref_path", "detectors", "measure_every"),
     "skip_broken",
     *("keep_every", "snapshot_every", "sheet_every", "sheet_images", "max_skipped"),
-    *("fsdp", "tensorboard", "wandb"),
+    *("compile", "recompute", "fsdp", "tensorboard", "wandb"),
 )
 _SHARES = ("mmse_share", "label_dropout", "cooldown", "augment")
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "ki": 2**10, "mi": 2**20, "gi": 2**30}
@@ -123,6 +123,11 @@ class TrainConfig:
     """And for good the first one after each multiple of as many images; 0 keeps none so."""
     workers: int = 4
     """Processes that load data, for each training process."""
+    compile: bool = False
+    """Compile the network: a minute or more for each structure of the operators, then faster."""
+    recompute: tuple[float, ...] = ()
+    """Levels of the network, 0 the finest, that keep no activations but compute them again in the
+    backward pass: less memory for more time."""
     fsdp: bool = False
     """Share weights, gradients and averages out to the processes, for networks beyond one GPU."""
     tensorboard: bool = False
@@ -143,6 +148,11 @@ class TrainConfig:
         _require(len(self.betas) == 2, "betas", self.betas, "two numbers")
         for width in self.ema_sigma_rel:
             _require(0 < width <= WIDEST, "ema_sigma_rel", width, f"above 0, at most {WIDEST:.4f}")
+        for level in self.recompute:
+            _require(level in range(9), "recompute", level, "the number of a level, from 0")
+        if self.compile and self.fsdp:
+            raise ValueError("compile makes one graph of what fsdp gathers block by block: leave "
+                             "out one of them")  # fmt: skip
         _require(self.seed < 2**63, "seed", self.seed, "below 2^63")
         if self.degradation_opt and not self.degradation:
             raise ValueError(
@@ -195,7 +205,9 @@ class TrainConfig:
 
     def dump(self) -> str:
         """The resolved settings as YAML."""
-        lists = {name: list(getattr(self, name)) for name in ("betas", "ema_sigma_rel")}
+        lists = {
+            name: list(getattr(self, name)) for name in ("betas", "ema_sigma_rel", "recompute")
+        }
         values = dataclasses.asdict(self) | lists
         return yaml.safe_dump(values, sort_keys=False)
 

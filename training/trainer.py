@@ -64,6 +64,9 @@ class Trainer:
 
         self.denoiser = denoiser.to(device).train()
         self.average = copy.deepcopy(self.denoiser).eval().requires_grad_(False)
+        self.denoiser.net.recompute = frozenset(int(level) for level in config.recompute)
+        if config.compile:  # the average stays as it is: it sees batches of many sizes
+            self.denoiser.compile()
         loss = MMSELoss if config.mse_train else DenoisingLoss
         self.loss_module = loss(self.denoiser, max(1, len(self.tasks))).to(device)
         if config.fsdp:
