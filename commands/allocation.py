@@ -17,5 +17,7 @@ def keep_memory() -> None:
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # read by PyTorch at its first allocation
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if os.name == "posix" else None
     if mallopt is not None:
-        mallopt(_MMAP_THRESHOLD, 2**30)
+        # Older libraries refuse more than half a heap, 32 MiB.
+        if not mallopt(_MMAP_THRESHOLD, 2**30):
+            mallopt(_MMAP_THRESHOLD, 2**25)
         mallopt(_TRIM_THRESHOLD, 2**31 - 1)

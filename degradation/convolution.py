@@ -8,6 +8,7 @@ from degradation.features import FeatureMap, MatrixFeatures, PhaseFeatures
 
 # Up to this many samples a plane H is a matrix: a product with it beats the fast transforms.
 _SMALL = 64
+_LARGEST = 2**20  # values of such a matrix: 4 MiB an image
 
 
 class StridedConvolution(Degradation):
@@ -49,7 +50,8 @@ class StridedConvolution(Degradation):
         spectrum = (spectrum * (values > 0)[:, None])[..., :half]
         precision = full_precision(kernel)
         self.values = values.to(precision)  # [B, h/s, w/s]
-        self.small = self.coarse[0] * self.coarse[1] <= _SMALL
+        samples = self.coarse[0] * self.coarse[1]
+        self.small = samples <= _SMALL and samples * h * w <= _LARGEST
         if self.small:
             self.matrix = self._rows(spectrum).to(precision)  # [B, h/s·w/s, h·w]
             self.tensors = ("matrix", "values")

@@ -38,7 +38,7 @@ class Problem:
         level = torch.as_tensor(noise_level, dtype=precision, device=y.device)
         object.__setattr__(self, "degradation", degradation)
         object.__setattr__(self, "y", y)
-        object.__setattr__(self, "noise_level", level.expand(len(y)))
+        object.__setattr__(self, "noise_level", level.expand(len(y)).contiguous())
         object.__setattr__(self, "class_labels", class_labels)
         object.__setattr__(self, "_known", {})  # what was computed of H and y already
 

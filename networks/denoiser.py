@@ -4,10 +4,10 @@ import math
 from typing import Any
 
 import torch
-import torch._dynamo
 from torch import Tensor, nn
 
 from degradation import Problem
+from networks.compiling import allow_graphs
 from networks.invfusion import InvFusion, NetworkConfig
 
 
@@ -60,12 +60,12 @@ class Denoiser(nn.Module):
         """Compile the network in place: what `torch.compile` makes of one call of it.
 
         There is one graph for each structure of the operator (with and without gradients); new
-        content, noise levels, σ or classes compile nothing. options: those of `torch.compile`.
+        content, noise levels, σ or classes compile nothing. Problems whose H† is found by
+        iterations run as before. options: those of `torch.compile`.
         """
-        # Every stride and every kind of operator is a graph; the default allows eight.
-        torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 64)
+        allow_graphs()
         options = {"fullgraph": True, "dynamic": False} | options
-        self.net.transform = torch.compile(self.net.transform, **options)  # type: ignore[method-assign]
+        self.net.compiled = torch.compile(InvFusion.transform, **options)
 
     def components(
         self,

@@ -71,7 +71,7 @@ def _attention(level: LevelConfig, h: int, w: int) -> float:
 
 
 def _round_trip(operator: Degradation) -> float:
-    """H and H† of one image."""
+    """H and H† of one image; of operators that are neither matrix nor blur nothing is counted."""
     n, rows = operator.numel, operator.rows.shape[1]
     if isinstance(operator, DenseMatrix):
         return 4.0 * rows * n + 6.0 * rows * rows

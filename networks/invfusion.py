@@ -3,7 +3,7 @@
 Paper, sections 3 and A.2; with no Feature Degradation Layer it is plain HDiT.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -215,6 +215,8 @@ class InvFusion(nn.Module):
         zero_init(self.patch_out.proj)
         self.recompute: frozenset[int] = frozenset()
         """Levels, 0 the finest, whose blocks keep no activations for the backward pass."""
+        self.compiled: Callable[..., Tensor] | None = None
+        """`transform` as `Denoiser.compile` made it; of no network, so that copies share it."""
         self._grids: dict[tuple, list[list[Grid]]] = {}
         self.register_load_state_dict_post_hook(_forget_grids)
 
@@ -230,8 +232,12 @@ class InvFusion(nn.Module):
             problem.features(self.config.patch * 2**i) if level.joint else None
             for i, level in enumerate(self.config.levels)
         ]
-        labels = problem.class_labels
-        return self.transform(x, c_noise, labels, augment_labels, features, self._places(x.device))
+        # Iterations end when they have converged: nothing that a compiler can know.
+        compiled = self.compiled if problem.degradation.diagonalisable else None
+        return (compiled or InvFusion.transform)(
+            self, x, c_noise, problem.class_labels, augment_labels, features,
+            self._places(x.device),
+        )  # fmt: skip
 
     def transform(
         self,
@@ -278,6 +284,7 @@ class InvFusion(nn.Module):
                 x = block(x, grid, cond, features)
         return x
 
+    @torch.inference_mode(False)  # kept for later, when gradients may be wanted
     def _places(self, device: torch.device) -> list[list[Grid]]:
         """The grids of all blocks, computed once for a device."""
         key = device, self.time_emb.weight.dtype, backend_in_use()
@@ -292,7 +299,8 @@ class InvFusion(nn.Module):
         config, level = self.config, self.config.levels[i]
         h, w = (side // (config.patch * 2**i) for side in config.image_shape[1:])
         streams = 2 if level.joint else 1
-        attention = make_attention(h, w, level.kernel, streams, device)
+        dtype = self.time_emb.weight.dtype
+        attention = make_attention(h, w, level.kernel, streams, device, level.d_head, dtype)
         positions = axial_positions(h, w, device)
         embeddings = [module for module in blocks.modules() if isinstance(module, AxialRoPE)]
         return [Grid(attention, embedding(positions)) for embedding in embeddings]

@@ -1,6 +1,7 @@
 """Neighbourhood attention against a dense masked softmax, and the windows it looks through."""
 
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -187,3 +188,37 @@ def test_natten_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
         pytest.raises(ValueError, match=r"pip install 'invfusion\[natten\]'"),
     ):
         make_attention(32, 32, 7, 1, torch.device("cpu"))
+
+
+def test_an_old_natten_is_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    for na2d, wanted in ((lambda q, k, v, kernel_size: q, False),
+                         (lambda q, k, v, kernel_size, return_lse: q, True)):  # fmt: skip
+        has_kernels.cache_clear()
+        natten = SimpleNamespace(HAS_LIBNATTEN=True, na2d=na2d)
+        monkeypatch.setitem(sys.modules, "natten", natten)
+        assert has_kernels() == wanted
+    has_kernels.cache_clear()
+
+
+def test_flex_attention_has_a_graph_for_every_batch_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beyond eight PyTorch would go on without compiling, with the scores of all tokens."""
+    from networks.attention import flex
+
+    graphs, compile = [], torch.compile
+
+    def backend(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> object:
+        graphs.append(graph)
+        return graph.forward
+
+    torch._dynamo.reset()
+    flex._compiled.cache_clear()
+    monkeypatch.setattr(torch, "compile", lambda f, **kw: compile(f, backend=backend, **kw))
+    monkeypatch.setattr(flex, "_attend", lambda q: flex._compiled())
+    attend = flex.FlexNeighbourhood(9, 8, 5, 1, torch.device("cpu"))
+    with torch.no_grad():
+        for batch in range(1, 12):
+            x = torch.randn(batch, 9, 8, 1, 16)
+            torch.testing.assert_close(attend(x, [(x, x)]), dense_attention(x, [(x, x)], 5))
+    assert len(graphs) == 11
+    flex._compiled.cache_clear()
+    torch._dynamo.reset()

@@ -1,5 +1,6 @@
 """A compiled network: one graph for each structure and gradient mode, and the same numbers."""
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -7,12 +8,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from degradation import Draws, Family, GaussianNoise, Problem, get_family
+from degradation import Draws, Family, FromPhysics, GaussianNoise, Problem, get_family
 from networks import Denoiser, LevelConfig, NetworkConfig, make_config
 from samplers import Heun
 
 SHAPE = (3, 16, 16)
-# Every kind of operator; strides 2 and 8 of a blur take transforms and a matrix.
+# Every kind of operator; strides 1 and 8 of a blur take transforms and a matrix.
 STRUCTURES: list[tuple[str, Any]] = [
     *(
         ("MissingPatches", None),
@@ -75,10 +76,50 @@ def test_one_graph_for_a_structure_and_gradient_mode(name: str, structure: Any) 
                 task = problem(family, structure, seed, noise)
                 denoiser(x, sigma, task)
                 denoiser(x, sigma, task.with_classes(torch.tensor([2, 2])))
+                levels = torch.tensor([0.1, 0.2])
+                denoiser(x, sigma, Problem(task.degradation, task.y, levels, task.class_labels))
+                if name != "Colourisation":  # one operator for all: a part has storage of its own
+                    denoiser(x, sigma, task[torch.tensor([1, 0])])
         assert graphs.count - before == 1
     with torch.no_grad():
         Heun(num_steps=3)(denoiser, x, problem(family, structure, 9), Draws([1, 2]))
     assert graphs.count == 2
+
+
+def test_a_copy_of_a_compiled_network_has_weights_of_its_own() -> None:
+    denoiser = randomised(make_config("tiny"))
+    denoiser.compile(backend="eager")
+    x, task = torch.randn(2, *SHAPE), problem(get_family("MotionBlur"), 2, 3)
+    with torch.no_grad():
+        denoiser(x, 1.0, task)
+        other = copy.deepcopy(denoiser)
+        for parameter in other.parameters():
+            parameter.mul_(1.1)
+        fresh = Denoiser(other.config).eval()
+        fresh.load_state_dict(other.state_dict())
+        torch.testing.assert_close(other(x, 1.0, task), fresh(x, 1.0, task))
+        assert not torch.equal(other(x, 1.0, task), denoiser(x, 1.0, task))
+
+
+def test_operators_by_iterations_run_beside_a_compiled_network() -> None:
+    denoiser, graphs = randomised(make_config("tiny")), Graphs()
+    operator = FromPhysics(PlainAverage(), SHAPE, 2)
+    x = torch.randn(2, *SHAPE)
+    task = Problem(operator, operator.H(x))
+    with torch.no_grad():
+        expected = denoiser(x, 1.0, task)
+        denoiser.compile(backend=graphs)
+        assert torch.equal(denoiser(x, 1.0, task), expected) and graphs.count == 0
+
+
+class PlainAverage:
+    """The means of 2×2 pixels, as a physics."""
+
+    def A(self, x: Tensor) -> Tensor:
+        return torch.nn.functional.avg_pool2d(x, 2)
+
+    def A_adjoint(self, y: Tensor) -> Tensor:
+        return y.repeat_interleave(2, -1).repeat_interleave(2, -2) / 4
 
 
 @pytest.mark.parametrize("conditioning", ["blind", "unconditional"])
@@ -108,7 +149,8 @@ def test_the_compiled_network_computes_the_same() -> None:
     """By PyTorch's own compiler, values and gradients."""
     level = LevelConfig(depth=1, width=24, kernel=5, d_head=8)
     denoiser = randomised(NetworkConfig(SHAPE, 2, (level,), mapping_width=16, mapping_depth=1))
-    task, x = problem(get_family("MotionBlur"), 2, 3, 0.1), torch.randn(2, *SHAPE)
+    family = get_family("MotionBlur", {"strides": "1"})
+    task, x = problem(family, 1, 3, 0.1), torch.randn(2, *SHAPE)
 
     def results() -> list[Tensor]:
         out = denoiser(x, 0.7, task)

@@ -70,6 +70,45 @@ def test_the_network_agrees(family, structure):
     torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("stride", [2, 8])
+def test_blur_of_larger_images_agrees(stride):
+    """By transforms and by a matrix."""
+    shape = 3, 64, 64
+    cpu, gpu = (MotionBlur().sample(shape, stride, [1, 2], d) for d in ("cpu", "cuda"))
+    x = torch.randn(2, 5, *shape)
+    y = cpu.H(x)
+    torch.testing.assert_close(gpu.H(x.cuda()).cpu(), y, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(gpu.H_pinv(y.cuda(), 0.1).cpu(), cpu.H_pinv(y, 0.1), atol=1e-5,
+                               rtol=1e-3)  # fmt: skip
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize(("family", "structure"), FAMILIES[:3], ids=lambda value: str(value))
+def test_the_compiled_network_agrees(backend, family, structure):
+    """Values and gradients, in bf16 too far apart to compare."""
+    if backend == "natten" and not has_kernels():
+        pytest.skip("natten is not installed with its kernels")
+    denoiser = Denoiser(make_config("tiny")).cuda().eval()
+    with torch.no_grad():
+        for parameter in denoiser.parameters():
+            parameter.copy_(0.1 * torch.randn_like(parameter))
+    x = torch.randn(2, *SHAPE, device="cuda")
+    operator = family.sample(SHAPE, structure, [1, 2], "cuda")
+    problem = GaussianNoise(0.1).measure(operator, x, Draws([1, 2], "cuda"))
+
+    def results() -> list[torch.Tensor]:
+        with use_backend(backend):
+            out = denoiser(x, 0.7, problem)
+        weights = list(denoiser.net.mid_level.parameters())
+        return [out.detach(), *torch.autograd.grad(out.square().sum(), weights)]
+
+    expected = results()
+    denoiser.compile()
+    for found, exact in zip(results(), expected, strict=True):
+        assert (found - exact).norm() <= 1e-3 * exact.norm()
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize(("size", "kernel"), [((16, 16), 7), ((32, 24), 5), ((9, 40), 7)])

@@ -31,10 +31,12 @@ from degradation import (
     DenseMatrix,
     Mask,
     NullOperator,
+    Problem,
     StridedConvolution,
     ValidConvolution,
     ValidRegion,
 )
+from networks import Denoiser, make_config
 
 BATCH = 3
 TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-10}
@@ -863,8 +865,12 @@ def test_constants_made_in_inference_mode_serve_training_later():
     from degradation import hadamard
 
     hadamard._hadamard.cache_clear()
+    denoiser = Denoiser(make_config("tiny"))
+    task, image = Problem.without_measurement(1, (3, 16, 16)), torch.ones(1, 3, 16, 16)
     with torch.inference_mode():
+        denoiser(image, 1.0, task)
         hadamard.walsh_hadamard(torch.ones(1, 8))
     x = torch.ones(1, 1, 8, 8, requires_grad=True)
     hadamard.walsh_hadamard(x.flatten(1)).sum().backward()
+    denoiser(image, 1.0, Problem.without_measurement(1, (3, 16, 16))).sum().backward()
     assert x.grad.isfinite().all()

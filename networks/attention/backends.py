@@ -33,15 +33,22 @@ _forced: list[str] = []
 
 
 def make_attention(
-    h: int, w: int, kernel: int | None, streams: int, device: torch.device
+    h: int,
+    w: int,
+    kernel: int | None,
+    streams: int,
+    device: torch.device,
+    d_head: int = 64,
+    dtype: torch.dtype = torch.float32,
 ) -> Attention:
     """The attention of an h×w map; kernel: side of the neighbourhood, None for global attention.
 
-    What depends on the map alone is computed here.
+    What depends on the map alone is computed here. d_head and dtype (of the weights) decide with
+    the device which backend can run.
     """
     if kernel is None or (kernel >= h and kernel >= w):
         return GlobalAttention()
-    name = backend_in_use() or _suited(kernel, h, w, device)
+    name = backend_in_use() or _suited(kernel, h, w, device, d_head, dtype)
     return BACKENDS[name](h, w, kernel, streams, device)
 
 
@@ -65,7 +72,10 @@ def use_backend(name: str) -> Iterator[None]:
         _forced.pop()
 
 
-def _suited(kernel: int, h: int, w: int, device: torch.device) -> str:
-    if device.type != "cuda":
+def _suited(
+    kernel: int, h: int, w: int, device: torch.device, d_head: int, dtype: torch.dtype
+) -> str:
+    # FlexAttention's kernels take heads of 16 channels and more, neither takes float64.
+    if device.type != "cuda" or d_head < 16 or dtype == torch.float64:
         return "tiled"
-    return "natten" if fused.has_kernels() and kernel <= min(h, w) else "flex"
+    return "natten" if fused.has_kernels() and 1 < kernel <= min(h, w) else "flex"

@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
 from networks.attention.windows import window_start
+from networks.compiling import allow_graphs
 
 
 class FlexNeighbourhood:
@@ -24,17 +25,25 @@ class FlexNeighbourhood:
         k, v = (torch.cat([pair[i].flatten(1, 2) for pair in streams], 1) for i in (0, 1))
         dtype = v.dtype
         q, k, v = (x.to(dtype).transpose(1, 2) for x in (q.flatten(1, 2), k, v))
-        attend = _compiled() if q.is_cuda else flex_attention
-        out = attend(q, k, v, block_mask=self.mask, scale=1.0)
+        out = _attend(q)(q, k, v, block_mask=self.mask, scale=1.0)
         return out.transpose(1, 2).unflatten(1, (h, w))
+
+
+def _attend(q: Tensor) -> Any:
+    if not q.is_cuda or torch.compiler.is_compiling():  # a graph around it compiles it
+        return flex_attention
+    return _compiled()
 
 
 @cache
 def _compiled() -> Any:
-    return torch.compile(flex_attention, dynamic=False)
+    # A graph for each size of a batch; without one the scores of all tokens would be stored.
+    allow_graphs()
+    return torch.compile(flex_attention, dynamic=False, fullgraph=True)
 
 
 @cache
+@torch.inference_mode(False)  # kept for later, when gradients may be wanted
 def _block_mask(h: int, w: int, rows: int, columns: int, streams: int, device: torch.device) -> Any:
     def sees(b: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
         key = key % (h * w)  # the same place in every stream

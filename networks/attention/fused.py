@@ -4,6 +4,7 @@ The passes are merged by their log-sum-exp, which is one softmax over the keys o
 """
 
 import importlib
+import inspect
 from functools import cache
 from typing import Any
 
@@ -13,15 +14,17 @@ from torch import Tensor
 
 @cache
 def has_kernels() -> bool:
-    """Whether natten is installed with its compiled kernels."""
+    """Whether natten is installed with its compiled kernels, and new enough."""
     try:
-        return bool(importlib.import_module("natten").HAS_LIBNATTEN)
+        natten = importlib.import_module("natten")
+        known = inspect.signature(natten.na2d).parameters
+        return bool(natten.HAS_LIBNATTEN) and "return_lse" in known
     except (ImportError, AttributeError):
         return False
 
 
 class FusedNeighbourhood:
-    """Needs natten 0.21 or newer; a window must not be larger than the map."""
+    """Needs natten 0.21.5 or newer; a window must not be larger than the map."""
 
     def __init__(self, h: int, w: int, kernel: int, streams: int, device: torch.device):
         try:
