@@ -51,7 +51,7 @@ FAMILIES = {
 STAGES = ("forward", "step", "sampling")
 PATHS = ("compiled", "eager", "plain")
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-_SECONDS, _REPEATS = 15.0, 5
+_SECONDS, _REPEATS = 12.0, 4
 
 
 @dataclasses.dataclass(frozen=True)

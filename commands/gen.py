@@ -201,6 +201,10 @@ class Generation:
         print(metrics_table(values, self.names))
         text = ", ".join(f"{stage} {1000 * seconds:.1f}" for stage, seconds in stages.items())
         print(f"ms an image on each process: {text}")
+        for degradation, methods in values.items():
+            for method, cell in methods.items():
+                if any(math.isnan(cell[name]["mean"]) for name in self.names):
+                    print(f"warning: {method} on {degradation} left images that are not finite")
         print(f"results: {self.outdir}")
 
     def _distances(self, measure: Measure) -> dict[tuple[str, str, str], float]:

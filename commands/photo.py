@@ -22,6 +22,7 @@ from degradation import (
     MatrixDegradation,
     MotionBlur,
     Noise,
+    NullOperator,
     Problem,
     RandomDegradation,
     StridedConvolution,
@@ -152,12 +153,16 @@ def _drawn(request: Request, photo: Tensor, image_shape: Shape, device: torch.de
         kernel = family.kernels(shape, stride, [seed]).to(device)
         return _blurred(request, photo, kernel, stride, image_shape)
     tiling = _tiling(request, photo, image_shape)
+    whole = ValueError(
+        f"{type(family).__name__} measures a photo as a whole, so no tile can be restored by "
+        f"itself: use --fit resize, to {_sides(image_shape)} pixels"
+    )
     if isinstance(family, MatrixDegradation | Hadamard | Colourisation) and len(tiling) > 1:
-        raise ValueError(
-            f"{type(family).__name__} measures a photo as a whole, so no tile can be restored by "
-            f"itself: use --fit resize, to {_sides(image_shape)} pixels"
-        )
-    return _task(request, photo, family.sample(_shape(photo), structure, [seed], device), tiling)
+        raise whole  # before anything that large is drawn
+    operator = family.sample(_shape(photo), structure, [seed], device)
+    if len(tiling) > 1 and not isinstance(operator, Mask | NullOperator):
+        raise whole
+    return _task(request, photo, operator, tiling)
 
 
 def _blurred(

@@ -24,9 +24,10 @@ def _physics_class() -> type:
     """Made where it is needed: deepinv takes a second to import, and is optional."""
     try:
         base: Any = importlib.import_module("deepinv.physics").LinearPhysics
-    except ImportError as error:
+    except (ImportError, RuntimeError) as error:  # what a torchvision for another torch raises
         raise ImportError(
-            "to_deepinv needs the package deepinv: pip install 'deepinv>=0.5'"
+            "to_deepinv needs the package deepinv (pip install 'deepinv>=0.5') and a torchvision "
+            f"that fits this torch; importing it said: {error}"
         ) from error
 
     class OperatorPhysics(base):

@@ -115,10 +115,13 @@ def family_class(name: str) -> type[Family]:
     if short in FAMILIES:
         return FAMILIES[short]
     module, _, attribute = name.rpartition(".")
+    found = None
     with contextlib.suppress(ModuleNotFoundError, ValueError):
         found = getattr(importlib.import_module(module), attribute, None)
-        if isinstance(found, type) and issubclass(found, Family):
-            return found
+    if isinstance(found, type) and issubclass(found, Family):
+        return found
+    if found is not None:
+        raise ValueError(f"degradation '{name}' is no family of operators, a class made of Family")
     known = ", ".join(f"degradation.{known}" for known in FAMILIES)
     raise ValueError(f"unknown degradation '{name}'; known are {known}, or module.Class of yours")
 

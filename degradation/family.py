@@ -38,7 +38,12 @@ class Family:
     def check(self, image_shape: Shape) -> None:
         """Raise ValueError where an operator of the family does not exist for this shape."""
         for structure in self.structures():
-            self.sample(image_shape, structure, [0])
+            operator = self.sample(image_shape, structure, [0])
+            if not isinstance(operator, Degradation):
+                raise ValueError(
+                    f"{type(self).__name__}.sample must return a Degradation, "
+                    f"not {type(operator).__name__}"
+                )
 
 
 def choice(seed: int, stream: str, options: tuple) -> Any:

@@ -12,6 +12,8 @@ from degradation.features import ImageFeatures
 class _PlainOperator:
     """One of `plain_operators`, on single images too; without noise."""
 
+    diagonalisable = True
+
     def __init__(self, operator: Any):
         self.operator, self.image_shape = operator, operator.image_shape
 

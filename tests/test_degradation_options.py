@@ -20,6 +20,7 @@ from degradation import (
     FAMILIES,
     Box,
     Colourisation,
+    Family,
     FixedKernel,
     FixedMask,
     GaussianBlur,
@@ -82,6 +83,7 @@ def test_options_are_read_by_the_type_of_their_field(name, options, family):
         ("MissingPatches", {"max_visible": "much"}, "max_visible='much' must be a number"),
         ("MatrixDegradation", {"max_rows": "1.5"}, "max_rows='1.5' must be a whole number"),
         ("Colourisation", {"of": "Fog"}, "unknown degradation 'Fog'; known are"),
+        ("degradation.Mask", {}, "'degradation.Mask' is no family of operators, a class made of"),
         ("RandomDegradation", {"members": "Box,Fog"}, "unknown degradation 'Fog'; known are"),
         ("RandomDegradation", {"members": "FixedMask"}, "'FixedMask' needs the option 'mask'"),
         ("FixedMask", {}, "'FixedMask' needs the option 'mask'"),
@@ -269,6 +271,17 @@ def test_a_family_of_the_users_own_is_found_by_its_module(tmp_path, monkeypatch)
     assert family.shade == 3
     x = torch.ones(2, 3, 4, 4)
     assert torch.equal(family.sample((3, 4, 4), None, [0, 1]).H(x), x.flatten(1))
-    for name in ("mine.NotOne", "mine.None", "nowhere.Everything", ".Everything", "Everything"):
+    with pytest.raises(ValueError, match=r"'mine.NotOne' is no family of operators, a class made"):
+        get_family("mine.NotOne")
+    for name in ("mine.None", "nowhere.Everything", ".Everything", "Everything"):
         with pytest.raises(ValueError, match="unknown degradation"):
             get_family(name)
+
+
+def test_a_family_that_returns_no_operator_is_refused():
+    class Nothing(Family):
+        def sample(self, image_shape, structure, seeds, device="cpu"):
+            return None
+
+    with pytest.raises(ValueError, match=r"Nothing.sample must return a Degradation, not NoneType"):
+        Nothing().check((3, 8, 8))

@@ -17,7 +17,9 @@ import restore
 from commands import photo as photo_module
 from commands.photo import Request, pose
 from degradation import (
+    DenseMatrix,
     Draws,
+    Family,
     Mask,
     RandomDegradation,
     StridedConvolution,
@@ -28,6 +30,15 @@ from degradation import (
 from metrics.pixel import to_uint8
 from networks import Denoiser, load_weights, make_config, save_weights
 from samplers import Euler
+
+
+class Halves(Family):
+    """One's own family, of operators that are neither masks nor blurs."""
+
+    def sample(self, image_shape, structure, seeds, device="cpu"):
+        matrix = torch.eye(math.prod(image_shape))[:2].expand(len(seeds), -1, -1) / 2
+        return DenseMatrix(matrix.to(device), image_shape)
+
 
 CPU = torch.device("cpu")
 SHAPE = (3, 16, 16)
@@ -389,6 +400,7 @@ ASKED = ["--image=photo.png", "--out=out", "--mask=mask.png"]
         (["--measured", "--kernel=kernel.npy", "--stride=2"], "needs --noise-level"),
         (["--degradation=Nonsense"], "unknown degradation 'Nonsense'"),
         (["--degradation=MatrixDegradation"], "use --fit resize, to 16×16 pixels"),
+        (["--degradation=test_restore.Halves"], "Halves measures a photo as a whole, so no tile"),
         (["--mask=absent.png"], "absent.png cannot be read"),
         (["--mask=kernel.npy"], "kernel.npy is no picture"),
         (["--mask=small.png"], "small.png has 16×16 pixels (height × width), but photo.png has"),
