@@ -732,6 +732,21 @@ def test_particles_go_on_where_their_weights_are_even():
     assert torch.equal(after[0], weights[0]) and not after[1].any()
 
 
+@pytest.mark.parametrize("midpoint", [0.01, 0.5, 0.99])
+def test_mgps_goes_down_to_the_second_time(midpoint):
+    """And not below, whatever its midpoint."""
+    prior, asked = make_prior(), set()
+
+    def denoiser(x, sigma, given):
+        asked.add(sigma)
+        return prior(x, sigma, given)
+
+    MGPS(8, midpoint=midpoint)(
+        denoiser, gaussian(1, *SHAPE), posed(operators(1)["mask"], 0.1), Draws([0])
+    )
+    assert min(asked) == ddpm_grid(8)[1]
+
+
 def test_the_published_numbers_of_gradient_steps():
     for name, total in (("ffhq", 1170), ("imagenet", 796), ("mixture", 1242)):
         assert sum(SCHEDULES[name](i, 300) for i in range(3, 300)) == total, name
