@@ -458,6 +458,65 @@ def test_daps_ends_on_the_measurement():
     assert errors[0] == pytest.approx(0.01, rel=0.15) and errors[1] > 0.1
 
 
+def test_mcgdiff_is_its_algorithm():
+    """In coordinates Vᵀx, with whole log-densities, one image after the other."""
+    problem, s, V, seen = spectral()
+    prior, noise, rng = make_prior(), gaussian(2, *SHAPE, seed=7), Draws([0, 1])
+    grid, kinds, k = karras_grid(12).tolist(), set(), 4
+    y, tau = torch.zeros(2, 1, 48).double(), torch.full((2, 1, 48), math.inf).double()
+    for b in range(2):
+        for i in (i for i in range(6) if s[b][i]):
+            y[b, 0, i], tau[b, 0, i] = seen[b, i] / s[b][i], problem.noise_level[b] / s[b][i]
+
+    def image(z: Tensor) -> Tensor:
+        return (V[:, None] @ z[..., None]).view(*z.shape[:2], *SHAPE)
+
+    def rotated(x: Tensor) -> Tensor:
+        return (V.mT[:, None] @ x.flatten(2)[..., None])[..., 0]
+
+    def denoised(z: Tensor, sigma: float) -> Tensor:
+        return rotated(prior(image(z).flatten(0, 1), sigma, None).view(*z.shape[:2], *SHAPE))
+
+    def log_likelihood(z: Tensor, variance: Tensor) -> Tensor:
+        known = variance.isfinite()
+        law = torch.distributions.Normal(z, torch.where(known, variance, 1).sqrt())
+        return torch.where(known, law.log_prob(y), 0).sum(-1)
+
+    def drawn(mean: Tensor, spread: float, sigma: float, z: Tensor) -> Tensor:
+        """From N(mean, spread²) times N(ȳ; ·, σ² + τ²)."""
+        gain = spread**2 / (spread**2 + sigma**2 + tau**2)
+        return mean + gain * (y - mean) + spread * (1 - gain).sqrt() * z
+
+    def uniform() -> Tensor:
+        return torch.special.ndtr(rng.randn_like(noise.new_zeros(2, 1)))
+
+    first = torch.cat(
+        (noise[:, None], rng.randn_like(noise[:, None].expand(-1, k - 1, -1, -1, -1))), 1
+    )
+    x = drawn(torch.zeros(2, k, 48).double(), grid[0], grid[0], rotated(first))
+    weights = torch.zeros(2, k).double()
+    for sigma, following in pairwise(grid[:-1]):
+        estimate, (along, spread) = denoised(x, sigma), ancestral(sigma, following)
+        mean = estimate + along * (x - estimate) / sigma
+        weights += log_likelihood(mean, spread**2 + following**2 + tau**2)
+        weights -= log_likelihood(x, sigma**2 + tau**2)
+        u = uniform()
+        for b in range(2):
+            shares = weights[b].softmax(0)
+            again = bool(1 / shares.square().sum() < k / 2)
+            kinds.add(again)
+            if again:
+                mean[b], weights[b] = mean[b, systematic(shares[None], u[b : b + 1], k)[0]], 0
+        x = drawn(mean, spread, following, rotated(rng.randn_like(image(x))))
+    index = systematic(weights.softmax(1), uniform(), 1)[:, 0]
+    last = grid[-2]
+    estimate = denoised(x[torch.arange(2), index][:, None], last)
+    expected = estimate + last**2 / (last**2 + tau**2) * (y - estimate)
+    assert kinds == {True, False}
+    out = MCGdiff(12, particles=k)(prior, noise, problem, Draws([0, 1]))
+    torch.testing.assert_close(out, image(expected)[:, 0], rtol=1e-7, atol=1e-7)
+
+
 def test_reddiff_descends_its_loss(case):
     prior, noise, problem = case
     rng, mu = Draws([0, 1]), problem.pinv().clone().requires_grad_()
