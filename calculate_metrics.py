@@ -106,6 +106,11 @@ compiling = click.option(
     default=False,
     help="Compile the network: a minute or so for each structure of an operator, then faster.",
 )
+recomputing = click.option(
+    "--recompute",
+    is_flag=True,
+    help="For samplers that differentiate the network: less memory, each of their steps slower.",
+)
 network = click.option(
     "--net", required=True, type=FILE, help="Trained weights, a .safetensors file."
 )
@@ -243,6 +248,7 @@ def prior(**options: Any) -> None:
 )
 @precision
 @compiling
+@recomputing
 @click.option(
     "--pictures", type=click.IntRange(0), default=3, help="Images of each degradation in grid.png."
 )
@@ -289,6 +295,7 @@ def gen(**options: Any) -> None:
 @guidance
 @precision
 @compiling
+@recomputing
 @click.option("--pictures", type=click.IntRange(0), default=64, help="Images in grid.png.")
 @save_images
 @seed

@@ -87,6 +87,11 @@ FILE = click.Path(path_type=Path)
     default="fp32",
     help="Arithmetic of the network.",
 )
+@click.option(
+    "--recompute",
+    is_flag=True,
+    help="For solvers that differentiate the network: less memory, each of their steps slower.",
+)
 @click.option("--batch", type=click.IntRange(1), default=32, help="Tiles restored at once.")
 @click.option(
     "--seed", type=click.IntRange(0), default=0, help="Seed of operator, noise and samples."

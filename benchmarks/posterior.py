@@ -28,6 +28,7 @@ from typing import Any
 
 import click
 import torch
+from scipy.stats import t as student_t
 from torch import Tensor
 from tqdm import tqdm
 
@@ -157,9 +158,11 @@ def mixture_study(d: int, rows: int, seed: int, count: int, names: Sequence[str]
 
 
 def interval(values: Sequence[float]) -> dict[str, Any]:
-    """Mean and half the width of its 95 % confidence interval over problems."""
-    half = 1.96 * statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else None
-    return {"mean": statistics.fmean(values), "half_width": half, "count": len(values)}
+    """Mean and half the width of its 95 % confidence interval over problems, by Student's t."""
+    count, half = len(values), None
+    if count > 1:
+        half = float(student_t.ppf(0.975, count - 1)) * statistics.stdev(values) / math.sqrt(count)
+    return {"mean": statistics.fmean(values), "half_width": half, "count": count}
 
 
 def mixture_rows(d: int, problems: int, count: int, names: Sequence[str]) -> list[dict[str, Any]]:

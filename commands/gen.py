@@ -13,6 +13,7 @@ from tqdm import tqdm
 from commands.cli import check_folder, chosen
 from commands.families import families_of
 from commands.files import check_new, publish, working_folder
+from commands.loading import load_frozen
 from commands.methods import (
     BASELINES,
     COSTS,
@@ -38,7 +39,7 @@ from metrics.records import COLUMNS, PartialRecords, Summary, merged
 from metrics.report import UNITS, metrics_table, write_pictures
 from metrics.results import write_metrics, write_per_image
 from metrics.statistics import FeatureStatistics
-from networks import Model, load_weights
+from networks import Model
 from networks.presets import conditioning_of
 from samplers import Solver
 from training import distributed
@@ -73,6 +74,7 @@ class Generation:
     poisson_peak: float | None
     precision: str
     compiled: bool
+    recompute: bool
     pictures: int
     save_images: bool
     workers: int
@@ -103,7 +105,7 @@ class Generation:
                 f"leave them out of --metrics {self.metrics}, or the noise out"
             )
         solvers = solvers_of(self.samplers, self.sampler_opt)
-        denoiser = load_weights(self.net, device)
+        denoiser = load_frozen(self.net, device, self.recompute)
         if self.compiled:
             compile_network(denoiser, device)
         check_samplers(self.net, self.samplers)

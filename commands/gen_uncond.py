@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from commands.cli import check_folder, chosen
 from commands.files import check_new, publish, working_folder
+from commands.loading import load_frozen
 from commands.methods import Restorer, check_guidance, check_samplers, compile_network, solvers_of
 from degradation import Draws, Problem, derive_seed
 from metrics.distances import Distances
@@ -24,7 +25,6 @@ from metrics.pixel import to_uint8
 from metrics.report import UNITS, metrics_table
 from metrics.results import write_grid, write_metrics
 from metrics.statistics import FeatureStatistics
-from networks import load_weights
 from training import distributed
 from training.data import DTYPES
 
@@ -51,6 +51,7 @@ class Unconditional:
     cfg: float | None
     precision: str
     compiled: bool
+    recompute: bool
     pictures: int
     save_images: bool
     seed: int
@@ -68,7 +69,7 @@ class Unconditional:
     def _build(self, device: torch.device) -> None:
         self.names = chosen("metric", self.metrics, _METRICS)
         solver = solvers_of([self.sampler], self.sampler_opt)[self.sampler]
-        denoiser = load_weights(self.net, device)
+        denoiser = load_frozen(self.net, device, self.recompute)
         if self.compiled:
             compile_network(denoiser, device)
         check_samplers(self.net, [self.sampler])

@@ -11,6 +11,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from commands.cli import check_folder, one_sentence_errors
+from commands.loading import load_frozen
 from commands.methods import COSTS, check_conditioning, check_samplers, cost_of
 from commands.photo import Request, Task, pose
 from commands.sheet import Restored, write_restored
@@ -18,7 +19,7 @@ from degradation import Draws, Problem, derive_seed
 from metrics.evaluate import seconds_now
 from metrics.pixel import consistency, psnr, to_uint8
 from metrics.results import table
-from networks import Model, load_weights
+from networks import Model
 from networks.presets import conditioning_of
 from samplers import (
     MMSE,
@@ -44,6 +45,7 @@ class Restoration:
     sampler_opt: Mapping[str, str]
     cfg: float | None
     precision: str
+    recompute: bool
     batch: int
     cost: dict[str, dict[str, int]] = field(default_factory=dict, init=False)
     seconds: dict[str, float] = field(default_factory=dict, init=False)
@@ -55,7 +57,7 @@ class Restoration:
             self.request.check()
             solver = make_solver(self.sampler, self.sampler_opt)
             self._check_out()
-            denoiser = load_weights(self.net, device)
+            denoiser = load_frozen(self.net, device, self.recompute)
             self._check_network(denoiser, solver)
             check_samplers(self.net, [self.sampler] if self.samples else [])
             task = pose(self.request, denoiser.config.image_shape, device)
@@ -64,7 +66,9 @@ class Restoration:
             check_operator(solver, task.problem.degradation)
         if task.measurement is None:
             task.notes.append("measurement.png is left out: what was measured is no picture")
-        if _unconditional(denoiser):
+        if _unconditional(denoiser) and self.samples < 2:
+            task.notes.append("mmse.png is left out: it would be the mean of one sample")
+        elif _unconditional(denoiser):
             task.notes.append("mmse.png is the mean of the samples: the network knows images alone")
         if self.samples < 2:
             task.notes.append("std.png is left out: it takes two --samples or more")
@@ -112,14 +116,15 @@ class Restoration:
             several = problem.expand(self.samples)
             samples = self._run("samples", solver, denoiser, task, several, seeds, guide=True)
         if _unconditional(denoiser):
-            mmse = samples.mean(0, keepdim=True)
+            mmse = samples.mean(0, keepdim=True) if self.samples > 1 else samples[:0]
         else:  # the estimate of a guided network would be of another distribution
             one = [derive_seed(seed, "restore")]
             mmse = self._run("mmse", MMSE(), denoiser, task, problem, one, guide=False)
         pinv = problem.pinv()
         estimates = torch.cat((samples, mmse))
         final = problem.expand(len(estimates)).project(estimates) if task.exact else estimates
-        return Restored(final[:-1], final[-1:], pinv, estimates if task.exact else None)
+        samples, mmse = final[: self.samples], final[self.samples :]
+        return Restored(samples, mmse, pinv, estimates if task.exact else None)
 
     def _run(
         self,
@@ -156,7 +161,8 @@ class Restoration:
 
     def _metrics(self, task: Task, restored: Restored) -> dict[str, Any]:
         """What is known of every picture, by its name, and what it took."""
-        names = [*(f"sample-{i + 1}" for i in range(self.samples)), "mmse", "pinv"]
+        names = [f"sample-{i + 1}" for i in range(self.samples)]
+        names += ["mmse", "pinv"] if len(restored.mmse) else ["pinv"]
         images = torch.cat((restored.samples, restored.mmse, restored.pinv))
         pictures: dict[str, dict[str, float]] = {name: {} for name in names}
         problem = task.problem.expand(len(images))

@@ -26,6 +26,7 @@ class Restored:
 
     samples: Tensor
     mmse: Tensor
+    """One, or none where it would be the only sample once more."""
     pinv: Tensor
     before: Tensor | None
     """Samples and MMSE estimate as they were before a projection onto Hx = y, if there was one."""
@@ -80,7 +81,8 @@ def _pictures(task: Task, restored: Restored) -> dict[str, tuple[str, Tensor]]:
     pictures["pinv"] = "H†y", to_uint8(restored.pinv[0])
     for i, sample in enumerate(restored.samples):
         pictures[f"sample-{i + 1}"] = f"sample {i + 1}", to_uint8(sample)
-    pictures["mmse"] = "MMSE", to_uint8(restored.mmse[0])
+    for estimate in restored.mmse:
+        pictures["mmse"] = "MMSE", to_uint8(estimate)
     if restored.deviation is not None and restored.white is not None:
         title = f"deviation, white = {restored.white:.1f}"
         shown = (restored.deviation / restored.white * 255).round().clamp(0, 255)

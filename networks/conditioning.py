@@ -15,8 +15,8 @@ from torch import Tensor
 from degradation import Problem
 from networks.analytic import GaussianMixture
 
-_ROUNDING = 1e-12  # of the largest t: below it a direction was not measured
-_DEGENERATE = 1e-9  # of the largest s: standard deviation of a value that must be what it is
+_ROUNDING = 1e-12  # of the sum of all t: below it a direction was not measured
+_DEGENERATE = 1e-9  # of the sum of all s: standard deviation of a value that must be what it is
 
 
 class ConditionalDenoiser:

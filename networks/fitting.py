@@ -8,7 +8,7 @@ from torch import Tensor
 
 from networks.analytic import GaussianMixture
 
-_BLOCK = 1024  # images whose densities are computed at once
+_BLOCK = 2**24  # numbers at once: of images, times components, times values
 
 
 def fit_gaussian(images: Tensor, ridge: float = 1e-6) -> GaussianMixture:
@@ -66,7 +66,8 @@ def fit_mixture(
 
 def _expect(x: Tensor, mixture: GaussianMixture) -> tuple[Tensor, float]:
     """What share `[n, K]` each component has in each image, and the log-likelihood of all."""
-    logs = torch.cat([mixture.component_log_densities(part) for part in x.split(_BLOCK)])
+    block = max(1, _BLOCK // mixture.means.numel())
+    logs = torch.cat([mixture.component_log_densities(part) for part in x.split(block)])
     return logs.softmax(1), logs.logsumexp(1).sum().item()
 
 
@@ -91,7 +92,9 @@ def _log_prior(mixture: GaussianMixture, whole: Tensor) -> float:
     assert mixture.basis is not None
     variances, basis = mixture.variances[0], mixture.basis[0]
     along = ((basis.mT @ whole) * basis.mT).sum(-1)  # of Σ in the directions of each Q_k
-    energies = (variances.log() + along / variances).sum()
+    exists = variances > 0  # no component leaves the support of Σ
+    variances = torch.where(exists, variances, 1)
+    energies = torch.where(exists, variances.log() + along / variances, 0).sum()
     return (mixture.log_weights.sum() - energies / 2).item()
 
 

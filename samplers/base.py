@@ -1,10 +1,8 @@
 """What a solver is: `solver(denoiser, noise, problem, rng) → samples`, built from its options."""
 
-import contextlib
-import contextvars
 import dataclasses
 import typing
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 import torch
@@ -40,19 +38,6 @@ class Solver(Protocol):
     ) -> Tensor: ...
 
 
-_recomputing = contextvars.ContextVar("_recomputing", default=False)
-
-
-@contextlib.contextmanager
-def recomputing() -> Iterator[None]:
-    """Within it evaluations do not count: a backward pass repeats them to save memory."""
-    token = _recomputing.set(True)
-    try:
-        yield
-    finally:
-        _recomputing.reset(token)
-
-
 class CountingDenoiser:
     """Counts what a denoiser is asked for: outside guidance, the NFE of the tables.
 
@@ -66,10 +51,9 @@ class CountingDenoiser:
 
     def __call__(self, x: Tensor, sigma: Tensor | float, problem: Problem) -> Tensor:
         estimate = self.denoiser(x, sigma, problem)
-        if not _recomputing.get():
-            self.calls += 1
-            if estimate.requires_grad:
-                estimate.register_hook(self._count_backward)
+        self.calls += 1
+        if estimate.requires_grad:
+            estimate.register_hook(self._count_backward)
         return estimate
 
     def _count_backward(self, gradient: Tensor) -> None:

@@ -1,6 +1,7 @@
 """Fitted priors: sample moments, and expectation-maximisation."""
 
 import itertools
+import math
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from helpers import gaussian
 from datautils.photos import Photos
 from degradation import Draws
 from metrics.pixel import to_float
-from networks import GaussianMixture, fit_gaussian, fit_mixture
+from networks import GaussianMixture, fit_gaussian, fit_mixture, fitting
 
 SHAPE = (1, 2, 2)
 D = 4
@@ -116,3 +117,21 @@ def test_a_mixture_is_the_better_prior_of_photos():
     assert errors[1] < 0.97 * errors[0] < 0.97 * 0.2**2 / 2
     densities = [prior.log_density(heldout, 0.02).mean() for prior in (one, several)]
     assert densities[1] > densities[0] + 10
+
+
+def test_a_constant_pixel_and_no_ridge():
+    """All covariances are singular in the same direction, in which there is no density."""
+    images = known().sample(Draws(range(300)))
+    images[:, 0, 0, 1] = 0.5
+    objectives = []
+    mixture = fit_mixture(images, 2, ridge=0.0, iterations=5, progress=objectives.append)
+    assert all(math.isfinite(value) for value in objectives)
+    assert objectives == sorted(objectives)
+    assert mixture.sample(Draws(range(5)))[:, 0, 0, 1].sub(0.5).abs().max() < 1e-6
+
+
+def test_blocks_of_images_change_nothing(monkeypatch):
+    images = known().sample(Draws(range(60)))
+    whole = fit_mixture(images, 3, iterations=4)
+    monkeypatch.setattr(fitting, "_BLOCK", 7 * 3 * D)
+    torch.testing.assert_close(fit_mixture(images, 3, iterations=4).means, whole.means)

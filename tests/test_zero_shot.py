@@ -39,6 +39,7 @@ from zero_shot import (
     REDDiff,
     ZeroShot,
 )
+from zero_shot.base import Prior
 
 SHAPE = (3, 4, 4)
 NUMEL = 48
@@ -52,6 +53,7 @@ QUICK: dict[str, Any] = {
     "pigdm score": PiGDM(6, form="score", eta=0.5),
     "daps": DAPS(3, ode_steps=2, langevin_steps=4),
     "daps exact": DAPS(3, ode_steps=2, inner="exact"),
+    "daps released": DAPS(3, ode_steps=2, langevin_steps=4, released=True),
     "mgps": MGPS(7),
     "reddiff": REDDiff(6),
     "dds": DDS(6),
@@ -242,6 +244,18 @@ def test_without_a_measurement_y_does_not_matter(solver: Any, prior: Gaussian) -
 
 
 @each_solver
+def test_rows_that_do_not_exist_do_not_matter(solver: Any, prior: Gaussian) -> None:
+    """Half of the pixels are hidden: what stands in their rows of y is not looked at."""
+    problem = posed(operators(2)["mask"], 0.1)
+    rows = problem.degradation.rows
+    assert 0 < rows.sum() < rows.numel()
+    strange = Problem(problem.degradation, torch.where(rows, problem.y, 7.0), 0.1)
+    noise = gaussian(2, *SHAPE)
+    outs = [solver(prior, noise, given, Draws([0, 1])) for given in (problem, strange)]
+    torch.testing.assert_close(*outs, rtol=1e-10, atol=1e-10)
+
+
+@each_solver
 def test_noise_and_problem_are_left_alone(solver: Any, prior: Gaussian) -> None:
     noise, problem = gaussian(2, *SHAPE), posed(operators(2)["matrix"], 0.1)
     before = noise.clone(), problem.y.clone(), problem.pinv().clone()
@@ -267,25 +281,19 @@ def test_a_callback_sees_every_step_and_changes_nothing(solver: Any, prior: Gaus
 DIFFERENTIATING = [solver for solver in QUICK.values() if "gradient" in solver.needs]
 
 
-@pytest.mark.parametrize("solver", DIFFERENTIATING)
-def test_checkpointing_changes_neither_results_nor_counts(solver: Any, prior: Gaussian) -> None:
-    noise, problem = gaussian(2, *SHAPE), posed(operators(2)["matrix"], 0.1)
-    found, made = [], []
+def test_backward_passes_run_in_full_precision() -> None:
+    """What a denoiser keeps in float32 under autocast has a gradient in float32."""
+    weight, x, v = (gaussian(*shape, dtype=torch.float32) for shape in ((48, 48), (2, 48), (2, 48)))
 
     def denoiser(x: Tensor, sigma: Tensor | float, given: Problem) -> Tensor:
-        made[-1] += 1
-        return prior(x, sigma, given).tanh()  # something whose activations are kept
+        with torch.autocast("cpu", enabled=False):
+            return (x.flatten(1) @ weight).view(x.shape)
 
-    for checkpoint in (False, True):
-        made.append(0)
-        counter = CountingDenoiser(denoiser)
-        run = dataclasses.replace(solver, checkpoint=checkpoint)
-        out = run(counter, noise, problem, Draws([0, 1]))
-        found.append((out, counter.calls, counter.backward_passes))
-    torch.testing.assert_close(found[0][0], found[1][0], rtol=1e-12, atol=1e-12)
-    assert found[0][1:] == found[1][1:]
-    assert made[0] == found[0][1]
-    assert made[1] == found[1][1] + found[1][2]  # every backward pass evaluates once more
+    prior = Prior(denoiser, posed(NullOperator(2, SHAPE)))
+    with torch.autocast("cpu", torch.bfloat16):
+        pullback = prior.linearised(x.view(2, *SHAPE), 1.0)[1]
+        found = pullback(v.view(2, *SHAPE))
+    torch.testing.assert_close(found.flatten(1), v @ weight.T, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("solver", DIFFERENTIATING)
@@ -297,12 +305,12 @@ def test_denoisers_without_a_gradient_are_refused(solver: Any, prior: Gaussian) 
 
 @each_solver
 def test_no_graph_outlives_a_step(solver: Any) -> None:
-    """But for DDRM and DDNM, which can be unrolled."""
+    """But for DDRM, DDNM and DDNM+, which can be unrolled."""
     weight = torch.tensor(0.5, requires_grad=True)
     problem = posed(operators(2)["mask"].to(torch.float32), 0.1)
     noise = gaussian(2, *SHAPE, dtype=torch.float32)
     out = solver(lambda x, sigma, given: weight * x, noise, problem, Draws([0, 1]))
-    assert out.requires_grad == isinstance(solver, DDRM | DDNM)
+    assert out.requires_grad == isinstance(solver, DDRM | DDNM | DDNMPlus)
     if out.requires_grad:
         assert torch.autograd.grad(out.square().sum(), weight)[0] != 0
 
@@ -376,9 +384,28 @@ def test_refusals_say_what_would_be_accepted(
         make_solver(name, options)
 
 
+@pytest.mark.parametrize(
+    "solver",
+    [
+        MGPS(50, midpoint=0.02),
+        MGPS(4, midpoint=0.01),
+        MGPS(60, midpoint=0.01),
+        MGPS(9, midpoint=0.99),
+        DAPS(3, sigma_min=0.2, ode_sigma_min=0.2, langevin_steps=2),
+        DAPS(3, sigma_min=100.0, ode_sigma_min=100.0, langevin_steps=2),
+    ],
+)
+def test_options_at_the_end_of_their_range_run_to_the_end(solver: Any, prior: Gaussian) -> None:
+    steps = []
+    problem = posed(operators(2)["mask"], 0.1)
+    out = solver(prior, gaussian(2, *SHAPE), problem, Draws([0, 1]), lambda i, x: steps.append(i))
+    assert out.isfinite().all()
+    assert len(steps) == solver.num_steps - 3 * isinstance(solver, MGPS)
+
+
 def test_options_are_read_from_text() -> None:
     assert make_solver("ddnm", {"released": "true", "num_steps": "7"}) == DDNM(7, released=True)
-    assert make_solver("dps", {"checkpoint": "False"}) == DPS(checkpoint=False)
+    assert make_solver("dps", {"released": "False"}) == DPS(released=False)
     assert make_solver("pigdm", {"form": "score"}) == PiGDM(form="score")
 
 

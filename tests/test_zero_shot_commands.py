@@ -1,5 +1,6 @@
 """Zero-shot solvers as users call them: `gen`, `gen-uncond`, `restore.py`."""
 
+import itertools
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,11 +12,14 @@ import torch
 from click.testing import CliRunner, Result
 from PIL import Image
 from plain_physics import Padded
+from torch.profiler import ProfilerActivity, profile
 
 import calculate_metrics
 import restore
-from degradation import PhysicsFamily
-from networks import Denoiser, make_config, save_weights
+from commands.loading import load_frozen
+from degradation import Draws, Mask, PhysicsFamily, Problem
+from networks import Denoiser, GaussianMixture, make_config, save_weights
+from zero_shot import DPS
 
 
 @dataclass(frozen=True)
@@ -71,7 +75,7 @@ def test_an_unconditional_network_restores(home: Path, tmp_path: Path) -> None:
     result = gen(
         home, tmp_path / "out", "plain", "--degradation=MissingPatches",
         "--degradation=MatrixDegradation", "--sampler=ddrm", "--sampler=dps", *QUICK,
-        "--sampler-opt=dps.checkpoint=true",
+        "--recompute",
     )  # fmt: skip
     assert result.exit_code == 0, result.output
     for family in ("MissingPatches", "MatrixDegradation"):
@@ -88,7 +92,67 @@ def test_an_unconditional_network_restores(home: Path, tmp_path: Path) -> None:
     header = next(line for line in result.output.splitlines() if "NFE" in line)
     assert [word.strip() for word in header.split("|")][-4:-1] == ["NFE", "VJP", "s/image"]
     solvers = json.loads((tmp_path / "out/metrics.json").read_text())["settings"]["solvers"]
-    assert solvers["DPS"]["checkpoint"] is True and solvers["DDRM"]["eta"] == 0.85
+    assert solvers["DPS"]["zeta"] == 0.5 and solvers["DDRM"]["eta"] == 0.85
+
+
+def peak(denoiser: Denoiser) -> tuple[int, torch.Tensor]:
+    """Most bytes at once, while a solver differentiates, and its result."""
+    op = Mask((torch.arange(256) % 3 > 0).view(1, 1, 16, 16).float(), (3, 16, 16)).expand(4)
+    noise = torch.randn(4, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    problem = Problem(op, op.H(noise), 0.1)
+    DPS(2)(denoiser, noise, problem, Draws(range(4)))  # whatever is made once
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
+        out = DPS(2)(denoiser, noise, problem, Draws(range(4)))
+    events = recorded.profiler.kineto_results.events()  # type: ignore[union-attr]
+    sizes = [event.nbytes() for event in events if event.name() == "[memory]"]
+    return max(itertools.accumulate(sizes)), out
+
+
+def test_recomputing_takes_less_memory(home: Path) -> None:
+    cpu = torch.device("cpu")
+    kept, expected = peak(load_frozen(home / "plain.safetensors", cpu))
+    less, found = peak(load_frozen(home / "plain.safetensors", cpu, recompute=True))
+    torch.testing.assert_close(found, expected)
+    assert less < 0.6 * kept
+
+
+@pytest.mark.parametrize("recompute", [(), ("--recompute",)])
+def test_weights_take_no_gradients(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recompute: tuple[str, ...]
+) -> None:
+    """In each command: a solver differentiates by the images alone."""
+    asked, forward = [], Denoiser.forward
+
+    def watched(self: Denoiser, x: torch.Tensor, *arguments: Any) -> torch.Tensor:
+        assert not any(p.requires_grad for p in self.parameters())
+        assert self.net.recompute == frozenset(range(2) if recompute else ())
+        asked.append(x.requires_grad)
+        return forward(self, x, *arguments)
+
+    monkeypatch.setattr(Denoiser, "forward", watched)
+    options = ("--sampler=dps", "--sampler-opt=num_steps=2", *recompute)
+    results = [
+        gen(home, tmp_path / "gen", "plain", "--degradation=Box", *options),
+        CliRunner().invoke(
+            calculate_metrics.main,
+            [
+                "gen-uncond", f"--net={home}/plain.safetensors", f"--outdir={tmp_path}/uncond",
+                "--images=1", *options,
+            ],
+        ),
+        restored(home, tmp_path / "photo", "plain", "--samples=1", *options),
+    ]  # fmt: skip
+    for result in results:
+        assert result.exit_code == 0, (result.exception, result.output)
+    assert len(asked) >= 6 and all(asked)
+
+
+def test_a_prior_recomputes_nothing(home: Path, tmp_path: Path) -> None:
+    prior = GaussianMixture.gaussian(torch.zeros(768), torch.eye(768), (3, 16, 16))
+    save_weights(tmp_path / "prior.safetensors", prior, {})
+    with pytest.raises(ValueError, match="--recompute is for networks, and --net names an analyt"):
+        load_frozen(tmp_path / "prior.safetensors", torch.device("cpu"), recompute=True)
+    assert len(load_frozen(tmp_path / "prior.safetensors", torch.device("cpu"))) == 1
 
 
 def test_results_do_not_depend_on_the_batch(home: Path, tmp_path: Path) -> None:
@@ -187,6 +251,17 @@ def test_a_photo_in_tiles_by_a_network_that_knows_images_alone(
     assert np.abs((pictures[0] + pictures[1]) / 2 - pictures[2])[inside].max() <= 1.5
     photo = np.asarray(Image.open(home / "photo.png")).astype(float)
     assert np.abs(pictures[0] - photo)[:4].max() <= 1  # projected onto y where it was seen
+
+
+def test_one_sample_is_not_written_twice(home: Path, tmp_path: Path) -> None:
+    options = ("--sampler=ddrm", "--sampler-opt=num_steps=3", "--samples=1")
+    result = restored(home, tmp_path / "out", "plain", *options)
+    assert result.exit_code == 0, (result.exception, result.stderr)
+    record = json.loads((tmp_path / "out/restore.json").read_text())
+    assert set(record["metrics"]["pictures"]) == {"sample-1", "pinv"}
+    pictures = {path.name for path in (tmp_path / "out").glob("*.png")}
+    assert {"sample-1.png", "sheet.png"} <= pictures and "mmse.png" not in pictures
+    assert "mmse.png is left out: it would be the mean of one sample" in record["settings"]["notes"]
 
 
 def test_a_photo_by_a_network_that_knows_operators(home: Path, tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from exact_gaussian import Gaussian, Generator, Replay
-from helpers import gaussian
+from helpers import dense, gaussian
 from test_zero_shot import make_prior, operators, posed
 from torch import Tensor
 
@@ -146,17 +146,34 @@ def test_pigdm_with_noise_replays_without_our_variance(recorded, family):
     near(out, theirs)
 
 
+class AllRows:
+    """An operator whose rows are all said to exist."""
+
+    @property
+    def rows(self) -> Tensor:
+        return torch.ones(len(self), 1, dtype=torch.bool)  # type: ignore[arg-type]
+
+
+class AllRowsOfMask(AllRows, Mask):
+    pass
+
+
+class AllRowsOfMatrix(AllRows, DenseMatrix):
+    pass
+
+
 @pytest.mark.parametrize("family", ["matrix", "patches", "box"])
 @each_level
 def test_dps_replays_the_recorded_runs_as_one_image(recorded, family, noise_level):
-    """There the norm is that of the batch: here the batch is one image of six channels."""
+    """There the norm is that of the batch, and of rows that do not exist, which have noise too:
+    here the batch is one image of six channels, and all rows exist."""
     problem = recorded.problem(family, noise_level)
     op: Degradation = problem.degradation
     if isinstance(op, Mask):
-        op = Mask(op.mask.expand(2, 3, 8, 8).reshape(1, 6, 8, 8), (6, 8, 8))
+        op = AllRowsOfMask(op.mask.expand(2, 3, 8, 8).reshape(1, 6, 8, 8), (6, 8, 8))
     else:
         rows = recorded.records["degradations"][family]["tensors"]["deg_matrix"]
-        op = DenseMatrix(torch.block_diag(*rows)[None], (6, 8, 8))
+        op = AllRowsOfMatrix(torch.block_diag(*rows)[None], (6, 8, 8))
 
     def denoiser(x, sigma, given):
         return recorded.denoiser(x.view(2, 3, 8, 8), sigma, given).view(x.shape)
@@ -226,7 +243,14 @@ def test_pigdm_is_the_original(case, eta):
     torch.testing.assert_close(found, expected, rtol=1e-8, atol=1e-8)
 
 
-@pytest.mark.parametrize("solver", [DDNM(12), DDS(12, cg_steps=40), DiffPIR(12, zeta=0.3)])
+@pytest.mark.parametrize(
+    "solver",
+    [
+        DDNM(12),
+        DDS(12, cg_steps=40, gamma=0.3),
+        DiffPIR(12, zeta=0.3, weight=3.0, noise_floor=0.05),
+    ],
+)
 @each_level
 def test_projecting_solvers_are_the_originals(case, solver, noise_level):
     prior, noise, _ = case
@@ -253,9 +277,9 @@ def test_projecting_solvers_are_the_originals(case, solver, noise_level):
             )
         elif isinstance(solver, DDS):
             residual = op.H_adjoint(problem.residual(estimate))
-            estimate = estimate + solved(1.0 if noise_level else 0.0, residual)
+            estimate = estimate + solved(1 / 0.3 if noise_level else 0.0, residual)
         else:
-            rho = max(noise_level, 0.002) ** 2 / sigma**2
+            rho = 3.0 * max(noise_level, 0.05) ** 2 / sigma**2
             estimate = solved(rho, op.H_adjoint(problem.y) + rho * estimate)
             direction = (x - math.sqrt(alpha) * estimate) / math.sqrt(1 - alpha)
             eta = math.sqrt(0.3)
@@ -265,6 +289,232 @@ def test_projecting_solvers_are_the_originals(case, solver, noise_level):
     expected = vp_chain(noise, 12, prior, step)
     found = solver(prior, noise, problem, Draws([0, 1]))
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_the_weight_of_diffpir_in_the_authors_units():
+    """λ = 1, σₙ = 0.1 and pixels in [0, 1]: the fit to ρ = λσₙ²/σ̄² of the default."""
+    problem = posed(operators(1)["matrix"], 0.2)
+    op, levels = problem.degradation, []
+    plain = op.H_pinv
+    op.H_pinv = lambda y, level=0.0: levels.append(level) or plain(y, level)
+    DiffPIR(8)(make_prior(), gaussian(1, *SHAPE), problem, Draws([0]))
+    for level, sigma in zip(levels, karras_grid(8)[:-1].tolist(), strict=True):
+        assert level.item() ** 2 == pytest.approx(1 * 0.1**2 / sigma**2)
+
+
+def spectral() -> tuple[Problem, list[list[float]], Tensor, Tensor]:
+    """Measurements whose τ lies above, between and below all levels; s, and Vᵀx and ȳ of it."""
+    U, _ = torch.linalg.qr(gaussian(2, 6, 6, seed=4))
+    V, _ = torch.linalg.qr(gaussian(2, 48, 48, seed=5))
+    s = torch.tensor([[1.5, 0.9, 0.2, 0.05, 0.004, 0.0008], [1.2, 0.6, 0.3, 0.02, 0.001, 0.0]])
+    op = DenseMatrix((U * s.double()[:, None]) @ V[:, :, :6].mT, SHAPE, tol=0.0)
+    problem = posed(op, torch.tensor([0.1, 0.3], dtype=torch.float64))
+    seen = (U.mT @ problem.y[..., None])[..., 0]
+    return problem, s.tolist(), V, seen
+
+
+@pytest.mark.parametrize(("eta", "eta_b"), [(0.85, 1.0), (0.85, 0.6), (0.3, 0.9), (1.0, 0.5)])
+def test_ddrm_with_noise_coordinate_by_coordinate(eta, eta_b):
+    """Equations 4 and 5 of the paper, one coordinate after the other."""
+    problem, s, V, seen = spectral()
+    prior, noise, rng = make_prior(), gaussian(2, *SHAPE, seed=7), Draws([0, 1])
+    grid = karras_grid(9).tolist()
+
+    def rotated(x: Tensor) -> Tensor:
+        return (V.mT @ x.flatten(1)[..., None])[..., 0]
+
+    def measured(b: int, i: int) -> tuple[float, float]:
+        """ȳ and its standard deviation."""
+        if i >= 6 or not s[b][i]:
+            return 0.0, math.nan
+        return seen[b, i].item() / s[b][i], problem.noise_level[b].item() / s[b][i]
+
+    cases, z, first = set(), rotated(noise), grid[0]
+    x = first * z
+    for b in range(2):
+        for i in range(6):
+            y, tau = measured(b, i)
+            if tau <= first:
+                x[b, i] = y + math.sqrt(first**2 - tau**2) * z[b, i]
+    for sigma, following in pairwise(grid):
+        image = (V @ x[..., None]).view(2, *SHAPE)
+        known, z = rotated(prior(image, sigma, None)), rotated(rng.randn_like(image))
+        direction, after = (x - known) / sigma, torch.zeros_like(x)
+        for b in range(2):
+            for i in range(48):
+                y, tau = measured(b, i)
+                if math.isnan(tau):
+                    mean, spread = known[b, i], following * eta
+                    mean = mean + math.sqrt(1 - eta**2) * following * direction[b, i]
+                elif following < tau:
+                    mean, spread = known[b, i], following * eta
+                    mean = mean + math.sqrt(1 - eta**2) * following * (y - known[b, i]) / tau
+                    cases.add("below")
+                else:
+                    mean = (1 - eta_b) * known[b, i] + eta_b * y
+                    spread = math.sqrt(following**2 - tau**2 * eta_b**2)
+                    cases.add("above")
+                after[b, i] = mean + spread * z[b, i]
+        x = after
+    assert cases == {"below", "above"}
+    out = DDRM(9, eta=eta, eta_b=eta_b)(prior, noise, problem, Draws([0, 1]))
+    torch.testing.assert_close(out, (V @ x[..., None]).view(out.shape), rtol=1e-8, atol=1e-8)
+
+
+@pytest.mark.parametrize("eta", [0.85, 0.2])
+def test_ddnm_plus_is_the_original(eta):
+    """Λ and Φ of its Eqs. 17 and 51 as matrices, in variance-preserving notation."""
+    problem, s, V, _ = spectral()
+    prior, noise, rng = make_prior(), gaussian(2, *SHAPE, seed=7), Draws([0, 1])
+    pinv = torch.linalg.pinv(dense(problem.degradation), rtol=1e-12)
+
+    def step(x, estimate, direction, alpha, after):
+        a, sigma = math.sqrt(after), math.sqrt(1 - after)  # of the next time
+        estimate, z = estimate.detach().flatten(1), rng.randn_like(x).flatten(1)
+        moved = []
+        for b in range(2):
+            share, spread, along = torch.ones(48), torch.empty(48), torch.zeros(48)
+            share, spread, along = share.double(), spread.double(), along.double()
+            for i in range(48):
+                level = s[b][i] if i < 6 else 0.0
+                noisy = a * problem.noise_level[b].item()
+                if not level:
+                    spread[i], along[i] = sigma * eta, sigma * math.sqrt(1 - eta**2)
+                elif sigma >= noisy / level:
+                    spread[i] = math.sqrt(sigma**2 - (noisy / level) ** 2)
+                else:
+                    share[i] = level * sigma * math.sqrt(1 - eta**2) / noisy
+                    spread[i] = sigma * eta
+            Q = V[b]
+            residual = problem.residual(estimate.view(2, *SHAPE))[b]
+            corrected = estimate[b] + Q @ (share * (Q.T @ (pinv[b] @ residual)))
+            fresh = Q @ (spread * (Q.T @ z[b]))
+            moved.append(a * corrected + fresh + Q @ (along * (Q.T @ direction.flatten(1)[b])))
+        return torch.stack(moved).view(x.shape)
+
+    expected = vp_chain(noise, 9, prior, step)
+    found = DDNMPlus(9, eta=eta)(prior, noise, problem, Draws([0, 1]))
+    torch.testing.assert_close(found, expected, rtol=1e-7, atol=1e-7)
+
+
+def test_ddnm_plus_without_noise_is_ddnm():
+    """Also beside a problem with noise."""
+    op, prior, noise = operators(2)["matrix"], make_prior(), gaussian(2, *SHAPE, seed=7)
+    problem = posed(op, torch.tensor([0.0, 0.3], dtype=torch.float64))
+    found = DDNMPlus(12, eta=0.6)(prior, noise, problem, Draws([0, 1]))
+    expected = DDNM(12, eta=0.6)(prior, noise, problem, Draws([0, 1]))
+    torch.testing.assert_close(found[0], expected[0], rtol=1e-8, atol=1e-8)
+    assert (found[1] - expected[1]).abs().max() > 0.01
+
+
+@pytest.mark.parametrize("released", [False, True])
+def test_daps_is_its_algorithm(released):
+    """Once more, with the density differentiated automatically."""
+    prior, noise, rng = make_prior(), gaussian(2, *SHAPE, seed=7), Draws([0, 1])
+    op = operators(2)["matrix"]
+    problem = posed(op, torch.tensor([0.2, 0.01], dtype=torch.float64))
+    tau = [0.2, 0.05]  # the floor
+    norms = torch.linalg.matrix_norm(dense(op), 2).tolist()
+    options = {"lr": 4e-3, "lr_last": 0.2, "noise_floor": 0.05, "langevin_steps": 7}
+    levels, shortened = karras_grid(5, 0.1, 100.0).tolist(), set()
+    x = levels[0] * noise
+    for step, (sigma, following) in enumerate(pairwise(levels)):
+        mean = x
+        for high, low in pairwise(karras_grid(4, 0.02, sigma).tolist()):
+            mean = mean + (low - high) * (mean - prior(mean, high, None)) / high
+        if released and not following:
+            x = mean
+            break
+        rate, x = 4e-3 * (1 - 0.8 * step / 5), mean
+        for _ in range(7):
+            x, z = x.detach().requires_grad_(), rng.randn_like(mean)
+            moved = []
+            residual = problem.residual(x)
+            for b in range(2):
+                log_density = -residual[b].square().sum() / (2 * tau[b] ** 2)
+                log_density = log_density - (x[b] - mean[b]).square().sum() / (2 * sigma**2)
+                slope = torch.autograd.grad(log_density, x, retain_graph=True)[0][b]
+                lr = min(rate, 1.5 / ((norms[b] / tau[b]) ** 2 + 1 / sigma**2))
+                shortened.add(lr < rate)
+                moved.append(x[b] + lr * slope + math.sqrt(2 * lr) * z[b])
+            x = torch.stack(moved).detach()
+        if following:
+            x = x + following * rng.randn_like(x)
+    assert shortened == {False, True}
+    solver = DAPS(5, ode_steps=4, ode_sigma_min=0.02, released=released, **options)
+    out = solver(prior, noise, problem, Draws([0, 1]))
+    torch.testing.assert_close(out, x, rtol=1e-8, atol=1e-8)
+
+
+def test_daps_ends_on_the_measurement():
+    """Its last step draws it there; InvFusion's released code leaves that out."""
+    prior, problem = small()
+    problem = Problem(problem.degradation, problem.y, 0.0).expand(200)
+    errors = []
+    for released in (False, True):
+        solver = DAPS(30, inner="exact", released=released)
+        out = solver(prior, gaussian(200, 3, 2, 2), problem, Generator())
+        errors.append(problem.residual(out).square().mean().sqrt().item())
+    assert errors[0] == pytest.approx(0.01, rel=0.15) and errors[1] > 0.1
+
+
+def test_mcgdiff_is_its_algorithm():
+    """In coordinates Vᵀx, with whole log-densities, one image after the other."""
+    problem, s, V, seen = spectral()
+    prior, noise, rng = make_prior(), gaussian(2, *SHAPE, seed=7), Draws([0, 1])
+    grid, kinds, k = karras_grid(12).tolist(), set(), 4
+    y, tau = torch.zeros(2, 1, 48).double(), torch.full((2, 1, 48), math.inf).double()
+    for b in range(2):
+        for i in (i for i in range(6) if s[b][i]):
+            y[b, 0, i], tau[b, 0, i] = seen[b, i] / s[b][i], problem.noise_level[b] / s[b][i]
+
+    def image(z: Tensor) -> Tensor:
+        return (V[:, None] @ z[..., None]).view(*z.shape[:2], *SHAPE)
+
+    def rotated(x: Tensor) -> Tensor:
+        return (V.mT[:, None] @ x.flatten(2)[..., None])[..., 0]
+
+    def denoised(z: Tensor, sigma: float) -> Tensor:
+        return rotated(prior(image(z).flatten(0, 1), sigma, None).view(*z.shape[:2], *SHAPE))
+
+    def log_likelihood(z: Tensor, variance: Tensor) -> Tensor:
+        known = variance.isfinite()
+        law = torch.distributions.Normal(z, torch.where(known, variance, 1).sqrt())
+        return torch.where(known, law.log_prob(y), 0).sum(-1)
+
+    def drawn(mean: Tensor, spread: float, sigma: float, z: Tensor) -> Tensor:
+        """From N(mean, spread²) times N(ȳ; ·, σ² + τ²)."""
+        gain = spread**2 / (spread**2 + sigma**2 + tau**2)
+        return mean + gain * (y - mean) + spread * (1 - gain).sqrt() * z
+
+    def uniform() -> Tensor:
+        return torch.special.ndtr(rng.randn_like(noise.new_zeros(2, 1)))
+
+    first = torch.cat(
+        (noise[:, None], rng.randn_like(noise[:, None].expand(-1, k - 1, -1, -1, -1))), 1
+    )
+    x = drawn(torch.zeros(2, k, 48).double(), grid[0], grid[0], rotated(first))
+    weights = torch.zeros(2, k).double()
+    for sigma, following in pairwise(grid[:-1]):
+        estimate, (along, spread) = denoised(x, sigma), ancestral(sigma, following)
+        mean = estimate + along * (x - estimate) / sigma
+        weights += log_likelihood(mean, spread**2 + following**2 + tau**2)
+        weights -= log_likelihood(x, sigma**2 + tau**2)
+        u = uniform()
+        for b in range(2):
+            shares = weights[b].softmax(0)
+            again = bool(1 / shares.square().sum() < k / 2)
+            kinds.add(again)
+            if again:
+                mean[b], weights[b] = mean[b, systematic(shares[None], u[b : b + 1], k)[0]], 0
+        x = drawn(mean, spread, following, rotated(rng.randn_like(image(x))))
+    index = systematic(weights.softmax(1), uniform(), 1)[:, 0]
+    last = grid[-2]
+    estimate = denoised(x[torch.arange(2), index][:, None], last)
+    expected = estimate + last**2 / (last**2 + tau**2) * (y - estimate)
+    assert kinds == {True, False}
+    out = MCGdiff(12, particles=k)(prior, noise, problem, Draws([0, 1]))
+    torch.testing.assert_close(out, image(expected)[:, 0], rtol=1e-7, atol=1e-7)
 
 
 def test_reddiff_descends_its_loss(case):
@@ -284,7 +534,8 @@ def test_reddiff_descends_its_loss(case):
     torch.testing.assert_close(out, mu.detach(), rtol=1e-7, atol=1e-7)
 
 
-def test_mgps_descends_its_objective(case):
+@pytest.mark.parametrize("noise_floor", [0.05, 0.3])
+def test_mgps_descends_its_objective(case, noise_floor):
     """The algorithm once more in the original's notation, with automatic derivatives."""
     prior, noise, problem = case
     n, rng = 9, Draws([0, 1])
@@ -312,7 +563,9 @@ def test_mgps_descends_its_objective(case):
         adam = torch.optim.Adam([m, rho], lr=0.05)
         for _ in range(SCHEDULES["mixture"](t, n)):
             u = m + rho.exp() * rng.randn_like(m)
-            data = problem.residual(denoised(u, low)).square().sum() / (2 * 0.1**2)
+            data = problem.residual(denoised(u, low)).square().sum() / (
+                2 * max(0.1, noise_floor) ** 2
+            )
             kl = ((2 * rho).exp() + (m - mean).square()) / (2 * variance) - rho
             adam.zero_grad()
             (data + kl.sum()).backward()
@@ -322,18 +575,12 @@ def test_mgps_descends_its_objective(case):
             x0 = denoised(u, low)
             mean, variance = between(u, alpha[low], x, alpha[t], alpha[t - 1])
             x = mean + math.sqrt(variance) * rng.randn_like(x)
-    solver = MGPS(n, schedule="mixture", lr=0.05)
+    solver = MGPS(n, schedule="mixture", lr=0.05, noise_floor=noise_floor)
     out = solver(prior, noise, problem, Draws([0, 1]))
     torch.testing.assert_close(out, x0, rtol=1e-6, atol=1e-6)
 
 
 # ---- what theory says is exact
-
-
-def test_ddnm_plus_is_ddrm(case):
-    prior, noise, problem = case
-    ours = DDNMPlus(30)(prior, noise, problem, Draws([0, 1]))
-    assert torch.equal(ours, DDRM(30)(prior, noise, problem, Draws([0, 1])))
 
 
 @each_level
@@ -542,6 +789,21 @@ def test_particles_go_on_where_their_weights_are_even():
     index, after = resampled(weights, u)
     assert index.tolist() == [[0, 1, 2, 3], [1, 1, 1, 1]]
     assert torch.equal(after[0], weights[0]) and not after[1].any()
+
+
+@pytest.mark.parametrize("midpoint", [0.01, 0.5, 0.99])
+def test_mgps_goes_down_to_the_second_time(midpoint):
+    """And not below, whatever its midpoint."""
+    prior, asked = make_prior(), set()
+
+    def denoiser(x, sigma, given):
+        asked.add(sigma)
+        return prior(x, sigma, given)
+
+    MGPS(8, midpoint=midpoint)(
+        denoiser, gaussian(1, *SHAPE), posed(operators(1)["mask"], 0.1), Draws([0])
+    )
+    assert min(asked) == ddpm_grid(8)[1]
 
 
 def test_the_published_numbers_of_gradient_steps():

@@ -1,17 +1,15 @@
 """What zero-shot solvers share: the unconditional denoiser and its gradient, grids, moves."""
 
-import contextlib
 import math
 from collections.abc import Callable
 from typing import ClassVar
 
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint as recomputed
 
 from degradation import Degradation, Problem
 from degradation.iterative import Iterative
-from samplers.base import Denoiser, RandnLike, recomputing
+from samplers.base import Denoiser, RandnLike
 
 Pullback = Callable[[Tensor], Tensor]
 
@@ -26,15 +24,10 @@ class ZeroShot:
 
 
 class Prior:
-    """A denoiser that is told the class of a problem, but neither H nor y.
+    """A denoiser that is told the class of a problem, but neither H nor y."""
 
-    checkpoint: activations are recomputed in the backward pass rather than kept, which saves memory
-    and costs another evaluation, uncounted.
-    """
-
-    def __init__(self, denoiser: Denoiser, problem: Problem, checkpoint: bool = False):
-        self.denoiser, self.checkpoint = denoiser, checkpoint
-        self.problem = problem.unconditional()
+    def __init__(self, denoiser: Denoiser, problem: Problem):
+        self.denoiser, self.problem = denoiser, problem.unconditional()
 
     def __call__(self, x: Tensor, sigma: float) -> Tensor:
         """E[x0 | x] of images `[B, C, h, w]` at noise level sigma."""
@@ -47,18 +40,14 @@ class Prior:
         """
         x = x.detach().requires_grad_()
         with torch.enable_grad():
-            if self.checkpoint:
-                estimate = recomputed(
-                    self, x, sigma, use_reentrant=False, preserve_rng_state=False,
-                    context_fn=lambda: (contextlib.nullcontext(), recomputing()),
-                )  # fmt: skip
-            else:
-                estimate = self(x, sigma)
+            estimate = self(x, sigma)
         if not estimate.requires_grad:
             raise ValueError("this solver needs the gradient of the denoiser, which has none")
 
         def pullback(v: Tensor) -> Tensor:
-            return torch.autograd.grad(estimate, x, v)[0]
+            # What ran in full precision on the way there does so on the way back.
+            with torch.autocast(x.device.type, enabled=False):
+                return torch.autograd.grad(estimate, x, v)[0]
 
         return estimate.detach(), pullback
 

@@ -19,12 +19,16 @@ class DAPS(ZeroShot, OnGrid):
 
     CVPR 2025, Algorithm 1. At each of num_steps levels: x̂0, by ode_steps of Euler's method on the
     probability-flow ODE from level σ; a sample of p(x0 | x̂0, y) ∝ N(y; Hx0, τ²I)·N(x0; x̂0, σ²I);
-    noise of the next level. The last level returns x̂0.
+    noise of the next level. The last level returns that sample.
 
     inner "langevin": langevin_steps steps of size `lr`, which falls linearly to lr·lr_last over the
     run. "exact": the same density drawn at once, H being linear. The authors' files keep τ at 0.01,
-    here it is the noise level but at least `noise_floor`. A step that would diverge, lr ≥ 2 over
-    the curvature ‖H‖²/τ² + 1/σ², is shortened; theirs ends in NaN.
+    here it is the noise level but at least `noise_floor`; their ODE takes ode_steps steps that end
+    at ode_sigma_min, ours one less, and the last from there to 0. Steps are at most 1.5 over the
+    curvature ‖H‖²/τ² + 1/σ²; theirs diverge at 2 and end in NaN.
+
+    released: returns x̂0 of the last level, as InvFusion's released code does; nothing draws that
+    towards y, and it lacks the variance of level sigma_min.
     """
 
     num_steps: int = 200
@@ -37,6 +41,7 @@ class DAPS(ZeroShot, OnGrid):
     lr: float = 1e-4
     lr_last: float = 0.01
     noise_floor: float = 0.01
+    released: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -60,11 +65,12 @@ class DAPS(ZeroShot, OnGrid):
         curvature = (largest_gain(problem.degradation) / tau).square()
         x = grid[0] * noise
         for step, (sigma, following) in enumerate(pairwise(grid)):
-            ode = Euler(self.ode_steps, self.ode_sigma_min, sigma, self.rho)
+            # The last level is sigma_min up to rounding, and may be that of the ODE.
+            ode = Euler(self.ode_steps, min(self.ode_sigma_min, sigma), sigma, self.rho)
             x = ode(prior.denoiser, x / sigma, prior.problem, rng)
             if callback:
                 callback(step, x)
-            if not following:
+            if self.released and not following:
                 break
             if self.inner == "exact":
                 x = explain(problem, x, sigma, tau, rng)
@@ -72,7 +78,8 @@ class DAPS(ZeroShot, OnGrid):
                 rate = self.lr * (1 + step / self.num_steps * (self.lr_last - 1))
                 stable = (1.5 / (curvature + 1 / sigma**2)).clamp(max=rate)
                 x = self._langevin(problem, x, sigma, column(tau), column(stable), rng)
-            x = x + following * rng.randn_like(x)
+            if following:
+                x = x + following * rng.randn_like(x)
         return x
 
     def _langevin(

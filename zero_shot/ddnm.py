@@ -3,14 +3,22 @@
 import math
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from degradation import Problem
-from samplers.base import Callback, Denoiser, OnGrid, RandnLike, check_range, register
+from samplers.base import (
+    Callback,
+    Denoiser,
+    OnGrid,
+    RandnLike,
+    check_operator,
+    check_range,
+    register,
+)
 from zero_shot.base import Prior, ZeroShot, column
-from zero_shot.ddrm import DDRM
 
 
 @register("ddnm")
@@ -20,11 +28,12 @@ class DDNM(ZeroShot, OnGrid):
 
     Algorithm 1: x̂ is replaced by x̂ + H†(y − Hx̂), then DDIM's move with noise share `eta` and the
     direction (x − D)/σ of the estimate as it was. With noise the simplified rule of Eq. 19, which
-    takes all s for 1: λ = min(1, σ'/σₙ) of the correction and noise of variance σ'² − λ²σₙ². For
-    an operator with an SVD, `ddnm_plus` is exact about s.
+    takes every direction for measured with s = 1: λ = min(1, σ'/σₙ) of the correction and noise of
+    variance σ'² − λ²σₙ², also where nothing is measured, which loses variance there. For an
+    operator with an SVD, `ddnm_plus` goes by the s of each direction.
 
-    released: the shares of the paper's code, 1 − η of the direction rather than √(1 − η²), which
-    leaves the chain with 0.86 of its noise.
+    released: the shares of InvFusion's released code, 1 − η of the direction rather than √(1 − η²),
+    which leaves the chain with 0.86 of its noise.
     Differentiable, for unrolling, so gradients are switched off by the caller.
     """
 
@@ -64,11 +73,54 @@ class DDNM(ZeroShot, OnGrid):
 
 @register("ddnm_plus")
 @dataclass(frozen=True)
-class DDNMPlus(DDRM):
-    """DDNM+ in the singular directions of H (Wang et al., 2023, section 3.3 and appendix).
+class DDNMPlus(ZeroShot, OnGrid):
+    """DDNM+ in the singular directions of H (Wang et al., 2023, section 3.3, Eqs. 17 and 51).
 
-    Λ and Φ are chosen for each direction so that the noise of y never exceeds σ': in
-    variance-exploding notation that is DDRM with η_b = 1, on DDNM's 100 steps.
+    In coordinates z = Vᵀx a measurement is ȳ = Uᵀy/s with noise of τ = σₙ/s. Λ is the share of the
+    correction ȳ − x̂ and Φ the noise: to level σ' ≥ τ all of it, with noise of variance σ'² − τ²,
+    below √(1 − η²)σ'/τ and ησ'. Directions that are not measured, and all of a problem without
+    noise, make DDNM's move. With noise this is DDRM with η_b = 1 but for its start, which is noise
+    alone.
+
+    Differentiable, for unrolling, so gradients are switched off by the caller.
     """
 
+    needs: ClassVar[frozenset[str]] = frozenset({"spectrum"})
+
     num_steps: int = 100
+    eta: float = 0.85
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_range(self, eta=(0, 1))
+
+    def __call__(
+        self,
+        denoiser: Denoiser,
+        noise: Tensor,
+        problem: Problem,
+        rng: RandnLike,
+        callback: Callback | None = None,
+    ) -> Tensor:
+        """One restoration of each problem. Raises ValueError for operators without an SVD."""
+        operator = problem.degradation
+        check_operator(self, operator)
+        prior, grid, keep = Prior(denoiser, problem), self.grid(), math.sqrt(1 - self.eta**2)
+        s = torch.where(operator.s > 0, operator.s, math.inf)  # V drops what is not measured
+        y, tau = operator.Ut(problem.y) / s, problem.noise_level[:, None] / s
+        noisy = tau > 0
+        x = grid[0] * noise
+        for step, (sigma, following) in enumerate(pairwise(grid)):
+            estimate = prior(x, sigma)
+            if callback:
+                callback(step, estimate)
+            fresh = rng.randn_like(x)
+            move = following * (keep * (x - estimate) / sigma + self.eta * fresh)
+            known, z, moved = operator.Vt(torch.stack((estimate, fresh, move), 1)).unbind(1)
+            above = tau <= following
+            share = torch.where(above, 1, keep * following / torch.where(noisy, tau, 1))
+            room = (following**2 - tau.square()).clamp(min=0).sqrt()
+            spread = torch.where(above, room, self.eta * following)
+            measured = share * (y - known) + torch.where(noisy, spread * z, moved)
+            x = estimate + move + operator.V(measured - moved)
+        return x

@@ -31,8 +31,8 @@ class DDRM(ZeroShot, OnGrid):
     (1 − η_b)x̂ + η_b·ȳ with the noise of ȳ filled up to σ', where that is at least τ; below, it
     keeps x̂ and is drawn towards ȳ by √(1 − η²)σ'/τ.
 
-    The paper's code has another noise where σ' ≥ τ, and with σₙ > 0 leaves x̂ out below: its
-    results are then zero in the measured directions. Without noise the law is the same.
+    InvFusion's released code has another noise where σ' ≥ τ, and with σₙ > 0 leaves x̂ out below:
+    its results are then zero in the measured directions. Without noise the law is the same.
     Differentiable, for unrolling, so gradients are switched off by the caller.
     """
 

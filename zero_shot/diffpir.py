@@ -20,12 +20,14 @@ class DiffPIR(ZeroShot, OnGrid):
     x̂ is replaced by argmin ‖y − Hx‖² + ρ‖x − x̂‖² with ρ = λσₙ²/σ² and λ = `weight`, exactly, which
     takes H and Hᵀ(HHᵀ + ρI)⁻¹ only; the direction follows the new estimate; `zeta` is the share of
     fresh noise in the variance: 0.1 for blur, 0.25 for super-resolution, 1 for in-painting in the
-    paper. The noise level is taken for at least `noise_floor`, the authors' 0.001 of images in
-    [0, 1]. They skip times quadratically, here the levels are those of EDM.
+    paper. The authors' λ refers to σₙ of images in [0, 1], half of ours: their λ = 1 is 0.25 here.
+    The noise level is taken for at least `noise_floor`, their 0.001 in those units. They skip times
+    quadratically and leave the last estimate as it is; here the levels are those of EDM, and every
+    estimate is moved.
     """
 
     num_steps: int = 100
-    weight: float = 1.0
+    weight: float = 0.25
     zeta: float = 0.25
     noise_floor: float = 0.002
 

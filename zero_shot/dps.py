@@ -22,8 +22,8 @@ class DPS(ZeroShot, OnGrid):
     what the step of the variance-preserving original becomes. The norm is that of each image.
     `zeta` is 0.5 there for in-painting, 0.3 for blur and super-resolution.
 
-    released: f = 1, as in the paper's code, where guidance is lost in the noise at large σ; its
-    norm, taken over the whole batch, is not followed.
+    released: f = 1, as in InvFusion's released code, where guidance is lost in the noise at large
+    σ; its norm, taken over the whole batch, is not followed.
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({"gradient"})
@@ -31,7 +31,6 @@ class DPS(ZeroShot, OnGrid):
     num_steps: int = 1000
     zeta: float = 0.5
     released: bool = False
-    checkpoint: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -47,13 +46,13 @@ class DPS(ZeroShot, OnGrid):
         callback: Callback | None = None,
     ) -> Tensor:
         """One restoration of each problem. Raises ValueError for denoisers without gradient."""
-        prior, grid = Prior(denoiser, problem, self.checkpoint), self.grid()
+        prior, grid = Prior(denoiser, problem), self.grid()
         x = grid[0] * noise
         for step, (sigma, following) in enumerate(pairwise(grid)):
             estimate, pullback = prior.linearised(x, sigma)
             if callback:
                 callback(step, estimate)
-            residual = problem.residual(estimate)
+            residual = problem.residual(estimate) * problem.degradation.rows
             norm = column(squared_norm(residual).sqrt())
             slope = problem.degradation.H_adjoint(residual) / torch.where(norm > 0, norm, 1)
             factor = 1 if self.released else math.sqrt((1 + sigma**2) * (1 + following**2))

@@ -75,13 +75,13 @@ class MCGdiff(ZeroShot, OnGrid):
             return x + spread * z + operator.V(new - known - spread * free), new
 
         def log_density(x: Tensor, variance: Tensor) -> Tensor:
-            value = -((y - x).square() / variance + variance.log()) / 2
-            return torch.where(seen, value, 0).sum(-1)
+            """Of N(ȳ; x, variance), up to what all particles share."""
+            return -torch.where(seen, (y - x).square() / variance, 0).sum(-1) / 2
 
         others = noise[:, None].expand(-1, self.particles - 1, *noise.shape[1:])
         z = torch.cat((noise[:, None], rng.randn_like(others)), 1)
-        zero = torch.zeros_like(z)
-        x, known = drawn(zero, z, operator.Vt(zero), grid[0], grid[0] ** 2 + tau.square())
+        zero = z.new_zeros(())
+        x, known = drawn(zero, z, zero, grid[0], grid[0] ** 2 + tau.square())
         weights = x.new_zeros(x.shape[:2])
         for step, (sigma, following) in enumerate(pairwise(grid[:-1])):
             estimate = torch.stack([prior(particle, sigma) for particle in x.unbind(1)], 1)

@@ -22,9 +22,9 @@ class PiGDM(ZeroShot, OnGrid):
     r² = σ²v/(σ² + v) for data of standard deviation √v = `data_std`.
 
     form "guidance", Algorithm 1 in the authors' own code: x' = DDIM(x) + g, with `eta` times the
-    noise of the ancestral move (1 in the paper; 0 is the default of that code and of InvFusion's).
-    form "score": x̂ + (σ²/r²)·g takes the place of x̂ in DDIM; exact for data N(m, vI) in the limit
-    of many steps with eta = 0 or 1. With noise the paper's code leaves r out.
+    noise of the ancestral move (1 in their paper; 0 is the default of that code and of
+    InvFusion's). form "score": x̂ + (σ²/r²)·g takes the place of x̂ in DDIM; exact for data N(m, vI)
+    in the limit of many steps. With noise InvFusion's released code leaves r out.
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({"gradient"})
@@ -33,7 +33,6 @@ class PiGDM(ZeroShot, OnGrid):
     eta: float = 1.0
     data_std: float = 1.0
     form: str = "guidance"
-    checkpoint: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -50,7 +49,7 @@ class PiGDM(ZeroShot, OnGrid):
         callback: Callback | None = None,
     ) -> Tensor:
         """One restoration of each problem. Raises ValueError for denoisers without gradient."""
-        prior, grid = Prior(denoiser, problem, self.checkpoint), self.grid()
+        prior, grid = Prior(denoiser, problem), self.grid()
         variance = self.data_std**2
         x = grid[0] * noise
         for step, (sigma, following) in enumerate(pairwise(grid)):

@@ -57,5 +57,5 @@ class PnPDM(ZeroShot, OnGrid):
                 if spread:
                     x = x + spread * rng.randn_like(x)
             if callback:
-                callback(iteration, x)
+                callback(iteration, estimate)
         return x
