@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -79,7 +79,8 @@ class GaussianMixture:
         image_shape: tuple[int, int, int],
     ) -> Self:
         """One mixture: weights `[K]`, means `[K, D]`, covariances `[K or 1, D, D]`, which may be
-        singular. Raises ValueError where one is not symmetric and positive semi-definite."""
+        singular. Raises ValueError where one is not symmetric and positive semi-definite, and for
+        negative weights."""
         covariances = covariances.double()
         values, vectors = torch.linalg.eigh(covariances)
         scale = values.abs().amax(-1, keepdim=True)
@@ -88,7 +89,10 @@ class GaussianMixture:
         if (values < -1e-8 * scale).any() or (asymmetry > 1e-6 * scale[:, 0]).any():
             raise ValueError("a covariance must be symmetric and positive semi-definite")
         variances = torch.where(values > rounding, values, 0)
-        logs = torch.as_tensor(weights, dtype=torch.float64, device=means.device).log()
+        weights = torch.as_tensor(weights, dtype=torch.float64, device=means.device)
+        if not ((weights >= 0).all() and weights.sum() > 0):
+            raise ValueError("the weights of a mixture must be at least 0, and not all of them 0")
+        logs = weights.log()
         return cls(logs[None], means[None], variances[None], vectors[None], image_shape)
 
     @classmethod
@@ -115,6 +119,10 @@ class GaussianMixture:
             value = getattr(self, name)
             setattr(other, name, None if value is None else fn(value))
         return other
+
+    def compile(self, **options: Any) -> None:
+        """Raises ValueError: unlike a network, closed formulas have nothing to compile."""
+        raise ValueError("an analytic prior is no network, and has nothing to compile")
 
     @property
     def config(self) -> PriorConfig:

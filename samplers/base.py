@@ -3,7 +3,7 @@
 import dataclasses
 import typing
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 import torch
 from torch import Tensor
@@ -38,10 +38,31 @@ class Solver(Protocol):
     ) -> Tensor: ...
 
 
-class CountingDenoiser:
-    """Counts what a denoiser is asked for: outside guidance, the NFE of the tables.
+class Particles(Problem):
+    """Problems `count` times over, in as many blocks: for that many images of each at once."""
 
-    calls: evaluations; backward_passes: vector-Jacobian products through them.
+    count = 1
+
+    @classmethod
+    def of(cls, problem: Problem, count: int) -> Self:
+        """Of each problem as many as that."""
+        many = problem.expand(count)
+        found = cls(many.degradation, many.y, many.noise_level, many.class_labels)
+        object.__setattr__(found, "count", count)
+        return found
+
+    def with_classes(self, class_labels: Tensor | None) -> Self:
+        """The same measurements with other class labels."""
+        found = super().with_classes(class_labels)
+        object.__setattr__(found, "count", self.count)
+        return found
+
+
+class CountingDenoiser:
+    """Counts what a denoiser is asked for an image: outside guidance, the NFE of the tables.
+
+    calls: evaluations, as many as there are `Particles` of an image in a call; backward_passes:
+    vector-Jacobian products through them.
     """
 
     def __init__(self, denoiser: Denoiser):
@@ -51,13 +72,14 @@ class CountingDenoiser:
 
     def __call__(self, x: Tensor, sigma: Tensor | float, problem: Problem) -> Tensor:
         estimate = self.denoiser(x, sigma, problem)
-        self.calls += 1
+        count = problem.count if isinstance(problem, Particles) else 1
+        self.calls += count
         if estimate.requires_grad:
-            estimate.register_hook(self._count_backward)
+            estimate.register_hook(lambda gradient: self._count_backward(count))
         return estimate
 
-    def _count_backward(self, gradient: Tensor) -> None:
-        self.backward_passes += 1
+    def _count_backward(self, count: int) -> None:
+        self.backward_passes += count
 
 
 def karras_grid(
@@ -124,16 +146,21 @@ def make_solver(name: str, options: Mapping[str, str] | None = None) -> Solver:
     for key, text in (options or {}).items():
         if key not in known:
             raise ValueError(f"sampler '{name}' has no option '{key}'; it has {', '.join(known)}")
+        if types[key] not in _READERS:
+            raise ValueError(f"sampler '{name}' option {key} cannot be given as text")
+        read, accepted = _READERS[types[key]]
         try:
-            values[key] = _READERS.get(types[key], types[key])(text)
+            values[key] = read(text)
         except (ValueError, KeyError):
-            kind = types[key].__name__
-            raise ValueError(f"sampler option {key}={text!r} is no {kind}") from None
+            raise ValueError(f"sampler '{name}' option {key}={text!r} must be {accepted}") from None
     return solver(**values)
 
 
-_READERS: dict[type, Callable[[str], Any]] = {
-    bool: lambda text: {"true": True, "false": False}[text.lower()]
+_READERS: dict[type, tuple[Callable[[str], Any], str]] = {
+    int: (int, "a whole number"),
+    float: (float, "a number"),
+    str: (str, "a text"),
+    bool: (lambda text: {"true": True, "false": False}[text.lower()], "true or false"),
 }
 
 

@@ -349,9 +349,9 @@ def test_options_are_read_from_text():
     [
         ("newton", {}, "unknown sampler 'newton'; known are .*euler.*heun.*mmse"),
         ("euler", {"churn": "1"}, "sampler 'euler' has no option 'churn'; it has num_steps, sigma"),
-        ("heun", {"num_steps": "many"}, "sampler option num_steps='many' is no int"),
-        ("heun", {"num_steps": "2.5"}, "num_steps='2.5' is no int"),
-        ("heun", {"rho": "x"}, "rho='x' is no float"),
+        ("heun", {"num_steps": "many"}, "sampler 'heun' option num_steps='many' must be a whole"),
+        ("heun", {"num_steps": "2.5"}, "num_steps='2.5' must be a whole number"),
+        ("heun", {"rho": "x"}, "option rho='x' must be a number"),
         ("heun", {"num_steps": "1"}, "Heun option num_steps=1 must lie between 2 and 1000000"),
         ("heun", {"churn": "-1"}, "Heun option churn=-1.0 must lie between 0 and inf"),
         ("heun", {"churn": "nan"}, "Heun option churn=nan"),

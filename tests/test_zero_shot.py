@@ -133,32 +133,71 @@ def test_evaluations_and_backward_passes_by_default(name: str) -> None:
 @each_solver
 def test_the_denoiser_is_told_the_class_alone_and_once(solver: Any, prior: Gaussian) -> None:
     problem = posed(operators(2)["mask"], 0.1).with_classes(torch.tensor([5, -1]))
-    seen = []
+    seen: dict[int, set[int]] = {}
 
     def denoiser(x: Tensor, sigma: Tensor | float, given: Problem) -> Tensor:
-        seen.append(given)
-        assert x.shape == (2, *SHAPE)
+        seen.setdefault(len(x), set()).add(id(given))
+        assert x.shape == (len(given), *SHAPE)
+        assert isinstance(given.degradation, NullOperator)
+        assert given.class_labels.tolist() == [5, -1] * (len(x) // 2)
         assert isinstance(sigma, float)  # a tensor on a GPU would have to be waited for
         return prior(x, sigma, given)
 
     solver(denoiser, gaussian(2, *SHAPE), problem, Draws([0, 1]))
-    assert isinstance(seen[0].degradation, NullOperator)
-    assert torch.equal(seen[0].class_labels, torch.tensor([5, -1]))
-    assert all(given is seen[0] for given in seen)
+    assert set(seen) == ({2, 6} if isinstance(solver, MCGdiff) else {2})
+    assert all(len(known) == 1 for known in seen.values())  # an object for each size
 
 
-@pytest.mark.parametrize("solver", [DDRM(6), DPS(6)])
+def by_class(prior: Gaussian) -> Any:
+    """A denoiser for which a class moves the mean."""
+
+    def denoiser(x: Tensor, sigma: Tensor | float, given: Problem) -> Tensor:
+        shift = 0.1 * given.class_labels.view(-1, 1, 1, 1)
+        return prior(x - shift, sigma, given) + shift
+
+    return denoiser
+
+
+@each_solver
 def test_guidance_doubles_the_calls_of_the_network(solver: Any, prior: Gaussian) -> None:
     problem = posed(operators(2)["mask"], 0.1).with_classes(torch.tensor([5, 3]))
-    network = CountingDenoiser(
-        lambda x, sigma, given: prior(x, sigma, given) + given.class_labels.view(-1, 1, 1, 1)
-    )
+    network = CountingDenoiser(by_class(prior))
     counter = CountingDenoiser(Guided(network, 2.0))
     guided = solver(counter, gaussian(2, *SHAPE), problem, Draws([0, 1]))
-    assert (counter.calls, network.calls) == (6, 12)
+    assert network.calls == 2 * counter.calls > 2
     assert network.backward_passes == 2 * counter.backward_passes
-    plain = solver(network, gaussian(2, *SHAPE), problem, Draws([0, 1]))
+    assert bool(counter.backward_passes) == ("gradient" in solver.needs)
+    plain = solver(by_class(prior), gaussian(2, *SHAPE), problem, Draws([0, 1]))
     assert not torch.allclose(guided, plain)
+    alone = solver(Guided(by_class(prior), 2.0), gaussian(2, *SHAPE)[1:], problem[[1]], Draws([1]))
+    torch.testing.assert_close(alone, guided[1:], rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize(("batch", "largest"), [(1, 2), (5, 4), (7, 6), (100, 14)])
+def test_particles_are_evaluated_together(batch: int, largest: int, prior: Gaussian) -> None:
+    """As far as `batch` goes; the samples and the counts are the same."""
+    problem = posed(operators(2)["matrix"], 0.1).with_classes(torch.tensor([5, 3]))
+    noise, sizes = gaussian(2, *SHAPE), []
+    expected = MCGdiff(5, particles=7, batch=1)(by_class(prior), noise, problem, Draws([0, 1]))
+
+    def denoiser(x: Tensor, sigma: Tensor | float, given: Problem) -> Tensor:
+        sizes.append(len(x))
+        return by_class(prior)(x, sigma, given)
+
+    network = CountingDenoiser(denoiser)
+    counter = CountingDenoiser(Guided(network, 1.0))
+    found = MCGdiff(5, particles=7, batch=batch)(counter, noise, problem, Draws([0, 1]))
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
+    assert counter.calls == network.calls == 4 * 7 + 1
+    assert max(sizes) == largest and len(sizes) == 4 * -(-14 // largest) + 1
+
+
+def test_particles_of_guided_networks_are_counted(prior: Gaussian) -> None:
+    problem = posed(operators(2)["mask"], 0.1).with_classes(torch.tensor([5, 3]))
+    network = CountingDenoiser(by_class(prior))
+    counter = CountingDenoiser(Guided(network, 2.0))
+    MCGdiff(4, particles=3)(counter, gaussian(2, *SHAPE), problem, Draws([0, 1]))
+    assert (counter.calls, network.calls) == (10, 20)
 
 
 # ---- on every operator
@@ -265,6 +304,47 @@ def test_noise_and_problem_are_left_alone(solver: Any, prior: Gaussian) -> None:
         assert torch.equal(now, then)
 
 
+# ---- precision
+
+
+@each_solver
+@pytest.mark.parametrize("noise_level", [0.0, 0.1])
+def test_autocast_is_for_the_network_alone(
+    solver: Any, noise_level: float, prior: Gaussian
+) -> None:
+    """What a solver does itself is as exact under autocast as without."""
+    weight = 0.1 * gaussian(NUMEL, NUMEL, dtype=torch.float32)
+    single = prior.single()
+
+    def denoiser(x: Tensor, sigma: Tensor | float, given: Problem) -> Tensor:
+        with torch.autocast("cpu", enabled=False):
+            return single(x, sigma, given) + 1e-3 * (x.flatten(1) @ weight).tanh().view(x.shape)
+
+    noise = gaussian(2, *SHAPE, dtype=torch.float32)
+    for op in operators(2).values():
+        problem = posed(op.to(torch.float32), noise_level)
+        expected = solver(denoiser, noise, problem, Draws([0, 1]))
+        with torch.autocast("cpu", torch.bfloat16):
+            found = solver(denoiser, noise, problem, Draws([0, 1]))
+        assert found.dtype == torch.float32
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+
+
+@each_solver
+def test_a_problem_in_float64_and_a_network_in_float32(solver: Any, prior: Gaussian) -> None:
+    single, noise = prior.single(), gaussian(2, *SHAPE, dtype=torch.float32)
+
+    def denoiser(x: Tensor, sigma: Tensor | float, given: Problem) -> Tensor:
+        return single(x.float(), sigma, given)
+
+    for op in operators(2).values():
+        problem = posed(op, 0.3)
+        found = solver(denoiser, noise, problem, Draws([0, 1]))
+        single_problem = Problem(op.to(torch.float32), problem.y.float(), 0.3)
+        expected = solver(denoiser, noise, single_problem, Draws([0, 1]))
+        torch.testing.assert_close(found.float(), expected, rtol=1e-3, atol=2e-3)
+
+
 # ---- callbacks, gradients, memory
 
 
@@ -367,7 +447,7 @@ def test_every_option_is_checked(name: str, option: str, text: str) -> None:
     [
         ("ddrm", {"eta": "1.5"}, "DDRM option eta=1.5 must lie between 0 and 1"),
         ("ddrm", {"sigma_min": "90"}, "DDRM option sigma_min=90.0 must lie between 1e-09 and 80.0"),
-        ("ddnm", {"released": "1"}, "sampler option released='1' is no bool"),
+        ("ddnm", {"released": "1"}, "sampler 'ddnm' option released='1' must be true or false"),
         ("pigdm", {"form": "both"}, "PiGDM option form=both must be one of guidance, score"),
         ("daps", {"inner": "hmc"}, "DAPS option inner=hmc must be one of langevin, exact"),
         ("daps", {"ode_sigma_min": "0.2"}, "DAPS option ode_sigma_min=0.2"),

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from degradation import Degradation, Problem
 from degradation.iterative import Iterative
-from samplers.base import Denoiser, RandnLike
+from samplers.base import Denoiser, Particles, RandnLike
 
 Pullback = Callable[[Tensor], Tensor]
 
@@ -28,10 +28,26 @@ class Prior:
 
     def __init__(self, denoiser: Denoiser, problem: Problem):
         self.denoiser, self.problem = denoiser, problem.unconditional()
+        self._several: dict[int, Problem] = {1: self.problem}
 
     def __call__(self, x: Tensor, sigma: float) -> Tensor:
         """E[x0 | x] of images `[B, C, h, w]` at noise level sigma."""
         return self.denoiser(x, sigma, self.problem)
+
+    def of_particles(self, x: Tensor, sigma: float, batch: int) -> Tensor:
+        """E[x0 | x] of K particles of each image, `[B, K, C, h, w]`.
+
+        In calls of as many particles as keep within `batch` images, at least one of each image.
+        """
+        parts = []
+        for part in x.split(max(1, batch // len(x)), 1):
+            count = part.shape[1]
+            if count not in self._several:
+                self._several[count] = Particles.of(self.problem, count)
+            blocks = part.movedim(1, 0).flatten(0, 1)  # as `Problem.expand` orders them
+            estimate = self.denoiser(blocks, sigma, self._several[count])
+            parts.append(estimate.unflatten(0, (count, -1)).movedim(0, 1))
+        return torch.cat(parts, 1)
 
     def linearised(self, x: Tensor, sigma: float) -> tuple[Tensor, Pullback]:
         """E[x0 | x], and the map v → Jᵀv with J = ∂E[x0 | x]/∂x, which can be asked once.

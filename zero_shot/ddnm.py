@@ -57,7 +57,7 @@ class DDNM(ZeroShot, OnGrid):
         prior, grid, operator = Prior(denoiser, problem), self.grid(), problem.degradation
         keep = 1 - self.eta if self.released else math.sqrt(1 - self.eta**2)
         level = column(problem.noise_level)
-        noisy, exact = level > 0, torch.zeros_like(problem.noise_level)
+        noisy = level > 0
         x = grid[0] * noise
         for step, (sigma, following) in enumerate(pairwise(grid)):
             estimate = prior(x, sigma)
@@ -65,7 +65,7 @@ class DDNM(ZeroShot, OnGrid):
                 callback(step, estimate)
             share = torch.where(noisy, following / torch.where(noisy, level, 1), 1).clamp(max=1)
             spread = (following**2 - (share * level).square()).clamp(min=0).sqrt()
-            corrected = estimate + share * operator.H_pinv(problem.residual(estimate), exact)
+            corrected = estimate + share * operator.H_pinv(problem.residual(estimate))
             move = keep * (x - estimate) / sigma + self.eta * rng.randn_like(x)
             x = corrected + spread * move
         return x

@@ -34,7 +34,8 @@ class MCGdiff(ZeroShot, OnGrid):
 
     The original has variance σ² − τ² and lets a coordinate go where σ = τ, for which the levels
     must hold every τ; here any levels serve, and at σ = 0 the likelihood is exact. Every particle
-    takes evaluations of its own, (num_steps − 1)·particles + 1 in all. For images of many
+    takes evaluations of its own, (num_steps − 1)·particles + 1 in all; in one call of the denoiser
+    there are as many particles of each image as make `batch` images, or one. For images of many
     measurements few particles are far too few.
     """
 
@@ -42,10 +43,11 @@ class MCGdiff(ZeroShot, OnGrid):
 
     num_steps: int = 100
     particles: int = 32
+    batch: int = 32
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_range(self, particles=(1, 10**6))
+        check_range(self, particles=(1, 10**6), batch=(1, 10**6))
 
     @torch.no_grad()
     def __call__(
@@ -84,7 +86,7 @@ class MCGdiff(ZeroShot, OnGrid):
         x, known = drawn(zero, z, zero, grid[0], grid[0] ** 2 + tau.square())
         weights = x.new_zeros(x.shape[:2])
         for step, (sigma, following) in enumerate(pairwise(grid[:-1])):
-            estimate = torch.stack([prior(particle, sigma) for particle in x.unbind(1)], 1)
+            estimate = prior.of_particles(x, sigma, self.batch)
             if callback:
                 callback(step, estimate[:, 0])
             along, spread = ancestral(sigma, following)

@@ -48,6 +48,7 @@ class REDDiff(ZeroShot):
             if callback:
                 callback(step, estimate)
             prior_slope = self.weight * (x - estimate) / operator.numel  # λσ·(ε̂ − z)
-            x.grad = prior_slope - operator.H_adjoint(problem.residual(x)) / rows
+            data_slope = operator.H_adjoint(problem.residual(x)) / rows
+            x.grad = (prior_slope - data_slope).to(x)
             adam.step()
         return x
