@@ -1,0 +1,179 @@
+"""What each solver takes beside its denoiser: time of an evaluation, share of the denoiser's.
+
+    python -m benchmarks.solver_cost
+
+A network of a preset with random weights stands for the unconditional denoiser of zero-shot
+solvers. Clocks around it, and around the way back through it where a solver differentiates,
+leave what the solver does itself: operators, draws, moves. Prints a table, writes
+results/solver-cost-<device>.json.
+"""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import click
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+import zero_shot  # noqa: F401  makes its names known
+from commands.allocation import keep_memory
+from degradation import (
+    Draws,
+    Family,
+    GaussianNoise,
+    MatrixDegradation,
+    MissingPatches,
+    MotionBlur,
+    Problem,
+)
+from metrics.evaluate import seconds_now
+from metrics.results import environment, plain, replacing, table
+from networks import Denoiser, make_config
+from networks.presets import PRESETS
+from samplers import Solver, make_solver, solver_names
+from samplers.base import Particles
+
+RESULTS = Path(__file__).parent / "results"
+FAMILIES: dict[str, tuple[Family, Any]] = {
+    "mask": (MissingPatches(), None),
+    "random matrix": (MatrixDegradation(), None),
+    "blur, stride 4": (MotionBlur(), 4),
+}
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+# So few steps that a run is short. `daps` has ten evaluations, as many to a Langevin run of 100
+# steps as by default; `pnpdm` fewer to an exact step than by default, so its share is rather larger
+# than it will be.
+STEPS: dict[str, dict[str, str]] = {
+    "mmse": {},
+    "daps": {"num_steps": "2"},
+    "mgps": {"num_steps": "5"},
+    "pnpdm": {"num_steps": "4", "iterations": "2"},
+    "mcgdiff": {"num_steps": "3", "particles": "4"},
+}
+FEW = {"num_steps": "3"}
+VARIANTS = {"daps": {"inner": "exact"}}
+
+
+class Clocked:
+    """A denoiser that counts its evaluations, and takes the time of each and of its way back."""
+
+    def __init__(self, denoiser: Denoiser, device: torch.device):
+        self.denoiser, self.device = denoiser, device
+        self.evaluations = self.backward_passes = 0
+        self.seconds = 0.0
+
+    def __call__(self, x: Tensor, sigma: Tensor | float, problem: Problem) -> Tensor:
+        start = seconds_now(self.device)
+        estimate = self.denoiser(x, sigma, problem)
+        self.seconds += seconds_now(self.device) - start
+        self.evaluations += problem.count if isinstance(problem, Particles) else 1
+        if estimate.requires_grad:
+            estimate.register_hook(lambda gradient: self._turn(-1))
+            x.register_hook(lambda gradient: self._turn(1))
+        return estimate
+
+    def _turn(self, sign: int) -> None:
+        """The way back begins (-1) or ends (1)."""
+        self.seconds += sign * seconds_now(self.device)
+        self.backward_passes += sign > 0
+
+
+def cases(names: Sequence[str]) -> dict[str, Solver]:
+    """Solvers of few steps by title, also with the options that change what they cost."""
+    found = {}
+    for name in names:
+        options = STEPS.get(name, FEW)
+        found[name] = make_solver(name, options)
+        if name in VARIANTS:
+            title = ", ".join(f"{key}={value}" for key, value in VARIANTS[name].items())
+            found[f"{name} ({title})"] = make_solver(name, options | VARIANTS[name])
+    return found
+
+
+def measure(
+    solver: Solver, denoiser: Denoiser, problem: Problem, precision: torch.dtype
+) -> dict[str, Any]:
+    """One run: evaluations, milliseconds of the denoiser and of the solver for each of them."""
+    device = problem.y.device
+    draws = Draws(range(len(problem)), device)
+    noise = draws.normal(problem.degradation.image_shape, "latent")
+    clock = Clocked(denoiser, device)
+    start = seconds_now(device)
+    with torch.no_grad(), torch.autocast(device.type, precision, precision != torch.float32):
+        solver(clock, noise, problem, draws)
+    other = seconds_now(device) - start - clock.seconds
+    return {
+        "evaluations": clock.evaluations, "backward_passes": clock.backward_passes,
+        "denoiser_ms": 1e3 * clock.seconds / clock.evaluations,
+        "solver_ms": 1e3 * other / clock.evaluations, "share": other / clock.seconds,
+    }  # fmt: skip
+
+
+def rows(
+    denoiser: Denoiser, solvers: Mapping[str, Solver], batch: int, precision: torch.dtype
+) -> list[dict[str, Any]]:
+    """A row for each solver and family, after a run that warms up."""
+    device = next(denoiser.parameters()).device
+    shape, found = denoiser.config.image_shape, []
+    for family, (drawn, structure) in FAMILIES.items():
+        operator = drawn.sample(shape, structure, range(batch), device)
+        draws = Draws(range(batch), device)
+        clean = draws.normal(shape, "clean")
+        problem = GaussianNoise(0.05).measure(operator, clean, draws)
+        for name, solver in tqdm(solvers.items(), family):
+            if not found:
+                measure(solver, denoiser, problem, precision)
+            row = measure(solver, denoiser, problem, precision)
+            found.append({"family": family, "solver": name, **row})
+    return found
+
+
+def cost_table(rows: Iterable[Mapping[str, Any]]) -> str:
+    """Milliseconds of an evaluation that are the solver's, and their share of the denoiser's."""
+    by_solver: dict[str, list[Mapping[str, Any]]] = {}
+    for row in rows:
+        by_solver.setdefault(row["solver"], []).append(row)
+    cells = []
+    for name, own in by_solver.items():
+        denoiser = sum(row["denoiser_ms"] for row in own) / len(own)
+        shares = (f"{row['solver_ms']:.1f} ms, {100 * row['share']:.1f} %" for row in own)
+        cells.append([name, f"{denoiser:.0f} ms", *shares])
+    return table(["solver", "denoiser", *FAMILIES], cells)
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
+@click.option("--preset", type=click.Choice(list(PRESETS)), default="FFHQ64")
+@click.option("--batch", default=4, help="Images restored at once.")
+@click.option("--precision", type=click.Choice(list(DTYPES)), default="bf16")
+@click.option(
+    "--solver", "names", type=click.Choice(solver_names()), multiple=True,
+    help="Only these; may be repeated.",
+)  # fmt: skip
+def main(preset: str, batch: int, precision: str, names: Sequence[str]) -> None:
+    """Time that solvers take beside their denoiser; on the GPU if there is one."""
+    keep_memory()
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    torch.manual_seed(0)
+    denoiser = Denoiser(make_config(preset, "unconditional")).to(device)
+    denoiser.eval().requires_grad_(False)
+    solvers = cases(names or solver_names())
+    found = rows(denoiser, solvers, batch, DTYPES[precision])
+    print(cost_table(found))
+    if names:
+        return
+    record = {
+        "preset": preset, "batch": batch, "precision": precision, "rows": found,
+        "options": {name: asdict(solver) for name, solver in solvers.items()},  # type: ignore
+        "threads": torch.get_num_threads(), "environment": environment(),
+    }  # fmt: skip
+    with replacing(RESULTS / f"solver-cost-{device.type}.json") as path:
+        path.write_text(json.dumps(plain(record), indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
