@@ -343,8 +343,9 @@ quick_option = click.option(
     "--quick", is_flag=True, help="A minute instead of ten; writes nothing."
 )
 solver_option = click.option(
-    "--solver", "names", multiple=True, help="Only these; may be repeated."
-)
+    "--solver", "names", type=click.Choice([name for name in solver_names() if name != "mmse"]),
+    multiple=True, help="Only these; may be repeated.",
+)  # fmt: skip
 
 
 def chosen_solvers(names: Sequence[str]) -> list[str]:
@@ -441,8 +442,8 @@ def evaluations(problems: int, samples: int, names: Sequence[str], quick: bool) 
     record = {"problems": problems, "samples": samples, "curves": curves,
               "options": options_used(solvers, lambda name: mixture_solver(name, 8))}  # fmt: skip
     write("evaluations", record)
-    oracles = [name for name in solvers if not isinstance(make_solver(name), ZeroShot)]
-    draw_evaluations(ROOT / "docs" / "posterior-evaluations.png", curves, FLOOR, oracles)
+    titled = {title_of(name): points for name, points in curves.items()}
+    draw_evaluations(ROOT / "docs" / "posterior-evaluations.png", titled, FLOOR)
 
 
 if __name__ == "__main__":

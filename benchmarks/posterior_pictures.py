@@ -59,15 +59,13 @@ def marginal_density(exact: GaussianMixture, points: Tensor) -> Tensor:
 
 
 def draw_evaluations(
-    path: Path,
-    curves: Mapping[str, Sequence[Mapping[str, Any]]],
-    floor: str,
-    oracles: Sequence[str],
+    path: Path, curves: Mapping[str, Sequence[Mapping[str, Any]]], floor: str
 ) -> None:
-    """Distance against evaluations: solvers that are told y, and zero-shot ones."""
+    """Distance against evaluations, by title: oracles, which are told y, and zero-shot solvers."""
+    oracles = [name for name in curves if name.endswith("(oracle)")]
     figure, axes = plt.subplots(1, 2, figsize=(12, 4.4), sharey=True, width_ratios=(3, 4))
     panels = {
-        "told y: the exact conditional denoiser": [n for n in curves if n in oracles],
+        "told y: the exact conditional denoiser": oracles,
         "zero-shot: the denoiser of the prior": [n for n in curves if n not in (*oracles, floor)],
     }
     colours, lowest = plt.get_cmap("tab10"), curves[floor][0]["sliced_wasserstein"]

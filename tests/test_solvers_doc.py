@@ -2,9 +2,8 @@
 
 import dataclasses
 import re
-from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,7 +14,6 @@ from degradation import Draws, Mask, Problem
 from samplers import CountingDenoiser, make_solver, solver_names
 from samplers.base import _REGISTRY, OnGrid
 from zero_shot import ZeroShot
-from zero_shot.base import Prior
 
 TEXT = (Path(__file__).resolve().parents[1] / "docs" / "solvers.md").read_text(encoding="utf-8")
 ROWS = {
@@ -63,15 +61,14 @@ def test_costs_and_needs(name: str) -> None:
     assert told == (counter.calls, counter.backward_passes)
 
 
-def test_the_examples_run() -> None:
+def test_the_examples_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("samplers.base._REGISTRY", dict(_REGISTRY))
     use, add = re.findall(r"```python\n(.*?)```", TEXT, re.S)
-    exec(use, {})
-    names = {
-        "register": lambda name: lambda solver: solver, "dataclass": dataclass,
-        "ZeroShot": ZeroShot, "OnGrid": OnGrid, "Prior": Prior, "pairwise": pairwise,
-    }  # fmt: skip
-    exec(add, names)
-    solver = names["NullSpace"](num_steps=5)  # type: ignore[operator]
+    used: dict[str, Any] = {}
+    exec(use, used)
+    assert used["solver"] == make_solver("pigdm", {"num_steps": "50"})
+    exec(add, {})
+    solver = make_solver("null_space", {"num_steps": "5"})
     op = Mask((gaussian(2, 1, 4, 4) > 0).double(), (3, 4, 4))
     problem = Problem(op, op.H(gaussian(2, 3, 4, 4)))
     out = solver(lambda x, sigma, given: 0.5 * x, gaussian(2, 3, 4, 4), problem, Draws([0, 1]))
