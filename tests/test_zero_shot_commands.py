@@ -68,6 +68,7 @@ def sentence(result: Result) -> str:
     return result.stderr.strip().splitlines()[-1]
 
 
+PARTICLES = ("--sampler-opt=mcgdiff.num_steps=3", "--sampler-opt=mcgdiff.particles=4")
 QUICK = ("--sampler-opt=ddrm.num_steps=4", "--sampler-opt=dps.num_steps=3")
 
 
@@ -159,12 +160,15 @@ def test_results_do_not_depend_on_the_batch(home: Path, tmp_path: Path) -> None:
     found = []
     for batch in ("1", "3"):
         out = tmp_path / batch
-        arguments = ("--sampler=dps", "--sampler=ddrm", *QUICK, f"--batch={batch}")
+        arguments = ("--sampler=dps", "--sampler=ddrm", "--sampler=mcgdiff", *QUICK, *PARTICLES)
         result = gen(
-            home, out, "plain", "--degradation=MotionBlur", "--noise-level=0.1", *arguments
-        )
+            home, out, "plain", "--degradation=MotionBlur", "--noise-level=0.1", *arguments,
+            f"--batch={batch}",
+        )  # fmt: skip
         assert result.exit_code == 0, result.output
         found.append([cell["psnr"]["mean"] for cell in cells(out, "MotionBlur").values()])
+        particles = cells(out, "MotionBlur")["MCGdiff"]
+        assert particles["evaluations"] == particles["network_calls"] == 2 * 4 + 1
     assert found[0] == pytest.approx(found[1], abs=2e-3)
 
 
