@@ -1,6 +1,7 @@
 """docs/solvers.md: every solver with its costs, needs and options; the example."""
 
 import dataclasses
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -10,17 +11,24 @@ import torch
 from helpers import gaussian
 from test_zero_shot import COUNTS
 
+from benchmarks.solver_cost import cost_table
+from benchmarks.solver_quality import zero_shot
 from degradation import Draws, Mask, Problem
 from samplers import CountingDenoiser, make_solver, solver_names
 from samplers.base import _REGISTRY, OnGrid
 from zero_shot import ZeroShot
 
-TEXT = (Path(__file__).resolve().parents[1] / "docs" / "solvers.md").read_text(encoding="utf-8")
+ROOT = Path(__file__).resolve().parents[1]
+TEXT = (ROOT / "docs" / "solvers.md").read_text(encoding="utf-8")
 ROWS = {
     cells[1].strip("` "): [cell.strip() for cell in cells[1:-1]]
     for cells in (re.split(r"(?<!\\)\|", line) for line in TEXT.split("\n") if line[:3] == "| `")
 }
 LEVELS = ("sigma_min", "sigma_max", "rho")
+
+
+def result(name: str) -> dict[str, Any]:
+    return json.loads((ROOT / "benchmarks" / "results" / f"{name}.json").read_text())
 
 
 def test_every_solver_stands_in_the_table() -> None:
@@ -59,6 +67,27 @@ def test_costs_and_needs(name: str) -> None:
     problem = Problem(Mask(torch.ones(1, 1, 1, 2), (1, 1, 2)), torch.zeros(1, 2), 0.1)
     make_solver(name)(counter, torch.zeros(1, 1, 1, 2), problem, Draws([0]))
     assert told == (counter.calls, counter.backward_passes)
+
+
+def test_the_costs_are_those_of_the_result_file() -> None:
+    rows = result("solver-cost-cpu")["rows"]
+    assert cost_table(rows) in TEXT
+    assert {row["solver"].split(",")[0] for row in rows} == set(solver_names())
+
+
+def test_the_quality_is_that_of_the_result_file() -> None:
+    rows = result("solver-quality")["rows"]
+    ends = [row for row in rows if row["evaluations"] in (63, 64)]
+    for family in ("MotionBlur", "MissingPatches"):
+        told = [row["psnr"] for row in ends
+                if row["family"] == family and not zero_shot(row["sampler"])]  # fmt: skip
+        assert len(told) == 5
+        assert f"{min(told):.1f} to {max(told):.1f} dB with" in TEXT
+
+
+@pytest.mark.parametrize("path", re.findall(r"\]\((?!http)([^)#]+)\)", TEXT))
+def test_linked_files_are_there(path: str) -> None:
+    assert (ROOT / "docs" / path).exists()
 
 
 def test_the_examples_run(monkeypatch: pytest.MonkeyPatch) -> None:
