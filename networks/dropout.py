@@ -1,14 +1,15 @@
 """Dropout whose masks follow from the seeds of the images, not from a generator with a state.
 
 So a training step drops the same activations in whatever processes and parts a batch is shared out
-to, and after a resume. Numbers of 16 bits, four of each word of a SplitMix64 generator (Steele et al., "Fast
-splittable pseudorandom number generators", OOPSLA 2014), decide: p is a multiple of 2^-16, and kept
-activations are scaled by 1/(1 − p) of that p.
+to, and after a resume. Numbers of 16 bits, four of each word of a SplitMix64 generator (Steele et al.,
+"Fast splittable pseudorandom number generators", OOPSLA 2014), decide: p is a multiple of 2^-16,
+and kept activations are scaled by 1/(1 − p) of that p.
 """
 
 import functools
+import math
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -38,7 +39,7 @@ class Dropout(nn.Dropout):
         if self.seeds is None or not self.training or not 0 < self.p < 1:
             return super().forward(x)
         dropped = min(round(self.p * _VALUES), _VALUES - 1)
-        kept = _kept(self.seeds, self.layer, x[0].numel(), dropped).view_as(x)
+        kept = _kept(self.seeds, self.layer, math.prod(x.shape[1:]), dropped).view_as(x)
         return torch.where(kept, x, 0.0).mul_(_VALUES / (_VALUES - dropped))
 
 
@@ -53,6 +54,24 @@ def seeded(network: nn.Module, seeds: Tensor) -> Iterator[None]:
     finally:
         for layer in layers:
             layer.seeds = None
+
+
+def repeated(module: nn.Module) -> AbstractContextManager[None]:
+    """A context in which a module drops what it drops now: for computing a pass once more."""
+    layers = [(x, x.seeds, x.layer) for x in module.modules() if isinstance(x, Dropout)]
+
+    @contextmanager
+    def context() -> Iterator[None]:
+        others = [layer.seeds for layer, _, _ in layers]
+        for layer, seeds, number in layers:
+            layer.seeds, layer.layer = seeds, number
+        try:
+            yield
+        finally:
+            for (layer, _, _), seeds in zip(layers, others, strict=True):
+                layer.seeds = seeds
+
+    return context()
 
 
 # One operation to a compiler, which would otherwise draw the numbers again wherever they are used.

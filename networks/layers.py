@@ -54,7 +54,7 @@ class FourierFeatures(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         with torch.autocast(x.device.type, enabled=False):
             angle = 2 * math.pi * x.float() @ self.weight.float().T
-            return torch.cat((angle.cos(), angle.sin()), -1)
+            return torch.cat((angle.cos(), angle.sin()), -1).to(self.weight.dtype)
 
 
 class GEGLU(nn.Linear):
@@ -174,5 +174,5 @@ class AxialRoPE(nn.Module):
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Rotate the channel pairs (c, c + d/4) of x `[B, h, w, n_heads, d]`, c < d/4."""
     n = cos.shape[-1]
-    a, b, rest = x.split((n, n, 2 * n), -1)
+    a, b, rest = x.split((n, n, x.shape[-1] - 2 * n), -1)
     return torch.cat((a * cos - b * sin, a * sin + b * cos, rest), -1)

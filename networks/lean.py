@@ -23,17 +23,18 @@ def gated_gelu(x: Tensor) -> Tensor:
 
 
 def rms_normalise(x: Tensor, scale: Tensor, eps: float = 1e-6) -> Tensor:
-    """x · scale / rms(x) over channels, the statistics in float32.
+    """x · scale / rms(x) over channels, the statistics in float32 or better.
 
     x `[B, h, w, d]`, scale `[B, 1, 1, d]`, or any two shapes of which the second broadcasts.
     """
     if torch.compiler.is_compiling():
-        return (x * (scale.float() * _inverse_rms(x, eps))).to(x.dtype)
+        return (x * (full_precision(scale) * _inverse_rms(x, eps))).to(x.dtype)
     return _RMSNorm.apply(x, scale, eps)
 
 
 def _inverse_rms(x: Tensor, eps: float) -> Tensor:
-    norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=dtype)
     return torch.rsqrt(norm.square() / x.shape[-1] + eps)
 
 
