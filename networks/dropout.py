@@ -1,9 +1,9 @@
 """Dropout whose masks follow from the seeds of the images, not from a generator with a state.
 
 So a training step drops the same activations in whatever processes and parts a batch is shared out
-to, and after a resume. Numbers of 16 bits, four of each word of a SplitMix64 generator (Steele et al.,
-"Fast splittable pseudorandom number generators", OOPSLA 2014), decide: p is a multiple of 2^-16,
-and kept activations are scaled by 1/(1 − p) of that p.
+to, and after a resume. Numbers of 16 bits, four of each word of a SplitMix64 generator (Steele et
+al., "Fast splittable pseudorandom number generators", 2014), decide: p is a multiple of 2^-16, and
+kept activations are scaled by 1/(1 − p) of that p.
 """
 
 import functools

@@ -86,9 +86,7 @@ class NetworkConfig:
         if self.in_mult not in (1, 2):
             raise ValueError(f"in_mult {self.in_mult} must be 1 or 2")
         if not isinstance(self.num_classes, int) or self.num_classes < 0:
-            raise ValueError(
-                f"num_classes {self.num_classes} must be a number that is not negative"
-            )
+            raise ValueError(f"num_classes {self.num_classes} must be a whole number of at least 0")
         if not isinstance(self.sigma_data, float | int) or not 0 < self.sigma_data < math.inf:
             raise ValueError(f"sigma_data {self.sigma_data} must be a positive number")
         if self.mapping_width % 2:
@@ -359,7 +357,7 @@ class InvFusion(nn.Module):
         return self.mapping(cond)
 
 
-def _checkpoint(block: Block, x: Tensor, *others: object) -> Tensor:
+def _checkpoint(block: nn.Module, x: Tensor, *others: object) -> Tensor:
     """A block whose activations the backward pass computes again, with the same dropout."""
     if torch.compiler.is_compiling():  # a compiler repeats what its graph did
         return checkpoint(block, x, *others, use_reentrant=False)

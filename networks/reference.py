@@ -265,9 +265,7 @@ def _resolution(config: Mapping[str, Any]) -> tuple[int, int]:
     given = _required(config, "img_resolution")
     value = (given, given) if isinstance(given, int) else _tuples(given)
     if not (isinstance(value, tuple) and len(value) == 2 and all(map(_is_count, value))):
-        raise ValueError(
-            f"config has img_resolution {given}, which is no positive number and no pair of them"
-        )
+        raise ValueError(f"config has img_resolution {given}, which is not one or two sides")
     return value
 
 

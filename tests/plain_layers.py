@@ -1,4 +1,4 @@
-"""Norm and gate as their formulas say, differentiated by PyTorch: the oracle of networks/lean.py."""
+"""Norm and gate by their formulas, differentiated by PyTorch: the oracle of networks/lean.py."""
 
 import torch.nn.functional as F
 from torch import Tensor

@@ -662,7 +662,7 @@ def test_operations_of_the_paper() -> None:
         ({"image_shape": (3, -16, 16)}, "image_shape -16 must be a whole number of at least 1"),
         ({"levels": ()}, "a network needs at least one level"),
         ({"in_mult": 3}, "in_mult 3 must be 1 or 2"),
-        ({"num_classes": -5}, "num_classes -5 must be a number that is not negative"),
+        ({"num_classes": -5}, "num_classes -5 must be a whole number of at least 0"),
         ({"sigma_data": 0.0}, "sigma_data 0.0 must be a positive number"),
         ({"sigma_data": None}, "sigma_data None must be a positive number"),
         ({"mapping_width": 33}, "mapping_width 33 must be even"),

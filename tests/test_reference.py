@@ -308,7 +308,7 @@ def changed_attention(index: int, **changes: Any) -> dict[str, Any]:
         ),
         (
             {**changed_attention(0), "img_resolution": [16, 24, 3]},
-            "config has img_resolution [16, 24, 3], which is no positive number and no pair of them",
+            "config has img_resolution [16, 24, 3], which is not one or two sides",
         ),
         (
             {**changed_attention(0), "img_channels": 5},
@@ -468,9 +468,9 @@ def test_values_that_are_not_finite(classes: Denoiser) -> None:
         ({"img_channels": 0}, "config has img_channels 0, which is no number of colours"),
         (
             {"img_resolution": [8, None]},
-            "config has img_resolution [8, None], which is no positive",
+            "config has img_resolution [8, None], which is not one or tw",
         ),
-        ({"img_resolution": -8}, "config has img_resolution -8, which is no positive number"),
+        ({"img_resolution": -8}, "config has img_resolution -8, which is not one or two"),
         ({"self_attns": ["global"]}, "config has self_attns ['global'], which is no list of map"),
         ({"sigma_data": "0.5"}, "sigma_data 0.5 must be a positive number"),
     ],
