@@ -296,18 +296,23 @@ def test_a_run_that_was_killed_before_its_first_checkpoint_begins_again(config):
     assert len(read_log(Path("run"))) == len(read_log(Path("whole")))
 
 
-def test_the_same_command_starts_a_run_and_goes_on_with_it(config, monkeypatch):
+def test_the_same_command_starts_a_run_and_goes_on_with_it(config):
     success(train.main, [config, "--outdir=long", "--duration=16"])
     success(train.main, [config, "--outdir=run", "--keep-going"])
     assert read_log(Path("run"))[-1]["images"] < 16
     sentence = refusal(train.main, [config, "--outdir=run", "--keep-going", "--lr=1"])
     assert_names(sentence, "lr resumed")
-    with monkeypatch.context() as patch:  # torchrun, when it has lost a process
-        patch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
-        success(train.main, [config, "--outdir=run", "--duration=12"])
     assert_names(refusal(train.main, [config, "--outdir=run"]), "run --resume")
     success(train.main, [config, "--outdir=run", "--keep-going", "--duration=16"])
     assert_same_weights("long", "run")
+
+
+def test_torchrun_may_start_a_run_again_only_if_it_then_goes_on(config, monkeypatch):
+    monkeypatch.setenv("TORCHELASTIC_MAX_RESTARTS", "3")
+    sentence = refusal(train.main, [config, "--outdir=run"])
+    assert_names(sentence, "--max-restarts --keep-going")
+    success(train.main, [config, "--outdir=run", "--keep-going"])
+    success(train.main, ["--resume=run", "--duration=16"])
 
 
 def test_a_folder_in_which_another_process_trains_is_refused(config):
