@@ -134,6 +134,13 @@ TRAIN_REFUSALS = [
     ("--seed=99999999999999999999999", "seed"),
     ("--workers=-1", "workers -1"),
     ("--colour=red", "--colour"),
+    ("--wandb=", "wandb project"),
+    ("--detector=inception=FILE", "detectors ref_path"),
+    ("--set=data=3", "data 3 mapping"),
+    ("--set=betas=[0.9, 1]", "betas below 1"),
+    ("--set=recompute=[2]", "recompute=2 tiny 0 1"),
+    ("--set=ema_sigma_rel=[0.1, 0.1000001]", "ema_sigma_rel differ"),
+    ("--fsdp", "fsdp torchrun"),
 ]
 
 
@@ -270,6 +277,16 @@ def test_a_log_that_was_cut_in_a_line_does_not_stop_a_resumed_run(config):
     success(train.main, [config, "--outdir=run"])
     with Path("run/log.jsonl").open("a") as file:
         file.write('{"images": 8, "st')
+    success(train.main, ["--resume=run", "--duration=16"])
+    assert read_log(Path("run"))[-1]["images"] == 16
+
+
+@pytest.mark.parametrize("log", [None, b"", b"\xff\xfe\n[1]\n{}\n5\n"])
+def test_a_run_goes_on_where_its_log_is_lost(config, log):
+    success(train.main, [config, "--outdir=run"])
+    Path("run/log.jsonl").unlink()
+    if log is not None:
+        Path("run/log.jsonl").write_bytes(log)
     success(train.main, ["--resume=run", "--duration=16"])
     assert read_log(Path("run"))[-1]["images"] == 16
 

@@ -149,6 +149,9 @@ class TrainConfig:
         _require(sound, "betas", self.betas, "two numbers from 0 to below 1")
         for width in self.ema_sigma_rel:
             _require(0 < width <= WIDEST, "ema_sigma_rel", width, f"above 0, at most {WIDEST:.4f}")
+        if len({f"{width:g}" for width in self.ema_sigma_rel}) < len(self.ema_sigma_rel):
+            raise ValueError(f"ema_sigma_rel={self.ema_sigma_rel} must be widths that differ")
+        _require(self.wandb != "", "wandb", "''", "the name of a project")
         for level in self.recompute:
             _require(level in range(9), "recompute", level, "the number of a level, from 0")
         if self.compile and self.fsdp:
@@ -191,7 +194,7 @@ class TrainConfig:
         values |= overrides
         try:
             if data:
-                values["data"] = _mapping(values.get("data", {})) | data
+                values["data"] = _convert("data", values.get("data", {}), types["data"]) | data
             return cls(
                 **{name: _convert(name, value, types[name]) for name, value in values.items()}
             )
