@@ -34,7 +34,7 @@ FOLDER = click.Path(file_okay=False, path_type=Path)
     "--keep-going",
     is_flag=True,
     help="Go on with the run where its folder holds one already, else start it: for jobs that are "
-    "started again by the same command. A restart by torchrun does so by itself.",
+    "started again by the same command, such as torchrun --max-restarts does it.",
 )
 @click.option("--dry-run", is_flag=True, help="Print the resolved settings and stop.")
 @click.option("--preset", help="Network preset, such as FFHQ64.")
@@ -180,11 +180,16 @@ def main(
             raise ValueError(
                 "--resume goes on in the run's own folder: leave out --config, --name and --outdir"
             )
+        if os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0") != "0" and not (resume or keep_going):
+            raise ValueError(
+                "torchrun --max-restarts starts the same command again: add --keep-going, so that "
+                "it goes on with the run"
+            )
         source = resume / "config.yaml" if resume else config_file or _published(overrides)
         config = TrainConfig.load(source, overrides, options_of(data_opt))
         folder = resume or outdir or Path("experiments") / (name or config.preset)
         before = folder / "config.yaml"
-        if resume is None and (keep_going or _restarted()) and before.exists():
+        if resume is None and keep_going and before.exists():
             resume = folder
         if resume:
             config.check_resumes(TrainConfig.load(before, {}))
@@ -199,11 +204,6 @@ def main(
     from commands.train import run  # importing torch takes seconds: not for --help
 
     run(config, folder, resume=resume is not None, command=sys.argv)
-
-
-def _restarted() -> bool:
-    """Whether torchrun has started this process again after one was lost."""
-    return os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
 
 
 def _published(overrides: dict[str, Any]) -> Path | None:

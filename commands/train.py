@@ -4,6 +4,7 @@ import fcntl
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -17,7 +18,7 @@ from metrics.distances import reference_detectors
 from metrics.results import environment, replacing
 from metrics.statistics import load_reference
 from networks import Denoiser, make_config
-from samplers import MMSE, Heun
+from samplers import MMSE, Heun, Solver
 from training import distributed
 from training.checkpoint import list_checkpoints
 from training.config import TrainConfig
@@ -26,7 +27,7 @@ from training.loop import WEIGHTS, Heldout, train
 from training.sheets import Sheet
 from training.trackers import check_trackers
 from training.trainer import Trainer
-from training.validation import HeldoutDistances, Validation, members
+from training.validation import HeldoutDistances, HeldoutImages, Validation, members
 
 
 def run(config: TrainConfig, folder: Path, *, resume: bool, command: Sequence[str]) -> None:
@@ -47,25 +48,21 @@ def run(config: TrainConfig, folder: Path, *, resume: bool, command: Sequence[st
                 )
             noise = make_noise(config.noise_level, config.poisson_peak)
             check_noise(noise, family, dataset.image_shape)
-            heldout = Heldout(
-                _validation(config, family, device),
-                _distances(config, family, dataset, device),
-                _sheet(config, family, device),
-            )
+            heldout = _heldout(config, family, dataset, device)
         with distributed.one_sentence_errors():  # all processes have come this far: they meet here
             trainer = Trainer(config, denoiser, family, device)
+        with distributed.one_sentence_errors():
+            if distributed.rank() == 0:
+                stack.enter_context(_claimed(folder))
+        with distributed.one_sentence_errors():  # nobody else writes checkpoints any more
             if resume and _begun(folder):
                 trainer.resume(folder / "checkpoints")
             if distributed.rank() == 0:
-                stack.enter_context(_claimed(folder))
-        distributed.barrier()
-        if distributed.rank() == 0:
-            _record(config, folder, command)
-        distributed.barrier()
+                _record(config, folder, command)
         with distributed.data_errors():
             train(trainer, dataset, folder, heldout)
-        if distributed.rank() == 0 and heldout.psnr:
-            draw_curves([folder], folder / "curves.png")
+            if distributed.rank() == 0 and heldout.psnr:
+                draw_curves([folder], folder / "curves.png")
 
 
 def check_names(config: TrainConfig) -> None:
@@ -101,10 +98,12 @@ def _claimed(folder: Path) -> Iterator[None]:
         try:
             # Of this process alone: one that loads data and outlives it does not keep the lock.
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except BlockingIOError:
             raise ValueError(
                 f"another process is training in {folder}: wait for it, or end it"
             ) from None
+        except OSError as error:
+            raise OSError(f"{folder} cannot be locked: {error}") from error
         yield
 
 
@@ -130,64 +129,51 @@ def _denoiser(config: TrainConfig, dataset: ImageDataset) -> Denoiser:
     )
 
 
-def _validation(config: TrainConfig, family: Family, device: torch.device) -> Validation | None:
-    if not config.degradation or not config.validate_every:
-        return None
-    families = members(family)
-    families.pop("NoDegradation", None)
-    return Validation(
-        get_dataset(config.data_class, "heldout", **config.data),
-        families,
-        make_noise(config.noise_level, config.poisson_peak),
-        count=config.validate_images,
-        batch=config.batch_gpu or config.batch,
-        device=device,
-        workers=config.workers,
-    )
-
-
-def _sheet(config: TrainConfig, family: Family, device: torch.device) -> Sheet | None:
-    if not config.sheet_every:
-        return None
-    return Sheet(
+def _heldout(
+    config: TrainConfig, family: Family, dataset: ImageDataset, device: torch.device
+) -> Heldout:
+    """What the run looks at on the way; all of it is checked before the first step."""
+    validated = bool(config.validate_every and config.degradation)
+    measured = bool(config.measure_every and config.ref_path)
+    if not (validated or measured or config.sheet_every):
+        return Heldout()
+    images = HeldoutImages(
         get_dataset(config.data_class, "heldout", **config.data),
         members(family),
         make_noise(config.noise_level, config.poisson_peak),
-        None if config.mse_train else Heun(),
-        config.sheet_images,
+        config.batch_gpu or config.batch // distributed.world_size(),
         device,
+        config.workers,
+    )
+    solver = None if config.mse_train else Heun()
+    # Where nothing is measured there is nothing that an estimate could be compared with.
+    families = {name: f for name, f in images.families.items() if name != "NoDegradation"}
+    return Heldout(
+        Validation(replace(images, families=families), config.validate_images)
+        if validated
+        else None,
+        _distances(config, images, dataset, solver or MMSE()) if measured else None,
+        Sheet(images, solver, config.sheet_images) if config.sheet_every else None,
     )
 
 
 def _distances(
-    config: TrainConfig, family: Family, dataset: ImageDataset, device: torch.device
-) -> HeldoutDistances | None:
+    config: TrainConfig, images: HeldoutImages, dataset: ImageDataset, solver: Solver
+) -> HeldoutDistances:
     """Checked against the reference before the first step: a wrong path must not cost hours."""
-    if config.ref_path is None or not config.measure_every:
-        return None
+    assert config.ref_path
     reference = load_reference(config.ref_path)
-    heldout = get_dataset(config.data_class, "heldout", **config.data)
+    heldout = images.dataset
     count = len(heldout) if reference.images is None else reference.images
     if count > len(heldout):
         raise ValueError(
             f"{config.ref_path} is of {count} images, and {config.data_class} holds out only "
             f"{len(heldout)}: restorations are compared with statistics of the held-out images"
         )
-    detectors = reference_detectors(reference, config.detectors, device, dataset.image_shape)
+    detectors = reference_detectors(reference, config.detectors, images.device, dataset.image_shape)
     for detector in detectors.values():
         reference.check(detector, images=count, image_shape=dataset.image_shape)
-    return HeldoutDistances(
-        heldout,
-        members(family),
-        make_noise(config.noise_level, config.poisson_peak),
-        reference,
-        detectors,
-        MMSE() if config.mse_train else Heun(),
-        count=count,
-        batch=config.batch_gpu or config.batch,
-        device=device,
-        workers=config.workers,
-    )
+    return HeldoutDistances(images, reference, detectors, solver, count)
 
 
 def _record(config: TrainConfig, folder: Path, command: Sequence[str]) -> None:

@@ -136,12 +136,20 @@ def test_a_tracked_width_comes_back(run):
         torch.testing.assert_close(p.detach(), averages[0.1][name], rtol=1e-5, atol=1e-6)
 
 
+def test_weights_that_are_no_snapshot_are_refused(run, tmp_path):
+    (tmp_path / "snapshots").mkdir()
+    save_weights(tmp_path / "snapshots" / "x.safetensors", Denoiser(make_config("tiny")), {})
+    result = invoke(tmp_path, "--sigma-rel", 0.1, "--out", tmp_path / "w.safetensors")
+    assert result.exit_code == 2 and "x.safetensors is no snapshot" in result.stderr
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [
         (["--sigma-rel", 0.5], "sigma_rel=0.5"),
         (["--sigma-rel", 0.1, "--images", 4], "between the snapshots, 8 to 128"),
         (["--sigma-rel", 0.1, "--images", 999], "between the snapshots, 8 to 128"),
+        (["--sigma-rel", 0.1, "--images", 0], "between the snapshots, 8 to 128"),
     ],
 )
 def test_the_command_refuses_in_a_sentence(run, tmp_path, options, words):

@@ -154,14 +154,27 @@ def test_a_pickle_is_never_opened(tmp_path, name):
 
 
 def test_folders_of_writing_and_removing_that_was_cut_short_go(tmp_path):
-    save(tmp_path, 8)
+    folder = tmp_path / "checkpoints"
+    save(folder, 8)
     for name in (".000000000016.partial", ".000000000004.old"):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "model.safetensors").write_bytes(b"half")
-    assert images_of(tmp_path) == [8]
+        (folder / name).mkdir()
+        (folder / name / "model.safetensors").write_bytes(b"half")
+    (tmp_path / "snapshots").mkdir()
+    for name in (".log.jsonl.12ab.tmp", "snapshots/.x.safetensors.77.tmp", ".lock", "kept.tmp"):
+        (tmp_path / name).write_bytes(b"half")
+    assert images_of(folder) == [8]
     clear_unfinished(tmp_path)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["000000000008"]
+    left = [path.name for path in tmp_path.glob("*")] + [path.name for path in folder.iterdir()]
+    assert sorted(left) == [".lock", "000000000008", "checkpoints", "kept.tmp", "snapshots"]
+    assert not list((tmp_path / "snapshots").iterdir())
     clear_unfinished(tmp_path / "nowhere")
+
+
+def test_where_all_checkpoints_are_damaged_each_is_said_to_be(tmp_path):
+    for images in (8, 16):
+        (save(tmp_path, images) / "model.safetensors").write_bytes(b"half")
+    with pytest.raises(ValueError, match=r"no sound checkpoint.*16: model.*damaged.*8: model"):
+        find_checkpoint(tmp_path)
 
 
 # ---- the thread that writes ----------------------------------------------------------------------

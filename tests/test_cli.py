@@ -134,6 +134,13 @@ TRAIN_REFUSALS = [
     ("--seed=99999999999999999999999", "seed"),
     ("--workers=-1", "workers -1"),
     ("--colour=red", "--colour"),
+    ("--wandb=", "wandb project"),
+    ("--detector=inception=FILE", "detectors ref_path"),
+    ("--set=data=3", "data 3 mapping"),
+    ("--set=betas=[0.9, 1]", "betas below 1"),
+    ("--set=recompute=[2]", "recompute=2 tiny 0 1"),
+    ("--set=ema_sigma_rel=[0.1, 0.1000001]", "ema_sigma_rel differ"),
+    ("--fsdp", "fsdp torchrun"),
 ]
 
 
@@ -274,6 +281,16 @@ def test_a_log_that_was_cut_in_a_line_does_not_stop_a_resumed_run(config):
     assert read_log(Path("run"))[-1]["images"] == 16
 
 
+@pytest.mark.parametrize("log", [None, b"", b"\xff\xfe\n[1]\n{}\n5\n"])
+def test_a_run_goes_on_where_its_log_is_lost(config, log):
+    success(train.main, [config, "--outdir=run"])
+    Path("run/log.jsonl").unlink()
+    if log is not None:
+        Path("run/log.jsonl").write_bytes(log)
+    success(train.main, ["--resume=run", "--duration=16"])
+    assert read_log(Path("run"))[-1]["images"] == 16
+
+
 def test_resuming_a_folder_that_is_no_run_is_refused(folder):
     (folder / "empty").mkdir()
     assert_names(refusal(train.main, ["--resume=empty"]), "empty")
@@ -296,18 +313,23 @@ def test_a_run_that_was_killed_before_its_first_checkpoint_begins_again(config):
     assert len(read_log(Path("run"))) == len(read_log(Path("whole")))
 
 
-def test_the_same_command_starts_a_run_and_goes_on_with_it(config, monkeypatch):
+def test_the_same_command_starts_a_run_and_goes_on_with_it(config):
     success(train.main, [config, "--outdir=long", "--duration=16"])
     success(train.main, [config, "--outdir=run", "--keep-going"])
     assert read_log(Path("run"))[-1]["images"] < 16
     sentence = refusal(train.main, [config, "--outdir=run", "--keep-going", "--lr=1"])
     assert_names(sentence, "lr resumed")
-    with monkeypatch.context() as patch:  # torchrun, when it has lost a process
-        patch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
-        success(train.main, [config, "--outdir=run", "--duration=12"])
     assert_names(refusal(train.main, [config, "--outdir=run"]), "run --resume")
     success(train.main, [config, "--outdir=run", "--keep-going", "--duration=16"])
     assert_same_weights("long", "run")
+
+
+def test_torchrun_may_start_a_run_again_only_if_it_then_goes_on(config, monkeypatch):
+    monkeypatch.setenv("TORCHELASTIC_MAX_RESTARTS", "3")
+    sentence = refusal(train.main, [config, "--outdir=run"])
+    assert_names(sentence, "--max-restarts --keep-going")
+    success(train.main, [config, "--outdir=run", "--keep-going"])
+    success(train.main, ["--resume=run", "--duration=16"])
 
 
 def test_a_folder_in_which_another_process_trains_is_refused(config):

@@ -254,7 +254,8 @@ def test_a_batch_that_two_processes_cannot_share_is_refused(home):
     ]
     for rank, process in enumerate(processes):
         output, errors = process.communicate(timeout=200)
-        assert process.returncode == 2 and output == ""
+        said = [line for line in output.splitlines() if not line.startswith("[Gloo]")]  # torch 2.8
+        assert process.returncode == 2 and not said
         sentences = [line for line in errors.splitlines() if line.startswith("error: ")]
         expected = ["error: batch=7 is not divisible by the 2 processes"]
         assert sentences == (expected if rank == 0 else [])  # said once

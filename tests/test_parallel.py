@@ -10,6 +10,7 @@ import torch
 from helpers import write_checkpoint
 from processes import Processes, in_group
 from torch import Tensor, nn
+from torch.distributed import TCPStore
 
 from datautils import DataError
 from datautils.photos import Photos
@@ -133,6 +134,28 @@ def test_dropout_takes_part(alone):
     assert steps(make_trainer(dropout=0.0), 1)[0] != pytest.approx(alone[0][0].item(), rel=1e-3)
 
 
+def test_four_processes_go_on_from_a_checkpoint_bit_for_bit(tmp_path):
+    """The sums of more than two numbers depend on their order."""
+
+    def resumed() -> list:
+        whole, interrupted = make_trainer(), make_trainer()
+        steps(whole, 4)
+        steps(interrupted, 2)
+        write_checkpoint(interrupted, tmp_path / "checkpoints")
+        back = make_trainer()
+        back.resume(tmp_path / "checkpoints")
+        steps(back, 2)
+        return [[p.detach() for p in trainer.parameters] for trainer in (whole, back)]
+
+    for whole, back in in_group(4, resumed, tmp_path / "result"):
+        assert all(torch.equal(a, b) for a, b in zip(whole, back, strict=True))
+
+
+def test_recomputed_levels_drop_the_same_activations():
+    trainers = [make_trainer(recompute=levels, clip=None) for levels in ((), (0, 1))]
+    assert steps(trainers[0], 2) == steps(trainers[1], 2)
+
+
 # ---- sharded models ------------------------------------------------------------------------------
 
 
@@ -200,6 +223,41 @@ def test_a_sharded_run_leaves_what_any_other_does(tmp_path):
 def test_a_model_is_shared_out_among_several_only():
     with pytest.raises(ValueError, match="torchrun"):
         make_trainer(fsdp=True)
+
+
+# ---- starting again ------------------------------------------------------------------------------
+
+
+def test_processes_that_are_started_again_know_nothing_of_those_before(tmp_path):
+    """torchrun keeps one store: what the dead have left in it must not be believed."""
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+
+    def run() -> None:
+        os.environ |= {"TORCHELASTIC_USE_AGENT_STORE": "True", "MASTER_PORT": str(store.port)}
+        with distributed.process_group(), distributed.Pulse() as pulse:
+            pulse.beat(1.0)
+            assert sum(distributed.gather(distributed.claim_failure())) == 1
+            (tmp_path / f"{distributed.rank()}").touch()
+            while True:
+                pulse.beat(1.0)
+
+    for _ in range(3):
+        processes = Processes(run, count=2, errors=tmp_path / "errors.txt")
+        end = time.monotonic() + 20
+        while len(list(tmp_path.glob("[01]"))) < 2:
+            assert processes.alive() and time.monotonic() < end, "processes wait for dead ones"
+            time.sleep(0.01)
+        processes.kill()
+        for path in tmp_path.glob("[01]"):
+            path.unlink()
+
+
+def test_an_environment_of_half_a_launcher_is_refused_in_a_sentence(monkeypatch, capsys):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(SystemExit) as end, distributed.process_group():
+        pass
+    assert end.value.code == 2
+    assert "WORLD_SIZE is set" in capsys.readouterr().err
 
 
 # ---- failures ------------------------------------------------------------------------------------

@@ -2,6 +2,8 @@
 
 import importlib.util
 import json
+import os
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -9,9 +11,13 @@ import pytest
 import torch
 from click.testing import CliRunner
 from PIL import Image
+from torch import Tensor
 
 import train
+from samplers import MMSE
 from training import curves
+from training.checkpoint import list_checkpoints
+from training.distributed import RESUMABLE
 from training.log import read_log
 from training.trackers import flat
 
@@ -66,11 +72,41 @@ def test_curves_of_several_runs_are_drawn_into_one_picture(finished, tmp_path):
     assert not np.array_equal(pictures["one"], pictures["two"])
 
 
+def test_runs_of_the_same_name_are_told_apart(tmp_path):
+    names = curves._names([tmp_path / "a" / "run", tmp_path / "b" / "run"])
+    assert names == ["a/run", "b/run"]
+    assert curves._names([tmp_path / "a" / "run", tmp_path / "b" / "other"]) == ["run", "other"]
+    assert curves._names([tmp_path, tmp_path]) == [tmp_path.name]
+
+
 def test_curves_of_a_folder_that_is_no_run_are_refused(finished, tmp_path):
     out = tmp_path / "curves.png"
     result = CliRunner().invoke(curves.main, [str(finished), str(tmp_path), "--out", str(out)])
     assert result.exit_code == 2 and result.stderr.count("\n") == 1
     assert str(tmp_path) in result.stderr and not out.exists()
+
+
+def test_sigterm_within_a_sheet_leaves_a_checkpoint_and_no_picture(finished, tmp_path, monkeypatch):
+    """Not even one that the trackers would look for."""
+    pytest.importorskip("tensorboard", reason="tensorboard is not installed")
+    estimate = MMSE.__call__
+
+    def ended(*arguments: object) -> Tensor:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return estimate(*arguments)
+
+    options = [*TRAIN, "--set=validate_every=0", "--tensorboard", "--outdir", tmp_path / "run"]
+    with monkeypatch.context() as patch:
+        patch.setattr(MMSE, "__call__", ended)
+        result = CliRunner().invoke(train.main, [str(option) for option in options])
+    assert result.exit_code == RESUMABLE, result.stderr
+    assert [p.name for p in list_checkpoints(tmp_path / "run" / "checkpoints")] == ["000000000008"]
+    assert not (tmp_path / "run" / "sheets").exists()
+    run("--resume", tmp_path / "run")
+    names = [line["sheet"] for line in read_log(tmp_path / "run") if "sheet" in line]
+    assert names == ["sheets/000000000008.png", "sheets/000000000016.png"]
+    for name in names:
+        assert np.array_equal(pixels(tmp_path / "run" / name), pixels(finished / name))
 
 
 def test_numbers_of_a_line_by_name():

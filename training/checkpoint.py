@@ -126,7 +126,8 @@ def find_checkpoint(folder: Path) -> tuple[Path, Progress, list[str]]:
             return path, Progress(**state["progress"]), warnings
         except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
             warnings.append(f"passing over checkpoint {path}: {error}")
-    raise ValueError(f"{folder} holds no sound checkpoint to resume from")
+    reasons = "".join(f"; {warning}" for warning in warnings)
+    raise ValueError(f"{folder} holds no sound checkpoint to resume from{reasons}")
 
 
 def load_parts(path: Path) -> dict[str, dict[str, Tensor]]:
@@ -135,10 +136,12 @@ def load_parts(path: Path) -> dict[str, dict[str, Tensor]]:
     return {Path(name).stem: load_file(path / name) for name in names}
 
 
-def clear_unfinished(folder: Path) -> None:
-    """Remove what a process that was killed while it wrote or removed a checkpoint has left."""
-    for path in folder.glob(".*") if folder.is_dir() else ():
+def clear_unfinished(run: Path) -> None:
+    """Remove what a killed process has left of files and checkpoints that it wrote or removed."""
+    for path in (run / "checkpoints").glob(".*"):
         shutil.rmtree(path, ignore_errors=True)
+    for path in (*run.glob(".*.tmp"), *run.glob("*/.*.tmp")):
+        path.unlink(missing_ok=True)
 
 
 def flatten_state(state: Mapping[int, Mapping[str, Tensor]]) -> dict[str, Tensor]:

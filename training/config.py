@@ -145,9 +145,13 @@ class TrainConfig:
         for name in ("batch_gpu", "max_minutes", "decay", "poisson_peak", "clip"):
             value = getattr(self, name)
             _require(value is None or value > 0, name, value, "a number above 0, or null")
-        _require(len(self.betas) == 2, "betas", self.betas, "two numbers")
+        sound = len(self.betas) == 2 and all(0 <= beta < 1 for beta in self.betas)
+        _require(sound, "betas", self.betas, "two numbers from 0 to below 1")
         for width in self.ema_sigma_rel:
             _require(0 < width <= WIDEST, "ema_sigma_rel", width, f"above 0, at most {WIDEST:.4f}")
+        if len({f"{width:g}" for width in self.ema_sigma_rel}) < len(self.ema_sigma_rel):
+            raise ValueError(f"ema_sigma_rel={self.ema_sigma_rel} must be widths that differ")
+        _require(self.wandb != "", "wandb", "''", "the name of a project")
         for level in self.recompute:
             _require(level in range(9), "recompute", level, "the number of a level, from 0")
         if self.compile and self.fsdp:
@@ -167,6 +171,8 @@ class TrainConfig:
             raise ValueError("blind leaves H out of a conditional network: give a degradation")
         if self.mse_train and not self.degradation:
             raise ValueError("mse_train estimates x0 from y: give a degradation")
+        if self.detectors and not self.ref_path:
+            raise ValueError("detectors measure distances to a reference: give a ref_path")
         if self.mse_train and self.balance:
             raise ValueError("mse_train has a plain loss without weights: leave out balance")
         _require(self.precision in PRECISIONS, "precision", self.precision, " or ".join(PRECISIONS))
@@ -188,7 +194,7 @@ class TrainConfig:
         values |= overrides
         try:
             if data:
-                values["data"] = _mapping(values.get("data", {})) | data
+                values["data"] = _convert("data", values.get("data", {}), types["data"]) | data
             return cls(
                 **{name: _convert(name, value, types[name]) for name, value in values.items()}
             )

@@ -30,7 +30,7 @@ def draw_curves(folders: Sequence[Path], path: Path) -> Path:
     """
     import matplotlib.pyplot as plt  # slow to import
 
-    logs = {folder.name: read_log(folder) for folder in folders}
+    logs = dict(zip(_names(folders), map(read_log, folders), strict=True))
     figure, axes = plt.subplots(1, 3, figsize=(13, 4), layout="constrained")
     names = list(dict.fromkeys(name for log in logs.values() for name in _families(log)))
     for i, (run, log) in enumerate(logs.items()):
@@ -62,6 +62,16 @@ def draw_curves(folders: Sequence[Path], path: Path) -> Path:
         figure.savefig(temporary, dpi=120, format="png")
     plt.close(figure)
     return path
+
+
+def _names(folders: Sequence[Path]) -> list[str]:
+    """What tells runs apart: the last parts of their paths, as many as it takes."""
+    paths = [folder.absolute().parts for folder in dict.fromkeys(folders)]
+    for count in range(1, max(map(len, paths)) + 1):
+        names = ["/".join(parts[-count:]) for parts in paths]
+        if len(set(names)) == len(names):
+            break
+    return names
 
 
 def _families(log: Iterable[Line]) -> list[str]:

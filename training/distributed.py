@@ -16,7 +16,9 @@ import torch
 import torch.distributed as dist
 
 from datautils import DataError
+from training.rendezvous import fresh_store
 
+_PATIENCE = datetime.timedelta(minutes=30)  # with the slowest process
 RESUMABLE = 75  # exit code of a run that SIGTERM ended and --resume continues (sysexits: try again)
 
 
@@ -25,7 +27,7 @@ class DivergedError(Exception):
 
 
 class Interrupted(Exception):  # noqa: N818
-    """SIGTERM has come, and all processes know it."""
+    """SIGTERM has come to this process, or, from `check_interrupted`, to one of all."""
 
 
 @contextmanager
@@ -46,7 +48,14 @@ def process_group() -> Iterator[torch.device]:
             yield device
         return
     own_gpu = on_gpu and int(os.environ.get("LOCAL_WORLD_SIZE", 1)) <= torch.cuda.device_count()
-    dist.init_process_group("nccl" if own_gpu else "gloo", timeout=datetime.timedelta(minutes=30))
+    try:
+        store, number, count = fresh_store(_PATIENCE)
+    except ValueError as error:
+        print(f"error: WORLD_SIZE is set, as torchrun does it, but {error}", file=sys.stderr)
+        sys.exit(2)
+    dist.init_process_group(
+        "nccl" if own_gpu else "gloo", store=store, rank=number, world_size=count, timeout=_PATIENCE
+    )
     try:
         with _orderly_end():
             yield device

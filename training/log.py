@@ -25,10 +25,10 @@ class RunLog:
             return
         self.trackers = trackers
         path = folder / "log.jsonl"
-        lines = read_log(folder) if images else []
+        lines = _whole_lines(path) if images else []
         # A resumed run goes on where its checkpoint was made: what came later is run again.
         with replacing(path) as temporary:
-            self.before = [line for line in lines if line.get("images", 0) <= images]
+            self.before = [line for line in lines if line["images"] <= images]
             temporary.write_text("".join(json.dumps(line) + "\n" for line in self.before))
         self.file = path.open("a")
         self.bar = tqdm(
@@ -54,7 +54,7 @@ class RunLog:
     def holds(self, name: str, images: int) -> bool:
         """Whether a resumed run had logged such a value at this count; the first process knows."""
         return not self.silent and any(
-            line.get("images") == images and name in line for line in self.before
+            line["images"] == images and name in line for line in self.before
         )
 
     def advance(self, images: int, fraction: float) -> None:
@@ -97,11 +97,18 @@ class RunLog:
 def read_log(folder: Path) -> list[dict[str, Any]]:
     """The whole lines of a run's `log.jsonl`: a kill may have cut one. ValueError without a log."""
     path = folder / "log.jsonl"
-    lines = path.read_text().splitlines() if path.is_file() else ["{"]
-    values = []
-    for line in lines:
-        with suppress(json.JSONDecodeError):
-            values.append(json.loads(line))
-    if lines and not values:
+    values = _whole_lines(path)
+    if not values and not (path.is_file() and path.stat().st_size == 0):
         raise ValueError(f"{folder} is no training run: it has no readable log.jsonl")
+    return values
+
+
+def _whole_lines(path: Path) -> list[dict[str, Any]]:
+    """The lines of a log that can be read; none where there is no such file."""
+    values = []
+    for line in path.read_bytes().splitlines() if path.is_file() else ():
+        with suppress(ValueError):  # no JSON, or no text
+            value = json.loads(line)
+            if isinstance(value, dict) and isinstance(value.get("images"), int):
+                values.append(value)
     return values

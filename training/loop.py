@@ -4,6 +4,7 @@ import itertools
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -45,9 +46,10 @@ def train(
     weights, whose path it returns. SIGTERM ends the run after the step, with a checkpoint and exit
     code 75.
     """
-    clear_unfinished(folder / "checkpoints")
-    images = trainer.progress.images
-    sinks = trackers(trainer.config, folder, images) if distributed.rank() == 0 else ()
+    images, first = trainer.progress.images, distributed.rank() == 0
+    if first:
+        clear_unfinished(folder)
+    sinks = trackers(trainer.config, folder, images) if first else ()
     with (
         distributed.deferred_termination(),
         RunLog(folder, trainer.config.duration, images, sinks) as log,
@@ -61,7 +63,7 @@ def train(
             run.writing.wait()
     distributed.barrier()
     if stopped:
-        if distributed.rank() == 0:
+        if first:
             print(f"stopped after {trainer.progress.images} images: --resume {folder} goes on")
         sys.exit(distributed.RESUMABLE)
     return folder / WEIGHTS
@@ -84,7 +86,7 @@ class _Run:
         self.config, self.progress = trainer.config, trainer.progress
         self.saved = self.progress.images  # the count of the newest checkpoint
         self.clock = _Clock(self.progress.seconds)
-        self.since = time.monotonic()
+        self.reported = self.progress.images, time.monotonic()  # where the last report was made
         config = self.config
         self.batches = training_batches(
             dataset, config.batch, config.seed, self.progress.step, config.workers,
@@ -134,11 +136,11 @@ class _Run:
         trainer, progress = self.trainer, self.progress
         trainer.check_skips()
         self.source.note(self.log)
-        images = trainer.meter.steps * self.config.batch
         loss, norm = trainer.meter.means()
         loss = sum(distributed.gather(loss)) / distributed.world_size()
-        speed = images / (time.monotonic() - self.since)
-        self.since = time.monotonic()
+        (images, since), now = self.reported, time.monotonic()
+        speed = (progress.images - images) / (now - since)
+        self.reported = progress.images, now
         self.log.write(
             images=progress.images,
             step=progress.step,
@@ -198,11 +200,11 @@ class _Run:
     def _draw(self) -> None:
         assert self.heldout.sheet
         name = f"sheets/{self.progress.images:012d}.png"
-        with self.trainer.averaged() as denoiser:
+        with self.trainer.averaged() as denoiser, suppress(distributed.Interrupted):
             if distributed.rank() == 0:
                 self.heldout.sheet(denoiser, self.folder / name)
-                self.log.picture(self.progress.images, self.folder / name)
         distributed.check_interrupted()
+        self.log.picture(self.progress.images, self.folder / name)
         self._log(sheet=name)
 
     def _log(self, **values: Any) -> None:

@@ -34,6 +34,11 @@ def data_parallel(module: nn.Module) -> nn.Module:
     return DistributedDataParallel(module, gradient_as_bucket_view=True, broadcast_buffers=False)
 
 
+def arranges_by_use(module: nn.Module) -> bool:
+    """Whether gradients are put together for their sums in the order of the first backward pass."""
+    return isinstance(module, DistributedDataParallel)
+
+
 def accumulating(module: nn.Module, last: bool) -> AbstractContextManager:
     """Context of one part of a batch: only the last part's gradients are exchanged, with all."""
     if isinstance(module, FSDPModule):

@@ -29,7 +29,7 @@ def reconstruct(
     snapshots = _snapshots(folder, images)
     paths, summaries = list(snapshots), list(snapshots.values())
     times = [summary["images"] for summary in summaries]
-    time = images or max(times)
+    time = max(times) if images is None else images
     exponents = [power_exponent(summary["sigma_rel"]) for summary in summaries]
     factors = coefficients(times, exponents, time, exponent)
     sums: dict[str, Tensor] = {}
@@ -59,6 +59,9 @@ def _snapshots(folder: Path, images: int | None) -> dict[Path, dict[str, Any]]:
             f"{folder} holds no snapshots: train with --set ema_sigma_rel=[0.05,0.1] to keep some"
         )
     found = {path: read_summary(path) for path in paths}
+    for path, summary in found.items():
+        if not summary.keys() >= {"images", "sigma_rel"}:
+            raise ValueError(f"{path} is no snapshot of a run: remove it")
     early = {path: s for path, s in found.items() if images is None or s["images"] <= images}
     last = max(summary["images"] for summary in found.values())
     if not early or (images is not None and images > last):

@@ -1,59 +1,33 @@
 """A picture of restored held-out images: the same images under the same operators every time."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 
-import torch
+from torch import Tensor
 
-from datautils import ImageDataset
-from degradation import Family, Noise
-from metrics.evaluate import restorations
 from metrics.pixel import to_uint8
 from metrics.report import write_pictures
 from samplers import MMSE, Solver
-from training import distributed
-from training.validation import SEED
+from training.validation import HeldoutImages, restoring
 
 
 class Sheet:
     """Original, measurement, H†y, MMSE estimate and, by `solver`, a sample of a few images."""
 
-    def __init__(
-        self,
-        dataset: ImageDataset,
-        families: Mapping[str, Family],
-        noise: Noise,
-        solver: Solver | None,
-        count: int,
-        device: torch.device,
-    ):
-        self.dataset, self.families, self.noise, self.solver = dataset, families, noise, solver
-        self.indices, self.device = range(min(count, len(dataset))), device
+    def __init__(self, images: HeldoutImages, solver: Solver | None, count: int):
+        self.images, self.solver = images, solver
+        self.indices = range(min(count, len(images.dataset)))
 
     def __call__(self, denoiser: Callable, path: Path) -> None:
-        """Draw the denoiser's restorations into the PNG file `path`; not where SIGTERM comes."""
+        """Draw the denoiser's restorations into the PNG file `path`."""
         methods = {
             "H†y": lambda problem, noise, draws: problem.pinv(),
-            "MMSE": lambda problem, noise, draws: MMSE()(denoiser, noise, problem, draws),
+            "MMSE": restoring(MMSE(), denoiser),
         }
-        solver = self.solver
-        if solver is not None:
-            methods["sample"] = lambda problem, noise, draws: solver(
-                denoiser, noise, problem, draws
-            )
-        pictures: dict[tuple[str, int], dict[str, torch.Tensor]] = {}
-        for restored in restorations(
-            self.dataset,
-            self.families,
-            methods,
-            noise=self.noise,
-            indices=self.indices,
-            batch=len(self.indices),
-            seed=SEED,
-            device=self.device,
-        ):
-            if distributed.asked_to_end():
-                return
+        if self.solver is not None:
+            methods["sample"] = restoring(self.solver, denoiser)
+        pictures: dict[tuple[str, int], dict[str, Tensor]] = {}
+        for restored in self.images.restored(self.indices, methods):
             group, x = restored.group, to_uint8(restored.x.nan_to_num())
             measured = restored.problem.degradation.measurement_image(restored.problem.y)
             for i, index in enumerate(group.indices):
@@ -63,4 +37,4 @@ class Sheet:
                 if measured is not None:
                     row["measurement"] = to_uint8(measured[i]).cpu()
                 row[restored.method] = x[i].cpu()
-        write_pictures(path, pictures, list(self.families))
+        write_pictures(path, pictures, list(self.images.families))

@@ -52,7 +52,8 @@ class TensorBoard:
     def __init__(self, folder: Path, images: int):
         from torch.utils.tensorboard import SummaryWriter
 
-        self.writer = SummaryWriter(str(folder / "tensorboard"), purge_step=images + 1)
+        first = images + 1 if images else 0
+        self.writer = SummaryWriter(str(folder / "tensorboard"), purge_step=first)
 
     def write(self, images: int, values: Mapping[str, float]) -> None:
         for name, value in values.items():

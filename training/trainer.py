@@ -64,7 +64,7 @@ class Trainer:
 
         self.denoiser = denoiser.to(device).train()
         self.average = copy.deepcopy(self.denoiser).eval().requires_grad_(False)
-        self.denoiser.net.recompute = frozenset(int(level) for level in config.recompute)
+        self.denoiser.net.recompute = _recomputed(config, denoiser)
         if config.compile:  # the average stays as it is: it sees batches of many sizes
             self.denoiser.compile()
         loss = MMSELoss if config.mse_train else DenoisingLoss
@@ -73,6 +73,7 @@ class Trainer:
             parallel.shard(self.loss_module)
             parallel.shard(self.average)
         self.loss = parallel.data_parallel(self.loss_module)
+        self._settled = not parallel.arranges_by_use(self.loss)
         self.parameters = list(self.loss_module.parameters())
         self.weights = dict(self.denoiser.named_parameters())
         self.powers = {
@@ -96,11 +97,16 @@ class Trainer:
         )
         seeds = [derive_seed(config.seed, "sample", progress.step, i) for i in samples]
         size = config.batch_gpu or len(images)
+        if not self._settled:
+            self._settle(images[:size], labels[:size])
         total = torch.zeros((), device=self.device)
         for start in range(0, len(images), size):
             part = slice(start, start + size)
-            with parallel.accumulating(self.loss, last=start + size >= len(images)):
-                loss = self._loss(images[part], labels[part], structure, seeds[part])
+            draws = Draws(seeds[part], self.device)
+            last = start + size >= len(images)
+            # Levels that are recomputed drop the same activations again in the backward pass.
+            with parallel.accumulating(self.loss, last), seeded(self.denoiser, draws.seeds):
+                loss = self._loss(images[part], labels[part], structure, seeds[part], draws)
                 mean = loss.sum() / len(images)
                 (mean * self.scaler.scale).backward()
             total += mean.detach()
@@ -109,11 +115,27 @@ class Trainer:
         self.meter.add(total, self._update(fraction))
         return total
 
-    def _loss(self, images: Tensor, labels: Tensor, structure: Any, seeds: list[int]) -> Tensor:
+    def _settle(self, images: Tensor, labels: Tensor) -> None:
+        """A backward pass for nothing, always the same, by which DDP arranges the gradients.
+
+        Else the first step after a resume would add them up in another order than it did before.
+        """
+        structure = self.family.structure(derive_seed(self.config.seed, "settle"))
+        seeds = list(range(len(images)))
+        draws = Draws(seeds, self.device)
+        with seeded(self.denoiser, draws.seeds):
+            self._loss(images, labels, structure, seeds, draws).sum().backward()
+        self.optimizer.zero_grad()
+        self._settled = True
+
+    def _loss(
+        self, images: Tensor, labels: Tensor, structure: Any, seeds: list[int], draws: Draws
+    ) -> Tensor:
+        """Loss `[n]` of images (uint8), with everything random by their seeds; draws: the same
+        seeds on the device."""
         config = self.config
         clean = to_float(images.to(self.device, non_blocking=True))
         labels = labels.to(self.device, non_blocking=True)
-        draws = Draws(seeds, self.device)
         augment_labels = None
         if self.augment:
             clean, augment_labels = self.augment(clean, Draws(seeds))
@@ -124,7 +146,7 @@ class Trainer:
         mmse_share = 1.0 if config.mse_train else config.mmse_share
         sigma = draw_sigma(draws, config.P_mean, config.P_std, mmse_share)
         noise = draws.normal(clean.shape[1:], "noise")
-        with self.autocast(), seeded(self.denoiser, draws.seeds):
+        with self.autocast():
             task = self.tasks.index(structure) if self.tasks else 0
             return self.loss(clean, sigma, noise, problem, task, augment_labels)
 
@@ -233,11 +255,11 @@ class Trainer:
         if distributed.rank() == 0:
             try:
                 found = find_checkpoint(folder)
-            except ValueError as none:
-                error = none
+            except (ValueError, OSError) as none:
+                error = str(none)
         error, found = distributed.value_of_first((error, found))
-        if error or found is None:
-            raise error or ValueError(f"{folder} cannot be read")
+        if error is not None:
+            raise ValueError(error)
         path, self.progress, warnings = found
         self._load(path, load_parts(path))
         if distributed.rank() == 0:
@@ -284,8 +306,10 @@ class Trainer:
     def averaged(self) -> Iterator[Callable]:
         """The averaged denoiser (x, σ, problem) → estimate, in the precision of training.
 
-        All processes have to enter. Of a model that is shared out each then holds all weights: so
-        they can be at different images.
+        It raises Interrupted on a process to which SIGTERM has come, so that no restoration of many
+        evaluations is waited for; `check_interrupted` then tells the others. All processes have to
+        enter. Of a model that is shared out each then holds all weights: so they can be at
+        different images.
         """
         average: nn.Module = self.average
         if self.config.fsdp:
@@ -293,10 +317,25 @@ class Trainer:
             average = parallel.denoiser_of(self.denoiser, tensors)
 
         def estimate(x: Tensor, sigma: Tensor | float, problem: Any) -> Tensor:
+            if distributed.asked_to_end():
+                raise distributed.Interrupted
             with self.autocast():
                 return average(x, sigma, problem)
 
         yield estimate
+
+
+def _recomputed(config: TrainConfig, denoiser: Denoiser) -> frozenset[int]:
+    """The levels of `recompute`. Raises ValueError where the network has no such level."""
+    levels = frozenset(int(level) for level in config.recompute)
+    deepest = len(denoiser.config.levels) - 1
+    for level in levels:
+        if level > deepest:
+            raise ValueError(
+                f"recompute={level} is no level of the network {config.preset}: they are 0, the "
+                f"finest, to {deepest}"
+            )
+    return levels
 
 
 def power_part(sigma_rel: float) -> str:

@@ -1,14 +1,16 @@
 """Held-out images while training: PSNR of the one-step MMSE estimate, Fréchet distances."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
 
 import torch
 from tqdm import tqdm
 
 from datautils import ImageDataset
 from degradation import Family, Noise, RandomDegradation
-from metrics.evaluate import restorations
+from metrics.evaluate import Restore, Restored, restorations
 from metrics.features import Detector
 from metrics.pixel import psnr, to_uint8
 from metrics.records import Mean
@@ -25,46 +27,64 @@ def members(family: Family) -> dict[str, Family]:
     return {type(part).__name__: part for part in parts}
 
 
-class Validation:
-    """Fixed held-out images under fixed operators, so that the curves of a run are comparable."""
+@dataclass(frozen=True)
+class HeldoutImages:
+    """Fixed held-out images under fixed operators, so that what a run shows is comparable."""
 
-    def __init__(
-        self,
-        dataset: ImageDataset,
-        families: Mapping[str, Family],
-        noise: Noise,
-        count: int,
-        batch: int,
-        device: torch.device,
-        workers: int = 0,
-    ):
-        count = min(count, len(dataset))
-        self.indices = range(distributed.rank(), count, distributed.world_size())
-        self.dataset, self.noise, self.batch, self.device = dataset, noise, batch, device
-        self.families, self.workers = families, workers
+    dataset: ImageDataset
+    families: Mapping[str, Family]
+    noise: Noise
+    batch: int
+    device: torch.device
+    workers: int = 0
 
-    def __call__(self, denoiser: Callable) -> dict[str, float]:
-        """Mean PSNR (dB) for each family, on every process. Interrupted where SIGTERM comes."""
-        solver = MMSE()
-        values: dict[str, list[float]] = {name: [] for name in self.families}
-        for restored in restorations(
+    def restored(
+        self, indices: Sequence[int], methods: Mapping[str, Restore]
+    ) -> Iterator[Restored]:
+        """Restore the images `indices` under each family with each method, batch by batch."""
+        return restorations(
             self.dataset,
             self.families,
-            {"mmse": lambda problem, noise, draws: solver(denoiser, noise, problem, draws)},
+            methods,
             noise=self.noise,
-            indices=self.indices,
+            indices=indices,
             batch=self.batch,
             seed=SEED,
             device=self.device,
             workers=self.workers,
-        ):
-            if distributed.asked_to_end():
-                break
-            found = psnr(to_uint8(restored.x), restored.truth)
-            values[restored.group.degradation] += found[: len(restored.group.indices)].tolist()
+        )
+
+
+def restoring(solver: Solver, denoiser: Callable) -> Restore:
+    """Restoration by a solver that uses this denoiser."""
+    return lambda problem, noise, draws: solver(denoiser, noise, problem, draws)
+
+
+class Validation:
+    """PSNR of the one-step MMSE estimate of the first `count` held-out images."""
+
+    def __init__(self, images: HeldoutImages, count: int):
+        count = min(count, len(images.dataset))
+        self.indices = range(distributed.rank(), count, distributed.world_size())
+        self.images = images
+
+    def __call__(self, denoiser: Callable) -> dict[str, float]:
+        """Mean PSNR (dB) for each family, on every process, NaN where an estimate is not finite.
+
+        Interrupted where SIGTERM comes.
+        """
+        families = self.images.families
+        values: dict[str, list[float]] = {name: [] for name in families}
+        with suppress(distributed.Interrupted):
+            for restored in self.images.restored(
+                self.indices, {"mmse": restoring(MMSE(), denoiser)}
+            ):
+                found = psnr(to_uint8(restored.x), restored.truth)
+                found[~restored.x.flatten(1).isfinite().all(1)] = math.nan
+                values[restored.group.degradation] += found[: len(restored.group.indices)].tolist()
         distributed.check_interrupted()
         shares = distributed.gather(values)
-        means = {name: Mean() for name in self.families}
+        means = {name: Mean() for name in families}
         for name, mean in means.items():
             for value in (value for share in shares for value in share[name]):
                 mean.add(value)
@@ -79,59 +99,45 @@ class HeldoutDistances:
 
     def __init__(
         self,
-        dataset: ImageDataset,
-        families: Mapping[str, Family],
-        noise: Noise,
+        images: HeldoutImages,
         reference: Reference,
         detectors: Mapping[str, Detector],
         solver: Solver,
         count: int,
-        batch: int,
-        device: torch.device,
-        workers: int = 0,
     ):
-        self.dataset, self.families, self.noise, self.solver = dataset, families, noise, solver
-        self.reference, self.detectors = reference, detectors
+        self.images, self.reference, self.detectors = images, reference, detectors
+        self.solver = solver
         self.indices = range(distributed.rank(), count, distributed.world_size())
-        self.batch, self.device, self.workers = batch, device, workers
-        self.silent = distributed.rank() != 0
 
     def __call__(self, denoiser: Callable) -> dict[str, dict[str, float]]:
         """{family: {metric: distance}} on every process, NaN where a sample is not finite.
 
         Interrupted where SIGTERM comes.
         """
-        solver = self.solver
+        families = self.images.families
         statistics = {
             (family, metric): FeatureStatistics()
-            for family in self.families
+            for family in families
             for metric in self.detectors
         }
-        failed = dict.fromkeys(self.families, 0)
-        total = len(self.indices) * len(self.families)
-        bar = tqdm(total=total, unit="img", desc="held out", leave=False, disable=self.silent)
-        for restored in restorations(
-            self.dataset,
-            self.families,
-            {"sample": lambda problem, noise, draws: solver(denoiser, noise, problem, draws)},
-            noise=self.noise,
-            indices=self.indices,
-            batch=self.batch,
-            seed=SEED,
-            device=self.device,
-            workers=self.workers,
-        ):
-            if distributed.asked_to_end():
-                break
-            family, x = restored.group.degradation, restored.x[: len(restored.group.indices)]
-            finite = x.flatten(1).isfinite().all(1)
-            failed[family] += len(finite) - int(finite.sum())
-            for metric, detector in self.detectors.items():
-                statistics[family, metric].update(detector(to_uint8(x))[finite])
-            bar.update(len(x))
-        bar.close()
+        failed = dict.fromkeys(families, 0)
+        bar = tqdm(
+            total=len(self.indices) * len(families), unit="img", desc="held out", leave=False,
+            disable=distributed.rank() != 0,
+        )  # fmt: skip
+        methods = {"sample": restoring(self.solver, denoiser)}
+        with suppress(distributed.Interrupted), bar:
+            for restored in self.images.restored(self.indices, methods):
+                group = restored.group
+                x = restored.x[: len(group.indices)]
+                finite = x.flatten(1).isfinite().all(1)
+                failed[group.degradation] += len(finite) - int(finite.sum())
+                for metric, detector in self.detectors.items():
+                    features = detector(to_uint8(x))[finite]
+                    statistics[group.degradation, metric].update(features)
+                bar.update(len(x))
         distributed.check_interrupted()
-        return {family: self._distances(family, statistics, failed) for family in self.families}
+        return {family: self._distances(family, statistics, failed) for family in families}
 
     def _distances(
         self,
