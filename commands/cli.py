@@ -12,6 +12,8 @@ import yaml
 
 from training.config import parse_count
 
+_PATHS = ("path", "heldout_path")  # of data sets
+
 
 class Count(click.ParamType):
     """A number of images such as 4096, 64Ki, 8Mi or 2^25, at least `smallest`."""
@@ -76,9 +78,13 @@ def options_by_name(
 
 
 def options_of(pairs: Iterable[str]) -> dict[str, Any]:
-    """The same with values read as YAML: numbers, booleans, text."""
+    """The same with values read as YAML: numbers, booleans, text. Paths stay text: a folder may be
+    called 2024."""
     try:
-        return {key: yaml.safe_load(value) for key, value in key_values(pairs).items()}
+        return {
+            key: value if key in _PATHS else yaml.safe_load(value)
+            for key, value in key_values(pairs).items()
+        }
     except yaml.YAMLError:
         raise ValueError(f"{' '.join(pairs)} holds a value that is no valid YAML") from None
 

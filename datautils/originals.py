@@ -109,16 +109,26 @@ def _row_original(
 
 
 def _check_stems(archive: Archive, names: Sequence[str]) -> None:
-    """Raise DataError where two originals would become one file."""
+    """Raise DataError where two originals would become one file, or a name cannot be kept."""
     seen: set[str] = set()
     for name in names:
         stem = _stem(name)
+        if not _is_utf8(stem):
+            raise DataError(f"{archive.where(name)!r} has a name that is not UTF-8: rename it")
         if stem in seen:
             raise DataError(
                 f"{archive.where(name)} differs from another file in the extension only: both "
                 f"would become {stem}"
             )
         seen.add(stem)
+
+
+def _is_utf8(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _stem(name: str) -> str:

@@ -92,11 +92,18 @@ class _LastingError(DataError):
 def _urls(path: str) -> list[str]:
     if _is_remote(path) or path.startswith("pipe:"):
         return expand(path)
-    found = [str(p) for p in shard_paths(Path(path))] or [path]
+    if "://" in path:
+        raise DataError(
+            f"{path} is no URL that is read here: give https://..., or pipe:COMMAND with a command "
+            "that writes the shard"
+        )
+    found = shard_paths(Path(path)) or [Path(path)]
     for one in found:
-        if not Path(one).exists():
+        if one.is_dir():
+            raise DataError(f"{one} is a folder without tar shards")
+        if not one.exists():
             raise DataError(f"{one} is not there: it should be a tar shard")
-    return found
+    return [str(one) for one in found]
 
 
 def _is_remote(url: str) -> bool:
@@ -111,7 +118,7 @@ def _records(url: str, start: int) -> Iterator[Record]:
         tar_errors(url),
         tarfile.open(fileobj=stream, mode="r|*", tarinfo=Header, bufsize=_BUFFER) as tar,
     ):
-        for _, infos in itertools.groupby(headers(tar), lambda info: key_of(info.name)):
+        for _, infos in itertools.groupby(headers(url, tar), lambda info: key_of(info.name)):
             pictures: list[tuple[str, bytes]] = []
             label = NO_LABEL
             for info in infos:

@@ -1,8 +1,10 @@
 """Preparing a data set: what is written, that it does not depend on how, and that faults leave
 nothing behind."""
 
+import errno
 import io
 import json
+import os
 import sys
 import zipfile
 from collections.abc import Callable, Iterator
@@ -144,7 +146,13 @@ def test_when_every_original_is_broken(tmp_path: Path):
             ["--source", "TMP/originals", "--dest", "TMP/originals"],
             "TMP/originals is already there",
         ),
-        (["--source", "TMP/originals", "--dest", "TMP/originals/n01/a.png/x.zip"], "error: "),
+        (
+            ["--source", "TMP/originals", "--dest", "TMP/originals/n01/a.png/x.zip"],
+            "x.zip cannot be written: TMP/originals/n01/a.png is no folder",
+        ),
+        (["--source", "TMP/originals", "--dest", "TMP/x.tar"], "would be read as a shard"),
+        (["--source", "TMP/originals", "--size", "1000000"], "size must be at most 9459 pixels"),
+        (["--source", "TMP/originals", "--label-column", "x"], "--label-column goes with --hub"),
     ],
 )
 def test_bad_input_is_one_sentence(source: Path, tmp_path: Path, options: list[str], message: str):
@@ -158,6 +166,28 @@ def test_bad_input_is_one_sentence(source: Path, tmp_path: Path, options: list[s
     assert last.startswith("error: ")
     assert message.replace("TMP", str(tmp_path)) in last
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_name_that_is_not_utf8_is_told(tmp_path: Path):
+    source = make(tmp_path / "originals", ["a.png"])
+    try:
+        (source / "a.png").rename(source / os.fsdecode(b"\xff.png"))
+    except OSError:
+        pytest.skip("this file system takes UTF-8 names only")
+    result = run("--source", source, "--dest", tmp_path / "x.zip", "--size", 8, "--workers", 0)
+    assert result.exit_code == 2 and not (tmp_path / "x.zip").exists()
+    assert r"\udcff.png' has a name that is not UTF-8: rename it" in result.stderr
+
+
+def test_a_full_disk_is_told(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(prepare.ZipWriter, "add", full)
+    before = sorted(tmp_path.rglob("*"))
+    result = run("--source", source, "--dest", tmp_path / "x.zip", "--size", 8, "--workers", 0)
+    assert result.exit_code == 2 and sorted(tmp_path.rglob("*")) == before
+    assert result.stderr.endswith("x.zip cannot be written: No space left on device\n")
 
 
 def test_files_that_would_become_one(tmp_path: Path):

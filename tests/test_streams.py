@@ -339,8 +339,14 @@ def test_what_cannot_be_read_is_told(folder: Path, address: str, monkeypatch: py
         with pytest.raises(DataError, match=message) as error:
             list(TarStream(path).records(0))
         assert "\n" not in str(error.value)
-    with pytest.raises(DataError, match="nowhere is not there: it should be a tar shard"):
-        TarStream("nowhere")
+    (folder / "empty").mkdir()
+    for path, message in {
+        "nowhere": "nowhere is not there: it should be a tar shard",
+        "s3://bucket/{0..9}.tar": r"s3://bucket/\{0..9\}\.tar is no URL .* pipe:COMMAND",
+        str(folder / "empty"): "empty is a folder without tar shards",
+    }.items():
+        with pytest.raises(DataError, match=message):
+            TarStream(path)
 
 
 def test_a_pipe_left_early_ends_its_command(folder: Path):
@@ -488,6 +494,26 @@ def test_labels_of_hugging_face(hub: Path):
     data = get_dataset(STREAM, "all", path=path, label_column="text", num_classes=5)
     with pytest.raises(DataError, match=r"row 0 of shard 0 .* has no label"):
         data.decode(next(data.records(0)))
+
+
+def test_labels_of_hugging_face_that_nobody_means(tmp_path: Path):
+    datasets = pytest.importorskip("datasets")
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.Value("int64")})
+
+    def saved(name: str, *labels: int) -> str:
+        rows = {"image": [{"bytes": png(0), "path": None}] * len(labels), "label": labels}
+        datasets.Dataset.from_dict(rows, features=features).save_to_disk(tmp_path / name)
+        return str(tmp_path / name)
+
+    path = saved("large", 3, 2**40)
+    with pytest.raises(DataError, match=r"column label of .* has the label 1099511627776, which"):
+        get_dataset(MAP, "all", path=path)
+    with pytest.raises(
+        DataError, match=r"row 1 of .* has the label 1099511627776, but there are 5"
+    ):
+        get_dataset(MAP, "all", path=path, num_classes=5)
+    none = get_dataset(MAP, "all", path=saved("none", -1, -7))
+    assert none.num_classes == 0 and [none[i][1] for i in range(2)] == [-1, -1]
 
 
 def test_without_the_package(monkeypatch: pytest.MonkeyPatch):
