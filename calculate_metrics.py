@@ -90,7 +90,7 @@ any_count = click.option(
 )
 guidance = click.option(
     "--cfg",
-    type=click.FloatRange(0),
+    type=float,
     help="Classifier-free guidance: null + CFG·(class − null); the paper has 2 on ImageNet64. "
     "[default: none]",
 )
@@ -200,7 +200,7 @@ def prior(**options: Any) -> None:
     "--outdir",
     required=True,
     type=FOLDER,
-    help="Folder for metrics.json, per_image.csv and grid.png.",
+    help="Folder for metrics.json, per_image.csv and grid.png (grid-2.png ... of many families).",
 )
 @click.option(
     "--images",

@@ -26,6 +26,7 @@ _Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 _CELL = 128  # pixels that the longest side of a grid's largest image is enlarged towards
 _GAP = 6  # pixels between cells
+_LETTERS = 16  # pixels, at least: larger ones beside large images
 
 
 def write_metrics(
@@ -82,7 +83,7 @@ def write_grid(
     cell_h = factor * max(height for height, _ in sizes)
     cell_w = factor * max(width for _, width in sizes)
 
-    font = _font(size=13)
+    font = _font(size=max(_LETTERS, min(cell_h, cell_w) // 32))
     # A column is as wide as its images and the longest word of its title: titles never collide.
     widths = [max([cell_w] + [_extent(word, font)[0] for word in t.split()]) for t in columns]
     titles = [_wrap(title, width, font) for title, width in zip(columns, widths, strict=True)]
