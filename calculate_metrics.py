@@ -187,7 +187,8 @@ def prior(**options: Any) -> None:
     "degradations",
     required=True,
     multiple=True,
-    help="Family of operators, such as degradation.MotionBlur; may be repeated.",
+    help="Family of operators, such as MotionBlur, or module.Class of your own; may be repeated. "
+    "`python -m degradation` lists all.",
 )
 @click.option(
     "--degradation-opt",

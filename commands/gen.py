@@ -1,5 +1,6 @@
 """`calculate_metrics.py gen`: restore a data set under each degradation and measure the result."""
 
+import inspect
 import math
 import time
 from collections.abc import Mapping
@@ -27,7 +28,7 @@ from commands.methods import (
     solvers_of,
 )
 from commands.ref import checked_count
-from datautils import ImageDataset, get_dataset
+from datautils import ImageDataset, dataset_class, get_dataset
 from degradation import check_noise, make_noise
 from metrics.distances import Distances
 from metrics.evaluate import Restore, Restored, restorations
@@ -246,7 +247,12 @@ class Generation:
         dataset = get_dataset(self.data, self.split, **self.data_opt)
         expected, found = denoiser.config.image_shape, dataset.image_shape
         if found != expected:
-            raise ValueError(f"{self.net} restores images {expected}, but {self.data} has {found}")
+            options = inspect.signature(dataset_class(self.data)).parameters
+            option = next((name for name in ("resolution", "size") if name in options), None)
+            way_out = f": give --data-opt {option}={expected[1]}" if option else ""
+            raise ValueError(
+                f"{self.net} restores images {expected}, but {self.data} has {found}{way_out}"
+            )
         known = denoiser.config.num_classes
         if known and dataset.num_classes > known:
             raise ValueError(

@@ -51,7 +51,8 @@ class Photos(Dataset[tuple[Tensor, int]]):
     photographs alone would teach their own colours. The photographs of the splits are different.
 
     Raises ValueError for an unknown split, a resolution beyond the smallest photograph (or below
-    1), a size below 1, and where the packages that hold the photographs are not installed.
+    1), a size or an augment that is none, and where the packages that hold the photographs are not
+    installed.
     """
 
     num_classes = 0
@@ -66,6 +67,8 @@ class Photos(Dataset[tuple[Tensor, int]]):
         if split not in _SPLITS:
             raise ValueError(f"unknown split {split!r} of the photos; known: {', '.join(_SPLITS)}")
         check_count("size", size)
+        if augment not in (None, True, False):
+            raise ValueError(f"augment must be true or false, not {augment!r}")
         self.resolution = resolution
         self.split = split
         self.name = f"photos{resolution}-{split}"

@@ -175,6 +175,11 @@ def test_impossible_resolution_names_the_limit(resolution):
         Photos(resolution=resolution, split="heldout")
 
 
+def test_an_augmentation_that_is_none_is_refused():
+    with pytest.raises(ValueError, match="augment must be true or false, not 'perhaps'"):
+        Photos(augment="perhaps")  # type: ignore[arg-type]
+
+
 def test_empty_size_is_refused():
     for size in (0, 2.5):
         with pytest.raises(ValueError, match=f"size must be an integer of at least 1, not {size}"):

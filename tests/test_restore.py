@@ -408,7 +408,7 @@ ASKED = ["--image=photo.png", "--out=out", "--mask=mask.png"]
         (["--mask=black.png"], "black.png is black everywhere"),
         (["--kernel=kernel.npy", "--stride=3"], "stride 3 must divide"),
         (["--kernel=photo.png", "--stride=1"], "leaves no sample inside 16×16 pixels"),
-        (["--kernel=broad.npy", "--stride=1"], "kernels must be"),
+        (["--kernel=broad.npy", "--stride=1"], "broad.npy: kernels must be"),
         (["--image=tiny.png", "--mask=mask.png"], "has 40×56"),
         (["--image=tiny.png", "--degradation=MotionBlur"], "tiny.png is too small"),
         (["--image=tiny.png", "--degradation=Box", "--fit=resize"], "tiny.png is too small"),
