@@ -153,6 +153,10 @@ def _opened(url: str) -> Iterator[BinaryIO]:
         else:
             with open(url, "rb") as file:
                 yield file
+    except DataError:
+        raise
+    except ValueError as error:
+        raise _LastingError(f"{url} is no URL: {error}") from None
     except urllib.error.HTTPError as error:
         kind = _LastingError if 400 <= error.code < 500 and error.code != 429 else DataError
         raise kind(f"{url} cannot be read: {error.code} {error.reason}") from None

@@ -17,7 +17,7 @@ import pytest
 from click.testing import CliRunner, Result
 from PIL import Image
 
-from datautils import DataError, prepare
+from datautils import DataError, originals, prepare
 from datautils.archive import open_archive
 from datautils.ffhq import FFHQ64
 from datautils.imagedir import ImageDir
@@ -267,11 +267,14 @@ def test_few_originals_are_in_memory_at_a_time(source: Path, tmp_path: Path):
 
 
 class Rows(list):
+    column_names = property(lambda self: list(self[0]) if self else None)
+
     def cast_column(self, column: str, kind: Any) -> "Rows":
         assert kind == "Image(decode=False)"
-        if column not in self[0]:
-            raise ValueError(f"no column {column}\nsecond line")
         return self
+
+    def select_columns(self, names: list[str]) -> "Rows":
+        return Rows({name: row[name] for name in names} for row in self)
 
 
 @pytest.fixture
@@ -279,8 +282,8 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., None]:
     """`hub(rows)`: every data set streams these rows; an exception is raised instead."""
 
     def play(rows: Any) -> None:
-        def load_dataset(name: str, split: str, streaming: bool) -> Rows:
-            assert (name, split, streaming) == ("owner/name", "train", True)
+        def load_dataset(name: str, config: None, split: str, streaming: bool) -> Rows:
+            assert (name, config, split, streaming) == ("owner/name", None, "train", True)
             if isinstance(rows, Exception):
                 raise rows
             return Rows(rows)
@@ -321,8 +324,20 @@ def test_columns_of_the_hub(hub: Callable):
         list(hub_source("owner/name", image_column="photo", label_column="class").originals)
     with pytest.raises(DataError, match="no column kind; it has photo, class"):
         hub_source("owner/name", image_column="photo", label_column="kind")
-    with pytest.raises(DataError, match=r"cannot be streamed from the hub \(no column image\)"):
+    with pytest.raises(DataError, match="no column image; it has photo, class"):
         hub_source("owner/name")
+    assert not hub_source("owner/name", image_column="photo", labels="none").labelled
+
+
+def test_rows_of_the_hub_that_end_early(hub: Callable):
+    def broken() -> Iterator[dict]:
+        yield {"image": {"bytes": b"x"}}
+        raise ConnectionError("reset\nsecond line")
+
+    with pytest.raises(DataError, match=r"^row 1 of the split train of a/b cannot be read: reset$"):
+        list(originals._first_rows(broken(), "train of a/b", None))
+    with pytest.raises(DataError, match=r"^the split train of a/b is empty$"):
+        list(originals._first_rows([], "train of a/b", None))
 
 
 def test_the_hub_out_of_reach(hub: Callable, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
@@ -330,7 +345,7 @@ def test_the_hub_out_of_reach(hub: Callable, monkeypatch: pytest.MonkeyPatch, tm
     options = ["--hub", "owner/name", "--dest", tmp_path / "new/out.zip", "--size", 8]
     result = run(*options)
     assert result.exit_code == 2 and result.stderr.count("\n") == 1
-    assert result.stderr.startswith("error: the split train of owner/name cannot be streamed")
+    assert result.stderr.startswith("error: the split train of owner/name cannot be read")
     assert "is there a network?" in result.stderr
     monkeypatch.setitem(sys.modules, "datasets", None)
     result = run(*options)

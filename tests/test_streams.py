@@ -331,6 +331,7 @@ def test_what_cannot_be_read_is_told(folder: Path, address: str, monkeypatch: py
     for path, message in {
         f"{address}/05.tar": r"05\.tar cannot be read: 404",
         "http://127.0.0.1:1/a.tar": r"127\.0\.0\.1:1/a\.tar cannot be read: .*refused",
+        "http://[bad/a.tar": r"\[bad/a\.tar is no URL",
         "pipe:exit 3": "pipe:exit 3 failed with exit code 3",
         f"pipe:cat {folder}/00.tar; exit 3": "failed with exit code 3",
         f"{folder}/01.tar": r"01\.tar is no tar file, or damaged or cut off",
