@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from datautils.decode import DataError, read_file
+from datautils.decode import MAX_BYTES, DataError, read_file
 from datautils.fit import Fit, check_count
 from datautils.indexed import IndexedImages, check_split
 from datautils.labels import MAX_CLASSES
@@ -252,9 +252,23 @@ def cell_bytes(cell: Any, where: str) -> bytes:
     content = cell if isinstance(cell, Mapping) else {}
     if isinstance(content.get("bytes"), bytes):
         return content["bytes"]
-    if content.get("path"):
-        return read_file(content["path"])
-    raise DataError(f"{where} holds no picture")
+    path = content.get("path")
+    if not path:
+        raise DataError(f"{where} holds no picture")
+    return _remote_bytes(path, where) if "://" in path else read_file(path)
+
+
+def _remote_bytes(url: str, where: str) -> bytes:
+    """A file that a row of a stream names: of a folder of images on the hub, hf://... for one."""
+    fsspec: Any = importlib.import_module("fsspec")  # which `datasets` needs itself
+    try:
+        with fsspec.open(url, "rb") as file:
+            data = file.read(MAX_BYTES + 1)
+    except Exception as error:  # of the network, of the hub, of an archive
+        raise DataError(f"{where} cannot be read: {first_line(error)}") from None
+    if len(data) > MAX_BYTES:
+        raise DataError(f"{where} is larger than {MAX_BYTES // 2**20} MiB")
+    return data
 
 
 def first_line(error: Exception) -> str:

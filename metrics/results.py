@@ -43,7 +43,8 @@ def write_metrics(
     record = {"metrics": metrics, "settings": settings, "environment": environment()}
     text = json.dumps(plain(record), indent=2, allow_nan=False, ensure_ascii=False)
     with replacing(Path(folder) / name) as temporary:
-        temporary.write_text(text + "\n", encoding="utf-8")
+        # A path may hold bytes that are no UTF-8: JSON has escapes for what Python makes of them.
+        temporary.write_text(text + "\n", encoding="utf-8", errors="backslashreplace")
 
 
 def write_per_image(

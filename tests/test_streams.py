@@ -23,6 +23,7 @@ from torch import Tensor
 import train
 from datautils import DataError, ImageStream, get_dataset, tarstream
 from datautils.decode import to_tensor
+from datautils.huggingface import cell_bytes
 from datautils.imagedir import ImageDir
 from datautils.streams import Record
 from datautils.tarstream import TarStream
@@ -515,6 +516,18 @@ def test_labels_of_hugging_face_that_nobody_means(tmp_path: Path):
         get_dataset(MAP, "all", path=path, num_classes=5)
     none = get_dataset(MAP, "all", path=saved("none", -1, -7))
     assert none.num_classes == 0 and [none[i][1] for i in range(2)] == [-1, -1]
+
+
+def test_rows_that_name_files_elsewhere():
+    fsspec = pytest.importorskip("fsspec")
+    with fsspec.open("memory://hub/a.png", "wb") as file:
+        file.write(png(3))
+    found, gone = ({"bytes": None, "path": f"memory://hub/{name}.png"} for name in "ab")
+    assert cell_bytes(found, "row 0") == png(3)
+    for cell in (gone, {"path": "nothing://a.png"}):
+        with pytest.raises(DataError, match="^row 1 cannot be read: ") as error:
+            cell_bytes(cell, "row 1")
+        assert "\n" not in str(error.value)
 
 
 def test_without_the_package(monkeypatch: pytest.MonkeyPatch):
