@@ -525,7 +525,7 @@ def test_rows_that_name_files_elsewhere():
     found, gone = ({"bytes": None, "path": f"memory://hub/{name}.png"} for name in "ab")
     assert cell_bytes(found, "row 0") == png(3)
     for cell in (gone, {"path": "nothing://a.png"}):
-        with pytest.raises(DataError, match="^row 1 cannot be read: ") as error:
+        with pytest.raises(DataError, match=r"^row 1 cannot be read: ") as error:
             cell_bytes(cell, "row 1")
         assert "\n" not in str(error.value)
 
