@@ -31,6 +31,9 @@ from datautils.names import LABELS, Names, is_hidden, is_picture, is_unsafe, pos
 NO_LABEL, BAD_LABEL = -1, -2
 _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
 _OPEN_FILES = 128
+_CHECKS = (
+    2  # counted up where `headers` learns to refuse more: older index files are then made again
+)
 _MAX_SHARDS = 10**6
 _BUFFER = 2**18  # bytes
 SHARD_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
@@ -190,7 +193,7 @@ def _kept_index(paths: Sequence[Path]) -> _Index:
     state = np.array([(s.st_size, s.st_mtime_ns) for s in stats], dtype=np.int64)
     home = paths[0].parent
     names = "\0".join(os.path.relpath(path, home) for path in paths)
-    digest = hashlib.sha256(os.fsencode(names)).hexdigest()
+    digest = hashlib.sha256(os.fsencode(f"{_CHECKS}\0{names}")).hexdigest()
     file = home / f".index-{digest[:16]}.npz"
     index = _load(file, state)
     if index is None:

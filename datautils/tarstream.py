@@ -72,7 +72,8 @@ class TarStream(ImageStream):
         failures = 0
         while True:
             try:
-                for record in itertools.islice(_records(url, start), start, None):
+                found = _records(url, start, labelled=self.num_classes > 0)
+                for record in itertools.islice(found, start, None):
                     yield record
                     start, failures = start + 1, 0
                 return
@@ -110,15 +111,21 @@ def _is_remote(url: str) -> bool:
     return url.startswith(("http://", "https://"))
 
 
-def _records(url: str, start: int) -> Iterator[Record]:
-    """All records of a shard; of those before `start` the bytes are passed over."""
+def _records(url: str, start: int, labelled: bool) -> Iterator[Record]:
+    """All records of a shard; of those before `start` the bytes are passed over.
+
+    A sample is in memory until its last member has come; without labels only a picture is.
+    """
     found = 0
     with (
         _opened(url) as stream,
         tar_errors(url),
         tarfile.open(fileobj=stream, mode="r|*", tarinfo=Header, bufsize=_BUFFER) as tar,
     ):
-        for _, infos in itertools.groupby(headers(url, tar), lambda info: key_of(info.name)):
+        samples = itertools.groupby(
+            headers(url, tar), lambda info: key_of(info.name) if labelled else info.name
+        )
+        for _, infos in samples:
             pictures: list[tuple[str, bytes]] = []
             label = NO_LABEL
             for info in infos:
@@ -126,7 +133,7 @@ def _records(url: str, start: int) -> Iterator[Record]:
                 if is_picture(name):
                     found += 1
                     pictures.append((name, _data(tar, info) if found > start else b""))
-                elif is_sidecar(name):
+                elif labelled and is_sidecar(name):
                     label = sidecar_label(name, _data(tar, info), label)
             for name, data in pictures:
                 yield Record(data, f"{name} in {url}", label)

@@ -294,6 +294,15 @@ def test_labels_are_left_out_unless_their_number_is_given(folder: Path, tmp_path
         data.decode(next(data.records(0)))
 
 
+def test_pictures_of_one_sample_are_not_gathered_without_labels(tmp_path: Path):
+    path = tar(tmp_path / "a.tar", {f"frame.{i}.png": png(i) for i in range(20)})
+    path.write_bytes(path.read_bytes()[:6000])  # the later ones are missing
+    first = next(TarStream(str(path)).records(0))
+    assert first.data == png(0)
+    with pytest.raises(DataError, match="cut off"):
+        next(TarStream(str(path), num_classes=2).records(0))
+
+
 def test_heldout_images_are_kept_in_memory(folder: Path):
     options = {"heldout_path": str(folder / "{01..02}.tar"), "num_classes": 3}
     data = TarStream("pipe:none", "heldout", heldout=10, **options)  # type: ignore[arg-type]
