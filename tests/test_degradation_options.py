@@ -330,6 +330,17 @@ def test_a_family_of_the_users_own_is_found_by_its_module(tmp_path, monkeypatch)
             get_family(name)
 
 
+@pytest.mark.parametrize("text", ["DefaultCPUAllocator: can't allocate memory", "another"])
+def test_an_operator_that_is_too_large_is_refused(text):
+    class Large(Family):
+        def sample(self, image_shape, structure, seeds, device="cpu"):
+            raise RuntimeError(text)
+
+    kind, said = (RuntimeError, "another") if text == "another" else (ValueError, "of Large on")
+    with pytest.raises(kind, match=said):
+        Large().check((3, 8, 8))
+
+
 def test_a_family_that_returns_no_operator_is_refused():
     class Nothing(Family):
         def sample(self, image_shape, structure, seeds, device="cpu"):
