@@ -4,6 +4,8 @@ import io
 import os
 import signal
 import sys
+import threading
+import time
 import warnings
 from array import array
 from collections import deque
@@ -31,6 +33,7 @@ from datautils.originals import Original, Source, archive_source, hub_source
 from datautils.shards import SHARD_SUFFIXES
 from datautils.writers import ShardWriter, Writer, ZipWriter, remove
 
+_WATCH = 1.0  # seconds between two looks for the main process
 _AHEAD = 8  # originals in memory for each worker
 _WRITER: dict[str, dict[str, Any]] = {
     "png": {"format": "PNG"},
@@ -192,6 +195,14 @@ def _pool(workers: int) -> Iterator[Executor | None]:
 def _start_worker() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is answered by the main process
     _no_bomb_warnings()
+    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+
+
+def _end_with(parent: int) -> None:
+    """End this worker where the main process was killed: it would wait for its orders for ever."""
+    while os.getppid() == parent:
+        time.sleep(_WATCH)
+    os._exit(1)
 
 
 def _no_bomb_warnings() -> None:

@@ -5,6 +5,8 @@ import errno
 import io
 import json
 import os
+import signal
+import subprocess
 import sys
 import zipfile
 from collections.abc import Callable, Iterator
@@ -23,6 +25,7 @@ from datautils.ffhq import FFHQ64
 from datautils.imagedir import ImageDir
 from datautils.originals import Source, archive_source, hub_source
 
+ROOT = Path(__file__).resolve().parents[1]
 LANCZOS = Image.Resampling.LANCZOS
 
 
@@ -231,6 +234,20 @@ def test_an_interrupt_leaves_nothing(source: Path, tmp_path: Path):
                 Source(interrupted(), None, False), tmp_path / "x/out.zip", size=8, workers=workers
             )
     assert list(tmp_path.iterdir()) == [source]
+
+
+def test_workers_end_with_the_process_that_was_killed(tmp_path: Path):
+    source = make(tmp_path / "originals", [f"{i:03d}.png" for i in range(600)])
+    command = [sys.executable, "-m", "datautils.prepare", "--source", source, "--size", "300"]
+    command += ["--dest", tmp_path / "x.zip", "--workers", "2"]
+    with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE) as process:
+        assert process.stderr
+        while b"images" not in process.stderr.read(20):  # the bar: workers are there
+            pass
+        process.kill()
+        process.stderr.read()  # to the end: until the last that could write has ended
+    assert process.returncode == -signal.SIGKILL
+    assert not (tmp_path / "x.zip").exists()
 
 
 def test_a_killed_worker_is_told(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
