@@ -13,9 +13,9 @@ import multiprocessing
 import resource
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from commands.allocation import keep_memory
 from degradation import Degradation, Draws, MatrixDegradation, MissingPatches, MotionBlur, Problem
 from metrics.results import environment, replacing, table
-from networks import Denoiser, NetworkConfig, make_config
+from networks import Denoiser, NetworkConfig, layers, make_config
 from networks import invfusion as network
 from networks.attention import BACKENDS, use_backend
 from networks.attention.tiled import GlobalAttention
@@ -36,6 +36,7 @@ from samplers import Heun
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 from plain_attention import DenseNeighbourhood
+from plain_layers import plain_gate, plain_norm
 from plain_network import PlainProblem
 from plain_operators import PlainBlur, PlainMask, PlainMatrix
 
@@ -158,8 +159,7 @@ def measure(cell: Cell, threads: int) -> dict[str, Any]:
     family, structure = FAMILIES[cell.family]
     operator = family.sample(config.image_shape, structure, range(cell.batch), place)
     operations = count_operations(config, None if cell.family == "none" else operator)
-    BACKENDS["dense"] = DenseNeighbourhood
-    with use_backend("dense") if cell.path == "plain" else nullcontext():
+    with plain_layers() if cell.path == "plain" else nullcontext():
         work = workload(cell, denoiser, operator)
         compiling = 0.0
         if cell.path == "compiled":
@@ -181,6 +181,19 @@ def measure(cell: Cell, threads: int) -> dict[str, Any]:
         "compile_seconds": compiling,
         "shares": shares,
     }
+
+
+@contextmanager
+def plain_layers() -> Iterator[None]:
+    """Dense masked attention, norms and gates by their formulas."""
+    BACKENDS["dense"] = DenseNeighbourhood
+    lean = layers.gated_gelu, layers.rms_normalise
+    layers.gated_gelu, layers.rms_normalise = plain_gate, plain_norm
+    try:
+        with use_backend("dense"):
+            yield
+    finally:
+        layers.gated_gelu, layers.rms_normalise = lean
 
 
 def timed(work: Callable[[], Any], place: torch.device) -> float:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Protocol
 import torch
 from torch import Tensor
 
-from degradation.base import Degradation, full_precision, regularised_gain
+from degradation.base import Degradation, apply_matrix, full_precision, regularised_gain
 
 if TYPE_CHECKING:
     from degradation.convolution import StridedConvolution
@@ -31,11 +31,7 @@ class FeatureMap(Protocol):
 
 
 class ImageFeatures:
-    """Any operator: the tokens become images and back. Measured: `[B, K, M]`.
-
-    A matrix too: its columns in the order of the tokens would spare nothing, because the stack lies
-    inside the tokens and has to be brought outside either way.
-    """
+    """Any operator: the tokens become images and back. Measured: `[B, K, M]`."""
 
     def __init__(self, operator: Degradation, y: Tensor, noise_level: Tensor, patch: int):
         self.operator, self.noise_level, self.patch = operator, noise_level, patch
@@ -47,8 +43,27 @@ class ImageFeatures:
         return self.operator.H(parts.flatten(5, 6).flatten(3, 4))
 
     def H_pinv(self, measured: Tensor) -> Tensor:
-        parts = _parts(self.operator.H_pinv(measured, self.noise_level), self.patch)
+        parts = _parts(self._images(measured), self.patch)
         return parts.permute(0, 3, 5, 4, 6, 1, 2).flatten(3)
+
+    def _images(self, measured: Tensor) -> Tensor:
+        return self.operator.H_pinv(measured, self.noise_level)
+
+
+class RowFeatures(ImageFeatures):
+    """An operator whose H† is rowsᵀ·inverse: rows `[B, M, C·h·w]`, inverse `[B, M, M]`.
+
+    The columns in the order of the tokens would spare nothing, because the stack lies inside the
+    tokens and has to be brought outside either way.
+    """
+
+    def __init__(self, operator: Degradation, y: Tensor, patch: int, rows: Tensor, inverse: Tensor):
+        super().__init__(operator, y, y.new_zeros(len(y)), patch)
+        self.rows, self.inverse = rows, inverse
+
+    def _images(self, measured: Tensor) -> Tensor:
+        z = apply_matrix(self.inverse, full_precision(measured))
+        return self.operator.unflatten(apply_matrix(self.rows.mT, z))
 
 
 class MaskedFeatures:
@@ -147,6 +162,8 @@ def _product(matrix: Tensor, x: Tensor) -> Tensor:
 def mix(measured: Tensor, y: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """T[y, measured]: a linear map along the stack, of weight `[K, 1 + K]` and bias `[K]`."""
     stack, n = measured.shape[-2:]
+    dtype = torch.promote_types(torch.promote_types(measured.dtype, y.dtype), weight.dtype)
+    measured, y, weight, bias = (x.to(dtype) for x in (measured, y, weight, bias))
     of_y, of_x = weight[:, :1], weight[:, 1:]
     if measured.ndim == 3:
         return of_x @ measured + of_y * y + bias[:, None]

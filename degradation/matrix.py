@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from degradation.base import Degradation, apply_matrix, full_precision, per_image
+from degradation.features import RowFeatures
 
 # Below this ratio of singular values float32 products cost accuracy: Vᵀ is then made in float64.
 _WELL_CONDITIONED = 0.1
@@ -92,6 +93,10 @@ class DenseMatrix(Degradation):
     @property
     def rows(self) -> Tensor:
         return self.present
+
+    def feature_map(self, y: Tensor, noise_level: Tensor, patch: int) -> RowFeatures:
+        inverse = self.to_z.mT @ (self.gain(noise_level)[..., None] * self.left.mT)
+        return RowFeatures(self, y, patch, self.large, inverse)
 
     def _rework(self, tol: float) -> None:
         """Put an accurate Vᵀ in the place of W for the images where W is ill conditioned."""

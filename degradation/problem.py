@@ -1,6 +1,7 @@
 """What a solver is given: an operator, the measurement, the level of its noise, the class."""
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any, Self
 
@@ -128,13 +129,19 @@ class Problem:
 
     def _once(self, key: str | int, compute: Callable[[], Any]) -> Any:
         # Not functools.cached_property, whose lock torch.compile cannot trace.
+        if self.y.requires_grad:
+            return compute()
         if key not in self._known:
-            self._known[key] = compute()
+            # For later too, when gradients may be wanted; a compiler has no such mode.
+            lasting = not torch.compiler.is_compiling() and torch.is_inference_mode_enabled()
+            with torch.inference_mode(False) if lasting else nullcontext():
+                self._known[key] = compute()
         return self._known[key]
 
     def _feature_map(self, patch: int) -> FeatureMap:
         arguments = self.y, self.noise_level, patch
-        found = self.degradation.feature_map(*arguments)
+        with torch.autocast(self.y.device.type, enabled=False):
+            found = self.degradation.feature_map(*arguments)
         return found or ImageFeatures(self.degradation, *arguments)
 
     def _normalised(self) -> Self:

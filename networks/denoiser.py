@@ -12,12 +12,12 @@ from networks.invfusion import InvFusion, NetworkConfig
 
 
 class LogVariance(nn.Module):
-    """u(σ), the learned log-variance of the loss: 128 random features and a linear map (EDM2)."""
+    """u(σ), the learned log-variance of the loss: random features and a linear map (EDM2)."""
 
     freqs: Tensor
     phases: Tensor
 
-    def __init__(self, channels: int = 128):
+    def __init__(self, channels: int):
         super().__init__()
         self.register_buffer("freqs", 2 * math.pi * torch.randn(channels))
         self.register_buffer("phases", 2 * math.pi * torch.rand(channels))
@@ -44,7 +44,7 @@ class Denoiser(nn.Module):
         super().__init__()
         self.config = config
         self.net = InvFusion(config)
-        self.logvar = LogVariance()
+        self.logvar = LogVariance(config.logvar_channels)
 
     def forward(
         self,
@@ -53,7 +53,10 @@ class Denoiser(nn.Module):
         problem: Problem,
         augment_labels: Tensor | None = None,
     ) -> Tensor:
-        """x `[B, C, h, w]`, sigma a number or `[B]`; returns `[B, C, h, w]` in float32."""
+        """x `[B, C, h, w]`, sigma a positive number or `[B]`; returns `[B, C, h, w]` in float32.
+
+        Raises ValueError where x, the problem and the network are not of one size.
+        """
         return self._estimate(x, sigma, problem, augment_labels)[0]
 
     def compile(self, **options: Any) -> None:
@@ -61,7 +64,8 @@ class Denoiser(nn.Module):
 
         There is one graph for each structure of the operator (with and without gradients); new
         content, noise levels, σ or classes compile nothing. Problems whose H† is found by
-        iterations run as before. options: those of `torch.compile`.
+        iterations run as before. options: those of `torch.compile`. A compiled denoiser can be
+        copied, but not pickled.
         """
         allow_graphs()
         options = {"fullgraph": True, "dynamic": False} | options
@@ -91,11 +95,12 @@ class Denoiser(nn.Module):
     def _estimate(
         self, x: Tensor, sigma: Tensor | float, problem: Problem, augment_labels: Tensor | None
     ) -> tuple[Tensor, Tensor]:
+        self._check(x, problem)
         x = x.float()
         if isinstance(sigma, Tensor):
             sigma = sigma.to(x.device, torch.float32).expand(len(x))
         else:  # filled on the device: nothing is copied to it
-            sigma = torch.full((len(x),), sigma, device=x.device)
+            sigma = torch.full((len(x),), float(sigma), device=x.device)
         if self.config.consistent:
             return self._correct(x, sigma, problem, augment_labels)
         total = (sigma.square() + self.config.sigma_data**2).sqrt()[:, None, None, None]
@@ -105,6 +110,14 @@ class Denoiser(nn.Module):
         mean, rest = self._run(inputs, sigma, problem, augment_labels)
         c_out = self.output_scale(sigma, problem)[:, None, None, None]
         return (self.config.sigma_data / total).square() * x + c_out * mean, rest
+
+    def _check(self, x: Tensor, problem: Problem) -> None:
+        for name, shape in (("x", x.shape[1:]), ("the problem", problem.degradation.image_shape)):
+            if tuple(shape) != self.config.image_shape:
+                ours = self.config.image_shape
+                raise ValueError(f"{name} is of images {tuple(shape)}, but the network of {ours}")
+        if len(x) != len(problem):
+            raise ValueError(f"x has {len(x)} images, but the problem {len(problem)}")
 
     def _correct(
         self, x: Tensor, sigma: Tensor, problem: Problem, augment_labels: Tensor | None

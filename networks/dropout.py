@@ -1,21 +1,26 @@
 """Dropout whose masks follow from the seeds of the images, not from a generator with a state.
 
 So a training step drops the same activations in whatever processes and parts a batch is shared out
-to, and after a resume. Numbers of 16 bits, eight of each Philox counter, decide: p is a multiple of
-2^-16, and kept activations are scaled by 1/(1 − p) of that p.
+to, and after a resume. Numbers of 16 bits, four of each word of a SplitMix64 generator (Steele et
+al., "Fast splittable pseudorandom number generators", 2014), decide: p is a multiple of 2^-16, and
+kept activations are scaled by 1/(1 − p) of that p.
 """
 
 import functools
+import math
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 
 import torch
 from torch import Tensor, nn
 
 from degradation.randomness import philox
 
-_BITS = 16
+_VALUES = 2**16
 _STREAM = 0x64726F70  # a counter word of no other stream
+# SplitMix64: its increment, and the shifts and factors that mix; as signed numbers of 64 bits.
+_INCREMENT = 0x9E3779B97F4A7C15 - 2**64
+_MIXING = (30, 0xBF58476D1CE4E5B9 - 2**64), (27, 0x94D049BB133111EB - 2**64), (31, 1)
 
 
 class Dropout(nn.Dropout):
@@ -31,9 +36,11 @@ class Dropout(nn.Dropout):
         self.layer = 0
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.seeds is None or not self.training or not self.p:
+        if self.seeds is None or not self.training or not 0 < self.p < 1:
             return super().forward(x)
-        return x * (_mask(self.seeds, self.layer, x[0].numel(), self.p).view_as(x).to(x.dtype))
+        dropped = min(round(self.p * _VALUES), _VALUES - 1)
+        kept = _kept(self.seeds, self.layer, math.prod(x.shape[1:]), dropped).view_as(x)
+        return torch.where(kept, x, 0.0).mul_(_VALUES / (_VALUES - dropped))
 
 
 @contextmanager
@@ -49,18 +56,31 @@ def seeded(network: nn.Module, seeds: Tensor) -> Iterator[None]:
             layer.seeds = None
 
 
-def _mask(seeds: Tensor, layer: int, count: int, p: float) -> Tensor:
-    """Factors `[B, count]` of the values: 0 or 1/(1 − p)."""
-    dropped = round(p * 2**_BITS)
-    return _kept(seeds, layer, count, dropped) * (2**_BITS / max(2**_BITS - dropped, 1))
+def repeated(module: nn.Module) -> AbstractContextManager[None]:
+    """A context in which a module drops what it drops now: for computing a pass once more."""
+    layers = [(x, x.seeds, x.layer) for x in module.modules() if isinstance(x, Dropout)]
+
+    @contextmanager
+    def context() -> Iterator[None]:
+        others = [layer.seeds for layer, _, _ in layers]
+        for layer, seeds, number in layers:
+            layer.seeds, layer.layer = seeds, number
+        try:
+            yield
+        finally:
+            for (layer, _, _), seeds in zip(layers, others, strict=True):
+                layer.seeds = seeds
+
+    return context()
 
 
 # One operation to a compiler, which would otherwise draw the numbers again wherever they are used.
 @torch.library.custom_op("invfusion::kept", mutates_args=())
 def _kept(seeds: Tensor, layer: int, count: int, dropped: int) -> Tensor:
-    """Which values stay, bool `[B, count]`."""
-    draw = _compiled() if seeds.is_cuda else _bits
-    return draw(seeds, layer, -(-count // 8))[:, :count] >= dropped
+    """Which values stay, bool `[B, count]`: of 2^16 numbers all but the `dropped` smallest."""
+    draw = _compiled() if seeds.is_cuda else _words
+    numbers = draw(_keys(seeds, layer), -(-count // 4)).view(torch.int16)
+    return numbers[:, :count] >= dropped - _VALUES // 2
 
 
 @_kept.register_fake
@@ -68,16 +88,24 @@ def _(seeds: Tensor, layer: int, count: int, dropped: int) -> Tensor:
     return seeds.new_empty(len(seeds), count, dtype=torch.bool)
 
 
-def _bits(seeds: Tensor, layer: int, counters: int) -> Tensor:
-    """Numbers of 16 bits `[B, 8·counters]`."""
-    position = torch.arange(counters, device=seeds.device)
-    zero = torch.zeros_like(position)
-    key = seeds[:, None] & 0xFFFFFFFF, (seeds[:, None] >> 32) & 0xFFFFFFFF
-    words = torch.stack(philox([position, zero + layer, zero, zero + _STREAM], key), -1)
-    return torch.stack((words & 0xFFFF, words >> 16), -1).flatten(1)
+def _keys(seeds: Tensor, layer: int) -> Tensor:
+    """Where the generator starts for each image `[B]`."""
+    low, high = seeds & 0xFFFFFFFF, (seeds >> 32) & 0xFFFFFFFF
+    zero = torch.zeros_like(seeds)
+    words = philox([zero, zero + layer, zero, zero + _STREAM], (low, high))
+    return words[0] | (words[1] << 32)
+
+
+def _words(keys: Tensor, count: int) -> Tensor:
+    """Random words of 64 bits `[B, count]`."""
+    z = torch.arange(count, device=keys.device) * _INCREMENT + keys[:, None]
+    for shift, factor in _MIXING:
+        z ^= (z >> shift) & (2 ** (64 - shift) - 1)  # a shift that brings in zeros
+        z *= factor
+    return z
 
 
 @functools.cache
-def _compiled() -> Callable[[Tensor, int, int], Tensor]:
-    # A hundred operations in as many kernels would cost a GPU as much as the network does.
-    return torch.compile(_bits, dynamic=True)
+def _compiled() -> Callable[[Tensor, int], Tensor]:
+    # A dozen operations in as many kernels would move the numbers as often.
+    return torch.compile(_words, dynamic=True)

@@ -74,7 +74,7 @@ def _round_trip(operator: Degradation) -> float:
     """H and H† of one image; of operators that are neither matrix nor blur nothing is counted."""
     n, rows = operator.numel, operator.rows.shape[1]
     if isinstance(operator, DenseMatrix):
-        return 4.0 * rows * n + 6.0 * rows * rows
+        return 4.0 * rows * n + 4.0 * rows * rows
     if isinstance(operator, StridedConvolution):
         samples = rows // operator.image_shape[0]
         if operator.small:

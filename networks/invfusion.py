@@ -3,9 +3,11 @@
 Paper, sections 3 and A.2; with no Feature Degradation Layer it is plain HDiT.
 """
 
+import math
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -16,7 +18,7 @@ from degradation import Problem
 from degradation.base import full_precision
 from degradation.features import FeatureMap, mix
 from networks.attention import Attention, backend_in_use, make_attention
-from networks.dropout import Dropout
+from networks.dropout import Dropout, repeated
 from networks.layers import (
     AdaRMSNorm,
     AxialRoPE,
@@ -46,6 +48,16 @@ class LevelConfig:
     joint: bool = True  # with a Feature Degradation Layer in every block
     dropout: float = 0.0
 
+    def __post_init__(self) -> None:
+        for name in ("depth", "width", "d_head", "kernel", "d_ff"):
+            optional = name in ("kernel", "d_ff")
+            if not (optional and getattr(self, name) is None):
+                _require_positive(name, getattr(self, name))
+        if self.width % self.d_head:
+            raise ValueError(f"d_head {self.d_head} must divide the width {self.width}")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout {self.dropout} must be at least 0 and less than 1")
+
 
 @dataclass(frozen=True)
 class NetworkConfig:
@@ -62,8 +74,23 @@ class NetworkConfig:
     mapping_d_ff: int | None = None  # 3·width
     sigma_data: float = 0.5  # standard deviation of pixels; unless consistent, which estimates it
     consistent: bool = False  # start from the smoothest image with Hx = y, project onto it
+    logvar_channels: int = 128  # random features of u(σ)
 
     def __post_init__(self) -> None:
+        if not self.levels:
+            raise ValueError("a network needs at least one level")
+        for side in self.image_shape:
+            _require_positive("image_shape", side)
+        for name in ("patch", "out_mult", "mapping_width", "mapping_depth", "logvar_channels"):
+            _require_positive(name, getattr(self, name))
+        if self.in_mult not in (1, 2):
+            raise ValueError(f"in_mult {self.in_mult} must be 1 or 2")
+        if not isinstance(self.num_classes, int) or self.num_classes < 0:
+            raise ValueError(f"num_classes {self.num_classes} must be a whole number of at least 0")
+        if not isinstance(self.sigma_data, float | int) or not 0 < self.sigma_data < math.inf:
+            raise ValueError(f"sigma_data {self.sigma_data} must be a positive number")
+        if self.mapping_width % 2:
+            raise ValueError(f"mapping_width {self.mapping_width} must be even")
         channels, h, w = self.image_shape
         cell = self.patch * 2 ** (len(self.levels) - 1)
         if h % cell or w % cell:
@@ -75,6 +102,11 @@ class NetworkConfig:
                     f"level {i}: width {level.width} is no multiple of {pixels} values of a patch, "
                     "so its features are no stack of images; set joint to false there"
                 )
+
+
+def _require_positive(name: str, value: object) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise ValueError(f"{name} {value} must be a whole number of at least 1")
 
 
 class FeatureDegradation(nn.Module):
@@ -254,6 +286,7 @@ class InvFusion(nn.Module):
         level on the way down, in the middle, and on the way up.
         """
         cond = self.conditioning(c_noise, class_labels, augment_labels)
+        x = x.to(self.time_emb.weight.dtype)  # a network may be kept in half precision
         x = self.patch_in(x.movedim(-3, -1))  # [B, h/p, w/p, width]
         skips = []
         depth = len(self.merges)
@@ -279,10 +312,13 @@ class InvFusion(nn.Module):
         recompute = level in self.recompute and torch.is_grad_enabled()
         for block, grid in zip(blocks.children(), grids, strict=True):
             if recompute:
-                x = checkpoint(block, x, grid, cond, features, use_reentrant=False)
+                x = _checkpoint(block, x, grid, cond, features)
             else:
                 x = block(x, grid, cond, features)
         return x
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_grids": {}}  # of the process, and made again
 
     @torch.inference_mode(False)  # kept for later, when gradients may be wanted
     def _places(self, device: torch.device) -> list[list[Grid]]:
@@ -319,6 +355,14 @@ class InvFusion(nn.Module):
                 class_labels = torch.full_like(c_noise, -1, dtype=torch.int64)
             cond = cond + self.class_emb(torch.where(class_labels < 0, null, class_labels))
         return self.mapping(cond)
+
+
+def _checkpoint(block: nn.Module, x: Tensor, *others: object) -> Tensor:
+    """A block whose activations the backward pass computes again, with the same dropout."""
+    if torch.compiler.is_compiling():  # a compiler repeats what its graph did
+        return checkpoint(block, x, *others, use_reentrant=False)
+    contexts = nullcontext(), repeated(block)
+    return checkpoint(block, x, *others, use_reentrant=False, context_fn=lambda: contexts)
 
 
 def _forget_grids(network: InvFusion, keys: object) -> None:

@@ -7,24 +7,17 @@ ImageTransformerDenoiserModelV2, so that weights interchange.
 import math
 
 import torch
-import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
 from networks.dropout import Dropout
+from networks.lean import gated_gelu, rms_normalise
 
 
 def zero_init(layer: nn.Linear) -> nn.Linear:
     """Start a projection at zero, so that its branch begins as the identity."""
     nn.init.zeros_(layer.weight)
     return layer
-
-
-def rms_normalise(x: Tensor, scale: Tensor, eps: float = 1e-6) -> Tensor:
-    """x · scale / rms(x) over channels, the statistics in float32."""
-    norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)
-    inverse = torch.rsqrt(norm.square() / x.shape[-1] + eps)
-    return (x * (scale.float() * inverse)).to(x.dtype)
 
 
 class RMSNorm(nn.Module):
@@ -61,7 +54,7 @@ class FourierFeatures(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         with torch.autocast(x.device.type, enabled=False):
             angle = 2 * math.pi * x.float() @ self.weight.float().T
-            return torch.cat((angle.cos(), angle.sin()), -1)
+            return torch.cat((angle.cos(), angle.sin()), -1).to(self.weight.dtype)
 
 
 class GEGLU(nn.Linear):
@@ -71,8 +64,7 @@ class GEGLU(nn.Linear):
         super().__init__(inputs, 2 * outputs, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        value, gate = super().forward(x).chunk(2, -1)
-        return value * F.gelu(gate)
+        return gated_gelu(super().forward(x))
 
 
 class MappingBlock(nn.Module):
@@ -182,5 +174,5 @@ class AxialRoPE(nn.Module):
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Rotate the channel pairs (c, c + d/4) of x `[B, h, w, n_heads, d]`, c < d/4."""
     n = cos.shape[-1]
-    a, b, rest = x[..., :n], x[..., n : 2 * n], x[..., 2 * n :]
+    a, b, rest = x.split((n, n, x.shape[-1] - 2 * n), -1)
     return torch.cat((a * cos - b * sin, a * sin + b * cos, rest), -1)

@@ -2,12 +2,13 @@
 
 Two layouts are read: that of the InvFusion authors (`unet.` before every name of the network, each
 layer wrapped, a log-variance head beside it) and that of k-diffusion's
-ImageTransformerDenoiserModelV2, both also behind the prefixes of wrappers such as
-DistributedDataParallel. The tensors tell the sizes; a short configuration tells the rest.
+ImageTransformerDenoiserModelV2, both also behind the prefixes of wrappers, such as that of
+DistributedDataParallel or of an average. The tensors tell the sizes; a short configuration tells
+the rest.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -21,7 +22,11 @@ CONFIG_KEYS = (
     *("mapping_width", "mapping_depth", "mapping_d_ff", "logvar_channels"),
 )
 
-_WRAPPERS = ("module", "_orig_mod", "inner_model")  # parallel, compiled, k-diffusion's denoiser
+# Around single modules: parallel, compiled, k-diffusion's denoiser, sharded, recomputed.
+_WRAPPERS = {
+    *("module", "_orig_mod", "inner_model", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"),
+}
+_FIRST = "patch_in.proj.weight"
 _HEAD = {"logvar_fourier": "logvar", "logvar_linear": "logvar.linear"}
 
 
@@ -31,18 +36,19 @@ def from_reference(state_dict: Mapping[str, Tensor], config: Mapping[str, Any]) 
     config: `self_attns` (for every level from fine to coarse a mapping with `type` "neighborhood"
     or "global", and `kernel_size` for the former) and `img_resolution` (a number or (h, w)) must be
     there; `img_channels` is 3 and `sigma_data` 0.5 when they are not. All other keys, named as in
-    `CONFIG_KEYS`, are checked against the tensors. Without a log-variance head, u(σ) is zero.
+    `CONFIG_KEYS`, are checked against the tensors; None is as good as not there. Counters of
+    wrappers (whole numbers) are passed over. Without a log-variance head, u(σ) is zero.
 
     Raises ValueError, in one sentence, when config contradicts the tensors or asks for what this
-    network has not, and when a tensor is missing, unknown or of the wrong shape.
+    network has not, and when a tensor is missing, unknown, not finite or of the wrong shape.
     """
-    unknown = [key for key in config if key not in CONFIG_KEYS]
-    if unknown:
-        known = ", ".join(CONFIG_KEYS)
-        raise ValueError(f"config key '{unknown[0]}' is unknown; known are {known}")
+    config = _given(config)
     original = _our_names(state_dict)
     tensors = {ours: state_dict[theirs] for ours, theirs in original.items()}
-    sizes = _sizes(tensors, config.get("img_channels", 3))
+    channels = config.get("img_channels", 3)
+    if not _is_count(channels):
+        raise ValueError(f"config has img_channels {channels}, which is no number of colours")
+    sizes = _sizes(tensors, channels)
     _check(config, sizes)
     denoiser = Denoiser(_network_config(sizes, config))
     state = denoiser.state_dict()
@@ -52,6 +58,8 @@ def from_reference(state_dict: Mapping[str, Tensor], config: Mapping[str, Any]) 
         if state[ours].shape != tensors[ours].shape:
             found, expected = tuple(tensors[ours].shape), tuple(state[ours].shape)
             raise ValueError(f"tensor '{theirs}' is {found}, but this network needs {expected}")
+        if not tensors[ours].isfinite().all():
+            raise ValueError(f"tensor '{theirs}' is not finite")
     for ours in state:
         if ours not in tensors and not _has_default(ours, tensors):
             raise ValueError(f"the state dict has no tensor '{ours.removeprefix('net.')}'")
@@ -71,20 +79,43 @@ def _has_default(name: str, tensors: Mapping[str, Tensor]) -> bool:
 
 def _our_names(state_dict: Mapping[str, Tensor]) -> dict[str, str]:
     """Our name of every tensor, and the name it came with."""
-    names: dict[str, str] = {}
-    for theirs, tensor in state_dict.items():
+    if not isinstance(state_dict, Mapping):
+        raise ValueError(f"a state dict is a mapping, not a {type(state_dict).__name__}")
+    for name, tensor in state_dict.items():
         if not isinstance(tensor, Tensor):
             kind = type(tensor).__name__
-            raise ValueError(f"'{theirs}' is a {kind}, not a tensor: give the state dict itself")
-        ours = _our_name(theirs)
+            raise ValueError(f"'{name}' is a {kind}, not a tensor: give the state dict itself")
+        if tensor.is_meta:
+            raise ValueError(f"tensor '{name}' is on the meta device: it has no values")
+    unwrapped = {
+        theirs: ".".join(part for part in str(theirs).split(".") if part not in _WRAPPERS)
+        for theirs, tensor in state_dict.items()
+        if tensor.ndim or tensor.is_floating_point()
+    }
+    prefix = _prefix([*unwrapped.values()])
+    names: dict[str, str] = {}
+    for theirs, name in unwrapped.items():
+        ours = _our_name(name.removeprefix(prefix))
         if ours in names:
             raise ValueError(f"tensors '{names[ours]}' and '{theirs}' are the same parameter")
         names[ours] = theirs
     return names
 
 
+def _prefix(names: Sequence[str]) -> str:
+    """What stands before every name: of an average, say, or of the part of a larger model."""
+    ends = (name.removesuffix(_FIRST) for name in names if name.endswith(_FIRST))
+    prefixes = {end.removesuffix("unet.") for end in ends}
+    if not prefixes:
+        raise ValueError(f"the state dict has no tensor '{_FIRST}'")
+    if len(prefixes) > 1:
+        found = " and ".join(f"'{prefix}'" for prefix in sorted(prefixes))
+        raise ValueError(f"the state dict holds several networks, named {found}: give one of them")
+    return prefixes.pop()
+
+
 def _our_name(name: str) -> str:
-    parts = [part for part in name.split(".") if part not in _WRAPPERS]
+    parts = name.split(".")
     if parts[0] in _HEAD:
         return ".".join((_HEAD[parts[0]], *parts[1:]))
     if parts[0] == "unet":
@@ -121,7 +152,7 @@ def _sizes(tensors: Mapping[str, Tensor], channels: int) -> dict[str, Any]:
         "joint": any(joint),
         "joint_levels": joint,
         "d_ffs": tuple(_shape(tensors, f"{level}0.ff.down_proj.weight")[1] for level in levels),
-        "d_heads": tuple(width // n for width, n in zip(widths, heads, strict=True)),
+        "d_heads": tuple(_d_head(*pair) for pair in zip(widths, heads, strict=True)),
         "mapping_width": _shape(tensors, "time_in_proj.weight")[0],
         "mapping_depth": _count(tensors, "mapping.blocks."),
         "mapping_d_ff": _shape(tensors, "mapping.blocks.0.down_proj.weight")[1],
@@ -158,6 +189,12 @@ def _shape(tensors: Mapping[str, Tensor], name: str) -> tuple[int, ...]:
     return tuple(tensor.shape)
 
 
+def _d_head(width: int, n_heads: int) -> int:
+    if width % n_heads:
+        raise ValueError(f"a level of width {width} cannot have the {n_heads} heads of its scale")
+    return width // n_heads
+
+
 def _count(tensors: Mapping[str, Tensor], prefix: str) -> int:
     """Number of different entries of a module list."""
     prefix = f"net.{prefix}"
@@ -172,6 +209,20 @@ def _is_joint(tensors: Mapping[str, Tensor], level: str) -> bool:
 
 
 # ---- what the configuration tells -------------------------------------------------------------
+
+
+def _given(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The entries of the configuration that say something."""
+    if not isinstance(config, Mapping):
+        raise ValueError(f"config is a mapping, not a {type(config).__name__}")
+    unknown = [key for key in config if key not in CONFIG_KEYS]
+    if unknown:
+        known = ", ".join(CONFIG_KEYS)
+        raise ValueError(f"config key '{unknown[0]}' is unknown; known are {known}")
+    given = {key: value for key, value in config.items() if value is not None}
+    if given.get("joint") is False:  # of the whole network: what levels would do does not matter
+        given.pop("joint_levels", None)
+    return given
 
 
 def _check(config: Mapping[str, Any], sizes: Mapping[str, Any]) -> None:
@@ -206,20 +257,23 @@ def _network_config(sizes: Mapping[str, Any], config: Mapping[str, Any]) -> Netw
         mapping_depth=sizes["mapping_depth"],
         mapping_d_ff=sizes["mapping_d_ff"],
         sigma_data=config.get("sigma_data", 0.5),
+        logvar_channels=sizes.get("logvar_channels", 128),
     )
 
 
 def _resolution(config: Mapping[str, Any]) -> tuple[int, int]:
     given = _required(config, "img_resolution")
     value = (given, given) if isinstance(given, int) else _tuples(given)
-    if not (isinstance(value, tuple) and len(value) == 2):
-        raise ValueError(f"config has img_resolution {given}, which is no number and no pair")
+    if not (isinstance(value, tuple) and len(value) == 2 and all(map(_is_count, value))):
+        raise ValueError(f"config has img_resolution {given}, which is not one or two sides")
     return value
 
 
 def _kernels(config: Mapping[str, Any], d_heads: tuple[int, ...]) -> list[int | None]:
     """Side of the neighbourhood of every level, None where attention is global."""
     specs = _required(config, "self_attns")
+    if not isinstance(specs, list | tuple) or not all(isinstance(x, Mapping) for x in specs):
+        raise ValueError(f"config has self_attns {specs}, which is no list of mappings")
     if len(specs) != len(d_heads):
         raise ValueError(
             f"config has self_attns for {len(specs)} levels, but the tensors have {len(d_heads)}"
@@ -239,9 +293,13 @@ def _kernel(name: str, spec: Mapping[str, Any], d_head: int) -> int | None:
         )
     if spec["type"] == "global":
         return None
-    if not isinstance(spec.get("kernel_size"), int) or spec["kernel_size"] < 1:
+    if not _is_count(spec.get("kernel_size")):
         raise ValueError(f"config has {name} kernel_size {spec.get('kernel_size')}, not a number")
     return spec["kernel_size"]
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0
 
 
 def _required(config: Mapping[str, Any], key: str) -> Any:

@@ -1,6 +1,8 @@
 """A compiled network: one graph for each structure and gradient mode, and the same numbers."""
 
 import copy
+import dataclasses
+import pickle
 from collections.abc import Callable
 from typing import Any
 
@@ -8,21 +10,18 @@ import pytest
 import torch
 from torch import Tensor
 
-from degradation import Draws, Family, FromPhysics, GaussianNoise, Problem, get_family
+from degradation import FAMILIES, Draws, Family, FromPhysics, GaussianNoise, Problem, get_family
 from networks import Denoiser, LevelConfig, NetworkConfig, make_config
+from networks.attention import use_backend
+from networks.dropout import seeded
 from samplers import Heun
 
 SHAPE = (3, 16, 16)
-# Every kind of operator; strides 1 and 8 of a blur take transforms and a matrix.
+# Families of files have the operators of others; strides 1 and 8 take transforms and a matrix.
+_OTHERS = ("MotionBlur", "FixedMask", "FixedKernel")
 STRUCTURES: list[tuple[str, Any]] = [
-    *(
-        ("MissingPatches", None),
-        ("Box", None),
-        ("MatrixDegradation", None),
-        ("NoDegradation", None),
-    ),
-    *(("MotionBlur", 1), ("MotionBlur", 2), ("MotionBlur", 8), ("SRConv", 4), ("Bicubic", 2)),
-    *(("Hadamard", None), ("Colourisation", None), ("RandomPixels", None)),
+    *((name, get_family(name).structure(0)) for name in FAMILIES if name not in _OTHERS),
+    *(("MotionBlur", 1), ("MotionBlur", 2), ("MotionBlur", 8)),
 ]
 
 
@@ -175,3 +174,33 @@ def test_recomputed_levels_have_the_same_gradients() -> None:
     denoiser.net.recompute = frozenset({0, 1})
     for found, expected in zip(gradients(), kept, strict=True):
         torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("structure", [None, 2])
+def test_recomputed_blocks_drop_what_they_dropped(structure: int | None) -> None:
+    """Also when the backward pass runs after the seeds are gone, as it does in training."""
+    levels = [dataclasses.replace(x, dropout=0.3) for x in make_config("tiny").levels]
+    config = dataclasses.replace(make_config("tiny"), levels=tuple(levels))
+    denoiser = randomised(config).train()
+    name = "MotionBlur" if structure else "MissingPatches"
+    task, x = problem(get_family(name), structure, 3), torch.randn(2, *SHAPE)
+
+    def gradients() -> list[Tensor]:
+        with seeded(denoiser, torch.tensor([4, 9])):
+            loss = denoiser(x, 0.7, task).square().sum()
+        return list(torch.autograd.grad(loss, list(denoiser.net.mid_level.parameters())))
+
+    kept = gradients()
+    denoiser.net.recompute = frozenset({0, 1})
+    for found, expected in zip(gradients(), kept, strict=True):
+        torch.testing.assert_close(found, expected)
+
+
+def test_a_denoiser_can_be_pickled_after_a_call() -> None:
+    denoiser = randomised(make_config("tiny"))
+    task, x = problem(get_family("MissingPatches"), None, 3), torch.randn(2, *SHAPE)
+    with torch.no_grad(), use_backend("flex"):
+        expected = denoiser(x, 0.7, task)
+    again = pickle.loads(pickle.dumps(denoiser))
+    with torch.no_grad():
+        torch.testing.assert_close(again(x, 0.7, task), expected, rtol=1e-5, atol=1e-5)

@@ -15,13 +15,20 @@ from degradation import (
     Problem,
     StridedConvolution,
 )
-from degradation.features import ImageFeatures, MaskedFeatures, MatrixFeatures, PhaseFeatures, mix
+from degradation.features import (
+    ImageFeatures,
+    MaskedFeatures,
+    MatrixFeatures,
+    PhaseFeatures,
+    RowFeatures,
+    mix,
+)
 
 SHAPE = (3, 24, 48)
 PATCH, STACK = 4, 5
 KINDS = {
     **{"mask": MaskedFeatures, "mask of colours": MaskedFeatures},
-    **{"matrix": ImageFeatures, "nothing": ImageFeatures},
+    **{"matrix": RowFeatures, "nothing": ImageFeatures},
     **{"blur": PhaseFeatures, "blur, stride 2": PhaseFeatures, "blur, stride 4": PhaseFeatures},
     **{"blur, stride 8": MatrixFeatures, "blur, stride 12": MatrixFeatures},
     **{"blur, stride 3": ImageFeatures},
@@ -66,7 +73,7 @@ def test_a_layer_in_tokens_is_the_layer_on_images(kind, level, monkeypatch):
     features = problem.features(PATCH)
     small = getattr(operator, "small", True)
     assert type(features) is (
-        KINDS[kind] if small or KINDS[kind] is ImageFeatures else PhaseFeatures
+        KINDS[kind] if small or issubclass(KINDS[kind], ImageFeatures) else PhaseFeatures
     )
     found = features.H_pinv(F.gelu(mix(features.H(tokens), features.y, weight, bias)))
     expected = layer(problem, tokens, weight, bias)
@@ -85,3 +92,25 @@ def test_features_are_made_once_for_a_problem():
     assert problem.features(2) is problem.features(2)
     assert problem.features(2) is not problem.features(4)
     assert problem[:1].features(2) is not problem.features(2)
+
+
+def test_what_was_made_without_gradients_serves_with_them():
+    operator = operators()["matrix"]
+    problem = Problem(operator, operator.H(gaussian(2, *SHAPE, seed=4)))
+    with torch.inference_mode():
+        problem.pinv(), problem.features(PATCH)
+    x = gaussian(2, *SHAPE, seed=5).requires_grad_()
+    (x * problem.pinv()).sum().backward()
+    assert torch.equal(x.grad, problem.pinv())
+
+
+def test_a_measurement_may_have_a_gradient():
+    operator = operators()["matrix"]
+    y = operator.H(gaussian(2, *SHAPE, seed=4)).requires_grad_()
+    problem = Problem(operator, y)
+    with torch.no_grad():
+        problem.pinv()
+    for _ in range(2):
+        (found,) = torch.autograd.grad(problem.pinv().square().sum(), y)
+    (expected,) = torch.autograd.grad(operator.H_pinv(y).square().sum(), y)
+    torch.testing.assert_close(found, expected)

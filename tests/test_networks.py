@@ -630,6 +630,8 @@ def test_operations_are_those_of_the_products_that_run(conditioning: str) -> Non
     counter = FlopCounterMode(display=False)
     with torch.no_grad(), counter, sdpa_kernel(SDPBackend.MATH):  # as products, which it counts
         problem.pinv()
+        for i in range(len(denoiser.config.levels)):
+            problem.features(denoiser.config.patch * 2**i)
         before = counter.get_total_flops()
         denoiser(torch.randn(len(problem), 3, 16, 16), 1.0, problem)
     conditions = sum(
@@ -648,3 +650,61 @@ def test_operations_of_the_paper() -> None:
     operations = count_operations(PRESETS["FFHQ64"], mask)
     assert 7.5e10 < operations.total < 8.2e10 and operations.operator == 0
     assert operations.linear > 0.9 * operations.total
+
+
+# ---- sizes ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"patch": 0}, "patch 0 must be a whole number of at least 1"),
+        ({"image_shape": (3, -16, 16)}, "image_shape -16 must be a whole number of at least 1"),
+        ({"levels": ()}, "a network needs at least one level"),
+        ({"in_mult": 3}, "in_mult 3 must be 1 or 2"),
+        ({"num_classes": -5}, "num_classes -5 must be a whole number of at least 0"),
+        ({"sigma_data": 0.0}, "sigma_data 0.0 must be a positive number"),
+        ({"sigma_data": None}, "sigma_data None must be a positive number"),
+        ({"mapping_width": 33}, "mapping_width 33 must be even"),
+    ],
+)
+def test_sizes_that_no_network_has(change: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(ValueError, match=f"^{sentence}$"):
+        dataclasses.replace(make_config("tiny"), **change)
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"d_head": 20}, "d_head 20 must divide the width 48"),
+        ({"d_head": 0}, "d_head 0 must be a whole number of at least 1"),
+        ({"depth": "1"}, "depth 1 must be a whole number of at least 1"),
+        ({"kernel": 0}, "kernel 0 must be a whole number of at least 1"),
+        ({"d_ff": -1}, "d_ff -1 must be a whole number of at least 1"),
+        ({"dropout": 1.0}, "dropout 1.0 must be at least 0 and less than 1"),
+    ],
+)
+def test_sizes_that_no_level_has(change: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(ValueError, match=f"^{sentence}$"):
+        LevelConfig(**({"depth": 1, "width": 48, "kernel": 5, "d_head": 16} | change))
+
+
+def test_x_the_problem_and_the_network_must_be_of_one_size() -> None:
+    denoiser, problem = Denoiser(make_config("tiny")), make_problem("MatrixDegradation")
+    with pytest.raises(ValueError, match=r"^x has 1 images, but the problem \d$"):
+        denoiser(torch.randn(1, 3, 16, 16), 1.0, problem)
+    with pytest.raises(ValueError, match=r"^x is of images \(3, 32, 32\), but the network of "):
+        denoiser(torch.randn(len(problem), 3, 32, 32), 1.0, problem)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_a_network_may_be_kept_in_another_precision(dtype: torch.dtype) -> None:
+    denoiser = randomised(make_config("tiny"))
+    problem = make_problem("MatrixDegradation")
+    x = torch.randn(len(problem), 3, 16, 16)
+    with torch.no_grad():
+        expected = denoiser(x, 1.0, problem)
+        found = denoiser.to(dtype)(x, 1.0, problem)
+    tolerance = 1e-5 if dtype == torch.float64 else 0.05
+    assert (found - expected).abs().max() < tolerance * expected.abs().max()
+    assert found.dtype == torch.float32

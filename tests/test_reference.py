@@ -308,7 +308,7 @@ def changed_attention(index: int, **changes: Any) -> dict[str, Any]:
         ),
         (
             {**changed_attention(0), "img_resolution": [16, 24, 3]},
-            "config has img_resolution [16, 24, 3], which is no number and no pair",
+            "config has img_resolution [16, 24, 3], which is not one or two sides",
         ),
         (
             {**changed_attention(0), "img_channels": 5},
@@ -422,3 +422,59 @@ def test_the_same_parameter_twice(classes: Denoiser) -> None:
 def test_nothing_at_all() -> None:
     message = refusal({}, short_config(BASE))
     assert message == "the state dict has no tensor 'patch_in.proj.weight'"
+
+
+@pytest.mark.parametrize("prefix", ["ema.", "ema_model.module.", "model.diffusion_model."])
+@pytest.mark.parametrize("layout", [authors_layout, plain_layout])
+def test_what_stands_before_all_names_does_not_matter(prefix: str, layout: Callable) -> None:
+    denoiser = random_denoiser(BASE)
+    state = {prefix + name: tensor for name, tensor in layout(denoiser).items()}
+    state["n_averaged"] = torch.tensor(3)
+    loaded = from_reference(state, short_config(BASE))
+    assert torch.equal(outputs(loaded)[0], outputs(denoiser)[0])
+
+
+def test_two_networks_are_refused(classes: Denoiser) -> None:
+    state = plain_layout(classes)
+    both = state | {f"ema.{name}": tensor for name, tensor in state.items()}
+    with pytest.raises(ValueError, match=r"^the state dict holds several networks, named '' and "):
+        from_reference(both, short_config(classes.config))
+
+
+def test_levels_of_a_network_that_is_not_joint() -> None:
+    config = VARIANTS["blind"]
+    given = short_config(config) | {"joint": False, "joint_levels": [True] * 3, "d_ffs": None}
+    loaded = from_reference(plain_layout(random_denoiser(config)), given)
+    assert not any(level.joint for level in loaded.config.levels)
+
+
+def test_a_log_variance_of_another_width() -> None:
+    denoiser = random_denoiser(dataclasses.replace(BASE, logvar_channels=32))
+    loaded = from_reference(authors_layout(denoiser), short_config(BASE) | {"logvar_channels": 32})
+    sigma = torch.tensor([0.1, 3.0])
+    torch.testing.assert_close(loaded.log_variance(sigma), denoiser.log_variance(sigma))
+
+
+def test_values_that_are_not_finite(classes: Denoiser) -> None:
+    state = plain_layout(classes)
+    state["mid_level.0.ff.down_proj.weight"][0, 0] = float("nan")
+    with pytest.raises(ValueError, match=r"^tensor 'mid_level.0.ff.down_proj.weight' is not fini"):
+        from_reference(state, short_config(classes.config))
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"img_channels": 0}, "config has img_channels 0, which is no number of colours"),
+        (
+            {"img_resolution": [8, None]},
+            "config has img_resolution [8, None], which is not one or tw",
+        ),
+        ({"img_resolution": -8}, "config has img_resolution -8, which is not one or two"),
+        ({"self_attns": ["global"]}, "config has self_attns ['global'], which is no list of map"),
+        ({"sigma_data": "0.5"}, "sigma_data 0.5 must be a positive number"),
+    ],
+)
+def test_values_of_another_kind(classes: Denoiser, change: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(ValueError, match=f"^{re.escape(sentence)}"):
+        from_reference(plain_layout(classes), short_config(classes.config) | change)

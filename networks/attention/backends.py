@@ -78,4 +78,5 @@ def _suited(
     # FlexAttention's kernels take heads of 16 channels and more, neither takes float64.
     if device.type != "cuda" or d_head < 16 or dtype == torch.float64:
         return "tiled"
-    return "natten" if fused.has_kernels() and 1 < kernel <= min(h, w) else "flex"
+    fits = d_head % 8 == 0 and 1 < kernel <= min(h, w)
+    return "natten" if fused.has_kernels() and fits else "flex"

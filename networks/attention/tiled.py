@@ -4,8 +4,10 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor
 
+from networks.attention.cutting import cut
 from networks.attention.windows import window_start
 
 _SINGLE_TILE = 256  # up to this many tokens one masked attention over the whole map is cheapest
@@ -25,14 +27,6 @@ class GlobalAttention:
         return out.transpose(1, 2).unflatten(1, (h, w))
 
 
-class _Axis(NamedTuple):
-    """Tiles of one axis: `[tiles, T]` query and `[tiles, L]` key indices, `[tiles, T, L]` mask."""
-
-    queries: Tensor
-    keys: Tensor
-    mask: Tensor
-
-
 class TiledNeighbourhood:
     """Tiles of queries, each with the keys that any of its windows holds, and a mask."""
 
@@ -41,26 +35,22 @@ class TiledNeighbourhood:
         rows, columns = _axis(h, kernel, tile), _axis(w, kernel, tile)
         mask = rows.mask[:, None, :, None, :, None] & columns.mask[None, :, None, :, None, :]
         mask = mask.flatten(4, 5).flatten(2, 3).flatten(0, 1).repeat(1, 1, streams)
-        self.mask = mask.to(device)  # [tiles, queries, keys]
-        self.queries = rows.queries.to(device), columns.queries.to(device)
-        self.keys = rows.keys.to(device), columns.keys.to(device)
+        self.mask = mask[None].to(device)  # [1, tiles, queries, keys]
+        self.side = rows.mask.shape[1], columns.mask.shape[1]
+        self.keys = [(r, c) for r in rows.keys for c in columns.keys]
 
     def __call__(self, q: Tensor, streams: list[tuple[Tensor, Tensor]]) -> Tensor:
-        batch, h, w, n_heads, _ = q.shape
-        tiles, side = zip(*(axis.shape for axis in self.queries), strict=True)
+        n, m = self.side
+        h, w, n_heads = q.shape[1:4]
         dtype = _precision(q, streams[0][1])  # before the keys are copied several times over
-        q = _gather(q.to(dtype), *self.queries)
-        k, v = (
-            torch.cat([_gather(pair[i].to(dtype), *self.keys) for pair in streams], 2)
-            for i in (0, 1)
-        )
-        # [B, tiles, tokens, n_heads, d]: tiles join the heads
-        q, k, v = (x.transpose(2, 3).flatten(1, 2) for x in (q, k, v))
-        out = _softmax(q, k, v, self.mask.repeat_interleave(n_heads, 0)[None])
-        out = out.to(streams[0][1].dtype)
-        out = out.reshape(batch, *tiles, n_heads, *side, -1).permute(0, 1, 4, 2, 5, 3, 6)
-        # The last tile of an axis may repeat its last query: cut the copies.
-        return out.flatten(3, 4).flatten(1, 2)[:, :h, :w]
+        q = F.pad(q.to(dtype), (0, 0, 0, 0, 0, -w % m, 0, -h % n))
+        # [B · n_heads, tiles, tokens, d]
+        tiles = "(b n) (t u) (r c) d"
+        q = rearrange(q, f"b (t r) (u c) n d -> {tiles}", r=n, c=m)
+        k, v = (cut([pair[i].to(dtype) for pair in streams], self.keys) for i in (0, 1))
+        out = _softmax(q, k, v, self.mask).to(streams[0][1].dtype)
+        out = rearrange(out, f"{tiles} -> b (t r) (u c) n d", n=n_heads, u=-(-w // m), r=n)
+        return out[:, :h, :w]
 
 
 def _precision(q: Tensor, v: Tensor) -> torch.dtype:
@@ -77,21 +67,20 @@ def _softmax(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Ten
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=1.0)
 
 
-def _gather(x: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-    """Cut `[B, h, w, n_heads, d]` into tiles `[B, tiles, tokens, n_heads, d]`."""
-    (tr, nr), (tc, nc) = rows.shape, columns.shape
-    if tr * tc > 1:
-        x = x.index_select(1, rows.flatten()).index_select(2, columns.flatten())
-    x = x.reshape(len(x), tr, nr, tc, nc, *x.shape[3:]).transpose(2, 3)
-    return x.flatten(3, 4).flatten(1, 2)
+class _Axis(NamedTuple):
+    """Tiles of one axis: the keys of each, a range, and `[tiles, queries, keys]` who sees whom."""
+
+    keys: list[slice]
+    mask: Tensor
 
 
 def _axis(n: int, kernel: int, tile: int) -> _Axis:
     kernel, tile = min(kernel, n), min(tile, n)
     length = min(tile + kernel - 1, n)
+    # Queries beyond the last are cut off again; they see what the last one sees.
     queries = torch.arange(0, n, tile)[:, None] + torch.arange(tile)
-    queries = queries.clamp(max=n - 1)
-    window = window_start(queries, n, kernel)
-    keys = window[:, :1].clamp(max=n - length) + torch.arange(length)
-    offset = keys[:, None, :] - window[:, :, None]
-    return _Axis(queries, keys, (offset >= 0) & (offset < kernel))
+    window = window_start(queries.clamp(max=n - 1), n, kernel)
+    first = window[:, :1].clamp(max=n - length)
+    offset = (first + torch.arange(length))[:, None, :] - window[:, :, None]
+    keys = [slice(start, start + length) for start in first[:, 0].tolist()]
+    return _Axis(keys, (offset >= 0) & (offset < kernel))
