@@ -90,7 +90,7 @@ any_count = click.option(
 )
 guidance = click.option(
     "--cfg",
-    type=click.FloatRange(0),
+    type=float,
     help="Classifier-free guidance: null + CFG·(class − null); the paper has 2 on ImageNet64. "
     "[default: none]",
 )
@@ -187,7 +187,8 @@ def prior(**options: Any) -> None:
     "degradations",
     required=True,
     multiple=True,
-    help="Family of operators, such as degradation.MotionBlur; may be repeated.",
+    help="Family of operators, such as MotionBlur, or module.Class of your own; may be repeated. "
+    "`python -m degradation` lists all.",
 )
 @click.option(
     "--degradation-opt",
@@ -200,7 +201,7 @@ def prior(**options: Any) -> None:
     "--outdir",
     required=True,
     type=FOLDER,
-    help="Folder for metrics.json, per_image.csv and grid.png.",
+    help="Folder for metrics.json, per_image.csv and grid.png (grid-2.png ... of many families).",
 )
 @click.option(
     "--images",

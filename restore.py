@@ -25,7 +25,8 @@ FILE = click.Path(path_type=Path)
 )
 @click.option(
     "--degradation",
-    help="Family that the operator is drawn from, such as degradation.MotionBlur.",
+    help="Family that the operator is drawn from, such as MotionBlur; `python -m degradation` "
+    "lists all.",
 )
 @click.option(
     "--degradation-opt",

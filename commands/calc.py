@@ -58,6 +58,13 @@ class Calculation:
 
     def _build(self, device: torch.device) -> None:
         self.names = chosen("metric", self.metrics, (*_PAIRED, *_FRECHET))
+        if not self.names:
+            raise ValueError(
+                f"--metrics names none: give some of {', '.join((*_PAIRED, *_FRECHET))}"
+            )
+        of_images = self.ref.is_dir() or self.ref.suffix == ".zip"
+        if not of_images:
+            self._open_reference()
         self.dataset = ImageDir(self.images, size=self.size, labels="none")
         _ = self.dataset[0]
         check_size(self.names, self.dataset.image_shape)
@@ -73,7 +80,7 @@ class Calculation:
         if self.detectors_by_metric:
             _check_several(self.dataset)
         self.other: ImageDir | None = None
-        if self.ref.is_dir() or self.ref.suffix == ".zip":
+        if of_images:
             self.other = ImageDir(self.ref, size=self.size, labels="none")
             self._check_images(self.other)
         else:
@@ -95,14 +102,16 @@ class Calculation:
         if any(name in _PAIRED for name in self.names):
             _check_pairs(self.dataset, other)
 
-    def _check_reference(self) -> None:
+    def _open_reference(self) -> None:
         paired = [name for name in self.names if name in _PAIRED]
-        if paired:
+        if paired and self.ref.exists():
             raise ValueError(
                 f"{', '.join(paired)} compares image with image: {self.ref} must be a folder or a "
                 "zip file of images"
             )
         self.reference = load_reference(self.ref)
+
+    def _check_reference(self) -> None:
         for detector in self.detectors_by_metric.values():
             self.reference.check(
                 detector,

@@ -12,6 +12,8 @@ import yaml
 
 from training.config import parse_count
 
+_PATHS = ("path", "heldout_path")  # of data sets
+
 
 class Count(click.ParamType):
     """A number of images such as 4096, 64Ki, 8Mi or 2^25, at least `smallest`."""
@@ -64,21 +66,33 @@ def options_by_name(
     option: what they are given by, such as --sampler-opt; kind: of what, such as sampler.
     """
     by_name: dict[str, dict[str, str]] = {name: {} for name in names}
+    only = names[0] if len(by_name) == 1 else None
     for key, value in options.items():
-        name, _, inner = key.rpartition(".")
-        if not name and len(by_name) == 1:
-            name = names[0]
-        if name not in by_name:
+        named = [name for name in by_name if key.startswith(f"{name}.")]
+        name = max(named, key=len, default=only)
+        if name is None:
+            inner = key.rpartition(".")[2]
             known = ", ".join(f"{known}.{inner}" for known in by_name)
             raise ValueError(f"{option} {key} must name the {kind}: {known}")
-        by_name[name][inner] = value
+        by_name[name][key.removeprefix(f"{name}.")] = value
     return by_name
 
 
+def check_once(option: str, names: Sequence[str]) -> None:
+    """Raise ValueError for a name that is given twice: its results would have one name too."""
+    for i, name in enumerate(names):
+        if name in names[:i]:
+            raise ValueError(f"{option} {name} is given twice: give every one once")
+
+
 def options_of(pairs: Iterable[str]) -> dict[str, Any]:
-    """The same with values read as YAML: numbers, booleans, text."""
+    """The same with values read as YAML: numbers, booleans, text. Paths stay text: a folder may be
+    called 2024."""
     try:
-        return {key: yaml.safe_load(value) for key, value in key_values(pairs).items()}
+        return {
+            key: value if key in _PATHS else yaml.safe_load(value)
+            for key, value in key_values(pairs).items()
+        }
     except yaml.YAMLError:
         raise ValueError(f"{' '.join(pairs)} holds a value that is no valid YAML") from None
 

@@ -6,33 +6,60 @@ from typing import Any
 
 from torch import Tensor
 
-from commands.cli import options_by_name
+from commands.cli import check_once, options_by_name
 from datautils.decode import read_kernel, read_mask
 from degradation import Family, family_class, get_family
 
 _READERS = {"mask": read_mask, "kernel": read_kernel}
+_ONE, _SEVERAL = Family | None, tuple[Family, ...]  # types of options that are families
 
 
 def family_of(name: str, options: Mapping[str, Any]) -> Family:
     """The family of a name, with options as text or as YAML has them. Raises ValueError.
 
     Where an option is a tensor, the text is the path of a picture (or, for kernels, a .npy file).
+    Options of a family that is itself an option follow its name: {"of": "MotionBlur",
+    "of.strides": "4"}; of several families they name theirs: {"members": "Box,MotionBlur",
+    "members.MotionBlur.strides": "4"}.
     """
-    tensors = {f.name for f in dataclasses.fields(family_class(name)) if f.type is Tensor}
+    types = {f.name: f.type for f in dataclasses.fields(family_class(name))}
     values: dict[str, Any] = {}
+    inner: dict[str, dict[str, Any]] = {}
     for key, value in options.items():
+        outer, _, rest = key.partition(".")
         if value is None:  # as YAML has what is left out
             continue
-        if key in tensors and key not in _READERS:
+        if rest and types.get(outer) in (_ONE, _SEVERAL):
+            inner.setdefault(outer, {})[rest] = value
+            continue
+        if types.get(key) is Tensor and key not in _READERS:
             raise ValueError(f"degradation '{name}': {key} cannot be read from a file")
         text = ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
-        values[key] = _READERS[key](text) if key in tensors else text
+        values[key] = _READERS[key](text) if types.get(key) is Tensor else text
+    for outer, picked in inner.items():
+        if outer not in values:
+            raise ValueError(f"degradation '{name}': {outer}.{next(iter(picked))} needs {outer}=")
+        several = types[outer] == _SEVERAL
+        families = _inner(outer, values[outer].split(",") if several else [values[outer]], picked)
+        values[outer] = families if several else families[0]
     return get_family(name, values)
+
+
+def _inner(option: str, names: Sequence[str], options: Mapping[str, Any]) -> tuple[Family, ...]:
+    """The families that an option names, with options of their own."""
+    names = [_short(name.strip()) for name in names]
+    by_name = options_by_name(f"--degradation-opt {option}.", "degradation", names, options)
+    return tuple(family_of(name, by_name[name]) for name in names)
+
+
+def _short(name: str) -> str:
+    return name.removeprefix("degradation.")
 
 
 def families_of(names: Sequence[str], options: Mapping[str, str]) -> dict[str, Family]:
     """Families by name, from options KEY=VALUE of the only one or NAME.KEY=VALUE. ValueError."""
-    names = [name.removeprefix("degradation.") for name in names]
-    options = {key.removeprefix("degradation."): value for key, value in options.items()}
+    names = [_short(name) for name in names]
+    check_once("--degradation", names)
+    options = {_short(key): value for key, value in options.items()}
     by_name = options_by_name("--degradation-opt", "degradation", names, options)
     return {name: family_of(name, picked) for name, picked in by_name.items()}

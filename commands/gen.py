@@ -1,5 +1,6 @@
 """`calculate_metrics.py gen`: restore a data set under each degradation and measure the result."""
 
+import inspect
 import math
 import time
 from collections.abc import Mapping
@@ -27,7 +28,7 @@ from commands.methods import (
     solvers_of,
 )
 from commands.ref import checked_count
-from datautils import ImageDataset, get_dataset
+from datautils import ImageDataset, dataset_class, get_dataset
 from degradation import check_noise, make_noise
 from metrics.distances import Distances
 from metrics.evaluate import Restore, Restored, restorations
@@ -36,7 +37,7 @@ from metrics.measure import METRICS, PER_IMAGE, Measure
 from metrics.pipeline import Stage
 from metrics.pixel import check_size
 from metrics.records import COLUMNS, PartialRecords, Summary, merged
-from metrics.report import UNITS, metrics_table, write_pictures
+from metrics.report import metrics_table, units, write_pictures
 from metrics.results import write_metrics, write_per_image
 from metrics.statistics import FeatureStatistics
 from networks import Model
@@ -191,16 +192,16 @@ class Generation:
         rows = summary.over(merged(parts, order, per_image))
         write_per_image(folder, rows, columns)
         pictures = {key: images for share in shares for key, images in share[1].items()}
-        if pictures:
-            write_pictures(folder / "grid.png", pictures, order)
+        grids = write_pictures(folder / "grid.png", pictures, order) if pictures else []
         values = self._values(summary, distances, [share[0] for share in shares])
         total = self.count * len(self.families) * len(self.methods)
         stages = {stage: sum(share[2][stage] for share in shares) / total for stage in self.stages}
-        record = {"units": UNITS, "values": values, "stages": stages}
+        record = {"units": units(self.compiled), "values": values, "stages": stages}
         write_metrics(folder, record, self._settings())
         images = ["images"] if self.save_images else []
-        publish(folder, self.outdir, [*images, "grid.png", "per_image.csv", "metrics.json"])
-        print(metrics_table(values, self.names))
+        names = [*images, *(grid.name for grid in grids), "per_image.csv", "metrics.json"]
+        publish(folder, self.outdir, names)
+        print(metrics_table(values, self.names, self.compiled))
         text = ", ".join(f"{stage} {1000 * seconds:.1f}" for stage, seconds in stages.items())
         print(f"ms an image on each process: {text}")
         for degradation, methods in values.items():
@@ -246,7 +247,12 @@ class Generation:
         dataset = get_dataset(self.data, self.split, **self.data_opt)
         expected, found = denoiser.config.image_shape, dataset.image_shape
         if found != expected:
-            raise ValueError(f"{self.net} restores images {expected}, but {self.data} has {found}")
+            options = inspect.signature(dataset_class(self.data)).parameters
+            option = next((name for name in ("resolution", "size") if name in options), None)
+            way_out = f": give --data-opt {option}={expected[1]}" if option else ""
+            raise ValueError(
+                f"{self.net} restores images {expected}, but {self.data} has {found}{way_out}"
+            )
         known = denoiser.config.num_classes
         if known and dataset.num_classes > known:
             raise ValueError(
@@ -262,7 +268,7 @@ class Generation:
 
         def title(name: str, solver: Solver) -> str:
             if isinstance(solver, ZeroShot):
-                return type(solver).__name__
+                return name
             return f"{_NAMES[kind]} MMSE" if name == "mmse" else f"{_NAMES[kind]} sample ({name})"
 
         return {

@@ -22,7 +22,7 @@ from metrics.evaluate import seconds_now
 from metrics.images import ImageWriter, image_name
 from metrics.pipeline import Stage
 from metrics.pixel import to_uint8
-from metrics.report import UNITS, metrics_table
+from metrics.report import metrics_table, units
 from metrics.results import write_grid, write_metrics
 from metrics.statistics import FeatureStatistics
 from training import distributed
@@ -175,11 +175,16 @@ class Unconditional:
         }
         cell = values | self.restorer.cost | {"seconds_per_image": stages["sample"]}
         named = {"none": {self.sampler: cell}}
-        record = {"units": UNITS, "values": named, "not_finite": failed, "stages": stages}
+        record = {
+            "units": units(self.compiled),
+            "values": named,
+            "not_finite": failed,
+            "stages": stages,
+        }
         write_metrics(folder, record, self._settings())
         images = ["images"] if self.save_images else []
         publish(folder, self.outdir, [*images, "grid.png", "metrics.json"])
-        print(metrics_table(named, self.names))
+        print(metrics_table(named, self.names, self.compiled))
         print(f"results: {self.outdir}")
 
     def _write_grid(self, folder: Path, images: list[Tensor]) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from commands.cli import options_by_name
+from commands.cli import check_once, options_by_name
 from commands.prior import check_values, load_images
 from datautils import ImageDataset
 from degradation import Draws, Family, Problem
@@ -55,6 +55,7 @@ def cost_of(counter: CountingDenoiser, network: CountingDenoiser) -> dict[str, i
 
 def solvers_of(names: Sequence[str], options: Mapping[str, str]) -> dict[str, Solver]:
     """Solvers by name, from options KEY=VALUE of the only one or NAME.KEY=VALUE. ValueError."""
+    check_once("--sampler", names)
     by_name = options_by_name("--sampler-opt", "sampler", names, options)
     return {name: make_solver(name, picked) for name, picked in by_name.items()}
 

@@ -172,7 +172,10 @@ def _blurred(
     whole = photo
     photo = photo[:, : photo.shape[1] // stride * stride, : photo.shape[2] // stride * stride]
     tiling = _tiling(request, photo, image_shape, stride)
-    operator = StridedConvolution(kernel, stride, _shape(photo))
+    try:
+        operator = StridedConvolution(kernel, stride, _shape(photo))
+    except ValueError as error:  # of a drawn kernel it says all
+        raise ValueError(f"{request.kernel}: {error}" if request.kernel else str(error)) from None
     blur = _tile_blur(kernel, stride, image_shape) if len(tiling) > 1 else None
     task = _task(request, photo, operator, tiling, blur)
     task.notes += _slow(blur)

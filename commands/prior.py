@@ -18,6 +18,7 @@ from training import distributed
 
 LIMIT = 4096  # values of an image: a covariance has their square
 _BATCH = 64
+_STEPS = 100
 
 
 @dataclass
@@ -58,13 +59,14 @@ class PriorFit:
     def _fit(self, images: Tensor) -> GaussianMixture:
         if self.components == 1:
             return fit_gaussian(images)
-        with tqdm(desc="expectation-maximisation", unit="step") as bar:
+        title = f"expectation-maximisation, at most {_STEPS} steps"
+        with tqdm(total=_STEPS, desc=title, unit="step") as bar:
 
             def progress(objective: float) -> None:
                 bar.update()
                 bar.set_postfix(nats=f"{objective:.3f}")
 
-            return fit_mixture(images, self.components, self.seed, progress=progress)
+            return fit_mixture(images, self.components, self.seed, _STEPS, progress=progress)
 
     def _summary(self, count: int) -> dict[str, Any]:
         return {

@@ -1,6 +1,5 @@
 """`restore.py`: restore one photo, several times over, and keep what was found."""
 
-import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -12,7 +11,13 @@ from tqdm import tqdm
 
 from commands.cli import check_folder, one_sentence_errors
 from commands.loading import load_frozen
-from commands.methods import COSTS, check_conditioning, check_samplers, cost_of
+from commands.methods import (
+    COSTS,
+    check_conditioning,
+    check_guidance,
+    check_samplers,
+    cost_of,
+)
 from commands.photo import Request, Task, pose
 from commands.sheet import Restored, write_restored
 from degradation import Draws, Problem, derive_seed
@@ -101,8 +106,7 @@ class Restoration:
         if label is not None and label >= config.num_classes:
             known = f"classes 0 to {config.num_classes - 1}" if config.num_classes else "no classes"
             raise ValueError(f"--class {label}: {self.net} was trained with {known}")
-        if self.cfg is not None and not math.isfinite(self.cfg):
-            raise ValueError(f"--cfg must be a finite number, not {self.cfg}")
+        check_guidance(self.cfg, denoiser, self.net)
         if self.cfg is not None and label is None:
             raise ValueError("--cfg guides towards a class: give its number by --class")
 

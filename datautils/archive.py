@@ -19,6 +19,7 @@ from datautils.decode import MAX_BYTES, DataError, FileReader, open_file, read_f
 from datautils.names import EXTENSIONS, LABELS, Names, is_picture, is_unsafe, position
 from datautils.shards import Shards, shard_paths
 
+_KINDS = "a folder or a zip file of images, or tar shards"
 _MAX_RATIO, _RATIO_FROM = 200, 16 * 2**20  # deflated pictures come nowhere near
 _STORED, _DEFLATED = 0, 8
 _END, _LOCATOR, _END64 = b"PK\5\6", b"PK\6\7", b"PK\6\6"
@@ -62,7 +63,8 @@ def open_archive(path: str | os.PathLike[str]) -> Archive:
     try:
         archive = _open(path)
     except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror or error}") from None
+        where = error.filename or path  # one shard, or a folder below
+        raise DataError(f"{where} cannot be read: {error.strerror or error}") from None
     if not archive.names:
         raise DataError(f"{path} holds no image ({', '.join(EXTENSIONS)})")
     return archive
@@ -70,7 +72,10 @@ def open_archive(path: str | os.PathLike[str]) -> Archive:
 
 def is_there(path: str | os.PathLike[str]) -> bool:
     """Whether there is a folder, a file, or a shard of a pattern."""
-    return Path(path).exists() or bool(shard_paths(Path(path)))
+    try:
+        return Path(path).exists() or bool(shard_paths(Path(path)))
+    except OSError:  # a name that is too long, a folder that may not be looked into
+        return False
 
 
 def _open(path: Path) -> Archive:
@@ -81,9 +86,7 @@ def _open(path: Path) -> Archive:
     if shards:
         return Shards(path, shards)
     if not path.exists():
-        raise DataError(
-            f"{path} is not there: it should be a folder or a zip file of images, or tar shards"
-        )
+        raise DataError(f"{path} is not there: it should be {_KINDS}")
     return Zip(path)
 
 
@@ -192,7 +195,9 @@ class _Index:
             for name, flags, entry in _entries(file):
                 self._add(name, flags, entry)
         except (struct.error, UnicodeDecodeError, OverflowError, _NoZip):
-            raise DataError(f"{path} is no zip file, or a damaged one") from None
+            raise DataError(
+                f"{path} is no zip file, or a damaged one: it should be {_KINDS}"
+            ) from None
 
     def _add(self, name: str, flags: int, entry: _Entry) -> None:
         where = f"{name} in {self.path}"

@@ -1,5 +1,9 @@
 """Pictures of all sizes become images of one shape."""
 
+import math
+import sys
+from collections.abc import Callable
+
 from PIL import Image
 from torch import Tensor
 
@@ -11,20 +15,25 @@ class Fit:
 
     `crop` is the side in pixels of the square cut out of the middle, `size` the side after resizing
     by Lanczos; `size` alone resizes the largest square. With neither all pictures must have the
-    shape of the first one, which `first` is told.
+    shape of the first one, which `shape_by` reads. Raises ValueError for sides that are none.
     """
 
     def __init__(self, size: int | None, crop: int | None):
-        check_count("size", size)
-        check_count("crop", crop)
+        check_side("size", size)
+        check_side("crop", crop)
         self.size, self.crop = size, crop
         side = size or crop
         self.shape: tuple[int, int, int] | None = None if side is None else (3, side, side)
         self._model = ""
 
-    def first(self, data: bytes, where: str) -> None:
-        """Take the shape of this picture. Raises DataError."""
-        self.shape, self._model = tuple(self._image(data, where).shape), where  # type: ignore[assignment]
+    def shape_by(self, first: Callable[[], tuple[bytes, str]]) -> tuple[int, int, int]:
+        """The shape; where it is not known yet, that of the picture that `first` gives as its bytes
+        and how a message names it. Raises DataError."""
+        if self.shape is None:
+            data, where = first()
+            channels, height, width = self._image(data, where).shape
+            self.shape, self._model = (channels, height, width), where
+        return self.shape
 
     def __call__(self, data: bytes, where: str) -> Tensor:
         """The image. Raises DataError where it is broken, too small, or of another shape."""
@@ -53,6 +62,15 @@ def fit(image: Image.Image, size: int | None, crop: int | None, where: str) -> I
     except ValueError as error:
         raise DataError(f"{where} is {error}") from None
     return image if size is None else resize(image, size)
+
+
+def check_side(name: str, value: object) -> None:
+    """Raise ValueError for an option that is neither left out nor the side of an image, 1 to the
+    root of the pixels from which on a picture is refused as a decompression bomb."""
+    check_count(name, value)
+    largest = math.isqrt(Image.MAX_IMAGE_PIXELS or sys.maxsize)
+    if isinstance(value, int) and value > largest:
+        raise ValueError(f"{name} must be at most {largest} pixels, not {value}")
 
 
 def check_count(name: str, value: object) -> None:

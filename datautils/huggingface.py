@@ -6,17 +6,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from torch import Tensor
-from torch.utils.data import Dataset
 
-from datautils.decode import DataError, read_file
+from datautils.decode import MAX_BYTES, DataError, read_file
 from datautils.fit import Fit, check_count
-from datautils.streams import SPLITS, ImageStream, Record
+from datautils.indexed import IndexedImages, check_split
+from datautils.labels import MAX_CLASSES
+from datautils.streams import ImageStream, Record
 
 _ROWS = 64  # read at a time from a stream
 
 
-class HuggingFace(Dataset[tuple[Tensor, int]]):
+class HuggingFace(IndexedImages):
     """A data set of the hub (`path` is OWNER/NAME), or a folder with one, with all rows at hand.
 
     A folder is one of `save_to_disk`, or holds files that `datasets.load_dataset` reads (Parquet,
@@ -43,8 +43,7 @@ class HuggingFace(Dataset[tuple[Tensor, int]]):
         crop: int | None = None,
         num_classes: int | None = None,
     ):
-        if split not in SPLITS:
-            raise ValueError(f"unknown split {split!r}; known: {', '.join(SPLITS)}")
+        check_split(split)
         if heldout is not None and heldout_split is not None:
             raise ValueError("give heldout=N or heldout_split=NAME, not both")
         if split == "heldout" and heldout is None and heldout_split is None:
@@ -59,19 +58,12 @@ class HuggingFace(Dataset[tuple[Tensor, int]]):
         if not len(rows):
             raise DataError(f"{self._where} is empty")
         labels = self._read_labels(rows)
-        self.num_classes = num_classes or class_count(rows, self._label) or int(labels.max()) + 1
+        self.num_classes = num_classes or self._count_classes(rows, labels)
         self._check_labels(labels)
         chosen = self._choose(len(rows), heldout)
-        self._first, self._labels = chosen.start, labels[chosen.start : chosen.stop]
+        self._first = chosen.start
+        self._labels = labels[chosen.start : chosen.stop].astype(np.int32).clip(min=-1)
         self._rows = undecoded(rows.select_columns([self._image]), self._image)
-
-    @property
-    def image_shape(self) -> tuple[int, int, int]:
-        """(channels, height, width) of every image; without size and crop, of the first."""
-        if self._fit.shape is None:
-            self._fit.first(*self._read(0))
-        assert self._fit.shape
-        return self._fit.shape
 
     @property
     def description(self) -> dict[str, Any]:
@@ -87,26 +79,15 @@ class HuggingFace(Dataset[tuple[Tensor, int]]):
             "num_classes": self.num_classes,
         }
 
-    def __len__(self) -> int:
-        return len(self._labels)
-
-    def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        """Image `index` as uint8 `[3, h, w]`, and its label, -1 for none."""
-        if not 0 <= index < len(self):
-            raise IndexError(f"image {index} of {len(self)}")
-        _ = self.image_shape  # known from here on
-        return self._fit(*self._read(index)), int(self._labels[index])
-
     def _read(self, index: int) -> tuple[bytes, str]:
-        """The bytes of an image, and how a message names it."""
         row = self._first + index
         where = f"row {row} of {self._where}"
         return cell_bytes(self._rows[row][self._image], where), where
 
     def _read_labels(self, rows: Any) -> np.ndarray:
-        """int32 [rows], -1 without a label column."""
+        """int64 [rows], -1 without a label column."""
         if self._label is None:
-            return np.full(len(rows), -1, dtype=np.int32)
+            return np.full(len(rows), -1)
         column = rows.select_columns([self._label]).with_format("arrow")[:][self._label]
         if column.null_count or not str(column.type).startswith(("int", "uint")):
             raise DataError(
@@ -114,7 +95,17 @@ class HuggingFace(Dataset[tuple[Tensor, int]]):
                 f"{' and empty cells' * (column.null_count > 0)}, not a whole number for each "
                 "image: name another label_column, or none"
             )
-        return column.to_numpy().astype(np.int32)
+        return column.to_numpy().astype(np.int64)
+
+    def _count_classes(self, rows: Any, labels: np.ndarray) -> int:
+        """What the label column says, else the largest label + 1; 0 where all are below 0."""
+        count = class_count(rows, self._label) or max(0, int(labels.max()) + 1)
+        if count > MAX_CLASSES:
+            raise DataError(
+                f"the column {self._label} of {self._where} has the label {count - 1}, which looks "
+                "like a mistake: give num_classes=N if there are so many classes"
+            )
+        return count
 
     def _check_labels(self, labels: np.ndarray) -> None:
         wrong = (labels < 0) | (labels >= self.num_classes)
@@ -261,9 +252,23 @@ def cell_bytes(cell: Any, where: str) -> bytes:
     content = cell if isinstance(cell, Mapping) else {}
     if isinstance(content.get("bytes"), bytes):
         return content["bytes"]
-    if content.get("path"):
-        return read_file(content["path"])
-    raise DataError(f"{where} holds no picture")
+    path = content.get("path")
+    if not path:
+        raise DataError(f"{where} holds no picture")
+    return _remote_bytes(path, where) if "://" in path else read_file(path)
+
+
+def _remote_bytes(url: str, where: str) -> bytes:
+    """A file that a row of a stream names: of a folder of images on the hub, hf://... for one."""
+    fsspec: Any = importlib.import_module("fsspec")  # which `datasets` needs itself
+    try:
+        with fsspec.open(url, "rb") as file:
+            data = file.read(MAX_BYTES + 1)
+    except Exception as error:  # of the network, of the hub, of an archive
+        raise DataError(f"{where} cannot be read: {first_line(error)}") from None
+    if len(data) > MAX_BYTES:
+        raise DataError(f"{where} is larger than {MAX_BYTES // 2**20} MiB")
+    return data
 
 
 def first_line(error: Exception) -> str:

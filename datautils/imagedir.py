@@ -5,18 +5,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from torch import Tensor
-from torch.utils.data import Dataset
 
 from datautils.archive import Archive, is_there, open_archive
 from datautils.decode import DataError
 from datautils.fit import Fit, check_count
+from datautils.indexed import IndexedImages, check_split
 from datautils.labels import MODES, Labels, check_range, count_classes, read_labels, same_classes
 
-SPLITS = ("train", "heldout", "all")
 
-
-class ImageDir(Dataset[tuple[Tensor, int]]):
+class ImageDir(IndexedImages):
     """The images of a folder, a zip file or tar shards, in the order of their names.
 
     `path` may be any of those that `open_archive` explains.
@@ -31,8 +28,6 @@ class ImageDir(Dataset[tuple[Tensor, int]]):
     Items are (uint8 image [3, h, w], label or -1). Raises ValueError for options that make no
     sense and DataError, which names the file, for faults of the data; of an image, when it is read.
     """
-
-    num_classes: int
 
     def __init__(
         self,
@@ -63,14 +58,6 @@ class ImageDir(Dataset[tuple[Tensor, int]]):
         return [self._archive.names[i] for i in self._chosen.tolist()]
 
     @property
-    def image_shape(self) -> tuple[int, int, int]:
-        """(channels, height, width) of every image; without size and crop, of the first."""
-        if self._fit.shape is None:
-            self._fit.first(*self._read(0))
-        assert self._fit.shape
-        return self._fit.shape
-
-    @property
     def description(self) -> dict[str, Any]:
         """Where the images come from and what was done to them, for a record in JSON."""
         return {
@@ -85,18 +72,7 @@ class ImageDir(Dataset[tuple[Tensor, int]]):
             "num_classes": self.num_classes,
         }
 
-    def __len__(self) -> int:
-        return len(self._chosen)
-
-    def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        """Image `index` as uint8 `[3, h, w]`, and its label, -1 for none."""
-        if not 0 <= index < len(self):
-            raise IndexError(f"image {index} of {len(self)}")
-        _ = self.image_shape  # known from here on
-        return self._fit(*self._read(index)), int(self._labels[index])
-
     def _read(self, index: int) -> tuple[bytes, str]:
-        """The bytes of an image, and how a message names it."""
         return self._archive.picture(int(self._chosen[index]))
 
     def _open(self, mode: str, num_classes: int | None) -> tuple[Archive, Labels, int]:
@@ -144,8 +120,7 @@ def expect(path: str | os.PathLike[str], option: str, size: int) -> None:
 
 
 def _check(path: Any, split: str, heldout: Any, heldout_path: Any, labels: str) -> None:
-    if split not in SPLITS:
-        raise ValueError(f"unknown split {split!r}; known: {', '.join(SPLITS)}")
+    check_split(split)
     if labels not in MODES:
         raise ValueError(f"labels must be one of {', '.join(MODES)}, not {labels!r}")
     if heldout is not None and heldout_path is not None:

@@ -13,7 +13,7 @@ from datautils.names import LABELS, position
 from datautils.shards import NO_LABEL, key_of
 
 MODES = ("auto", "json", "sidecar", "subfolders", "none")
-_MAX_CLASSES = 10**6  # unless more are asked for: a network has a column of weights for each
+MAX_CLASSES = 10**6  # unless more are asked for: a network has a column of weights for each
 
 
 class Labels(NamedTuple):
@@ -47,7 +47,7 @@ def read_labels(archive: Archive, mode: str = "auto") -> Labels:
 def count_classes(labels: Labels, archive: Archive) -> int:
     """The largest label + 1; 0 without labels. Raises DataError beyond a million."""
     count = int(labels.values.max()) + 1
-    if count > _MAX_CLASSES:
+    if count > MAX_CLASSES:
         name = archive.names[int(labels.values.argmax())]
         raise DataError(
             f"{archive.where(name)} has the label {count - 1}, which looks like a mistake: give "

@@ -167,6 +167,13 @@ def _raising(chunks: Iterator[Chunk | DataError]) -> Generator[Chunk, None, None
             if isinstance(chunk, DataError):
                 raise chunk
             yield chunk
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise DataError(
+            "a process that loads images was killed, perhaps for lack of memory (or of shared "
+            "memory, /dev/shm): take fewer --workers"
+        ) from None
     finally:
         # The error's traceback would hold the loader, and this frame's `chunk` the error: of such a
         # circle torch frees the workers late, and then waits 5 seconds for each.

@@ -68,9 +68,14 @@ def position(names: Sequence[str], name: str) -> int | None:
 
 def is_picture(name: str) -> bool:
     """Whether a file is a picture by its extension, and not hidden."""
-    inside = "/" + name.removeprefix("./")
-    hidden = "/." in inside or "/__MACOSX/" in inside  # macOS hides twins of the pictures in zips
-    return name.lower().endswith(EXTENSIONS) and not hidden
+    return name.lower().endswith(EXTENSIONS) and not is_hidden(name)
+
+
+def is_hidden(name: str) -> bool:
+    """Whether a file, or a folder around it, is hidden, as the twins are that macOS gives files."""
+    parts = name.split("/")
+    dotted = any(part.startswith(".") and part not in (".", "..") for part in parts)
+    return dotted or "__MACOSX" in parts[:-1]
 
 
 def is_unsafe(name: str) -> bool:

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from datautils.archive import Archive, open_archive
 from datautils.decode import DataError
-from datautils.huggingface import cell_bytes, first_line, package
+from datautils.huggingface import cell_bytes, columns, first_line, open_rows, undecoded
 from datautils.labels import read_labels
 
 
@@ -62,37 +62,29 @@ def hub_source(
     """
     if labels not in ("auto", "none"):
         raise DataError(f"labels={labels} is for folders and zip files: the hub has a label column")
-    rows = _rows(name, split, image_column, limit)
-    first = next(rows, None)
-    if first is None:
-        raise DataError(f"the split {split} of {name} is empty")
-    column = None
-    if labels == "auto" and (label_column or "label" in first):
-        column = label_column or "label"
-    for wanted in (image_column, column):
-        if wanted is not None and wanted not in first:
-            raise DataError(f"{name} has no column {wanted}; it has {', '.join(first)}")
+    rows = open_rows(name, split, None, streaming=True)
+    label_column = "none" if labels == "none" else label_column
+    image, label = columns(rows, name, image_column, label_column)
+    used = rows.select_columns([column for column in (image, label) if column is not None])
     originals = (
-        _row_original(row, i, f"row {i} of {name}", image_column, column)
-        for i, row in enumerate(itertools.chain([first], rows))
+        _row_original(row, i, f"row {i} of {name}", image, label)
+        for i, row in enumerate(_first_rows(undecoded(used, image), f"{split} of {name}", limit))
     )
-    return Source(originals, limit, column is not None)
+    return Source(originals, limit, label is not None)
 
 
-def _rows(
-    name: str, split: str, image_column: str, limit: int | None
-) -> Iterator[Mapping[str, Any]]:
-    datasets = package()
+def _first_rows(rows: Any, where: str, limit: int | None) -> Iterator[Mapping[str, Any]]:
+    count = 0
     try:
-        rows = datasets.load_dataset(name, split=split, streaming=True)
-        # The encoded file instead of the decoded picture: decoding is left to our own processes.
-        rows = rows.cast_column(image_column, datasets.Image(decode=False))
-        yield from itertools.islice(rows, limit)
+        for row in itertools.islice(rows, limit):
+            yield row
+            count += 1
     except Exception as error:  # of the network, of the hub, of the parsers of its files
         raise DataError(
-            f"the split {split} of {name} cannot be streamed from the hub ({first_line(error)}): "
-            "is the name right, and is there a network?"
+            f"row {count} of the split {where} cannot be read: {first_line(error)}"
         ) from None
+    if not count:
+        raise DataError(f"the split {where} is empty")
 
 
 def _row_original(
@@ -109,16 +101,26 @@ def _row_original(
 
 
 def _check_stems(archive: Archive, names: Sequence[str]) -> None:
-    """Raise DataError where two originals would become one file."""
+    """Raise DataError where two originals would become one file, or a name cannot be kept."""
     seen: set[str] = set()
     for name in names:
         stem = _stem(name)
+        if not _is_utf8(stem):
+            raise DataError(f"{archive.where(name)!r} has a name that is not UTF-8: rename it")
         if stem in seen:
             raise DataError(
                 f"{archive.where(name)} differs from another file in the extension only: both "
                 f"would become {stem}"
             )
         seen.add(stem)
+
+
+def _is_utf8(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _stem(name: str) -> str:

@@ -18,6 +18,8 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from datautils.fit import check_count
+
 # Colour photographs only: the packages also ship drawings, plots, microscopy and grey images. Of
 # the stereo pair `motorcycle_left/right.png` one view is enough.
 _SPLITS: dict[str, tuple[str, ...]] = {
@@ -49,7 +51,8 @@ class Photos(Dataset[tuple[Tensor, int]]):
     photographs alone would teach their own colours. The photographs of the splits are different.
 
     Raises ValueError for an unknown split, a resolution beyond the smallest photograph (or below
-    1), a size below 1, and where the packages that hold the photographs are not installed.
+    1), a size or an augment that is none, and where the packages that hold the photographs are not
+    installed.
     """
 
     num_classes = 0
@@ -63,6 +66,9 @@ class Photos(Dataset[tuple[Tensor, int]]):
     ):
         if split not in _SPLITS:
             raise ValueError(f"unknown split {split!r} of the photos; known: {', '.join(_SPLITS)}")
+        check_count("size", size)
+        if augment not in (None, True, False):
+            raise ValueError(f"augment must be true or false, not {augment!r}")
         self.resolution = resolution
         self.split = split
         self.name = f"photos{resolution}-{split}"
@@ -70,12 +76,10 @@ class Photos(Dataset[tuple[Tensor, int]]):
         self.augment = split == "train" if augment is None else augment
         self._photos = [_pyramid(file) for file in _SPLITS[split]]
         largest = min(min(levels[0].size) for levels in self._photos)
-        if not 1 <= resolution <= largest:
+        if type(resolution) is not int or not 1 <= resolution <= largest:
             raise ValueError(
-                f"the {split} photos allow a resolution from 1 to {largest}, not {resolution}"
+                f"the {split} photos allow a resolution from 1 to {largest}, not {resolution!r}"
             )
-        if self.size < 1:
-            raise ValueError(f"size must be at least 1 crop, not {self.size}")
 
     @property
     def image_shape(self) -> tuple[int, int, int]:

@@ -4,31 +4,36 @@ import io
 import os
 import signal
 import sys
+import threading
+import time
 import warnings
 from array import array
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor, Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import click
 import numpy as np
+from click.core import ParameterSource
 from PIL import Image
 from tqdm import tqdm
 
 from datautils.archive import open_archive
 from datautils.decode import DataError, decode_image
-from datautils.fit import fit
+from datautils.fit import check_side, fit
 from datautils.labels import MODES, read_labels
 from datautils.loading import cores
 from datautils.names import position
 from datautils.originals import Original, Source, archive_source, hub_source
+from datautils.shards import SHARD_SUFFIXES
 from datautils.writers import ShardWriter, Writer, ZipWriter, remove
 
+_WATCH = 1.0  # seconds between two looks for the main process
 _AHEAD = 8  # originals in memory for each worker
 _WRITER: dict[str, dict[str, Any]] = {
     "png": {"format": "PNG"},
@@ -59,11 +64,12 @@ def prepare(
     or, with `shard_size` images in each, a folder of tar shards.
 
     The options are those of the command; with 0 workers everything is done in this process. The
-    result does not depend on their number. Raises DataError; then, as after any other error,
-    nothing is left at `dest`.
+    result does not depend on their number. Raises ValueError for a size or a `dest` that cannot be,
+    DataError for faults of the originals and where `dest` cannot be written; then, as after any
+    other error, nothing is left at `dest`.
     """
-    if dest.exists():
-        raise DataError(f"{dest} is already there: remove it, or choose another --dest")
+    check_side("size", size)
+    _check_dest(dest, shard_size)
     with _replacing(dest) as temporary, _pool(workers) as pool:
         convert_one = partial(convert, size=size, crop=crop, format=format)
         results = _in_order(pool, convert_one, source.originals, _AHEAD * max(1, workers))
@@ -72,6 +78,19 @@ def prepare(
             done = _write(writer, bar, f".{format}", source.labelled, skip_broken)
         verify(temporary, done, size, pool, workers)
     return done
+
+
+def _check_dest(dest: Path, shard_size: int | None) -> None:
+    if dest.exists():
+        raise DataError(f"{dest} is already there: remove it, or choose another --dest")
+    parent = next(folder for folder in dest.absolute().parents if folder.exists())
+    if not parent.is_dir():
+        raise ValueError(f"--dest {dest} cannot be written: {parent} is no folder")
+    if not shard_size and dest.name.endswith(SHARD_SUFFIXES):
+        raise ValueError(
+            f"--dest {dest} would be read as a shard, but is to be a zip file: call it .zip, or "
+            "give --shard-size for a folder of shards"
+        )
 
 
 def convert(data: bytes, where: str, *, size: int, crop: int | None, format: str) -> bytes:
@@ -176,6 +195,14 @@ def _pool(workers: int) -> Iterator[Executor | None]:
 def _start_worker() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is answered by the main process
     _no_bomb_warnings()
+    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+
+
+def _end_with(parent: int) -> None:
+    """End this worker where the main process was killed: it would wait for its orders for ever."""
+    while os.getppid() == parent:
+        time.sleep(_WATCH)
+    os._exit(1)
 
 
 def _no_bomb_warnings() -> None:
@@ -185,18 +212,23 @@ def _no_bomb_warnings() -> None:
 
 @contextmanager
 def _replacing(dest: Path) -> Iterator[Path]:
-    """A temporary path that becomes `dest`; on an error it is removed, and new folders with it."""
+    """A temporary path that becomes `dest`; on an error it is removed, and new folders with it.
+
+    An OSError, of a full disk for one, becomes a DataError.
+    """
     new = [folder for folder in dest.absolute().parents if not folder.exists()]
     temporary = dest.with_name(f".{dest.name}.{os.getpid()}.partial")
     try:
         dest.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
         os.replace(temporary, dest)
-    except BaseException:
-        remove(temporary)
-        for folder in new:
-            if folder.is_dir() and not any(folder.iterdir()):
-                folder.rmdir()
+    except BaseException as error:
+        with suppress(OSError):
+            remove(temporary)
+            for folder in new:
+                folder.rmdir()  # not where something else is in it by now
+        if isinstance(error, OSError):
+            raise DataError(f"{dest} cannot be written: {error.strerror or error}") from None
         raise
 
 
@@ -204,6 +236,13 @@ def _report(dest: Path, done: Done, labelled: bool, size: int) -> str:
     classes = f"{len(set(done.labels))} classes" if labelled else "no labels"
     text = f"{dest}: {len(done.names)} images of {size}x{size} pixels, {classes}"
     return text + (f"; {len(done.broken)} broken ones left out" if done.broken else "")
+
+
+def _check_hub_options(context: click.Context) -> None:
+    """Raise ValueError where options of the hub are given for files."""
+    for option in ("hub_split", "image_column", "label_column"):
+        if context.get_parameter_source(option) is ParameterSource.COMMANDLINE:
+            raise ValueError(f"--{option.replace('_', '-')} goes with --hub, not with --source")
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
@@ -248,10 +287,12 @@ def _report(dest: Path, done: Done, labelled: bool, size: int) -> str:
 @click.option("--workers", type=click.IntRange(0), help="Processes.  [default: one for each core]")
 @click.option("--limit", type=click.IntRange(1), help="Number of originals to take, the first.")
 @click.option("--skip-broken", is_flag=True, help="Leave out originals that cannot be prepared.")
+@click.pass_context
 def main(
-    source: Path | None, hub_name: str | None, hub_split: str, image_column: str,
-    label_column: str | None, dest: Path, size: int, crop: int | None, labels: str, format: str,
-    shard_size: int | None, workers: int | None, limit: int | None, skip_broken: bool,
+    context: click.Context, source: Path | None, hub_name: str | None, hub_split: str,
+    image_column: str, label_column: str | None, dest: Path, size: int, crop: int | None,
+    labels: str, format: str, shard_size: int | None, workers: int | None, limit: int | None,
+    skip_broken: bool,
 ) -> None:  # fmt: skip
     """Crop and resize originals (Lanczos) into a zip file or shards, as the data sets read them.
 
@@ -261,10 +302,11 @@ def main(
     _no_bomb_warnings()
     try:
         if (source is None) == (hub_name is None):
-            raise DataError("give one of --source and --hub")
+            raise ValueError("give one of --source and --hub")
         if hub_name is not None:
             chosen = hub_source(hub_name, hub_split, image_column, label_column, labels, limit)
         elif source is not None:
+            _check_hub_options(context)
             chosen = archive_source(source, labels, limit)
         done = prepare(
             chosen, dest, size=size, crop=crop, format=format,

@@ -26,12 +26,18 @@ import numpy as np
 from tqdm import tqdm
 
 from datautils.decode import MAX_BYTES, DataError, FileReader, open_file
-from datautils.names import LABELS, Names, is_picture, is_unsafe, position
+from datautils.names import LABELS, Names, is_hidden, is_picture, is_unsafe, position
 
 NO_LABEL, BAD_LABEL = -1, -2
 _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
 _OPEN_FILES = 128
+_CHECKS = (
+    2  # counted up where `headers` learns to refuse more: older index files are then made again
+)
 _MAX_SHARDS = 10**6
+_BUFFER = 2**18  # bytes
+SHARD_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
+_MAGIC = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")  # of these
 # Columns of the index file; "text" and "ends" are those of the names, "labels" of the sidecars.
 _COLUMNS = {"shard": "uint32", "offset": "uint64", "size": "uint64"}
 
@@ -106,13 +112,15 @@ class Shards:
 def shard_paths(path: Path) -> list[Path]:
     """The tar files that a path means; none where it means something else. Raises DataError.
 
-    A folder means those directly in it, a name with {000..099} all of these numbers, one with * or
-    ? those that match, each in the order of the names.
+    A folder means those directly in it (only where there are none, the compressed ones), a name
+    with {000..099} all of these numbers, one with * or ? those that match and are not hidden, each
+    in the order of the names.
     """
     if path.is_dir():
-        return sorted(p for p in path.glob("*.tar") if not p.name.startswith("."))
+        compressed = (p for p in _matching(path, "*") if p.name.endswith(SHARD_SUFFIXES))
+        return _matching(path, "*.tar") or list(compressed)
     if path.exists():
-        return [path] if path.suffix == ".tar" else []
+        return [path] if path.name.endswith(SHARD_SUFFIXES) else []
     expanded = [Path(name) for name in expand(str(path))]
     if expanded != [path]:
         for one in expanded:
@@ -120,8 +128,12 @@ def shard_paths(path: Path) -> list[Path]:
                 raise DataError(f"{one}, a shard of {path}, is not there")
         return expanded
     if set("*?") & set(path.name):
-        return sorted(path.parent.glob(path.name))
+        return _matching(path.parent, path.name)
     return []
+
+
+def _matching(folder: Path, pattern: str) -> list[Path]:
+    return sorted(path for path in folder.glob(pattern) if not path.name.startswith("."))
 
 
 def expand(pattern: str) -> list[str]:
@@ -157,8 +169,8 @@ def sidecar_label(name: str, data: bytes, before: int) -> int:
     """
     if before >= 0 and not name.lower().endswith(".cls"):
         return before
-    try:
-        value = json.loads(data)
+    try:  # a .cls may have leading zeros, which JSON has not
+        value = int(data) if data.strip().isdigit() else json.loads(data)
     except (ValueError, RecursionError):
         return BAD_LABEL
     if isinstance(value, dict):
@@ -179,8 +191,10 @@ def _kept_index(paths: Sequence[Path]) -> _Index:
     """The index of shards from its file, or made now and left there for the next time."""
     stats = [path.stat() for path in paths]
     state = np.array([(s.st_size, s.st_mtime_ns) for s in stats], dtype=np.int64)
-    digest = hashlib.sha256("\0".join(path.name for path in paths).encode()).hexdigest()
-    file = paths[0].parent / f".index-{digest[:16]}.npz"
+    home = paths[0].parent
+    names = "\0".join(os.path.relpath(path, home) for path in paths)
+    digest = hashlib.sha256(os.fsencode(f"{_CHECKS}\0{names}")).hexdigest()
+    file = home / f".index-{digest[:16]}.npz"
     index = _load(file, state)
     if index is None:
         index = _scan(paths)
@@ -196,14 +210,21 @@ def _load(file: Path, state: np.ndarray) -> _Index | None:
                 return None
             names = Names.of(arrays["text"], arrays["ends"])
             places = {key: arrays[key].astype(kind) for key, kind in _COLUMNS.items()}
-            labels, labels_at = arrays["labels"].astype(np.int64), tuple(arrays["labels_at"])
+            labels, labels_at = arrays["labels"].astype(np.int64), arrays["labels_at"].tolist()
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         return None
     if any(len(column) != len(names) for column in (*places.values(), labels)):
         return None
-    if (places["shard"] >= len(state)).any() or (places["size"] > MAX_BYTES).any():
+    if not all(_inside(state[:, 0], *place) for place in (places.values(), labels_at) if place):
         return None
-    return _Index(names, places, labels, tuple(int(v) for v in labels_at) or None)  # type: ignore[arg-type]
+    return _Index(names, places, labels, tuple(labels_at) or None)
+
+
+def _inside(lengths: np.ndarray, shard: Any, offset: Any, size: Any) -> bool:
+    """Whether places, each a number or an array, lie within shards of these lengths in bytes."""
+    if np.any(shard >= len(lengths)) or np.any(size > MAX_BYTES):
+        return False
+    return bool(np.all(offset <= lengths[shard] - size))
 
 
 def _save(file: Path, state: np.ndarray, index: _Index) -> None:
@@ -269,8 +290,14 @@ def members(path: Path, file: BinaryIO) -> Iterator[Member]:
     """The regular files of an uncompressed tar file. Raises DataError for a damaged one."""
     length = file.seek(0, os.SEEK_END)
     file.seek(0)
+    if file.read(8).startswith(_MAGIC):
+        raise DataError(
+            f"{path} is compressed, so it has no index: unpack it, or read it as a stream by "
+            "datautils.tarstream.TarStream"
+        )
+    file.seek(0)
     with tar_errors(path), tarfile.open(fileobj=file, mode="r:", tarinfo=Header) as tar:
-        for info in headers(tar):
+        for info in headers(path, tar):
             if info.offset_data + info.size > length:
                 raise DataError(
                     f"{info.name} in {path} lies beyond the end of the shard, which is damaged or "
@@ -303,12 +330,23 @@ def tar_errors(path: object) -> Iterator[None]:
         raise DataError(f"{path} is no tar file, or damaged or cut off: {error}") from None
 
 
-def headers(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
-    """Those of the regular files."""
+def headers(path: object, tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
+    """Those of the regular files that are not hidden.
+
+    Raises DataError for a picture that is a link, ValueError where something follows the end.
+    """
     while (info := tar.next()) is not None:
         tar.members.clear()  # type: ignore[attr-defined]  # a kilobyte for each
-        if info.isreg():
+        if (info.islnk() or info.issym()) and is_picture(info.name):
+            raise DataError(
+                f"{info.name} in {path} is a link to {info.linkname}: pack the shard again with "
+                "`tar --dereference --hard-dereference`"
+            )
+        if info.isreg() and not is_hidden(info.name):
             yield info
+    while rest := tar.fileobj.read(_BUFFER):
+        if rest.strip(b"\0"):
+            raise ValueError("more follows its end, as where tar files were joined by cat")
 
 
 def checked_name(path: object, info: tarfile.TarInfo) -> str:

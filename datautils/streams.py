@@ -9,8 +9,7 @@ from torch import Tensor
 
 from datautils.decode import DataError
 from datautils.fit import Fit, check_count
-
-SPLITS = ("train", "heldout", "all")
+from datautils.indexed import check_split
 
 
 class Record(NamedTuple):
@@ -34,8 +33,7 @@ class ImageStream(ABC):
     num_classes: int
 
     def __init__(self, split: str, heldout: int | None, size: int | None, crop: int | None):
-        if split not in SPLITS:
-            raise ValueError(f"unknown split {split!r}; known: {', '.join(SPLITS)}")
+        check_split(split)
         check_count("heldout", heldout)
         if split == "heldout" and heldout is None:
             raise ValueError("heldout=N must say how many images of a stream are kept in memory")
@@ -54,13 +52,7 @@ class ImageStream(ABC):
     @property
     def image_shape(self) -> tuple[int, int, int]:
         """(channels, height, width) of every image; without size and crop, of the first."""
-        if self._fit.shape is None:
-            first = next(self._all(), None)
-            if first is None:
-                raise DataError(f"{self.path} holds no image")
-            self._fit.first(first.data, first.where)
-        assert self._fit.shape
-        return self._fit.shape
+        return self._fit.shape_by(self._first)
 
     @property
     def description(self) -> dict[str, Any]:
@@ -97,6 +89,11 @@ class ImageStream(ABC):
                 else f"{record.where} has no label, a whole number from 0"
             )
         return record.label
+
+    def _first(self) -> tuple[bytes, str]:
+        for record in self._all():
+            return record.data, record.where
+        raise DataError(f"{self.path} holds no image")
 
     def _all(self) -> Iterator[Record]:
         return itertools.chain.from_iterable(self.records(shard) for shard in range(self.shards))

@@ -72,7 +72,8 @@ class TarStream(ImageStream):
         failures = 0
         while True:
             try:
-                for record in itertools.islice(_records(url, start), start, None):
+                found = _records(url, start, labelled=self.num_classes > 0)
+                for record in itertools.islice(found, start, None):
                     yield record
                     start, failures = start + 1, 0
                 return
@@ -92,26 +93,39 @@ class _LastingError(DataError):
 def _urls(path: str) -> list[str]:
     if _is_remote(path) or path.startswith("pipe:"):
         return expand(path)
-    found = [str(p) for p in shard_paths(Path(path))] or [path]
+    if "://" in path:
+        raise DataError(
+            f"{path} is no URL that is read here: give https://..., or pipe:COMMAND with a command "
+            "that writes the shard"
+        )
+    found = shard_paths(Path(path)) or [Path(path)]
     for one in found:
-        if not Path(one).exists():
+        if one.is_dir():
+            raise DataError(f"{one} is a folder without tar shards")
+        if not one.exists():
             raise DataError(f"{one} is not there: it should be a tar shard")
-    return found
+    return [str(one) for one in found]
 
 
 def _is_remote(url: str) -> bool:
     return url.startswith(("http://", "https://"))
 
 
-def _records(url: str, start: int) -> Iterator[Record]:
-    """All records of a shard; of those before `start` the bytes are passed over."""
+def _records(url: str, start: int, labelled: bool) -> Iterator[Record]:
+    """All records of a shard; of those before `start` the bytes are passed over.
+
+    A sample is in memory until its last member has come; without labels only a picture is.
+    """
     found = 0
     with (
         _opened(url) as stream,
         tar_errors(url),
         tarfile.open(fileobj=stream, mode="r|*", tarinfo=Header, bufsize=_BUFFER) as tar,
     ):
-        for _, infos in itertools.groupby(headers(tar), lambda info: key_of(info.name)):
+        samples = itertools.groupby(
+            headers(url, tar), lambda info: key_of(info.name) if labelled else info.name
+        )
+        for _, infos in samples:
             pictures: list[tuple[str, bytes]] = []
             label = NO_LABEL
             for info in infos:
@@ -119,7 +133,7 @@ def _records(url: str, start: int) -> Iterator[Record]:
                 if is_picture(name):
                     found += 1
                     pictures.append((name, _data(tar, info) if found > start else b""))
-                elif is_sidecar(name):
+                elif labelled and is_sidecar(name):
                     label = sidecar_label(name, _data(tar, info), label)
             for name, data in pictures:
                 yield Record(data, f"{name} in {url}", label)
@@ -146,6 +160,10 @@ def _opened(url: str) -> Iterator[BinaryIO]:
         else:
             with open(url, "rb") as file:
                 yield file
+    except DataError:
+        raise
+    except ValueError as error:
+        raise _LastingError(f"{url} is no URL: {error}") from None
     except urllib.error.HTTPError as error:
         kind = _LastingError if 400 <= error.code < 500 and error.code != 429 else DataError
         raise kind(f"{url} cannot be read: {error.code} {error.reason}") from None

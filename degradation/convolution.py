@@ -118,11 +118,16 @@ class StridedConvolution(Degradation):
         return (spectrum.real - spectrum.imag).flatten(-3)
 
     def _scaled(self, z: Tensor) -> Tensor:
-        s = per_image(self.s, z)
-        return torch.where(s > 0, z / torch.where(s > 0, s, 1), 0)
+        """z / s, and 0 where s = 0."""
+        return self._times(z, regularised_gain(self.values, 0.0))
 
     def _kept(self, z: Tensor) -> Tensor:
-        return z * (per_image(self.s, z) > 0)
+        return self._times(z, self.values > 0)
+
+    def _times(self, z: Tensor, factors: Tensor) -> Tensor:
+        """Spectral coordinates of every colour times the same factors `[B, h/s, w/s]`."""
+        planes = self._planes(z)
+        return (planes * per_image(factors.flatten(1)[:, None], planes)).flatten(-2)
 
     # ---- the coarse grid ----------------------------------------------------------------------
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import difflib
 import importlib
 import math
 from collections.abc import Callable, Hashable, Mapping, Sequence
@@ -109,7 +110,7 @@ def family_class(name: str) -> type[Family]:
     """The class of a command-line name: `MotionBlur`, `degradation.MotionBlur`, or `module.Class`
     for a family of the user's own, such as one of `PhysicsFamily`.
 
-    Raises ValueError with the known names.
+    Raises ValueError with the names that are most like it.
     """
     short = name.removeprefix("degradation.")
     if short in FAMILIES:
@@ -122,8 +123,18 @@ def family_class(name: str) -> type[Family]:
         return found
     if found is not None:
         raise ValueError(f"degradation '{name}' is no family of operators, a class made of Family")
-    known = ", ".join(f"degradation.{known}" for known in FAMILIES)
-    raise ValueError(f"unknown degradation '{name}'; known are {known}, or module.Class of yours")
+    near = _nearest(short)
+    raise ValueError(
+        f"unknown degradation '{name}'{f': is it {near}?' if near else ''} "
+        "(`python -m degradation` lists all; one of your own is given as module.Class)"
+    )
+
+
+def _nearest(name: str) -> str:
+    """The known names that are most like this one, in words; empty where none is."""
+    known = {known.lower(): known for known in FAMILIES}
+    found = difflib.get_close_matches(name.rpartition(".")[2].lower(), known, n=3, cutoff=0.5)
+    return " or ".join(known[match] for match in found)
 
 
 def get_family(name: str, options: Mapping[str, Any] | None = None) -> Family:

@@ -36,9 +36,18 @@ class Family:
         raise NotImplementedError
 
     def check(self, image_shape: Shape) -> None:
-        """Raise ValueError where an operator of the family does not exist for this shape."""
+        """Raise ValueError where an operator of the family does not exist for this shape, or is
+        too large for the memory."""
         for structure in self.structures():
-            operator = self.sample(image_shape, structure, [0])
+            try:
+                operator = self.sample(image_shape, structure, [0])
+            except RuntimeError as error:  # torch has no kind of its own for the CPU's memory
+                if "allocate memory" not in str(error):
+                    raise
+                raise ValueError(
+                    f"there is not memory enough for one operator of {type(self).__name__} on "
+                    f"images {image_shape}"
+                ) from None
             if not isinstance(operator, Degradation):
                 raise ValueError(
                     f"{type(self).__name__}.sample must return a Degradation, "

@@ -42,8 +42,9 @@ class FromPhysics(Iterative):
     those of conjugate gradients (`Iterative`). exact_dagger: `A_dagger` is the pseudo-inverse, and
     stands in for them at noise level 0; it has to be differentiable where gradients are wanted.
 
-    Raises ValueError where A_adjoint is not the adjoint of A, A_dagger not the pseudo-inverse it is
-    said to be, the measurements do not fit together, or a module holds numbers of 16 bits.
+    Raises ValueError where an object has no A or A_adjoint, A_adjoint is not the adjoint of A,
+    A_dagger not the pseudo-inverse it is said to be, the measurements do not fit together, or a
+    module holds numbers of 16 bits.
     """
 
     tensors = ("index", "norm", "exists")
@@ -64,6 +65,11 @@ class FromPhysics(Iterative):
             raise ValueError(
                 f"{len(members)} physics for {batch} images: give one for all, or one for each"
             )
+        for member in members:
+            if not isinstance(member, Physics):
+                raise ValueError(
+                    f"a physics has the methods A and A_adjoint, {type(member).__name__} has not"
+                )
         self.image_shape = image_shape
         self.tol, self.max_iter, self.floor = tol, max_iter, floor
         self.exact_dagger = exact_dagger

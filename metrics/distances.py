@@ -42,10 +42,10 @@ class Distances:
             raise ValueError(f"--ref {ref} serves none of the metrics: add one of {known}")
         if wanted and images < 2:
             raise ValueError(f"{', '.join(wanted)} needs at least 2 images, not {images}")
+        reference = None if ref is None else load_reference(ref)  # first: others may be downloaded
         loaded = detectors_for(wanted, specs, device, image_shape)
-        if ref is None:
+        if reference is None:
             return cls(loaded, None)
-        reference = load_reference(ref)
         for detector in loaded.values():
             reference.check(
                 detector, images=images, image_shape=image_shape, allow_any_count=any_count

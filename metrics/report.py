@@ -1,5 +1,6 @@
 """What an evaluation leaves behind: a table, `metrics.json`, `per_image.csv` and `grid.png`."""
 
+import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,19 +23,30 @@ UNITS = {
     "features, and write run beside each other",
 }  # fmt: skip
 
+COMPILING = " (compiling included)"  # seconds of a compiled network
+_PAGE = 12  # rows of a picture, at most
+
 Cell = Mapping[str, Any]
 
 
-def metrics_table(values: Mapping[str, Mapping[str, Cell]], metrics: Sequence[str]) -> str:
+def units(compiled: bool) -> dict[str, str]:
+    """`UNITS`, of an evaluation whose network was compiled or not."""
+    return UNITS | {"seconds_per_image": f"s{COMPILING * compiled}"}
+
+
+def metrics_table(
+    values: Mapping[str, Mapping[str, Cell]], metrics: Sequence[str], compiled: bool = False
+) -> str:
     """A table of text of {degradation: {method: cell}}.
 
     A cell holds {"mean": ...} for each metric, evaluations (NFE), seconds_per_image, and, where a
-    solver differentiates its denoiser, backward_passes: then there is a column VJP.
+    solver differentiates its denoiser, backward_passes: then there is a column VJP. compiled: the
+    seconds hold the compilation of the network, which the title of their column then says.
     """
     costs = {"evaluations": "NFE"}
     if any(cell.get("backward_passes") for cells in values.values() for cell in cells.values()):
         costs["backward_passes"] = "VJP"
-    headers = ["degradation", "method", *metrics, *costs.values(), "s/image"]
+    headers = ["degradation", "method", *metrics, *costs.values(), f"s/image{COMPILING * compiled}"]
     lines = []
     for degradation, methods in values.items():
         for method, cell in methods.items():
@@ -55,10 +67,33 @@ def write_pictures(
     path: Path,
     pictures: Mapping[tuple[str, int], Mapping[str, Tensor]],
     degradations: Sequence[str],
-) -> None:
-    """Write a grid with a row for each (degradation, image) and a column for each restoration."""
+) -> list[Path]:
+    """Write grids with a row for each (degradation, image) and a column for each restoration.
+
+    A grid has at most 12 rows, and those of a degradation stand together: where that is too few the
+    next ones are called grid-2.png, grid-3.png ... The paths of all are returned.
+    """
     keys = sorted(pictures, key=lambda key: (degradations.index(key[0]), key[1]))
     columns = ["original", "measurement"]
     columns += [name for name in pictures[keys[0]] if name not in columns]
-    cells = [[pictures[key].get(name) for name in columns] for key in keys]
-    write_grid(path, cells, columns, [key[0] for key in keys])
+    paths = []
+    for number, page in enumerate(_pages(keys), 1):
+        cells = [[pictures[key].get(name) for name in columns] for key in page]
+        labels = [f"{degradation}\nimage {index}" for degradation, index in page]
+        paths.append(path if number == 1 else path.with_stem(f"{path.stem}-{number}"))
+        write_grid(paths[-1], cells, columns, labels)
+    return paths
+
+
+def _pages(keys: Sequence[tuple[str, int]]) -> list[list[tuple[str, int]]]:
+    """The rows of each page: all of a degradation on one where they fit."""
+    pages: list[list[tuple[str, int]]] = [[]]
+    for _, group in itertools.groupby(keys, lambda key: key[0]):
+        rows = list(group)
+        if len(pages[-1]) + len(rows) > _PAGE:
+            pages.append([])
+        for row in rows:
+            if len(pages[-1]) == _PAGE:
+                pages.append([])
+            pages[-1].append(row)
+    return [page for page in pages if page]

@@ -26,6 +26,7 @@ _Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 _CELL = 128  # pixels that the longest side of a grid's largest image is enlarged towards
 _GAP = 6  # pixels between cells
+_LETTERS = 16  # pixels, at least: larger ones beside large images
 
 
 def write_metrics(
@@ -42,7 +43,8 @@ def write_metrics(
     record = {"metrics": metrics, "settings": settings, "environment": environment()}
     text = json.dumps(plain(record), indent=2, allow_nan=False, ensure_ascii=False)
     with replacing(Path(folder) / name) as temporary:
-        temporary.write_text(text + "\n", encoding="utf-8")
+        # A path may hold bytes that are no UTF-8: JSON has escapes for what Python makes of them.
+        temporary.write_text(text + "\n", encoding="utf-8", errors="backslashreplace")
 
 
 def write_per_image(
@@ -82,7 +84,7 @@ def write_grid(
     cell_h = factor * max(height for height, _ in sizes)
     cell_w = factor * max(width for _, width in sizes)
 
-    font = _font(size=13)
+    font = _font(size=max(_LETTERS, min(cell_h, cell_w) // 32))
     # A column is as wide as its images and the longest word of its title: titles never collide.
     widths = [max([cell_w] + [_extent(word, font)[0] for word in t.split()]) for t in columns]
     titles = [_wrap(title, width, font) for title, width in zip(columns, widths, strict=True)]

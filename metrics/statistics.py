@@ -266,7 +266,9 @@ def _load_safetensors(path: Path) -> Reference:
     except SafetensorError as error:
         raise ValueError(f"{path} is no safetensors file, or it is damaged or cut off") from error
     if text is None:
-        raise ValueError(f"{path} holds tensors, but is no reference file of save_reference")
+        raise ValueError(
+            f"{path} holds tensors, but is no reference file of `calculate_metrics.py ref`"
+        )
     try:
         description = json.loads(text)
         if description["format"] != FORMAT_VERSION:

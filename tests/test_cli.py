@@ -95,7 +95,7 @@ def assert_names(sentence: str, words: str) -> None:
 # An argument, and the words that the answer must hold: the thing at fault, and what is accepted.
 TRAIN_REFUSALS = [
     ("--preset=huge", "'huge' FFHQ64 demo32 tiny"),
-    ("--degradation=Blurr", "'Blurr' degradation.MotionBlur degradation.RandomDegradation"),
+    ("--degradation=Blurr", "'Blurr' MotionBlur"),
     ("--data-class=datautils.photos.Fotos", "datautils.photos.Fotos datautils.photos.Photos"),
     ("--data-class=nowhere", "'nowhere' datautils.photos.Photos"),
     ("--data-class=datautils.photos", "datautils.photos"),
@@ -419,7 +419,7 @@ def test_what_is_no_count(text):
 # ---- calculate_metrics.py gen --------------------------------------------------------------------
 
 GEN_REFUSALS = [
-    ("--degradation=Blurr", "'Blurr' degradation.MotionBlur"),
+    ("--degradation=Blurr", "'Blurr' MotionBlur"),
     ("--sampler=best", "'best' heun mmse"),
     ("--sampler-opt=speed=1", "'speed' mmse sigma"),
     ("--sampler-opt=sigma=big", "sigma 'big' float"),

@@ -206,7 +206,11 @@ def test_a_failed_image_shows_in_the_distance(home, tmp_path, monkeypatch):
         (("--cfg", "2"), ("--cfg 2", "without classes")),
         (("--images", "9"), ("--images 9", "only 8")),
         (("--images", "0"), ("--images",)),
-        (("--data-opt", "resolution=32"), ("(3, 16, 16)", "(3, 32, 32)")),
+        (("--metrics", "fid", "--ref", "none.safetensors"), ("none.safetensors",)),
+        (
+            ("--data-opt", "resolution=32"),
+            ("(3, 16, 16)", "(3, 32, 32)", "give --data-opt resolution=16"),
+        ),
     ],
 )  # fmt: skip
 def test_what_cannot_be_measured_is_refused(home, tmp_path, arguments, words):
@@ -433,6 +437,9 @@ def test_folders_that_do_not_match_are_refused(home, folders):
     )
     shutil.rmtree(b)
     refused(call(home, "calc", "--images", b, "--ref", a, *fd), str(b))
+    refused(call(home, "calc", "--images", a, "--ref", b, "--metrics", ""), "--metrics names none")
+    gone = "--ref", "nowhere", "--metrics", "psnr"
+    refused(call(home, "calc", "--images", a, *gone), "nowhere")
 
 
 # ---- compiling -----------------------------------------------------------------------------------

@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +17,7 @@ from test_commands import call as call_metrics
 import calculate_metrics
 import train
 from commands.families import families_of, family_of
+from commands.methods import solvers_of
 from commands.photo import Request, pose
 from degradation import (
     FAMILIES,
@@ -35,6 +38,8 @@ from degradation import (
 )
 from restore import main as restore
 from training.config import TrainConfig
+
+ROOT = Path(__file__).resolve().parents[1]
 
 
 @pytest.fixture(scope="module")
@@ -82,9 +87,9 @@ def test_options_are_read_by_the_type_of_their_field(name, options, family):
         ("GaussianBlur", {"sigma": "nan"}, "sigma='nan' must be numbers such as 0.5,2"),
         ("MissingPatches", {"max_visible": "much"}, "max_visible='much' must be a number"),
         ("MatrixDegradation", {"max_rows": "1.5"}, "max_rows='1.5' must be a whole number"),
-        ("Colourisation", {"of": "Fog"}, "unknown degradation 'Fog'; known are"),
+        ("Colourisation", {"of": "Fog"}, r"unknown degradation 'Fog' \(`python -m"),
         ("degradation.Mask", {}, "'degradation.Mask' is no family of operators, a class made of"),
-        ("RandomDegradation", {"members": "Box,Fog"}, "unknown degradation 'Fog'; known are"),
+        ("RandomDegradation", {"members": "Box,Fog"}, r"unknown degradation 'Fog' \(`python -m"),
         ("RandomDegradation", {"members": "FixedMask"}, "'FixedMask' needs the option 'mask'"),
         ("FixedMask", {}, "'FixedMask' needs the option 'mask'"),
         ("FixedKernel", {"stride": "2"}, "'FixedKernel' needs the option 'kernel'"),
@@ -148,6 +153,53 @@ def test_options_go_to_the_family_they_name():
         families_of(names, {"ratio": "0.5"})
     with pytest.raises(ValueError, match=r"--degradation-opt Box\.side must name"):
         families_of(names, {"Box.side": "1"})
+
+
+def test_a_family_within_a_family_has_options_too(files):
+    grey = family_of("Colourisation", {"of": "MotionBlur", "of.strides": "4", "weights": "luma"})
+    assert grey == Colourisation("luma", MotionBlur((4,)))
+    mask = family_of("Colourisation", {"of": "degradation.FixedMask", "of.mask": "mask.png"})
+    assert isinstance(mask, Colourisation) and isinstance(mask.of, FixedMask)
+    options = {"members": "Box, degradation.MotionBlur,Box", "members.MotionBlur.strides": [2, 4]}
+    mixture = family_of("RandomDegradation", options)
+    assert mixture == RandomDegradation((Box(), MotionBlur((2, 4)), Box()))
+    names = ["Colourisation", "Hadamard"]
+    named = {"Colourisation.of": "MotionBlur", "Colourisation.of.strides": "2"}
+    assert families_of(names, named)["Colourisation"] == Colourisation(of=MotionBlur((2,)))
+    for family, options, message in [
+        ("Colourisation", {"of.strides": "2"}, r"'Colourisation': of\.strides needs of="),
+        ("Colourisation", {"of": "MotionBlur", "of.speed": "2"}, "has no option 'speed'"),
+        ("RandomDegradation", {"members": "Box,Hadamard", "members.strides": "2"},
+         r"members\. strides must name the degradation: Box\.strides, Hadamard\.strides"),
+        ("MotionBlur", {"of.strides": "2"}, "'MotionBlur' has no option 'of.strides'"),
+    ]:  # fmt: skip
+        with pytest.raises(ValueError, match=message):
+            family_of(family, options)
+
+
+def test_a_family_given_twice_is_refused():
+    with pytest.raises(ValueError, match="--degradation Box is given twice"):
+        families_of(["Box", "degradation.Box"], {})
+    with pytest.raises(ValueError, match="--sampler heun is given twice"):
+        solvers_of(["heun", "mmse", "heun"], {})
+
+
+@pytest.mark.parametrize(
+    ("name", "near"),
+    [("MotonBlur", "MotionBlur"), ("motionblur", "MotionBlur"), ("degradation.SRconv", "SRConv")],
+)
+def test_an_unknown_family_is_answered_with_the_nearest(name, near):
+    with pytest.raises(ValueError, match=rf"'{name}': is it {near}.*`python -m deg") as error:
+        get_family(name)
+    assert len(str(error.value)) < 200
+
+
+def test_all_families_are_listed_with_their_options():
+    command = [sys.executable, "-m", "degradation"]
+    listed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert [line.split()[0] for line in listed.splitlines()[::2]] == list(FAMILIES)
+    assert "GaussianBlur  strides=1 sigma=1.0,4.0\n" in listed
+    assert "FixedMask  mask=...\n" in listed
 
 
 # ---- the command lines -----------------------------------------------------------------------
@@ -276,6 +328,17 @@ def test_a_family_of_the_users_own_is_found_by_its_module(tmp_path, monkeypatch)
     for name in ("mine.None", "nowhere.Everything", ".Everything", "Everything"):
         with pytest.raises(ValueError, match="unknown degradation"):
             get_family(name)
+
+
+@pytest.mark.parametrize("text", ["DefaultCPUAllocator: can't allocate memory", "another"])
+def test_an_operator_that_is_too_large_is_refused(text):
+    class Large(Family):
+        def sample(self, image_shape, structure, seeds, device="cpu"):
+            raise RuntimeError(text)
+
+    kind, said = (RuntimeError, "another") if text == "another" else (ValueError, "of Large on")
+    with pytest.raises(kind, match=said):
+        Large().check((3, 8, 8))
 
 
 def test_a_family_that_returns_no_operator_is_refused():

@@ -173,13 +173,6 @@ def test_structures_of_a_seed_stay_what_they_were():
     assert [inner for member, inner in drawn if member == 0] == [8, 2]
 
 
-def test_an_unknown_family_is_refused_with_the_known_ones():
-    with pytest.raises(ValueError, match="unknown degradation 'Fog'") as error:
-        get_family("Fog")
-    for name in FAMILIES:
-        assert f"degradation.{name}" in str(error.value)
-
-
 @pytest.mark.parametrize(
     ("make", "text"),
     [

@@ -331,6 +331,7 @@ def test_held_out_from_elsewhere(where: Path, tmp_path: Path):
         ({"heldout": 1.5}, "heldout must be an integer of at least 1, not 1.5"),
         ({"size": "64"}, "size must be an integer of at least 1, not '64'"),
         ({"crop": True}, "crop must be an integer of at least 1, not True"),
+        ({"size": 10**6}, "size must be at most 9459 pixels, not 1000000"),
         ({"num_classes": -1}, "num_classes must be"),
         ({"labels": "folders"}, "labels must be one of auto, json, sidecar, subfolders, none"),
     ],
@@ -654,6 +655,20 @@ def test_a_data_error_comes_out_of_a_worker_as_it_was(where: Path, workers: int,
     assert str(caught.value) == str(expected.value)
     assert "4.png" in str(caught.value) and "\n" not in str(caught.value)
     assert not multiprocessing.active_children()  # although the traceback is still here
+
+
+class Deadly(ImageDir):
+    """A data set that ends the process which reads it, as a lack of memory would."""
+
+    def __getitem__(self, index: int) -> Any:
+        os._exit(1)
+
+
+def test_a_process_that_was_killed_is_told(tmp_path: Path):
+    data = Deadly(make(tmp_path / "a.zip", TEN))
+    with pytest.raises(DataError, match=r"loads images was killed.*--workers") as caught:
+        next(load_batches(data, [[0, 1]], 1, pin_memory=False))
+    assert "\n" not in str(caught.value)
 
 
 def sums(data: ImageDir, indices: Sequence[int]) -> list[int]:

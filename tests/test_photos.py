@@ -169,15 +169,21 @@ def test_unknown_split_names_the_known_ones():
         Photos(split="test")
 
 
-@pytest.mark.parametrize("resolution", [0, 301])
+@pytest.mark.parametrize("resolution", [0, 301, 16.5, "16"])
 def test_impossible_resolution_names_the_limit(resolution):
     with pytest.raises(ValueError, match="from 1 to 300"):
         Photos(resolution=resolution, split="heldout")
 
 
+def test_an_augmentation_that_is_none_is_refused():
+    with pytest.raises(ValueError, match="augment must be true or false, not 'perhaps'"):
+        Photos(augment="perhaps")  # type: ignore[arg-type]
+
+
 def test_empty_size_is_refused():
-    with pytest.raises(ValueError, match="at least 1"):
-        Photos(size=0)
+    for size in (0, 2.5):
+        with pytest.raises(ValueError, match=f"size must be an integer of at least 1, not {size}"):
+            Photos(size=size)  # type: ignore[arg-type]
 
 
 def test_missing_package_names_what_to_install(monkeypatch):

@@ -293,6 +293,8 @@ class Several(Rows):
         ([], {}, "0 physics for 1 images"),
         ([Padded(), Padded()], {"batch": 3}, "2 physics for 3 images"),
         ([Padded(), Padded(stride=2)], {}, "must have one form"),
+        (object(), {}, "a physics has the methods A and A_adjoint, object has not"),
+        ([Padded(), 3], {}, "a physics has the methods A and A_adjoint, int has not"),
     ],
 )
 def test_physics_that_are_refused(physics: Any, options: dict, sentence: str) -> None:

@@ -1,8 +1,12 @@
 """Preparing a data set: what is written, that it does not depend on how, and that faults leave
 nothing behind."""
 
+import errno
 import io
 import json
+import os
+import signal
+import subprocess
 import sys
 import zipfile
 from collections.abc import Callable, Iterator
@@ -15,12 +19,13 @@ import pytest
 from click.testing import CliRunner, Result
 from PIL import Image
 
-from datautils import DataError, prepare
+from datautils import DataError, originals, prepare
 from datautils.archive import open_archive
 from datautils.ffhq import FFHQ64
 from datautils.imagedir import ImageDir
 from datautils.originals import Source, archive_source, hub_source
 
+ROOT = Path(__file__).resolve().parents[1]
 LANCZOS = Image.Resampling.LANCZOS
 
 
@@ -144,7 +149,13 @@ def test_when_every_original_is_broken(tmp_path: Path):
             ["--source", "TMP/originals", "--dest", "TMP/originals"],
             "TMP/originals is already there",
         ),
-        (["--source", "TMP/originals", "--dest", "TMP/originals/n01/a.png/x.zip"], "error: "),
+        (
+            ["--source", "TMP/originals", "--dest", "TMP/originals/n01/a.png/x.zip"],
+            "x.zip cannot be written: TMP/originals/n01/a.png is no folder",
+        ),
+        (["--source", "TMP/originals", "--dest", "TMP/x.tar"], "would be read as a shard"),
+        (["--source", "TMP/originals", "--size", "1000000"], "size must be at most 9459 pixels"),
+        (["--source", "TMP/originals", "--label-column", "x"], "--label-column goes with --hub"),
     ],
 )
 def test_bad_input_is_one_sentence(source: Path, tmp_path: Path, options: list[str], message: str):
@@ -158,6 +169,28 @@ def test_bad_input_is_one_sentence(source: Path, tmp_path: Path, options: list[s
     assert last.startswith("error: ")
     assert message.replace("TMP", str(tmp_path)) in last
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_name_that_is_not_utf8_is_told(tmp_path: Path):
+    source = make(tmp_path / "originals", ["a.png"])
+    try:
+        (source / "a.png").rename(source / os.fsdecode(b"\xff.png"))
+    except OSError:
+        pytest.skip("this file system takes UTF-8 names only")
+    result = run("--source", source, "--dest", tmp_path / "x.zip", "--size", 8, "--workers", 0)
+    assert result.exit_code == 2 and not (tmp_path / "x.zip").exists()
+    assert r"\udcff.png' has a name that is not UTF-8: rename it" in result.stderr
+
+
+def test_a_full_disk_is_told(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(prepare.ZipWriter, "add", full)
+    before = sorted(tmp_path.rglob("*"))
+    result = run("--source", source, "--dest", tmp_path / "x.zip", "--size", 8, "--workers", 0)
+    assert result.exit_code == 2 and sorted(tmp_path.rglob("*")) == before
+    assert result.stderr.endswith("x.zip cannot be written: No space left on device\n")
 
 
 def test_files_that_would_become_one(tmp_path: Path):
@@ -203,6 +236,20 @@ def test_an_interrupt_leaves_nothing(source: Path, tmp_path: Path):
     assert list(tmp_path.iterdir()) == [source]
 
 
+def test_workers_end_with_the_process_that_was_killed(tmp_path: Path):
+    source = make(tmp_path / "originals", [f"{i:03d}.png" for i in range(600)])
+    command = [sys.executable, "-m", "datautils.prepare", "--source", source, "--size", "300"]
+    command += ["--dest", tmp_path / "x.zip", "--workers", "2"]
+    with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE) as process:
+        assert process.stderr
+        while b"images" not in process.stderr.read(20):  # the bar: workers are there
+            pass
+        process.kill()
+        process.stderr.read()  # to the end: until the last that could write has ended
+    assert process.returncode == -signal.SIGKILL
+    assert not (tmp_path / "x.zip").exists()
+
+
 def test_a_killed_worker_is_told(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(prepare, "convert", die)
     with pytest.raises(DataError, match="a worker process was killed"):
@@ -237,11 +284,14 @@ def test_few_originals_are_in_memory_at_a_time(source: Path, tmp_path: Path):
 
 
 class Rows(list):
+    column_names = property(lambda self: list(self[0]) if self else None)
+
     def cast_column(self, column: str, kind: Any) -> "Rows":
         assert kind == "Image(decode=False)"
-        if column not in self[0]:
-            raise ValueError(f"no column {column}\nsecond line")
         return self
+
+    def select_columns(self, names: list[str]) -> "Rows":
+        return Rows({name: row[name] for name in names} for row in self)
 
 
 @pytest.fixture
@@ -249,8 +299,8 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., None]:
     """`hub(rows)`: every data set streams these rows; an exception is raised instead."""
 
     def play(rows: Any) -> None:
-        def load_dataset(name: str, split: str, streaming: bool) -> Rows:
-            assert (name, split, streaming) == ("owner/name", "train", True)
+        def load_dataset(name: str, config: None, split: str, streaming: bool) -> Rows:
+            assert (name, config, split, streaming) == ("owner/name", None, "train", True)
             if isinstance(rows, Exception):
                 raise rows
             return Rows(rows)
@@ -291,8 +341,20 @@ def test_columns_of_the_hub(hub: Callable):
         list(hub_source("owner/name", image_column="photo", label_column="class").originals)
     with pytest.raises(DataError, match="no column kind; it has photo, class"):
         hub_source("owner/name", image_column="photo", label_column="kind")
-    with pytest.raises(DataError, match=r"cannot be streamed from the hub \(no column image\)"):
+    with pytest.raises(DataError, match="no column image; it has photo, class"):
         hub_source("owner/name")
+    assert not hub_source("owner/name", image_column="photo", labels="none").labelled
+
+
+def test_rows_of_the_hub_that_end_early(hub: Callable):
+    def broken() -> Iterator[dict]:
+        yield {"image": {"bytes": b"x"}}
+        raise ConnectionError("reset\nsecond line")
+
+    with pytest.raises(DataError, match=r"^row 1 of the split train of a/b cannot be read: reset$"):
+        list(originals._first_rows(broken(), "train of a/b", None))
+    with pytest.raises(DataError, match=r"^the split train of a/b is empty$"):
+        list(originals._first_rows([], "train of a/b", None))
 
 
 def test_the_hub_out_of_reach(hub: Callable, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
@@ -300,7 +362,7 @@ def test_the_hub_out_of_reach(hub: Callable, monkeypatch: pytest.MonkeyPatch, tm
     options = ["--hub", "owner/name", "--dest", tmp_path / "new/out.zip", "--size", 8]
     result = run(*options)
     assert result.exit_code == 2 and result.stderr.count("\n") == 1
-    assert result.stderr.startswith("error: the split train of owner/name cannot be streamed")
+    assert result.stderr.startswith("error: the split train of owner/name cannot be read")
     assert "is there a network?" in result.stderr
     monkeypatch.setitem(sys.modules, "datasets", None)
     result = run(*options)

@@ -14,7 +14,7 @@ from PIL import Image
 from metrics.images import ImageWriter, image_name
 from metrics.pipeline import Stage
 from metrics.records import COLUMNS, Mean, PartialRecords, Summary, merged
-from metrics.report import metrics_table, write_pictures
+from metrics.report import metrics_table, units, write_pictures
 from metrics.results import write_per_image
 
 CPU = torch.device("cpu")
@@ -132,6 +132,9 @@ def test_a_table_shows_values_with_the_digits_they_deserve():
     ]  # fmt: skip
     for word in ("23.00", "0.230", "1.50e-13", "nan", "| 63 ", "2.000"):
         assert word in text
+    compiled = metrics_table({"blur": {"a": cell}}, ["psnr"], compiled=True)
+    assert compiled.splitlines()[0].endswith("| s/image (compiling included) |")
+    assert units(True)["seconds_per_image"] == "s (compiling included)"
 
 
 def test_pictures_stand_in_rows_of_images(tmp_path):
@@ -141,6 +144,21 @@ def test_pictures_stand_in_rows_of_images(tmp_path):
     write_pictures(tmp_path / "grid.png", pictures, ["blur", "mask"])
     with Image.open(tmp_path / "grid.png") as found:
         assert found.width > 4 * 128 and found.height > 2 * 128  # four columns, two rows
+
+
+@pytest.mark.parametrize(
+    ("images", "families", "rows"), [(3, 5, [12, 3]), (5, 3, [10, 5]), (14, 1, [12, 2])]
+)
+def test_many_rows_become_pages(tmp_path, images, families, rows):
+    picture = torch.zeros(3, 64, 64, dtype=torch.uint8)
+    names = [f"family-{i}" for i in range(families)]
+    pictures = {(name, i): {"original": picture} for name in names for i in range(images)}
+    paths = write_pictures(tmp_path / "grid.png", pictures, names)
+    assert [path.name for path in paths] == ["grid.png", "grid-2.png"]
+    assert sorted(tmp_path.iterdir()) == sorted(paths)
+    for path, count in zip(paths, rows, strict=True):
+        with Image.open(path) as page:
+            assert count * 128 < page.height < count * 136 + 60
 
 
 def test_images_are_written_whole_and_named_by_their_index(tmp_path):

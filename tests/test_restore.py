@@ -285,6 +285,7 @@ def test_a_measured_mask_ignores_what_is_hidden(nets: dict[str, Path]) -> None:
 
 
 def test_guidance(nets: dict[str, Path]) -> None:
+    assert "give its number by --class" in refusal(f"--net={nets['classes']}", *ASKED, "--cfg=3")
     arguments = ["--mask=mask.png", "--class=2", "--cfg=3"]
     record = run(nets["classes"], *arguments)
     assert (record["settings"]["class_label"], record["settings"]["cfg"]) == (2, 3.0)
@@ -407,7 +408,7 @@ ASKED = ["--image=photo.png", "--out=out", "--mask=mask.png"]
         (["--mask=black.png"], "black.png is black everywhere"),
         (["--kernel=kernel.npy", "--stride=3"], "stride 3 must divide"),
         (["--kernel=photo.png", "--stride=1"], "leaves no sample inside 16×16 pixels"),
-        (["--kernel=broad.npy", "--stride=1"], "kernels must be"),
+        (["--kernel=broad.npy", "--stride=1"], "broad.npy: kernels must be"),
         (["--image=tiny.png", "--mask=mask.png"], "has 40×56"),
         (["--image=tiny.png", "--degradation=MotionBlur"], "tiny.png is too small"),
         (["--image=tiny.png", "--degradation=Box", "--fit=resize"], "tiny.png is too small"),
@@ -416,8 +417,9 @@ ASKED = ["--image=photo.png", "--out=out", "--mask=mask.png"]
         (["--mask=mask.png", "--sampler-opt=steps=3"], "has no option 'steps'"),
         (["--mask=mask.png", "--sampler-opt=steps"], "is no option such as key=value"),
         (["--mask=mask.png", "--class=0"], "was trained with no classes"),
-        (["--mask=mask.png", "--cfg=2"], "give its number by --class"),
-        (["--mask=mask.png", "--cfg=nan"], "--cfg must be a finite number"),
+        (["--mask=mask.png", "--cfg=2"], "--cfg 2.0 guides by class, but"),
+        (["--mask=mask.png", "--cfg=nan"], "--cfg nan must be a number of at least 0"),
+        (["--mask=mask.png", "--cfg=-1"], "--cfg -1.0 must be a number of at least 0"),
         (["--mask=mask.png", "--out=photo.png/x"], "cannot write into"),
         (["--mask=mask.png", "--out=done"], "is not empty"),
         (["--mask=mask.png", "--noise-level=-1"], "Invalid value for '--noise-level'"),

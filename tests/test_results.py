@@ -104,6 +104,13 @@ def test_a_written_file_has_the_usual_permissions(tmp_path):
     assert len(modes) == 1
 
 
+def test_paths_that_are_no_utf8_are_written(tmp_path):
+    path = Path(os.fsdecode(b"out-\xff"))
+    results.write_metrics(tmp_path, {}, {"outdir": path})
+    record = json.loads((tmp_path / "metrics.json").read_text())
+    assert record["settings"]["outdir"] == str(path)
+
+
 def blocks(path, colour):
     """Bounding box (left, top, right, bottom) of the pixels of one colour, and their number."""
     mask = (np.asarray(Image.open(path)) == colour).all(-1)

@@ -1,5 +1,6 @@
 """Tar shards on a disk: the same images as anywhere, their labels, damage told in one sentence."""
 
+import gzip
 import io
 import json
 import multiprocessing
@@ -21,6 +22,8 @@ from datautils.ffhq import FFHQ64
 from datautils.imagedir import ImageDir
 from datautils.labels import read_labels
 from datautils.shards import Shards
+from datautils.streams import Record
+from datautils.tarstream import TarStream
 
 
 def png(value: int, size: tuple[int, int] = (4, 4)) -> bytes:
@@ -187,6 +190,28 @@ def test_a_folder_that_cannot_be_written_has_no_index(
 # ---- labels --------------------------------------------------------------------------------------
 
 
+def test_shards_of_one_name_in_several_folders(tmp_path: Path):
+    names = {"a": ["0.png"], "b": ["1.png"], "c": ["2.png"]}
+    for folder, files in names.items():
+        path = tar(tmp_path / folder / "x.tar", {name: png(0) for name in files})
+        os.utime(path, (0, 0))  # the same sizes and times
+    paths = {folder: tmp_path / folder / "x.tar" for folder in names}
+    assert list(Shards(tmp_path, [paths["a"], paths["b"]]).names) == ["0.png", "1.png"]
+    assert list(Shards(tmp_path, [paths["a"], paths["c"]]).names) == ["0.png", "2.png"]
+
+
+def test_an_index_of_places_beyond_the_shards_is_not_believed(folder: Path):
+    names = ImageDir(folder).names
+    file = next(folder.glob(".index-*.npz"))
+    for column in ("offset", "size", "shard"):
+        with np.load(file) as kept:
+            arrays = dict(kept)
+        arrays[column] = arrays[column] + arrays[column].dtype.type(2**31)
+        np.savez(file, **arrays)
+        data = ImageDir(folder)
+        assert data.names == names and data[0][0].shape == (3, 4, 4)
+
+
 @pytest.mark.parametrize("kind", ["cls", "json", "bare.json"])
 def test_sidecars_of_a_sample_are_its_label(tmp_path: Path, kind: str):
     archive = open_archive(tar(tmp_path / "a.tar", labelled(0, 5, kind)))
@@ -213,6 +238,11 @@ def test_labels_that_are_none(tmp_path: Path, text: bytes):
     with pytest.raises(DataError, match=r"beside 001\.png in .*a\.tar holds no whole number"):
         ImageDir(path)
     assert len(ImageDir(path, labels="none")) == 3
+
+
+def test_a_cls_may_have_leading_zeros(tmp_path: Path):
+    path = tar(tmp_path / "a.tar", {"0.png": png(0), "0.cls": b"007\n"})
+    assert ImageDir(path)[0][1] == 7
 
 
 def test_a_missing_label_is_told(tmp_path: Path):
@@ -275,12 +305,79 @@ def test_a_damaged_header_is_told(folder: Path, member: int):
     one_sentence(error)
 
 
-@pytest.mark.parametrize("content", [b"", b"no tar at all" * 100, b"\x1f\x8b" + bytes(600)])
+@pytest.mark.parametrize("content", [b"", b"no tar at all" * 100, bytes(511)])
 def test_other_files_are_no_shards(tmp_path: Path, content: bytes):
     (tmp_path / "a.tar").write_bytes(content)
     with pytest.raises(DataError, match=r"a\.tar is no tar file, or damaged") as error:
         ImageDir(tmp_path / "a.tar")
     one_sentence(error)
+
+
+def records(path: Path, num_classes: int | None = None) -> list[Record]:
+    """All of a stream."""
+    data = TarStream(str(path), num_classes=num_classes)
+    return [record for shard in range(data.shards) for record in data.records(shard)]
+
+
+@pytest.mark.parametrize("suffix", [".tar.gz", ".tgz", ".tar"])
+def test_compressed_shards_are_for_streams(tmp_path: Path, suffix: str):
+    plain = tar(tmp_path / "plain.tar", {"0.png": png(0)})
+    folder = tmp_path / "packed"
+    folder.mkdir()
+    (folder / f"0{suffix}").write_bytes(gzip.compress(plain.read_bytes()))
+    for path in (folder, folder / f"0{suffix}", folder / "0*"):
+        with pytest.raises(DataError, match=r"0\.t.* is compressed.*TarStream") as error:
+            ImageDir(path)
+        one_sentence(error)
+        assert [record.data for record in records(path)] == [png(0)]
+
+
+@pytest.mark.parametrize("kind", [tarfile.LNKTYPE, tarfile.SYMTYPE])
+def test_a_picture_that_is_a_link_is_told(tmp_path: Path, kind: bytes):
+    path = tar(tmp_path / "a.tar", {"0.png": png(0)})
+    link = tarfile.TarInfo("1.png")
+    link.type, link.linkname = kind, "0.png"
+    readme = tarfile.TarInfo("README")
+    readme.type, readme.linkname = kind, "0.png"
+    with tarfile.open(path, "a") as archive:
+        archive.addfile(readme)
+    assert ImageDir(path).names == ["0.png"]
+    with tarfile.open(path, "a") as archive:
+        archive.addfile(link)
+    for read in (ImageDir, records):
+        with pytest.raises(DataError, match=r"1\.png in .*a\.tar is a link to 0\.png") as error:
+            read(path)
+        one_sentence(error)
+
+
+def test_the_twins_of_macos_do_not_part_a_sample(tmp_path: Path):
+    files = {name: b"" for name in ("._0.png", "0.png", "._0.cls", "0.cls")}
+    path = tar(tmp_path / "a.tar", files | {"0.png": png(0), "0.cls": b"1"})
+    assert ImageDir(path)[0][1] == 1
+    assert [record.label for record in records(path, 2)] == [1]
+
+
+def test_joined_tar_files_are_told(tmp_path: Path):
+    parts = [tar(tmp_path / f"{i}.tar", {f"{i}.png": png(i)}).read_bytes() for i in range(2)]
+    (tmp_path / "both.tar").write_bytes(parts[0] + parts[1])
+    for read in (ImageDir, records):
+        with pytest.raises(DataError, match=r"both\.tar .* more follows its end") as error:
+            read(tmp_path / "both.tar")
+        one_sentence(error)
+    (tmp_path / "padded.tar").write_bytes(parts[0] + bytes(3000))
+    assert ImageDir(tmp_path / "padded.tar").names == ["0.png"]
+    assert len(records(tmp_path / "padded.tar")) == 1
+
+
+def test_a_shard_that_is_gone_is_named(folder: Path):
+    (folder / "train-03.tar").symlink_to("/nowhere/train-03.tar")
+    with pytest.raises(DataError, match=r"train-03\.tar cannot be read: No such file"):
+        ImageDir(folder)
+
+
+def test_hidden_shards_are_left_out(folder: Path):
+    (folder / ".train-09.tar").write_bytes(b"half of a copy")
+    assert len(ImageDir(folder / "*.tar")) == len(ImageDir(folder)) == 10
 
 
 def test_what_is_refused(tmp_path: Path):

@@ -23,6 +23,7 @@ from torch import Tensor
 import train
 from datautils import DataError, ImageStream, get_dataset, tarstream
 from datautils.decode import to_tensor
+from datautils.huggingface import cell_bytes
 from datautils.imagedir import ImageDir
 from datautils.streams import Record
 from datautils.tarstream import TarStream
@@ -293,6 +294,15 @@ def test_labels_are_left_out_unless_their_number_is_given(folder: Path, tmp_path
         data.decode(next(data.records(0)))
 
 
+def test_pictures_of_one_sample_are_not_gathered_without_labels(tmp_path: Path):
+    path = tar(tmp_path / "a.tar", {f"frame.{i}.png": png(i) for i in range(20)})
+    path.write_bytes(path.read_bytes()[:6000])  # the later ones are missing
+    first = next(TarStream(str(path)).records(0))
+    assert first.data == png(0)
+    with pytest.raises(DataError, match="cut off"):
+        next(TarStream(str(path), num_classes=2).records(0))
+
+
 def test_heldout_images_are_kept_in_memory(folder: Path):
     options = {"heldout_path": str(folder / "{01..02}.tar"), "num_classes": 3}
     data = TarStream("pipe:none", "heldout", heldout=10, **options)  # type: ignore[arg-type]
@@ -331,6 +341,7 @@ def test_what_cannot_be_read_is_told(folder: Path, address: str, monkeypatch: py
     for path, message in {
         f"{address}/05.tar": r"05\.tar cannot be read: 404",
         "http://127.0.0.1:1/a.tar": r"127\.0\.0\.1:1/a\.tar cannot be read: .*refused",
+        "http://[bad/a.tar": r"\[bad/a\.tar is no URL",
         "pipe:exit 3": "pipe:exit 3 failed with exit code 3",
         f"pipe:cat {folder}/00.tar; exit 3": "failed with exit code 3",
         f"{folder}/01.tar": r"01\.tar is no tar file, or damaged or cut off",
@@ -339,8 +350,14 @@ def test_what_cannot_be_read_is_told(folder: Path, address: str, monkeypatch: py
         with pytest.raises(DataError, match=message) as error:
             list(TarStream(path).records(0))
         assert "\n" not in str(error.value)
-    with pytest.raises(DataError, match="nowhere is not there: it should be a tar shard"):
-        TarStream("nowhere")
+    (folder / "empty").mkdir()
+    for path, message in {
+        "nowhere": "nowhere is not there: it should be a tar shard",
+        "s3://bucket/{0..9}.tar": r"s3://bucket/\{0..9\}\.tar is no URL .* pipe:COMMAND",
+        str(folder / "empty"): "empty is a folder without tar shards",
+    }.items():
+        with pytest.raises(DataError, match=message):
+            TarStream(path)
 
 
 def test_a_pipe_left_early_ends_its_command(folder: Path):
@@ -488,6 +505,38 @@ def test_labels_of_hugging_face(hub: Path):
     data = get_dataset(STREAM, "all", path=path, label_column="text", num_classes=5)
     with pytest.raises(DataError, match=r"row 0 of shard 0 .* has no label"):
         data.decode(next(data.records(0)))
+
+
+def test_labels_of_hugging_face_that_nobody_means(tmp_path: Path):
+    datasets = pytest.importorskip("datasets")
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.Value("int64")})
+
+    def saved(name: str, *labels: int) -> str:
+        rows = {"image": [{"bytes": png(0), "path": None}] * len(labels), "label": labels}
+        datasets.Dataset.from_dict(rows, features=features).save_to_disk(tmp_path / name)
+        return str(tmp_path / name)
+
+    path = saved("large", 3, 2**40)
+    with pytest.raises(DataError, match=r"column label of .* has the label 1099511627776, which"):
+        get_dataset(MAP, "all", path=path)
+    with pytest.raises(
+        DataError, match=r"row 1 of .* has the label 1099511627776, but there are 5"
+    ):
+        get_dataset(MAP, "all", path=path, num_classes=5)
+    none = get_dataset(MAP, "all", path=saved("none", -1, -7))
+    assert none.num_classes == 0 and [none[i][1] for i in range(2)] == [-1, -1]
+
+
+def test_rows_that_name_files_elsewhere():
+    fsspec = pytest.importorskip("fsspec")
+    with fsspec.open("memory://hub/a.png", "wb") as file:
+        file.write(png(3))
+    found, gone = ({"bytes": None, "path": f"memory://hub/{name}.png"} for name in "ab")
+    assert cell_bytes(found, "row 0") == png(3)
+    for cell in (gone, {"path": "nothing://a.png"}):
+        with pytest.raises(DataError, match=r"^row 1 cannot be read: ") as error:
+            cell_bytes(cell, "row 1")
+        assert "\n" not in str(error.value)
 
 
 def test_without_the_package(monkeypatch: pytest.MonkeyPatch):

@@ -81,19 +81,19 @@ def test_an_unconditional_network_restores(home: Path, tmp_path: Path) -> None:
     assert result.exit_code == 0, result.output
     for family in ("MissingPatches", "MatrixDegradation"):
         found = cells(tmp_path / "out", family)
-        assert list(found) == ["DDRM", "DPS"]
-        assert found["DDRM"]["consistency"]["mean"] < 1e-9 < found["DPS"]["consistency"]["mean"]
+        assert list(found) == ["ddrm", "dps"]
+        assert found["ddrm"]["consistency"]["mean"] < 1e-9 < found["dps"]["consistency"]["mean"]
         costs = [
             [cell[key] for key in ("evaluations", "backward_passes", "network_calls")]
             for cell in found.values()
         ]
         # Recomputed activations are no evaluations, neither outside nor inside.
         assert costs == [[4, 0, 4], [3, 3, 3]]
-        assert found["DPS"]["network_backward_passes"] == 3
+        assert found["dps"]["network_backward_passes"] == 3
     header = next(line for line in result.output.splitlines() if "NFE" in line)
     assert [word.strip() for word in header.split("|")][-4:-1] == ["NFE", "VJP", "s/image"]
     solvers = json.loads((tmp_path / "out/metrics.json").read_text())["settings"]["solvers"]
-    assert solvers["DPS"]["zeta"] == 0.5 and solvers["DDRM"]["eta"] == 0.85
+    assert solvers["dps"]["zeta"] == 0.5 and solvers["ddrm"]["eta"] == 0.85
 
 
 def peak(denoiser: Denoiser) -> tuple[int, torch.Tensor]:
@@ -193,7 +193,7 @@ def test_a_network_that_knows_operators_takes_both_kinds(home: Path, tmp_path: P
         "--sampler-opt=ddnm.num_steps=3",
     )  # fmt: skip
     assert result.exit_code == 0, result.output
-    assert list(cells(tmp_path / "out", "Box")) == ["InvFusion sample (heun)", "DDNM"]
+    assert list(cells(tmp_path / "out", "Box")) == ["InvFusion sample (heun)", "ddnm"]
     assert "VJP" not in result.output
 
 
@@ -217,7 +217,7 @@ def test_operators_without_an_svd(home: Path, tmp_path: Path) -> None:
     quick = ("--sampler-opt=dds.num_steps=3", "--sampler-opt=pigdm.num_steps=3")
     result = gen(home, tmp_path / "out", "plain", own, *arguments, *quick)
     assert result.exit_code == 0, result.output
-    assert list(cells(tmp_path / "out", own.partition("=")[2])) == ["DDS", "PiGDM"]
+    assert list(cells(tmp_path / "out", own.partition("=")[2])) == ["dds", "pigdm"]
 
 
 # ---- a photo
