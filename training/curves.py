@@ -30,6 +30,7 @@ def draw_curves(folders: Sequence[Path], path: Path) -> Path:
     """
     import matplotlib.pyplot as plt  # slow to import
 
+    folders = list(dict.fromkeys(folders))
     logs = dict(zip(_names(folders), map(read_log, folders), strict=True))
     figure, axes = plt.subplots(1, 3, figsize=(13, 4), layout="constrained")
     names = list(dict.fromkeys(name for log in logs.values() for name in _families(log)))
@@ -65,8 +66,8 @@ def draw_curves(folders: Sequence[Path], path: Path) -> Path:
 
 
 def _names(folders: Sequence[Path]) -> list[str]:
-    """What tells runs apart: the last parts of their paths, as many as it takes."""
-    paths = [folder.absolute().parts for folder in dict.fromkeys(folders)]
+    """What tells folders apart: the last parts of their paths, as many as it takes."""
+    paths = [folder.absolute().parts for folder in folders]
     for count in range(1, max(map(len, paths)) + 1):
         names = ["/".join(parts[-count:]) for parts in paths]
         if len(set(names)) == len(names):

@@ -102,11 +102,8 @@ class Trainer:
         total = torch.zeros((), device=self.device)
         for start in range(0, len(images), size):
             part = slice(start, start + size)
-            draws = Draws(seeds[part], self.device)
-            last = start + size >= len(images)
-            # Levels that are recomputed drop the same activations again in the backward pass.
-            with parallel.accumulating(self.loss, last), seeded(self.denoiser, draws.seeds):
-                loss = self._loss(images[part], labels[part], structure, seeds[part], draws)
+            with parallel.accumulating(self.loss, last=start + size >= len(images)):
+                loss = self._loss(images[part], labels[part], structure, seeds[part])
                 mean = loss.sum() / len(images)
                 (mean * self.scaler.scale).backward()
             total += mean.detach()
@@ -121,21 +118,16 @@ class Trainer:
         Else the first step after a resume would add them up in another order than it did before.
         """
         structure = self.family.structure(derive_seed(self.config.seed, "settle"))
-        seeds = list(range(len(images)))
-        draws = Draws(seeds, self.device)
-        with seeded(self.denoiser, draws.seeds):
-            self._loss(images, labels, structure, seeds, draws).sum().backward()
+        self._loss(images, labels, structure, list(range(len(images)))).sum().backward()
         self.optimizer.zero_grad()
         self._settled = True
 
-    def _loss(
-        self, images: Tensor, labels: Tensor, structure: Any, seeds: list[int], draws: Draws
-    ) -> Tensor:
-        """Loss `[n]` of images (uint8), with everything random by their seeds; draws: the same
-        seeds on the device."""
+    def _loss(self, images: Tensor, labels: Tensor, structure: Any, seeds: list[int]) -> Tensor:
+        """Loss `[n]` of uint8 images `[n, C, h, w]`, with everything random by their seeds."""
         config = self.config
         clean = to_float(images.to(self.device, non_blocking=True))
         labels = labels.to(self.device, non_blocking=True)
+        draws = Draws(seeds, self.device)
         augment_labels = None
         if self.augment:
             clean, augment_labels = self.augment(clean, Draws(seeds))
@@ -146,7 +138,7 @@ class Trainer:
         mmse_share = 1.0 if config.mse_train else config.mmse_share
         sigma = draw_sigma(draws, config.P_mean, config.P_std, mmse_share)
         noise = draws.normal(clean.shape[1:], "noise")
-        with self.autocast():
+        with self.autocast(), seeded(self.denoiser, draws.seeds):
             task = self.tasks.index(structure) if self.tasks else 0
             return self.loss(clean, sigma, noise, problem, task, augment_labels)
 
