@@ -422,7 +422,7 @@ GEN_REFUSALS = [
     ("--degradation=Blurr", "'Blurr' MotionBlur"),
     ("--sampler=best", "'best' heun mmse"),
     ("--sampler-opt=speed=1", "'speed' mmse sigma"),
-    ("--sampler-opt=sigma=big", "sigma 'big' float"),
+    ("--sampler-opt=sigma=big", "sigma 'big' number"),
     ("--sampler-opt=sigma=-1", "sigma -1 between"),
     ("--sampler-opt=heun.num_steps=8", "heun.num_steps sampler"),
     ("--sampler-opt=sigma", "'sigma' key=value"),
