@@ -167,7 +167,7 @@ def test_results_do_not_depend_on_the_batch(home: Path, tmp_path: Path) -> None:
         )  # fmt: skip
         assert result.exit_code == 0, result.output
         found.append([cell["psnr"]["mean"] for cell in cells(out, "MotionBlur").values()])
-        particles = cells(out, "MotionBlur")["MCGdiff"]
+        particles = cells(out, "MotionBlur")["mcgdiff"]
         assert particles["evaluations"] == particles["network_calls"] == 2 * 4 + 1
     assert found[0] == pytest.approx(found[1], abs=2e-3)
 
