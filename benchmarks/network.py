@@ -140,7 +140,9 @@ def workload(cell: Cell, denoiser: Denoiser, operator: Degradation) -> Callable[
         with autocast():
             denoiser(clean, sigma, known)
 
-    denoiser.eval()
+    denoiser.eval().requires_grad_(False)
+    if cell.path != "plain":
+        denoiser.cast_linear(DTYPES[cell.precision])
     return sample if cell.stage == "sampling" else forward
 
 

@@ -201,7 +201,7 @@ def zero_shot(name: str) -> bool:
 )  # fmt: skip
 def main(net: Path, families: Sequence[str], images: int, names: Sequence[str]) -> None:
     """Quality of a network's samples against the number of evaluations."""
-    denoiser = load_frozen(net, torch.device("cpu"))
+    denoiser = load_frozen(net, torch.device("cpu"), torch.float32)
     if not isinstance(denoiser, Denoiser):
         raise click.ClickException(f"{net} holds an analytic prior: benchmarks.posterior is for it")
     found = rows(denoiser, families, names, images)

@@ -106,7 +106,7 @@ class Generation:
                 f"leave them out of --metrics {self.metrics}, or the noise out"
             )
         solvers = solvers_of(self.samplers, self.sampler_opt)
-        denoiser = load_frozen(self.net, device, self.recompute)
+        denoiser = load_frozen(self.net, device, DTYPES[self.precision], self.recompute)
         if self.compiled:
             compile_network(denoiser, device)
         check_samplers(self.net, self.samplers)

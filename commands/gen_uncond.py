@@ -69,7 +69,7 @@ class Unconditional:
     def _build(self, device: torch.device) -> None:
         self.names = chosen("metric", self.metrics, _METRICS)
         solver = solvers_of([self.sampler], self.sampler_opt)[self.sampler]
-        denoiser = load_frozen(self.net, device, self.recompute)
+        denoiser = load_frozen(self.net, device, DTYPES[self.precision], self.recompute)
         if self.compiled:
             compile_network(denoiser, device)
         check_samplers(self.net, [self.sampler])

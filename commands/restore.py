@@ -62,7 +62,7 @@ class Restoration:
             self.request.check()
             solver = make_solver(self.sampler, self.sampler_opt)
             self._check_out()
-            denoiser = load_frozen(self.net, device, self.recompute)
+            denoiser = load_frozen(self.net, device, DTYPES[self.precision], self.recompute)
             self._check_network(denoiser, solver)
             check_samplers(self.net, [self.sampler] if self.samples else [])
             task = pose(self.request, denoiser.config.image_shape, device)

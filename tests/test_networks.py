@@ -564,6 +564,19 @@ def test_bfloat16_autocast_stays_close(family: str) -> None:
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_weights_cast_for_good_compute_what_autocast_does(dtype: torch.dtype) -> None:
+    denoiser, problem = tiny(num_classes=3), make_problem("MotionBlur")
+    x, sigma = noisy()
+    problem = dataclasses.replace(problem, class_labels=torch.tensor([0, 2]))
+    with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+        expected = denoiser(x, sigma, problem)
+        denoiser.cast_linear(dtype)
+        assert torch.equal(denoiser(x, sigma, problem), expected)
+    assert {p.dtype for p in denoiser.net.down_levels.parameters() if p.ndim == 2} == {dtype}
+
+
+@torch.no_grad()
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.uint8])
 def test_output_is_float32_for_any_input(dtype: torch.dtype) -> None:
     x = (torch.rand(2, *SHAPE) * 3).to(dtype)

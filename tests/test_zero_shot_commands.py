@@ -111,8 +111,8 @@ def peak(denoiser: Denoiser) -> tuple[int, torch.Tensor]:
 
 def test_recomputing_takes_less_memory(home: Path) -> None:
     cpu = torch.device("cpu")
-    kept, expected = peak(load_frozen(home / "plain.safetensors", cpu))
-    less, found = peak(load_frozen(home / "plain.safetensors", cpu, recompute=True))
+    kept, expected = peak(load_frozen(home / "plain.safetensors", cpu, torch.float32))
+    less, found = peak(load_frozen(home / "plain.safetensors", cpu, torch.float32, recompute=True))
     torch.testing.assert_close(found, expected)
     assert less < 0.6 * kept
 
@@ -150,10 +150,11 @@ def test_weights_take_no_gradients(
 
 def test_a_prior_recomputes_nothing(home: Path, tmp_path: Path) -> None:
     prior = GaussianMixture.gaussian(torch.zeros(768), torch.eye(768), (3, 16, 16))
-    save_weights(tmp_path / "prior.safetensors", prior, {})
+    prior_path, cpu = tmp_path / "prior.safetensors", torch.device("cpu")
+    save_weights(prior_path, prior, {})
     with pytest.raises(ValueError, match="--recompute is for networks, and --net names an analyt"):
-        load_frozen(tmp_path / "prior.safetensors", torch.device("cpu"), recompute=True)
-    assert len(load_frozen(tmp_path / "prior.safetensors", torch.device("cpu"))) == 1
+        load_frozen(prior_path, cpu, torch.float32, recompute=True)
+    assert len(load_frozen(prior_path, cpu, torch.float32)) == 1
 
 
 def test_results_do_not_depend_on_the_batch(home: Path, tmp_path: Path) -> None:
