@@ -166,7 +166,9 @@ def mix(measured: Tensor, y: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     measured, y, weight, bias = (x.to(dtype) for x in (measured, y, weight, bias))
     of_y, of_x = weight[:, :1], weight[:, 1:]
     if measured.ndim == 3:
-        return of_x @ measured + of_y * y + bias[:, None]
+        # matmul would fold the batch into one product, with a transposed copy on either side.
+        mixed = torch.bmm(of_x.expand(len(measured), -1, -1), measured)
+        return mixed + of_y * y + bias[:, None]
     # Many stacks of few values: one product with a larger matrix instead of many small ones.
     eye = torch.eye(n, dtype=weight.dtype, device=weight.device)
     linear = torch.nn.functional.linear

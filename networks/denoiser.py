@@ -76,9 +76,10 @@ class Denoiser(nn.Module):
 
         For use under `torch.autocast` to that dtype, which would cast them again at every call:
         the estimates are the same, in less memory and time. There is nothing to train afterwards.
+        Those of the feature degradation layers, where part is done in float32, stay as they are.
         """
-        for layer in self.net.modules():
-            if isinstance(layer, nn.Linear):
+        for name, layer in self.net.named_modules():
+            if isinstance(layer, nn.Linear) and not name.endswith("deg_linear"):
                 layer.to(dtype)
 
     def components(
