@@ -9,7 +9,7 @@ kept activations are scaled by 1/(1 − p) of that p.
 import functools
 import math
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -56,22 +56,24 @@ def seeded(network: nn.Module, seeds: Tensor) -> Iterator[None]:
             layer.seeds = None
 
 
-def repeated(module: nn.Module) -> AbstractContextManager[None]:
-    """A context in which a module drops what it drops now: for computing a pass once more."""
-    layers = [(x, x.seeds, x.layer) for x in module.modules() if isinstance(x, Dropout)]
+class Repeated:
+    """A context in which a module drops what it dropped when this was made.
 
-    @contextmanager
-    def context() -> Iterator[None]:
-        others = [layer.seeds for layer, _, _ in layers]
-        for layer, seeds, number in layers:
+    For computing a pass once more, in every backward pass that asks for it.
+    """
+
+    def __init__(self, module: nn.Module):
+        self.layers = [(x, x.seeds, x.layer) for x in module.modules() if isinstance(x, Dropout)]
+        self.others: list[Tensor | None] = []
+
+    def __enter__(self) -> None:
+        self.others = [layer.seeds for layer, _, _ in self.layers]
+        for layer, seeds, number in self.layers:
             layer.seeds, layer.layer = seeds, number
-        try:
-            yield
-        finally:
-            for (layer, _, _), seeds in zip(layers, others, strict=True):
-                layer.seeds = seeds
 
-    return context()
+    def __exit__(self, *error: object) -> None:
+        for (layer, _, _), seeds in zip(self.layers, self.others, strict=True):
+            layer.seeds = seeds
 
 
 # One operation to a compiler, which would otherwise draw the numbers again wherever they are used.

@@ -18,7 +18,7 @@ from degradation import Problem
 from degradation.base import full_precision
 from degradation.features import FeatureMap, mix
 from networks.attention import Attention, backend_in_use, make_attention
-from networks.dropout import Dropout, repeated
+from networks.dropout import Dropout, Repeated
 from networks.layers import (
     AdaRMSNorm,
     AxialRoPE,
@@ -53,6 +53,7 @@ class LevelConfig:
             optional = name in ("kernel", "d_ff")
             if not (optional and getattr(self, name) is None):
                 _require_positive(name, getattr(self, name))
+        _require_bool("joint", self.joint)
         if self.width % self.d_head:
             raise ValueError(f"d_head {self.d_head} must divide the width {self.width}")
         if not 0 <= self.dropout < 1:
@@ -83,6 +84,9 @@ class NetworkConfig:
             _require_positive("image_shape", side)
         for name in ("patch", "out_mult", "mapping_width", "mapping_depth", "logvar_channels"):
             _require_positive(name, getattr(self, name))
+        if self.mapping_d_ff is not None:
+            _require_positive("mapping_d_ff", self.mapping_d_ff)
+        _require_bool("consistent", self.consistent)
         if self.in_mult not in (1, 2):
             raise ValueError(f"in_mult {self.in_mult} must be 1 or 2")
         if not isinstance(self.num_classes, int) or self.num_classes < 0:
@@ -107,6 +111,11 @@ class NetworkConfig:
 def _require_positive(name: str, value: object) -> None:
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         raise ValueError(f"{name} {value} must be a whole number of at least 1")
+
+
+def _require_bool(name: str, value: object) -> None:
+    if not isinstance(value, bool):
+        raise ValueError(f"{name} {value} must be true or false")
 
 
 class FeatureDegradation(nn.Module):
@@ -361,7 +370,7 @@ def _checkpoint(block: nn.Module, x: Tensor, *others: object) -> Tensor:
     """A block whose activations the backward pass computes again, with the same dropout."""
     if torch.compiler.is_compiling():  # a compiler repeats what its graph did
         return checkpoint(block, x, *others, use_reentrant=False)
-    contexts = nullcontext(), repeated(block)
+    contexts = nullcontext(), Repeated(block)
     return checkpoint(block, x, *others, use_reentrant=False, context_fn=lambda: contexts)
 
 

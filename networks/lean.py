@@ -2,6 +2,7 @@
 
 What can be computed again from the input is: a training step on a CPU, or without a compiler, then
 needs less memory and moves less of it. A compiler makes this choice itself and gets the formulas.
+There are no second derivatives: autograd refuses them.
 """
 
 from typing import Any

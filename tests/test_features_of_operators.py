@@ -94,6 +94,15 @@ def test_features_are_made_once_for_a_problem():
     assert problem[:1].features(2) is not problem.features(2)
 
 
+def test_features_made_under_autocast_are_exact():
+    operator = operators()["matrix"]
+    y, tokens = operator.H(gaussian(2, *SHAPE)), gaussian(2, 6, 12, 240, seed=3)
+    with torch.autocast("cpu", torch.bfloat16):
+        short = Problem(operator, y, 0.1).features(PATCH)
+    exact = Problem(operator, y, 0.1).features(PATCH)
+    assert torch.equal(short.H_pinv(short.H(tokens)), exact.H_pinv(exact.H(tokens)))
+
+
 def test_what_was_made_without_gradients_serves_with_them():
     operator = operators()["matrix"]
     problem = Problem(operator, operator.H(gaussian(2, *SHAPE, seed=4)))

@@ -680,6 +680,8 @@ def test_operations_of_the_paper() -> None:
         ({"sigma_data": 0.0}, "sigma_data 0.0 must be a positive number"),
         ({"sigma_data": None}, "sigma_data None must be a positive number"),
         ({"mapping_width": 33}, "mapping_width 33 must be even"),
+        ({"mapping_d_ff": -5}, "mapping_d_ff -5 must be a whole number of at least 1"),
+        ({"consistent": "no"}, "consistent no must be true or false"),
     ],
 )
 def test_sizes_that_no_network_has(change: dict[str, Any], sentence: str) -> None:
@@ -695,6 +697,7 @@ def test_sizes_that_no_network_has(change: dict[str, Any], sentence: str) -> Non
         ({"depth": "1"}, "depth 1 must be a whole number of at least 1"),
         ({"kernel": 0}, "kernel 0 must be a whole number of at least 1"),
         ({"d_ff": -1}, "d_ff -1 must be a whole number of at least 1"),
+        ({"joint": "x"}, "joint x must be true or false"),
         ({"dropout": 1.0}, "dropout 1.0 must be at least 0 and less than 1"),
     ],
 )
