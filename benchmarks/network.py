@@ -2,8 +2,8 @@
 
 `python -m benchmarks.network` prints a table and writes results/network-<device>.json. Every row
 is measured in a process of its own, whose peak memory it shows. The plain path is dense masked
-attention, complex transforms and stored pseudo-inverses, eager (tests/plain_*.py). The ceiling is
-that of a large matrix product on the same machine.
+attention, complex transforms, stored pseudo-inverses, norms and gates by their formulas, eager
+(tests/plain_*.py). The ceiling is that of a large matrix product on the same machine.
 """
 
 import dataclasses
