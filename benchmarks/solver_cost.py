@@ -34,8 +34,7 @@ from metrics.evaluate import seconds_now
 from metrics.results import environment, plain, replacing, table
 from networks import Denoiser, make_config
 from networks.presets import PRESETS
-from samplers import Solver, make_solver, solver_names
-from samplers.base import Particles
+from samplers import CountingDenoiser, Solver, make_solver, solver_names
 
 RESULTS = Path(__file__).parent / "results"
 FAMILIES: dict[str, tuple[Family, Any]] = {
@@ -60,18 +59,16 @@ EXACT = {"inner": "exact", "ode_steps": "2"}
 
 
 class Clocked:
-    """A denoiser that counts its evaluations, and takes the time of each and of its way back."""
+    """Takes the time of a denoiser, and of the way back through it."""
 
     def __init__(self, denoiser: Denoiser, device: torch.device):
         self.denoiser, self.device = denoiser, device
-        self.evaluations = self.backward_passes = 0
         self.seconds = 0.0
 
     def __call__(self, x: Tensor, sigma: Tensor | float, problem: Problem) -> Tensor:
         start = seconds_now(self.device)
         estimate = self.denoiser(x, sigma, problem)
         self.seconds += seconds_now(self.device) - start
-        self.evaluations += problem.count if isinstance(problem, Particles) else 1
         if estimate.requires_grad:
             estimate.register_hook(lambda gradient: self._turn(-1))
             x.register_hook(lambda gradient: self._turn(1))
@@ -80,7 +77,6 @@ class Clocked:
     def _turn(self, sign: int) -> None:
         """The way back begins (-1) or ends (1)."""
         self.seconds += sign * seconds_now(self.device)
-        self.backward_passes += sign > 0
 
 
 def cases(names: Sequence[str]) -> dict[str, Solver]:
@@ -102,14 +98,15 @@ def measure(
     draws = Draws(range(len(problem)), device)
     noise = draws.normal(problem.degradation.image_shape, "latent")
     clock = Clocked(denoiser, device)
+    counter = CountingDenoiser(clock, len(problem))
     start = seconds_now(device)
     with torch.no_grad(), torch.autocast(device.type, precision, precision != torch.float32):
-        solver(clock, noise, problem, draws)
+        solver(counter, noise, problem, draws)
     other = seconds_now(device) - start - clock.seconds
     return {
-        "evaluations": clock.evaluations, "backward_passes": clock.backward_passes,
-        "denoiser_ms": 1e3 * clock.seconds / clock.evaluations,
-        "solver_ms": 1e3 * other / clock.evaluations, "share": other / clock.seconds,
+        "evaluations": counter.calls, "backward_passes": counter.backward_passes,
+        "denoiser_ms": 1e3 * clock.seconds / counter.calls,
+        "solver_ms": 1e3 * other / counter.calls, "share": other / clock.seconds,
     }  # fmt: skip
 
 

@@ -63,7 +63,7 @@ def test_costs_and_needs(name: str) -> None:
     if name in COUNTS:  # which a test of its own makes sure of
         assert told == COUNTS[name]
         return
-    counter = CountingDenoiser(lambda x, sigma, problem: 0.5 * x)
+    counter = CountingDenoiser(lambda x, sigma, problem: 0.5 * x, 1)
     problem = Problem(Mask(torch.ones(1, 1, 1, 2), (1, 1, 2)), torch.zeros(1, 2), 0.1)
     make_solver(name)(counter, torch.zeros(1, 1, 1, 2), problem, Draws([0]))
     assert told == (counter.calls, counter.backward_passes)
