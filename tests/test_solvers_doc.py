@@ -85,6 +85,24 @@ def test_the_quality_is_that_of_the_result_file() -> None:
         assert f"{min(told):.1f} to {max(told):.1f} dB with" in TEXT
 
 
+def test_samples_explain_y_as_the_result_file_says() -> None:
+    rows = result("solver-quality")["rows"]
+    found = {(row["sampler"], row["family"], row["num_steps"]): row["consistency"] for row in rows}
+
+    def short(value: float) -> str:
+        return f"{value:.0e}".replace("e-0", "e-")
+
+    def told(family: str, *steps: int) -> str:
+        return ", ".join(f"{short(found['pigdm', family, n])} in {n}" for n in steps)
+
+    patches, blur = told("MissingPatches", 4, 8, 16, 64), told("MotionBlur", 4)
+    assert f"(with patches {patches}; with blur {blur})" in TEXT
+    most = max(value for key, value in found.items() if key[0] == "diffpir")
+    assert f"mean square of {short(most)} at most" in TEXT
+    others = [value for key, value in found.items() if key[0] not in ("diffpir", "pigdm")]
+    assert max(others) < 1e-12
+
+
 @pytest.mark.parametrize("path", re.findall(r"\]\((?!http)([^)#]+)\)", TEXT))
 def test_linked_files_are_there(path: str) -> None:
     assert (ROOT / "docs" / path).exists()
