@@ -1,11 +1,11 @@
 """What each solver takes beside its denoiser: time of an evaluation, share of the denoiser's.
 
-    python -m benchmarks.solver_cost
+    python -m benchmarks.solver_cost --name solver-cost
 
 A network of a preset with random weights stands for the unconditional denoiser of zero-shot
 solvers. Clocks around it, and around the way back through it where a solver differentiates,
 leave what the solver does itself: operators, draws, moves. Prints a table, writes
-results/solver-cost-<device>.json.
+results/NAME-<device>.json.
 """
 
 import json
@@ -20,6 +20,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 import zero_shot  # noqa: F401  makes its names known
+from benchmarks.naming import name_option
 from commands.allocation import keep_memory
 from degradation import (
     Draws,
@@ -145,30 +146,32 @@ def cost_table(rows: Iterable[Mapping[str, Any]]) -> str:
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
 @click.option("--preset", type=click.Choice(list(PRESETS)), default="FFHQ64")
-@click.option("--batch", default=4, help="Images restored at once.")
+@click.option("--batch", type=click.IntRange(1), default=4, help="Images restored at once.")
 @click.option("--precision", type=click.Choice(list(DTYPES)), default="bf16")
 @click.option(
     "--solver", "names", type=click.Choice(solver_names()), multiple=True,
     help="Only these; may be repeated.",
 )  # fmt: skip
-def main(preset: str, batch: int, precision: str, names: Sequence[str]) -> None:
+@name_option
+def main(preset: str, batch: int, precision: str, names: Sequence[str], name: str | None) -> None:
     """Time that solvers take beside their denoiser; on the GPU if there is one."""
     keep_memory()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.manual_seed(0)
     denoiser = Denoiser(make_config(preset, "unconditional")).to(device)
     denoiser.eval().requires_grad_(False)
+    denoiser.cast_linear(DTYPES[precision])  # as commands do
     solvers = cases(names or solver_names())
     found = rows(denoiser, solvers, batch, DTYPES[precision])
     print(cost_table(found))
-    if names:
+    if name is None:
         return
     record = {
         "preset": preset, "batch": batch, "precision": precision, "rows": found,
         "options": {name: asdict(solver) for name, solver in solvers.items()},  # type: ignore
         "threads": torch.get_num_threads(), "environment": environment(),
     }  # fmt: skip
-    with replacing(RESULTS / f"solver-cost-{device.type}.json") as path:
+    with replacing(RESULTS / f"{name}-{device.type}.json") as path:
         path.write_text(json.dumps(plain(record), indent=1) + "\n", encoding="utf-8")
 
 
