@@ -1,9 +1,10 @@
 """Speed and memory of a network: forward pass, training step, sampling, against the plain path.
 
-`python -m benchmarks.network` prints a table and writes results/network-<device>.json. Every row
-is measured in a process of its own, whose peak memory it shows. The plain path is dense masked
-attention, complex transforms, stored pseudo-inverses, norms and gates by their formulas, eager
-(tests/plain_*.py). The ceiling is that of a large matrix product on the same machine.
+`python -m benchmarks.network --name network` prints a table and writes
+results/network-<device>.json. Every row is measured in a process of its own, whose peak memory it
+shows. The plain path is dense masked attention, complex transforms, stored pseudo-inverses, norms
+and gates by their formulas, eager (tests/plain_*.py). The ceiling is that of a large matrix product
+on the same machine.
 """
 
 import dataclasses
@@ -23,7 +24,9 @@ import click
 import torch
 from torch import Tensor, nn
 
+from benchmarks.naming import name_option
 from commands.allocation import keep_memory
+from commands.cli import one_sentence_errors
 from degradation import Degradation, Draws, MatrixDegradation, MissingPatches, MotionBlur, Problem
 from metrics.results import environment, replacing, table
 from networks import Denoiser, NetworkConfig, layers, make_config
@@ -32,6 +35,7 @@ from networks.attention import BACKENDS, use_backend
 from networks.attention.tiled import GlobalAttention
 from networks.dropout import seeded
 from networks.flops import count_operations
+from networks.presets import PRESETS
 from samplers import Heun
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
@@ -333,16 +337,24 @@ def _choice(values: Sequence[str]) -> Callable[..., list[str]]:
 
 
 @click.command()
-@click.option("--preset", default="FFHQ64", show_default=True)
-@click.option("--divide", default=1, show_default=True, help="Divide the widths by this.")
-@click.option("--batch", default=8, show_default=True)
+@click.option("--preset", type=click.Choice(list(PRESETS)), default="FFHQ64", show_default=True)
+@click.option(
+    "--divide", type=click.IntRange(1), default=1, show_default=True,
+    help="Divide the widths by this.",
+)  # fmt: skip
+@click.option("--batch", type=click.IntRange(1), default=8, show_default=True)
 @click.option("--families", default=",".join(FAMILIES), callback=_choice(list(FAMILIES)))
 @click.option("--precisions", default="fp32,bf16", callback=_choice(list(DTYPES)))
 @click.option("--stages", default="forward", callback=_choice(STAGES))
 @click.option("--paths", default=",".join(PATHS), callback=_choice(PATHS))
-@click.option("--steps", default=32, show_default=True, help="Heun steps of a sampling run.")
-@click.option("--threads", default=torch.get_num_threads(), help="CPU threads.")
-@click.option("--name", default="network", show_default=True, help="Name of the result file.")
+@click.option(
+    "--steps", type=click.IntRange(2), default=32, show_default=True,
+    help="Heun steps of a sampling run.",
+)  # fmt: skip
+@click.option(
+    "--threads", type=click.IntRange(1), default=torch.get_num_threads(), help="CPU threads."
+)
+@name_option
 def main(
     preset: str,
     divide: int,
@@ -353,12 +365,9 @@ def main(
     paths: list[str],
     steps: int,
     threads: int,
-    name: str,
+    name: str | None,
 ) -> None:
     """Measure on the GPU if there is one."""
-    ceilings = {precision: alone(ceiling, DTYPES[precision], threads) for precision in precisions}
-    print("ceiling of a matrix product, TFLOP/s:", {k: round(v, 3) for k, v in ceilings.items()})
-    rows: list[dict[str, Any]] = []
     cells = [
         Cell(preset, divide, batch, family, precision, stage, path, steps)
         for stage in stages
@@ -366,11 +375,19 @@ def main(
         for family in families
         for path in paths
     ]
+    with one_sentence_errors():
+        for cell in cells:
+            configuration(cell)
+    ceilings = {precision: alone(ceiling, DTYPES[precision], threads) for precision in precisions}
+    print("ceiling of a matrix product, TFLOP/s:", {k: round(v, 3) for k, v in ceilings.items()})
+    rows: list[dict[str, Any]] = []
     for cell in cells:
         rows.append(alone(measure, cell, threads))
         print(f"{cell.stage} {cell.precision} {cell.family} {cell.path}:"
               f" {rows[-1]['seconds']:.3f} s", flush=True)  # fmt: skip
     print(show(rows, ceilings))
+    if name is None:
+        return
     with replacing(RESULTS / f"{name}-{device().type}.json") as path:
         record = {"threads": threads, "ceiling_tflop_per_second": ceilings, "rows": rows,
                   "environment": environment()}  # fmt: skip

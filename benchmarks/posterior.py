@@ -80,7 +80,7 @@ def solve(
     solver: Solver, prior: GaussianMixture, exact: GaussianMixture, problem: Problem, count: int
 ) -> Run:
     """`count` samples of a problem (a batch of one) whose posterior is `exact`."""
-    denoiser = CountingDenoiser(prior if isinstance(solver, ZeroShot) else exact)
+    denoiser = CountingDenoiser(prior if isinstance(solver, ZeroShot) else exact, count)
     seeds = [derive_seed("solve", i) for i in range(count)]
     noise = Draws(seeds).normal(problem.degradation.image_shape, "latent").double()
     start = time.perf_counter()

@@ -1,11 +1,11 @@
 """What each solver takes beside its denoiser: time of an evaluation, share of the denoiser's.
 
-    python -m benchmarks.solver_cost
+    python -m benchmarks.solver_cost --name solver-cost
 
 A network of a preset with random weights stands for the unconditional denoiser of zero-shot
 solvers. Clocks around it, and around the way back through it where a solver differentiates,
 leave what the solver does itself: operators, draws, moves. Prints a table, writes
-results/solver-cost-<device>.json.
+results/NAME-<device>.json.
 """
 
 import json
@@ -20,6 +20,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 import zero_shot  # noqa: F401  makes its names known
+from benchmarks.naming import name_option
 from commands.allocation import keep_memory
 from degradation import (
     Draws,
@@ -34,8 +35,7 @@ from metrics.evaluate import seconds_now
 from metrics.results import environment, plain, replacing, table
 from networks import Denoiser, make_config
 from networks.presets import PRESETS
-from samplers import Solver, make_solver, solver_names
-from samplers.base import Particles
+from samplers import CountingDenoiser, Solver, make_solver, solver_names
 
 RESULTS = Path(__file__).parent / "results"
 FAMILIES: dict[str, tuple[Family, Any]] = {
@@ -60,18 +60,16 @@ EXACT = {"inner": "exact", "ode_steps": "2"}
 
 
 class Clocked:
-    """A denoiser that counts its evaluations, and takes the time of each and of its way back."""
+    """Takes the time of a denoiser, and of the way back through it."""
 
     def __init__(self, denoiser: Denoiser, device: torch.device):
         self.denoiser, self.device = denoiser, device
-        self.evaluations = self.backward_passes = 0
         self.seconds = 0.0
 
     def __call__(self, x: Tensor, sigma: Tensor | float, problem: Problem) -> Tensor:
         start = seconds_now(self.device)
         estimate = self.denoiser(x, sigma, problem)
         self.seconds += seconds_now(self.device) - start
-        self.evaluations += problem.count if isinstance(problem, Particles) else 1
         if estimate.requires_grad:
             estimate.register_hook(lambda gradient: self._turn(-1))
             x.register_hook(lambda gradient: self._turn(1))
@@ -80,7 +78,6 @@ class Clocked:
     def _turn(self, sign: int) -> None:
         """The way back begins (-1) or ends (1)."""
         self.seconds += sign * seconds_now(self.device)
-        self.backward_passes += sign > 0
 
 
 def cases(names: Sequence[str]) -> dict[str, Solver]:
@@ -102,14 +99,15 @@ def measure(
     draws = Draws(range(len(problem)), device)
     noise = draws.normal(problem.degradation.image_shape, "latent")
     clock = Clocked(denoiser, device)
+    counter = CountingDenoiser(clock, len(problem))
     start = seconds_now(device)
     with torch.no_grad(), torch.autocast(device.type, precision, precision != torch.float32):
-        solver(clock, noise, problem, draws)
+        solver(counter, noise, problem, draws)
     other = seconds_now(device) - start - clock.seconds
     return {
-        "evaluations": clock.evaluations, "backward_passes": clock.backward_passes,
-        "denoiser_ms": 1e3 * clock.seconds / clock.evaluations,
-        "solver_ms": 1e3 * other / clock.evaluations, "share": other / clock.seconds,
+        "evaluations": counter.calls, "backward_passes": counter.backward_passes,
+        "denoiser_ms": 1e3 * clock.seconds / counter.calls,
+        "solver_ms": 1e3 * other / counter.calls, "share": other / clock.seconds,
     }  # fmt: skip
 
 
@@ -148,30 +146,32 @@ def cost_table(rows: Iterable[Mapping[str, Any]]) -> str:
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
 @click.option("--preset", type=click.Choice(list(PRESETS)), default="FFHQ64")
-@click.option("--batch", default=4, help="Images restored at once.")
+@click.option("--batch", type=click.IntRange(1), default=4, help="Images restored at once.")
 @click.option("--precision", type=click.Choice(list(DTYPES)), default="bf16")
 @click.option(
     "--solver", "names", type=click.Choice(solver_names()), multiple=True,
     help="Only these; may be repeated.",
 )  # fmt: skip
-def main(preset: str, batch: int, precision: str, names: Sequence[str]) -> None:
+@name_option
+def main(preset: str, batch: int, precision: str, names: Sequence[str], name: str | None) -> None:
     """Time that solvers take beside their denoiser; on the GPU if there is one."""
     keep_memory()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.manual_seed(0)
     denoiser = Denoiser(make_config(preset, "unconditional")).to(device)
     denoiser.eval().requires_grad_(False)
+    denoiser.cast_linear(DTYPES[precision])  # as commands do
     solvers = cases(names or solver_names())
     found = rows(denoiser, solvers, batch, DTYPES[precision])
     print(cost_table(found))
-    if names:
+    if name is None:
         return
     record = {
         "preset": preset, "batch": batch, "precision": precision, "rows": found,
         "options": {name: asdict(solver) for name, solver in solvers.items()},  # type: ignore
         "threads": torch.get_num_threads(), "environment": environment(),
     }  # fmt: skip
-    with replacing(RESULTS / f"solver-cost-{device.type}.json") as path:
+    with replacing(RESULTS / f"{name}-{device.type}.json") as path:
         path.write_text(json.dumps(plain(record), indent=1) + "\n", encoding="utf-8")
 
 

@@ -1,10 +1,11 @@
 """Quality against the number of evaluations, of a trained network on held-out photos.
 
-    python -m benchmarks.solver_quality --net experiments/demo/weights.safetensors
+    python -m benchmarks.solver_quality --net experiments/demo/weights.safetensors \\
+        --name solver-quality
 
 Samplers that tell the network y, and zero-shot ones that use it as a denoiser of images alone, at
-growing numbers of steps and from the same noise. Prints a table, writes
-results/solver-quality.json and docs/solver-quality.png.
+growing numbers of steps and from the same noise. Prints a table, writes results/NAME.json and
+docs/NAME.png.
 """
 
 import io
@@ -21,10 +22,12 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
+from benchmarks.naming import name_option
+from commands.cli import check_once, one_sentence_errors
 from commands.loading import load_frozen
-from commands.methods import Restorer
+from commands.methods import Restorer, check_conditioning, check_operators, check_samplers
 from datautils.photos import Photos
-from degradation import GaussianNoise, get_family
+from degradation import Family, GaussianNoise, get_family
 from metrics.evaluate import Restored, restorations
 from metrics.pixel import consistency, psnr, to_uint8
 from metrics.results import environment, plain, replacing, table
@@ -34,8 +37,6 @@ from samplers import Solver, make_solver
 from zero_shot import ZeroShot
 
 ROOT = Path(__file__).resolve().parents[1]
-RESULTS = ROOT / "benchmarks" / "results" / "solver-quality.json"
-PICTURE = ROOT / "docs" / "solver-quality.png"
 STEPS = (4, 8, 16, 32, 64)
 STOCHASTIC = "heun, stochastic"
 SAMPLERS = ("euler", "heun", STOCHASTIC, "dpm", "deis", "ddrm", "ddnm", "diffpir", "pigdm")
@@ -101,7 +102,7 @@ def edges(x: Tensor) -> float:
 
 
 def rows(
-    net: Denoiser, families: Sequence[str], names: Sequence[str], images: int
+    net: Denoiser, families: Mapping[str, Family], names: Sequence[str], images: int
 ) -> list[dict[str, Any]]:
     """A row for each family, sampler and number of steps."""
     photos = Photos(net.config.image_shape[-1], "heldout", size=images)
@@ -112,7 +113,7 @@ def rows(
     }
     tallies: dict[tuple[str, str], Tally] = {}
     stream = restorations(
-        photos, {name: get_family(name) for name in families}, methods,
+        photos, families, methods,
         noise=GaussianNoise(0.0), indices=range(images), batch=32, seed=0,
         device=torch.device("cpu"),
     )  # fmt: skip
@@ -191,26 +192,46 @@ def zero_shot(name: str) -> bool:
     return isinstance(solver_of(name, 4), ZeroShot)
 
 
+def load_trained(net: Path, names: Sequence[str]) -> Denoiser:
+    """A network that all samplers can use. Raises ValueError for others, and for a prior."""
+    denoiser = load_frozen(net, torch.device("cpu"), torch.float32)
+    if not isinstance(denoiser, Denoiser):
+        raise ValueError(f"{net} holds an analytic prior: benchmarks.posterior is for it")
+    check_conditioning(net, denoiser, {MMSE: solver_of(MMSE, 1)}, "the photos")
+    check_samplers(net, names)
+    return denoiser
+
+
 @click.command(context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
 @click.option("--net", type=click.Path(path_type=Path), required=True, help="A weights file.")
 @click.option("--family", "families", multiple=True, default=["MotionBlur", "MissingPatches"])
-@click.option("--images", default=32, help="Held-out crops of each family.")
+@click.option("--images", type=click.IntRange(2), default=32, help="Held-out crops of each family.")
 @click.option(
     "--sampler", "names", type=click.Choice(SAMPLERS), multiple=True, default=SAMPLERS,
     show_default=False, help="Only these; may be repeated.",
 )  # fmt: skip
-def main(net: Path, families: Sequence[str], images: int, names: Sequence[str]) -> None:
+@name_option
+def main(
+    net: Path, families: Sequence[str], images: int, names: Sequence[str], name: str | None
+) -> None:
     """Quality of a network's samples against the number of evaluations."""
-    denoiser = load_frozen(net, torch.device("cpu"), torch.float32)
-    if not isinstance(denoiser, Denoiser):
-        raise click.ClickException(f"{net} holds an analytic prior: benchmarks.posterior is for it")
-    found = rows(denoiser, families, names, images)
+    with one_sentence_errors():
+        check_once("--sampler", names)
+        denoiser = load_trained(net, names)
+        drawn = {family: get_family(family) for family in families}
+        for family in drawn.values():
+            family.check(denoiser.config.image_shape)
+        solvers = {sampler: solver_of(sampler, STEPS[1]) for sampler in names}
+        check_operators(solvers, drawn, denoiser.config.image_shape)
+    found = rows(denoiser, drawn, names, images)
     print(quality_table(found))
+    if name is None:
+        return
     record = {"images": images, "network": read_summary(net), "rows": found,
               "threads": torch.get_num_threads(), "environment": environment()}  # fmt: skip
-    with replacing(RESULTS) as path:
+    with replacing(ROOT / "benchmarks" / "results" / f"{name}.json") as path:
         path.write_text(json.dumps(plain(record), indent=1) + "\n", encoding="utf-8")
-    draw(PICTURE, found)
+    draw(ROOT / "docs" / f"{name}.png", found)
 
 
 if __name__ == "__main__":

@@ -38,7 +38,7 @@ class Restorer:
     def __call__(self, problem: Problem, noise: Tensor, draws: Draws) -> Tensor:
         network = CountingDenoiser(self.denoiser)
         guided = network if self.guidance is None else Guided(network, self.guidance)
-        counter = CountingDenoiser(guided)
+        counter = CountingDenoiser(guided, len(problem))
         enabled = self.precision != torch.float32
         with torch.autocast(noise.device.type, self.precision, enabled=enabled):
             restored = self.solver(counter, noise, problem, draws)
@@ -48,7 +48,7 @@ class Restorer:
 
 def cost_of(counter: CountingDenoiser, network: CountingDenoiser) -> dict[str, int]:
     """What a restoration took, by the names it has in result files: the counter is the outermost
-    denoiser, the network the innermost."""
+    denoiser, told how many images there are, the network the innermost."""
     counts = counter.calls, counter.backward_passes, network.calls, network.backward_passes
     return dict(zip(COSTS, counts, strict=True))
 

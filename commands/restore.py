@@ -155,7 +155,7 @@ class Restoration:
             tiled = Tiled(
                 guided, task.tiling, self.batch, task.blur, task.exact, progress=bar.update
             )
-            counter = CountingDenoiser(tiled)
+            counter = CountingDenoiser(tiled, len(problem))
             images = solver(counter, noise, problem, draws)
         self.seconds[name] = seconds_now(device) - start
         self.cost[name] = cost_of(counter, network)

@@ -30,11 +30,11 @@ class FeatureMap(Protocol):
         """Back to tokens, regularised by the noise level."""
 
 
-class ImageFeatures:
-    """Any operator: the tokens become images and back. Measured: `[B, K, M]`."""
+class _Stacked:
+    """The tokens become images and back. Measured: `[B, K, M]`."""
 
-    def __init__(self, operator: Degradation, y: Tensor, noise_level: Tensor, patch: int):
-        self.operator, self.noise_level, self.patch = operator, noise_level, patch
+    def __init__(self, operator: Degradation, y: Tensor, patch: int):
+        self.operator, self.patch = operator, patch
         self.y = y[:, None]
 
     def H(self, tokens: Tensor) -> Tensor:
@@ -47,10 +47,21 @@ class ImageFeatures:
         return parts.permute(0, 3, 5, 4, 6, 1, 2).flatten(3)
 
     def _images(self, measured: Tensor) -> Tensor:
+        raise NotImplementedError
+
+
+class ImageFeatures(_Stacked):
+    """Any operator, by its own H†."""
+
+    def __init__(self, operator: Degradation, y: Tensor, noise_level: Tensor, patch: int):
+        super().__init__(operator, y, patch)
+        self.noise_level = noise_level
+
+    def _images(self, measured: Tensor) -> Tensor:
         return self.operator.H_pinv(measured, self.noise_level)
 
 
-class RowFeatures(ImageFeatures):
+class RowFeatures(_Stacked):
     """An operator whose H† is rowsᵀ·inverse: rows `[B, M, C·h·w]`, inverse `[B, M, M]`.
 
     The columns in the order of the tokens would spare nothing, because the stack lies inside the
@@ -58,7 +69,7 @@ class RowFeatures(ImageFeatures):
     """
 
     def __init__(self, operator: Degradation, y: Tensor, patch: int, rows: Tensor, inverse: Tensor):
-        super().__init__(operator, y, y.new_zeros(len(y)), patch)
+        super().__init__(operator, y, patch)
         self.rows, self.inverse = rows, inverse
 
     def _images(self, measured: Tensor) -> Tensor:

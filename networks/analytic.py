@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Self
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -119,10 +119,6 @@ class GaussianMixture:
             value = getattr(self, name)
             setattr(other, name, None if value is None else fn(value))
         return other
-
-    def compile(self, **options: Any) -> None:
-        """Raises ValueError: unlike a network, closed formulas have nothing to compile."""
-        raise ValueError("an analytic prior is no network, and has nothing to compile")
 
     @property
     def config(self) -> PriorConfig:

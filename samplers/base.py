@@ -3,7 +3,7 @@
 import dataclasses
 import typing
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol, Self
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -38,41 +38,22 @@ class Solver(Protocol):
     ) -> Tensor: ...
 
 
-class Particles(Problem):
-    """Problems `count` times over, in as many blocks: for that many images of each at once."""
-
-    count = 1
-
-    @classmethod
-    def of(cls, problem: Problem, count: int) -> Self:
-        """Of each problem as many as that."""
-        many = problem.expand(count)
-        found = cls(many.degradation, many.y, many.noise_level, many.class_labels)
-        object.__setattr__(found, "count", count)
-        return found
-
-    def with_classes(self, class_labels: Tensor | None) -> Self:
-        """The same measurements with other class labels."""
-        found = super().with_classes(class_labels)
-        object.__setattr__(found, "count", self.count)
-        return found
-
-
 class CountingDenoiser:
-    """Counts what a denoiser is asked for an image: outside guidance, the NFE of the tables.
+    """Counts the calls of a denoiser or, told how many images a solver works on, evaluations.
 
-    calls: evaluations, as many as there are `Particles` of an image in a call; backward_passes:
+    calls: as many as there were, whatever the batch; with `images` the NFE of the tables, in which
+    a call with several particles of each image is as many evaluations. backward_passes:
     vector-Jacobian products through them.
     """
 
-    def __init__(self, denoiser: Denoiser):
-        self.denoiser = denoiser
+    def __init__(self, denoiser: Denoiser, images: int | None = None):
+        self.denoiser, self.images = denoiser, images
         self.calls = 0
         self.backward_passes = 0
 
     def __call__(self, x: Tensor, sigma: Tensor | float, problem: Problem) -> Tensor:
         estimate = self.denoiser(x, sigma, problem)
-        count = problem.count if isinstance(problem, Particles) else 1
+        count = 1 if self.images is None else len(x) // self.images
         self.calls += count
         if estimate.requires_grad:
             estimate.register_hook(lambda gradient: self._count_backward(count))

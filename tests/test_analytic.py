@@ -264,11 +264,6 @@ def test_weights_must_be_shares(weights):
         GaussianMixture.from_covariances(weights, torch.zeros(2, D), covariances(1), SHAPE)
 
 
-def test_there_is_nothing_to_compile():
-    with pytest.raises(ValueError, match="an analytic prior is no network"):
-        mixture(covariances(1)).compile(dynamic=None)
-
-
 def test_shapes_must_fit():
     for means, variances, basis in (
         (torch.zeros(1, 2, D), torch.ones(1, 1, D), None),

@@ -341,6 +341,18 @@ def test_an_operator_that_is_too_large_is_refused(text):
         Large().check((3, 8, 8))
 
 
+@pytest.mark.parametrize("rows", [10**12, 10**15, 2**62, 10**19])
+def test_matrices_of_any_number_of_rows_are_refused(rows):
+    with pytest.raises(ValueError, match="not memory enough for one operator of MatrixDegradation"):
+        MatrixDegradation(min_rows=rows, max_rows=rows).check((3, 32, 32))
+
+
+@pytest.mark.parametrize("rows", [10**12, 10**15, 2**62, 10**19])
+def test_matrices_of_too_many_rows_are_refused(rows):
+    with pytest.raises(ValueError, match="not memory enough for one operator of MatrixDegradation"):
+        MatrixDegradation(min_rows=rows, max_rows=rows).check((3, 32, 32))
+
+
 def test_a_family_that_returns_no_operator_is_refused():
     class Nothing(Family):
         def sample(self, image_shape, structure, seeds, device="cpu"):

@@ -1,16 +1,14 @@
 """The examples of the README run as they stand there."""
 
-import math
 import re
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import torch
 
-from degradation import Degradation, Draws, Problem
+from degradation import Draws, Problem
 from networks import Denoiser, make_config, save_weights
-from samplers import make_solver, register
+from samplers import make_solver
 from samplers.base import _REGISTRY
 
 README = (Path(__file__).resolve().parents[1] / "README.md").read_text()
@@ -22,7 +20,8 @@ def example(word: str) -> str:
     return block
 
 
-def run(word: str, **names: object) -> dict[str, object]:
+def run(word: str) -> dict[str, object]:
+    names: dict[str, object] = {}
     exec(example(word), names)
     return names
 
@@ -36,7 +35,7 @@ def test_restoring_in_python(tmp_path, monkeypatch):
 
 
 def test_the_new_operator():
-    found = run("HalfBrightness", Degradation=Degradation, torch=torch, math=math)
+    found = run("HalfBrightness")
     operator = found["HalfBrightness"](2, (3, 4, 4))
     x = torch.randn(2, 3, 4, 4)
     torch.testing.assert_close(operator.H(x).view_as(x), x / 2)
@@ -45,7 +44,7 @@ def test_the_new_operator():
 
 def test_the_new_solver(monkeypatch):
     monkeypatch.setattr("samplers.base._REGISTRY", dict(_REGISTRY))
-    run("TwoSteps", register=register, dataclass=dataclass)
+    run("TwoSteps")
     problem = Problem.without_measurement(2, (3, 4, 4))
     solver = make_solver("two_steps", {"sigma": "0.5"})
     draws = Draws([0, 1])

@@ -1,15 +1,17 @@
-"""What `benchmarks/solver_cost.py` and `benchmarks/solver_quality.py` measure."""
+"""What `benchmarks/solver_cost.py` and `benchmarks/solver_quality.py` measure, and refuse."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from click.testing import CliRunner
 from helpers import gaussian
 from torch import Tensor
 
-from benchmarks import solver_cost, solver_quality
-from degradation import Draws, Mask, Problem
-from networks import Denoiser, make_config
+from benchmarks import network, solver_cost, solver_quality
+from degradation import Draws, Mask, MissingPatches, Problem
+from networks import Denoiser, GaussianMixture, make_config, save_weights
 from samplers import CountingDenoiser, make_solver, solver_names
 
 SHAPE = (3, 4, 4)
@@ -103,7 +105,7 @@ def test_samplers_take_about_the_evaluations_that_are_asked_for() -> None:
 
 def test_quality_of_a_network(tmp_path) -> None:
     net = Denoiser(make_config("tiny")).eval().requires_grad_(False)
-    rows = solver_quality.rows(net, ["MissingPatches"], ["euler"], 4)
+    rows = solver_quality.rows(net, {"MissingPatches": MissingPatches()}, ["euler"], 4)
     assert [row["evaluations"] for row in rows] == [1, *solver_quality.STEPS]
     assert all(row["psnr"] > 0 and row["detail"] >= 0 for row in rows)
     assert solver_quality.quality_table(rows).count("MissingPatches") == len(rows)
@@ -118,3 +120,91 @@ def test_detail_is_relative_to_the_photos() -> None:
     step = torch.zeros(1, 1, 2, 2)
     step[..., 1] = 3
     assert solver_quality.edges(step) == 6
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where benchmarks write, with a trained network, one of images alone, and a prior."""
+    for folder in ("benchmarks/results", "docs"):
+        (tmp_path / folder).mkdir(parents=True)
+    monkeypatch.setattr(solver_quality, "ROOT", tmp_path)
+    monkeypatch.setattr(solver_cost, "RESULTS", tmp_path / "benchmarks/results")
+    monkeypatch.setattr(solver_quality, "STEPS", (4, 8))
+    for name, conditioning in (("net", "invfusion"), ("plain", "unconditional")):
+        net = Denoiser(make_config("tiny", conditioning))
+        save_weights(tmp_path / f"{name}.safetensors", net, {})
+    save_weights(tmp_path / "mse.safetensors", Denoiser(make_config("tiny")), {"mse_train": True})
+    prior = GaussianMixture.gaussian(torch.zeros(768), torch.eye(768), (3, 16, 16))
+    save_weights(tmp_path / "prior.safetensors", prior, {})
+    (tmp_path / "text.md").write_text("no weights")
+    return tmp_path
+
+
+def written(home: Path) -> list[str]:
+    return sorted(p.name for p in home.rglob("*") if p.suffix in (".json", ".png"))
+
+
+@pytest.mark.parametrize("name", [(), ("--name=mine",)])
+def test_files_are_written_under_a_name_alone(home: Path, name: tuple[str, ...]) -> None:
+    result = CliRunner().invoke(
+        solver_quality.main,
+        [f"--net={home}/net.safetensors", "--family=Box", "--images=2", "--sampler=ddnm", *name],
+    )
+    assert result.exit_code == 0, result.output
+    assert result.output.count("ddnm") == 2
+    result = CliRunner().invoke(
+        solver_cost.main,
+        ["--preset=tiny", "--batch=1", "--precision=fp32", "--solver=dpm", *name],
+    )
+    assert result.exit_code == 0, result.output
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    assert written(home) == ([f"mine-{device}.json", "mine.json", "mine.png"] if name else [])
+
+
+def test_weights_are_kept_in_the_precision_that_is_measured(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    seen = []
+
+    def rows(denoiser: Denoiser, *arguments: Any) -> list[dict[str, Any]]:
+        seen.append({p.dtype for p in denoiser.parameters()})
+        return []
+
+    monkeypatch.setattr(solver_cost, "rows", rows)
+    for precision in ("bf16", "fp32"):
+        arguments = ["--preset=tiny", f"--precision={precision}", "--solver=dpm"]
+        assert CliRunner().invoke(solver_cost.main, arguments).exit_code == 0
+    assert torch.bfloat16 in seen[0] and seen[1] == {torch.float32}
+
+
+@pytest.mark.parametrize(
+    ("command", "arguments", "told"),
+    [
+        ("solver_quality", ["--net=nowhere"], "there is no weights file nowhere"),
+        ("solver_quality", ["--net={home}/text.md"], "text.md is no safetensors file"),
+        ("solver_quality", ["--net={home}/prior.safetensors"], "holds an analytic prior"),
+        ("solver_quality", ["--net={home}/plain.safetensors"], "is an unconditional denoiser"),
+        ("solver_quality", ["--net={home}/mse.safetensors"], "was trained for the one-step"),
+        ("solver_quality", ["--net={home}/net.safetensors", "--family=Bax"], "is it Box"),
+        ("solver_quality", ["--net={home}/net.safetensors", "--images=0"], "'--images'"),
+        ("solver_quality", ["--net={home}/net.safetensors", "--name=a/b"], "'--name'"),
+        ("solver_quality", ["--net=x", "--sampler=euler", "--sampler=euler"], "given twice"),
+        ("solver_cost", ["--batch=0"], "'--batch'"),
+        ("solver_cost", ["--name="], "'--name'"),
+        ("network", ["--preset=nope"], "'--preset'"),
+        ("network", ["--divide=0"], "'--divide'"),
+        ("network", ["--divide=3"], "width 128 is no multiple of 12"),
+        ("network", ["--batch=0"], "'--batch'"),
+        ("network", ["--steps=1"], "'--steps'"),
+        ("network", ["--threads=0"], "'--threads'"),
+    ],
+)
+def test_what_cannot_be_measured_is_refused_in_a_sentence(
+    home: Path, command: str, arguments: list[str], told: str
+) -> None:
+    module = {"solver_quality": solver_quality, "solver_cost": solver_cost, "network": network}
+    given = [argument.format(home=home) for argument in arguments]
+    result = CliRunner().invoke(module[command].main, given)
+    assert result.exit_code == 2, result.output
+    assert told in result.stderr.splitlines()[-1]
+    assert written(home) == []

@@ -63,7 +63,7 @@ def test_costs_and_needs(name: str) -> None:
     if name in COUNTS:  # which a test of its own makes sure of
         assert told == COUNTS[name]
         return
-    counter = CountingDenoiser(lambda x, sigma, problem: 0.5 * x)
+    counter = CountingDenoiser(lambda x, sigma, problem: 0.5 * x, 1)
     problem = Problem(Mask(torch.ones(1, 1, 1, 2), (1, 1, 2)), torch.zeros(1, 2), 0.1)
     make_solver(name)(counter, torch.zeros(1, 1, 1, 2), problem, Draws([0]))
     assert told == (counter.calls, counter.backward_passes)
@@ -83,6 +83,24 @@ def test_the_quality_is_that_of_the_result_file() -> None:
                 if row["family"] == family and not zero_shot(row["sampler"])]  # fmt: skip
         assert len(told) == 5
         assert f"{min(told):.1f} to {max(told):.1f} dB with" in TEXT
+
+
+def test_samples_explain_y_as_the_result_file_says() -> None:
+    rows = result("solver-quality")["rows"]
+    found = {(row["sampler"], row["family"], row["num_steps"]): row["consistency"] for row in rows}
+
+    def short(value: float) -> str:
+        return f"{value:.0e}".replace("e-0", "e-")
+
+    def told(family: str, *steps: int) -> str:
+        return ", ".join(f"{short(found['pigdm', family, n])} in {n}" for n in steps)
+
+    patches, blur = told("MissingPatches", 4, 8, 16, 64), told("MotionBlur", 4)
+    assert f"(with patches {patches}; with blur {blur})" in TEXT
+    most = max(value for key, value in found.items() if key[0] == "diffpir")
+    assert f"mean square of {short(most)} at most" in TEXT
+    others = [value for key, value in found.items() if key[0] not in ("diffpir", "pigdm")]
+    assert max(others) < 1e-12
 
 
 @pytest.mark.parametrize("path", re.findall(r"\]\((?!http)([^)#]+)\)", TEXT))

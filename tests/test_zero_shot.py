@@ -22,7 +22,15 @@ from degradation import (
     Problem,
     StridedConvolution,
 )
-from samplers import CountingDenoiser, Guided, check_operator, make_solver, solver_names
+from samplers import (
+    CountingDenoiser,
+    Guided,
+    Tiled,
+    Tiling,
+    check_operator,
+    make_solver,
+    solver_names,
+)
 from samplers.base import _REGISTRY
 from zero_shot import (
     DAPS,
@@ -121,7 +129,7 @@ def test_evaluations_and_backward_passes_by_default(name: str) -> None:
         seen += x.requires_grad
         return 0.5 * x
 
-    counter = CountingDenoiser(denoiser)
+    counter = CountingDenoiser(denoiser, 1)
     op = Mask(torch.ones(1, 1, 1, 2), (1, 1, 2))
     problem = Problem(op, torch.zeros(1, 2), 0.1)
     solver(counter, torch.zeros(1, 1, 1, 2), problem, Draws([0]))
@@ -175,7 +183,7 @@ def test_guidance_doubles_the_calls_of_the_network(solver: Any, prior: Gaussian)
 
 @pytest.mark.parametrize(("batch", "largest"), [(1, 2), (5, 4), (7, 6), (100, 14)])
 def test_particles_are_evaluated_together(batch: int, largest: int, prior: Gaussian) -> None:
-    """As far as `batch` goes; the samples and the counts are the same."""
+    """As far as `batch` goes; the samples and the evaluations are the same."""
     problem = posed(operators(2)["matrix"], 0.1).with_classes(torch.tensor([5, 3]))
     noise, sizes = gaussian(2, *SHAPE), []
     expected = MCGdiff(5, particles=7, batch=1)(by_class(prior), noise, problem, Draws([0, 1]))
@@ -185,19 +193,30 @@ def test_particles_are_evaluated_together(batch: int, largest: int, prior: Gauss
         return by_class(prior)(x, sigma, given)
 
     network = CountingDenoiser(denoiser)
-    counter = CountingDenoiser(Guided(network, 1.0))
+    counter = CountingDenoiser(Guided(network, 1.0), 2)
     found = MCGdiff(5, particles=7, batch=batch)(counter, noise, problem, Draws([0, 1]))
     torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
-    assert counter.calls == network.calls == 4 * 7 + 1
-    assert max(sizes) == largest and len(sizes) == 4 * -(-14 // largest) + 1
+    assert counter.calls == 4 * 7 + 1
+    assert max(sizes) == largest and len(sizes) == network.calls == 4 * -(-14 // largest) + 1
 
 
 def test_particles_of_guided_networks_are_counted(prior: Gaussian) -> None:
     problem = posed(operators(2)["mask"], 0.1).with_classes(torch.tensor([5, 3]))
     network = CountingDenoiser(by_class(prior))
-    counter = CountingDenoiser(Guided(network, 2.0))
+    counter = CountingDenoiser(Guided(network, 2.0), 2)
     MCGdiff(4, particles=3)(counter, gaussian(2, *SHAPE), problem, Draws([0, 1]))
-    assert (counter.calls, network.calls) == (10, 20)
+    assert (counter.calls, network.calls) == (3 * 3 + 1, 2 * (3 + 1))
+
+
+@pytest.mark.parametrize(("batch", "calls"), [(4, 2 * 2 + 1), (5, 2 * 2 + 1), (16, 2 * 1 + 1)])
+def test_particles_of_tiled_networks_are_counted(batch: int, calls: int) -> None:
+    """Evaluations are those of the solver, calls of the network those that are made."""
+    network = CountingDenoiser(lambda x, sigma, given: x / 2)
+    tiled = Tiled(network, Tiling.cover(SHAPE[1:], SHAPE[1:]), batch)
+    counter = CountingDenoiser(tiled, 1)
+    problem = posed(operators(1)["mask"], 0.1)
+    MCGdiff(3, particles=8)(counter, gaussian(1, *SHAPE), problem, Draws([0]))
+    assert (counter.calls, network.calls) == (2 * 8 + 1, calls)
 
 
 # ---- on every operator

@@ -169,7 +169,8 @@ def test_results_do_not_depend_on_the_batch(home: Path, tmp_path: Path) -> None:
         assert result.exit_code == 0, result.output
         found.append([cell["psnr"]["mean"] for cell in cells(out, "MotionBlur").values()])
         particles = cells(out, "MotionBlur")["mcgdiff"]
-        assert particles["evaluations"] == particles["network_calls"] == 2 * 4 + 1
+        # All particles of a batch go through the network at once.
+        assert (particles["evaluations"], particles["network_calls"]) == (2 * 4 + 1, 2 + 1)
     assert found[0] == pytest.approx(found[1], abs=2e-3)
 
 
@@ -232,6 +233,20 @@ def restored(home: Path, out: Path, net: str, *arguments: str) -> Result:
             f"--mask={home}/mask.png", *arguments,
         ],
     )  # fmt: skip
+
+
+@pytest.mark.parametrize(("batch", "calls"), [(5, 2 * 2 + 1), (32, 2 * 1 + 1)])
+def test_particles_of_a_photo_in_tiles(home: Path, tmp_path: Path, batch: int, calls: int) -> None:
+    """Four particles of a sample are eight tiles, of which some or all go through the network."""
+    options = ("--sampler=mcgdiff", "--sampler-opt=num_steps=3", "--sampler-opt=particles=4")
+    out = tmp_path / "out"
+    result = restored(home, out, "plain", *options, "--samples=1", f"--batch={batch}")
+    assert result.exit_code == 0, result.output
+    kept = json.loads((out / "restore.json").read_text())
+    assert kept["settings"]["tiles"] == 2
+    metrics = kept["metrics"]
+    assert metrics["evaluations"] == {"samples": 2 * 4 + 1}
+    assert metrics["network_calls"] == {"samples": calls}
 
 
 @pytest.mark.parametrize("sampler", ["ddrm", "dps"])

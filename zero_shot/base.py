@@ -9,7 +9,7 @@ from torch import Tensor
 
 from degradation import Degradation, Problem
 from degradation.iterative import Iterative
-from samplers.base import Denoiser, Particles, RandnLike
+from samplers.base import Denoiser, RandnLike
 
 Pullback = Callable[[Tensor], Tensor]
 
@@ -43,7 +43,7 @@ class Prior:
         for part in x.split(max(1, batch // len(x)), 1):
             count = part.shape[1]
             if count not in self._several:
-                self._several[count] = Particles.of(self.problem, count)
+                self._several[count] = self.problem.expand(count)
             blocks = part.movedim(1, 0).flatten(0, 1)  # as `Problem.expand` orders them
             estimate = self.denoiser(blocks, sigma, self._several[count])
             parts.append(estimate.unflatten(0, (count, -1)).movedim(0, 1))
