@@ -14,12 +14,17 @@ from PIL import Image
 from torch import Tensor
 
 import train
+from datautils.photos import Photos
+from degradation import RandomDegradation, make_noise
 from samplers import MMSE
 from training import curves
 from training.checkpoint import list_checkpoints
+from training.config import TrainConfig
 from training.distributed import RESUMABLE
 from training.log import read_log
+from training.sheets import Sheet
 from training.trackers import flat
+from training.validation import HeldoutImages, members
 
 TRAIN = [
     "--preset=tiny", "--data-opt=resolution=16", "--data-opt=size=8", "-b", "4", "--ramp=0",
@@ -55,6 +60,19 @@ def test_sheets_are_of_the_same_images_and_are_in_the_log(finished):
     assert early.shape == late.shape
     half = early.shape[1] // 2  # originals and measurements stand on the left
     assert np.array_equal(early[:, :half], late[:, :half]) and not np.array_equal(early, late)
+
+
+def test_a_sheet_of_the_default_settings_is_one_picture(tmp_path):
+    """Of the mixture that is trained on: 16 rows."""
+    families, config = members(RandomDegradation()), TrainConfig()
+    data, cpu = Photos(16, "heldout", size=8), torch.device("cpu")
+    images = HeldoutImages(data, families, make_noise(), 4, cpu)
+    rows = len(families) * config.sheet_images
+    assert rows > 12  # more than a page of an evaluation
+    draw = Sheet(images, None, config.sheet_images)
+    draw(lambda x, sigma, problem: torch.zeros_like(x), tmp_path / "sheet.png")
+    assert [path.name for path in tmp_path.iterdir()] == ["sheet.png"]
+    assert pixels(tmp_path / "sheet.png").shape[0] > rows * 128
 
 
 def test_curves_of_several_runs_are_drawn_into_one_picture(finished, tmp_path):

@@ -258,11 +258,11 @@ class Trainer:
         path, self.progress, warnings = found
         try:
             parts = load_parts(path)
-        except OSError as error:
+        except OSError as unseen:
             raise OSError(
-                f"process {distributed.rank()} cannot read the checkpoint {path} that the first one "
-                f"has found ({error.strerror}): all machines must see the folder of the run"
-            ) from error
+                f"process {distributed.rank()} cannot read the checkpoint {path} that the first "
+                f"has found ({unseen.strerror}): all machines must see the folder of the run"
+            ) from unseen
         self._load(path, parts)
         if distributed.rank() == 0:
             for warning in warnings:
