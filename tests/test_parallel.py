@@ -4,6 +4,7 @@ import dataclasses
 import multiprocessing
 import os
 import signal
+import socket
 import time
 
 import pytest
@@ -260,6 +261,21 @@ def test_an_environment_of_half_a_launcher_is_refused_in_a_sentence(monkeypatch,
         pass
     assert end.value.code == 2
     assert "WORLD_SIZE is set" in capsys.readouterr().err
+
+
+def test_a_port_that_is_taken_is_told_in_a_sentence(monkeypatch, capsys):
+    with socket.socket() as other:
+        other.bind(("", 0))
+        other.listen()
+        group = {"WORLD_SIZE": "2", "RANK": "0", "MASTER_ADDR": "127.0.0.1"}
+        for name, value in (group | {"MASTER_PORT": str(other.getsockname()[1])}).items():
+            monkeypatch.setenv(name, value)
+        with pytest.raises(SystemExit) as end, distributed.process_group():
+            pass
+    assert end.value.code == 2
+    errors = capsys.readouterr().err
+    assert errors.startswith("error: the processes cannot meet at 127.0.0.1, port ")
+    assert "address already in use" in errors and errors.count("\n") == 1
 
 
 # ---- failures ------------------------------------------------------------------------------------

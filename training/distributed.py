@@ -54,6 +54,11 @@ def process_group() -> Iterator[torch.device]:
     except ValueError as error:
         print(f"error: WORLD_SIZE is set, as torchrun does it, but {error}", file=sys.stderr)
         sys.exit(2)
+    except dist.DistError as error:
+        where = f"{os.environ['MASTER_ADDR']}, port {os.environ['MASTER_PORT']}"
+        reason = str(error).partition("\n")[0]
+        print(f"error: the processes cannot meet at {where}: {reason}", file=sys.stderr)
+        sys.exit(2)
     dist.init_process_group(
         "nccl" if own_gpu else "gloo", store=store, rank=number, world_size=count, timeout=_PATIENCE
     )
