@@ -4,7 +4,9 @@ import importlib.util
 import json
 import os
 import signal
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -23,7 +25,7 @@ from training.config import TrainConfig
 from training.distributed import RESUMABLE
 from training.log import read_log
 from training.sheets import Sheet
-from training.trackers import flat
+from training.trackers import WeightsAndBiases, flat
 from training.validation import HeldoutImages, members
 
 TRAIN = [
@@ -158,6 +160,18 @@ def test_tensorboard_has_the_numbers_of_the_log_once(tmp_path):
     assert [step for step, _ in found] == [line["images"] for line in lines] == [4, 8, 12, 16]
     assert [value for _, value in found] == pytest.approx([line["loss"] for line in lines])
     assert "heldout_psnr/MissingPatches" in events.Tags()["scalars"]
+
+
+def test_an_identifier_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
+    def cut_off(path: Path, text: str) -> None:
+        path.write_bytes(text.encode()[:5])
+        raise OSError("no space left on device")
+
+    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace())
+    monkeypatch.setattr(Path, "write_text", cut_off)
+    with pytest.raises(OSError, match="no space left"):
+        WeightsAndBiases(TrainConfig(wandb="project"), tmp_path)
+    assert not list(tmp_path.iterdir())
 
 
 def test_wandb_offline_keeps_a_run_and_goes_on_with_it(tmp_path, monkeypatch):
