@@ -54,8 +54,9 @@ def run(config: TrainConfig, folder: Path, *, resume: bool, command: Sequence[st
         with distributed.one_sentence_errors():
             if distributed.rank() == 0:
                 stack.enter_context(_claimed(folder))
+                _check_new(folder, resume)  # another may have begun it meanwhile
         with distributed.one_sentence_errors():  # nobody else writes checkpoints any more
-            if resume and _begun(folder):
+            if distributed.value_of_first(resume and _begun(folder)):
                 trainer.resume(folder / "checkpoints")
             if distributed.rank() == 0:
                 _record(config, folder, command)
@@ -82,6 +83,10 @@ def _check(config: TrainConfig, folder: Path, resume: bool) -> None:
             "that each process has in a step"
         )
     check_trackers(config)
+    _check_new(folder, resume)
+
+
+def _check_new(folder: Path, resume: bool) -> None:
     if not resume and _begun(folder):
         raise ValueError(
             f"{folder} already holds a run: continue it with --resume {folder}, "

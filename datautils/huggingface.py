@@ -53,8 +53,8 @@ class HuggingFace(IndexedImages):
         self.path, self.split, self._fit = str(path), split, Fit(size, crop)
         name = heldout_split if split == "heldout" and heldout_split else train_split
         rows = open_rows(self.path, name, config, streaming=False)
-        self._image, self._label = columns(rows, self.path, image_column, label_column)
         self._where = f"the split {name} of {self.path}"
+        self._image, self._label = columns(rows, self._where, image_column, label_column)
         if not len(rows):
             raise DataError(f"{self._where} is empty")
         labels = self._read_labels(rows)
@@ -155,7 +155,8 @@ class HuggingFaceStream(ImageStream):
         self.path = str(path)
         self._split = heldout_split if split == "heldout" and heldout_split else train_split
         rows = open_rows(self.path, self._split, config, streaming=True)
-        chosen = columns(rows, self.path, image_column, label_column)
+        where = f"the split {self._split} of {self.path}"
+        chosen = columns(rows, where, image_column, label_column)
         self._image_column, self._label_column = chosen
         self.num_classes = 0
         if self._label_column is not None:
@@ -220,16 +221,26 @@ def open_rows(path: str, split: str, config: str | None, streaming: bool) -> Any
         ) from None
 
 
-def columns(rows: Any, path: str, image: str, label: str | None) -> tuple[str, str | None]:
-    """The columns of images and labels; the second None for no labels. Raises DataError."""
+def columns(rows: Any, where: str, image: str, label: str | None) -> tuple[str, str | None]:
+    """The columns of images and labels; the second None for no labels. Raises DataError.
+
+    where: how messages call the rows.
+    """
     there = rows.column_names
     if there is None:  # a stream that only its rows tell
-        there = list(next(iter(rows), {}))
+        try:
+            there = list(next(iter(rows), ()))
+        except Exception as error:  # of the network, of the hub, of the parsers of its files
+            raise DataError(
+                f"the first row of {where} cannot be read: {first_line(error)}"
+            ) from None
+        if not there:
+            raise DataError(f"{where} is empty")
     if label is None:
         label = "label" if "label" in there else "none"
     for wanted in (image, label):
         if wanted not in there and not (wanted == label == "none"):
-            raise DataError(f"{path} has no column {wanted}; it has {', '.join(there)}")
+            raise DataError(f"{where} has no column {wanted}; it has {', '.join(there)}")
     return image, None if label == "none" else label
 
 

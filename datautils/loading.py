@@ -12,6 +12,10 @@ from datautils.decode import DataError
 
 _MAX_IN_A_ROW = 100  # broken images: more are no accident
 _MAX_FAULTS = 100  # sentences that are kept
+KILLED_LOADER = (
+    "a process that loads images was killed, perhaps for lack of memory (or of shared memory, "
+    "/dev/shm): take fewer --workers"
+)
 
 
 class Chunk(NamedTuple):
@@ -113,6 +117,12 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def is_killed_loader(error: BaseException) -> bool:
+    """Whether torch raised this because a process that loads was killed, which it does wherever the
+    main thread happens to be; an error of such a process begins otherwise."""
+    return isinstance(error, RuntimeError) and str(error).startswith("DataLoader worker (pid")
+
+
 def too_many(faults: Sequence[str]) -> DataError:
     """The error that ends even a run which skips what is broken."""
     return DataError(f"{len(faults)} images in a row are broken, the first: {faults[0]}")
@@ -168,12 +178,9 @@ def _raising(chunks: Iterator[Chunk | DataError]) -> Generator[Chunk, None, None
                 raise chunk
             yield chunk
     except RuntimeError as error:
-        if "DataLoader worker" not in str(error):
+        if not is_killed_loader(error):
             raise
-        raise DataError(
-            "a process that loads images was killed, perhaps for lack of memory (or of shared "
-            "memory, /dev/shm): take fewer --workers"
-        ) from None
+        raise DataError(KILLED_LOADER) from None
     finally:
         # The error's traceback would hold the loader, and this frame's `chunk` the error: of such a
         # circle torch frees the workers late, and then waits 5 seconds for each.

@@ -64,7 +64,7 @@ def hub_source(
         raise DataError(f"labels={labels} is for folders and zip files: the hub has a label column")
     rows = open_rows(name, split, None, streaming=True)
     label_column = "none" if labels == "none" else label_column
-    image, label = columns(rows, name, image_column, label_column)
+    image, label = columns(rows, f"the split {split} of {name}", image_column, label_column)
     used = rows.select_columns([column for column in (image, label) if column is not None])
     originals = (
         _row_original(row, i, f"row {i} of {name}", image, label)

@@ -344,9 +344,18 @@ def headers(path: object, tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
             )
         if info.isreg() and not is_hidden(info.name):
             yield info
+    if _goes_on(tar):
+        raise ValueError("more follows its end, as where tar files were joined by cat")
+
+
+def _goes_on(tar: tarfile.TarFile) -> bool:
+    """Whether anything but zeros follows the end."""
     while rest := tar.fileobj.read(_BUFFER):
         if rest.strip(b"\0"):
-            raise ValueError("more follows its end, as where tar files were joined by cat")
+            return True
+    # Of several compressed streams tarfile reads the first; gzip's own end is 8 bytes.
+    unused = getattr(getattr(tar.fileobj, "cmp", None), "unused_data", b"")
+    return bool(unused[8:].strip(b"\0"))
 
 
 def checked_name(path: object, info: tarfile.TarInfo) -> str:

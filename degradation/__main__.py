@@ -1,4 +1,8 @@
-"""`python -m degradation`: every family with its options and their defaults."""
+"""`python -m degradation`: every family with its options and their defaults.
+
+An option that must be given stands as mask=..., one that may be left out and has no value then in
+brackets, as [of=...].
+"""
 
 import dataclasses
 
@@ -14,12 +18,14 @@ def described(family: type[Family]) -> str:
 
 
 def _option(option: dataclasses.Field) -> str:
-    """An option with its default as the command line takes it; without where there is none."""
+    """An option with its default as the command line takes it, or as the module says it."""
     value = option.default
     if option.default_factory is not dataclasses.MISSING:
         value = option.default_factory()
-    if value is None or value is dataclasses.MISSING:
+    if value is dataclasses.MISSING:
         return f"{option.name}=..."
+    if value is None:
+        return f"[{option.name}=...]"
     values = value if isinstance(value, tuple) else (value,)
     texts = (type(v).__name__ if isinstance(v, Family) else str(v) for v in values)
     return f"{option.name}={','.join(texts)}"

@@ -24,7 +24,6 @@ UNITS = {
 }  # fmt: skip
 
 COMPILING = " (compiling included)"  # seconds of a compiled network
-_PAGE = 12  # rows of a picture, at most
 
 Cell = Mapping[str, Any]
 
@@ -67,17 +66,18 @@ def write_pictures(
     path: Path,
     pictures: Mapping[tuple[str, int], Mapping[str, Tensor]],
     degradations: Sequence[str],
+    most: int = 12,
 ) -> list[Path]:
     """Write grids with a row for each (degradation, image) and a column for each restoration.
 
-    A grid has at most 12 rows, and those of a degradation stand together: where that is too few the
-    next ones are called grid-2.png, grid-3.png ... The paths of all are returned.
+    A grid has at most `most` rows, and those of a degradation stand together: where that is too few
+    the next ones are called grid-2.png, grid-3.png ... The paths of all are returned.
     """
     keys = sorted(pictures, key=lambda key: (degradations.index(key[0]), key[1]))
     columns = ["original", "measurement"]
     columns += [name for name in pictures[keys[0]] if name not in columns]
     paths = []
-    for number, page in enumerate(_pages(keys), 1):
+    for number, page in enumerate(_pages(keys, most), 1):
         cells = [[pictures[key].get(name) for name in columns] for key in page]
         labels = [f"{degradation}\nimage {index}" for degradation, index in page]
         paths.append(path if number == 1 else path.with_stem(f"{path.stem}-{number}"))
@@ -85,15 +85,15 @@ def write_pictures(
     return paths
 
 
-def _pages(keys: Sequence[tuple[str, int]]) -> list[list[tuple[str, int]]]:
+def _pages(keys: Sequence[tuple[str, int]], most: int) -> list[list[tuple[str, int]]]:
     """The rows of each page: all of a degradation on one where they fit."""
     pages: list[list[tuple[str, int]]] = [[]]
     for _, group in itertools.groupby(keys, lambda key: key[0]):
         rows = list(group)
-        if len(pages[-1]) + len(rows) > _PAGE:
+        if len(pages[-1]) + len(rows) > most:
             pages.append([])
         for row in rows:
-            if len(pages[-1]) == _PAGE:
+            if len(pages[-1]) == most:
                 pages.append([])
             pages[-1].append(row)
     return [page for page in pages if page]

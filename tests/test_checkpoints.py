@@ -159,14 +159,20 @@ def test_folders_of_writing_and_removing_that_was_cut_short_go(tmp_path):
     for name in (".000000000016.partial", ".000000000004.old"):
         (folder / name).mkdir()
         (folder / name / "model.safetensors").write_bytes(b"half")
-    (tmp_path / "snapshots").mkdir()
-    for name in (".log.jsonl.12ab.tmp", "snapshots/.x.safetensors.77.tmp", ".lock", "kept.tmp"):
+    unfinished = (
+        *(".config.yaml.12ab.tmp", ".log.jsonl.12ab.tmp", ".wandb-id.txt.12ab.tmp"),
+        *(".weights.safetensors.77.tmp", "snapshots/.000000000016-power-0.1.safetensors.77.tmp"),
+        "sheets/.000000000016.png.12ab.tmp",
+    )
+    of_others = (".average.safetensors.78.tmp", "snapshots/.average.safetensors.78.tmp")
+    for name in (*unfinished, *of_others, ".lock", "kept.tmp"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(b"half")
     assert images_of(folder) == [8]
     clear_unfinished(tmp_path)
-    left = [path.name for path in tmp_path.glob("*")] + [path.name for path in folder.iterdir()]
-    assert sorted(left) == [".lock", "000000000008", "checkpoints", "kept.tmp", "snapshots"]
-    assert not list((tmp_path / "snapshots").iterdir())
+    assert [path.name for path in folder.iterdir()] == ["000000000008"]
+    left = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()}
+    assert {name for name in left if "checkpoints" not in name} == {*of_others, ".lock", "kept.tmp"}
     clear_unfinished(tmp_path / "nowhere")
 
 

@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import click
@@ -344,6 +345,24 @@ def test_a_folder_in_which_another_process_trains_is_refused(config):
     assert_names(refusal(train.main, ["--resume=run", "--duration=16"]), "another process run")
     other.communicate(b"\n")
     success(train.main, ["--resume=run", "--duration=16"])
+
+
+def test_a_folder_in_which_another_run_ended_meanwhile_is_refused(config, monkeypatch):
+    import commands.train
+
+    claimed = commands.train._claimed
+
+    def late(folder: Path) -> AbstractContextManager[None]:
+        folder.mkdir()
+        (folder / "weights.safetensors").write_bytes(b"of another run")
+        return claimed(folder)
+
+    monkeypatch.setattr(commands.train, "_claimed", late)
+    result = CliRunner().invoke(train.main, [config, "--outdir=run"])
+    assert result.exit_code == 2 and result.stderr.count("\n") == 1
+    assert_names(result.stderr, "run --resume --name")
+    assert not Path("run/config.yaml").exists()
+    assert Path("run/weights.safetensors").read_bytes() == b"of another run"
 
 
 @pytest.mark.parametrize("option", ["--config=quick.yaml", "--name=other", "--outdir=other"])

@@ -671,6 +671,20 @@ def test_a_process_that_was_killed_is_told(tmp_path: Path):
     assert "\n" not in str(caught.value)
 
 
+class Mistaken(ImageDir):
+    """A data set with a fault of the code."""
+
+    def __getitem__(self, index: int) -> Any:
+        raise RuntimeError("shapes do not match")
+
+
+def test_a_mistake_within_a_worker_is_not_called_a_lack_of_memory(tmp_path: Path):
+    data = Mistaken(make(tmp_path / "a.zip", TEN))
+    with pytest.raises(RuntimeError, match="shapes do not match") as caught:
+        next(load_batches(data, [[0, 1]], 1, pin_memory=False))
+    assert not isinstance(caught.value, DataError)
+
+
 def sums(data: ImageDir, indices: Sequence[int]) -> list[int]:
     return [int(data[i][0].sum()) for i in indices]
 

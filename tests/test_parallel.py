@@ -1,8 +1,10 @@
 """Processes of a group compute what one does; sharded models; a failure ends all of them."""
 
 import dataclasses
+import multiprocessing
 import os
 import signal
+import socket
 import time
 
 import pytest
@@ -13,6 +15,7 @@ from torch import Tensor, nn
 from torch.distributed import TCPStore
 
 from datautils import DataError
+from datautils.loading import load_batches
 from datautils.photos import Photos
 from degradation import Problem, RandomDegradation
 from networks import Denoiser, make_config
@@ -260,6 +263,21 @@ def test_an_environment_of_half_a_launcher_is_refused_in_a_sentence(monkeypatch,
     assert "WORLD_SIZE is set" in capsys.readouterr().err
 
 
+def test_a_port_that_is_taken_is_told_in_a_sentence(monkeypatch, capsys):
+    with socket.socket() as other:
+        other.bind(("", 0))
+        other.listen()
+        group = {"WORLD_SIZE": "2", "RANK": "0", "MASTER_ADDR": "127.0.0.1"}
+        for name, value in (group | {"MASTER_PORT": str(other.getsockname()[1])}).items():
+            monkeypatch.setenv(name, value)
+        with pytest.raises(SystemExit) as end, distributed.process_group():
+            pass
+    assert end.value.code == 2
+    errors = capsys.readouterr().err
+    assert errors.startswith("error: the processes cannot meet at 127.0.0.1, port ")
+    assert "address already in use" in errors and errors.count("\n") == 1
+
+
 # ---- failures ------------------------------------------------------------------------------------
 
 
@@ -292,6 +310,48 @@ def test_a_process_that_fails_ends_all_and_its_error_comes_first(tmp_path, error
     else:
         assert codes == [1, 1] and "KeyError: 'our mistake'" in lines
         assert lines[0].startswith("Traceback") and "\n".join(lines).count("Traceback") == 1
+
+
+def killed(process: multiprocessing.Process) -> None:
+    process.kill()
+    for _ in range(1000):
+        time.sleep(0.01)
+
+
+def test_a_loader_that_is_killed_while_something_else_is_done_is_told(capsys):
+    """torch then raises its error wherever the main thread is: here beside the batches."""
+    batches = load_batches(Photos(16, "train", size=BATCH), [[0], [1]], 1, pin_memory=False)
+    next(batches)
+    (loader,) = multiprocessing.active_children()
+    with pytest.raises(SystemExit) as end, distributed.data_errors():
+        killed(loader)
+    assert end.value.code == 2
+    errors = capsys.readouterr().err
+    assert errors.startswith("error: a process that loads images was killed")
+    assert errors.count("\n") == 1
+
+
+def on_gpu() -> None:
+    raise torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate")
+
+
+def on_cpu() -> None:
+    torch.empty(2**50)  # more than a processor can address
+
+
+@pytest.mark.parametrize("allocate", [on_gpu, on_cpu])
+def test_too_little_memory_is_told_in_a_sentence(allocate, capsys):
+    with pytest.raises(SystemExit) as end, distributed.data_errors():
+        allocate()
+    assert end.value.code == 2
+    errors = capsys.readouterr().err
+    assert errors.startswith("error: memory does not suffice") and errors.count("\n") == 1
+    assert "--batch-gpu" in errors and "recompute" in errors
+
+
+def test_an_error_of_our_own_is_left_as_it_is():
+    with pytest.raises(RuntimeError, match="shapes"), distributed.data_errors():
+        raise RuntimeError("shapes do not match")
 
 
 def test_sigterm_during_a_measurement_ends_all_and_resuming_makes_up_for_it(tmp_path):

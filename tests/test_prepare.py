@@ -242,10 +242,13 @@ def test_workers_end_with_the_process_that_was_killed(tmp_path: Path):
     command += ["--dest", tmp_path / "x.zip", "--workers", "2"]
     with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE) as process:
         assert process.stderr
-        while b"images" not in process.stderr.read(20):  # the bar: workers are there
-            pass
+        shown = b""
+        while b"images" not in shown:  # the bar: workers are there
+            more = process.stderr.read(20)
+            assert more, shown
+            shown += more
         process.kill()
-        process.stderr.read()  # to the end: until the last that could write has ended
+        process.communicate(timeout=60)  # to the end: until the last that could write has ended
     assert process.returncode == -signal.SIGKILL
     assert not (tmp_path / "x.zip").exists()
 
@@ -344,6 +347,19 @@ def test_columns_of_the_hub(hub: Callable):
     with pytest.raises(DataError, match="no column image; it has photo, class"):
         hub_source("owner/name")
     assert not hub_source("owner/name", image_column="photo", labels="none").labelled
+
+
+def test_a_hub_without_a_first_row(hub: Callable, monkeypatch: pytest.MonkeyPatch):
+    hub([])
+    with pytest.raises(DataError, match=r"^the split train of owner/name is empty$"):
+        hub_source("owner/name")
+
+    def unread(rows: Rows) -> Iterator:
+        raise ConnectionError("reset\nsecond line")
+
+    monkeypatch.setattr(Rows, "__iter__", unread)
+    with pytest.raises(DataError, match=r"^the first row of .*owner/name cannot be read: reset$"):
+        hub_source("owner/name")
 
 
 def test_rows_of_the_hub_that_end_early(hub: Callable):

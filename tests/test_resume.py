@@ -127,6 +127,22 @@ def test_sigterm_leaves_a_checkpoint_and_its_own_exit_code(home, whole):
     assert_same_run(expected, folder)
 
 
+def test_a_machine_that_does_not_see_the_folder_ends_all_with_a_sentence(home, whole):
+    folder, errors = whole(2), home / "errors.txt"
+    options = ["--config", str(home / "config.yaml"), "--outdir", folder.name, "--keep-going"]
+    (home / "elsewhere").mkdir()
+
+    def start() -> None:
+        os.chdir(home / "elsewhere" if os.environ["RANK"] == "1" else home)
+        _train(options)
+
+    assert Processes(start, count=2, errors=errors).codes() == [2, 2]
+    (sentence,) = errors.read_text().splitlines()
+    assert "process 1 cannot read the checkpoint" in sentence
+    assert "all machines must see the folder" in sentence
+    assert not list((home / "elsewhere").iterdir())
+
+
 def test_what_a_kill_left_of_a_checkpoint_is_passed_over(home, whole):
     expected, folder = whole(1), home / "partial"
     options = "--config", home / "config.yaml", "--outdir", folder, "--keep-going"

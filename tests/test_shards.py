@@ -1,13 +1,16 @@
 """Tar shards on a disk: the same images as anywhere, their labels, damage told in one sentence."""
 
+import bz2
 import gzip
 import io
 import json
+import lzma
 import multiprocessing
 import os
 import pickle
+import random
 import tarfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -367,6 +370,23 @@ def test_joined_tar_files_are_told(tmp_path: Path):
     (tmp_path / "padded.tar").write_bytes(parts[0] + bytes(3000))
     assert ImageDir(tmp_path / "padded.tar").names == ["0.png"]
     assert len(records(tmp_path / "padded.tar")) == 1
+
+
+@pytest.mark.parametrize("compress", [gzip.compress, bz2.compress, lzma.compress])
+@pytest.mark.parametrize("filling", [0, 10**6])  # bytes: beyond what is read at a time
+def test_joined_compressed_tar_files_are_told(tmp_path: Path, compress: Callable, filling: int):
+    noise = random.Random(0).randbytes(filling)
+    parts = [
+        compress(tar(tmp_path / f"{i}.tar", {f"{i}.png": png(i), "noise": noise}).read_bytes())
+        for i in range(2)
+    ]
+    both = tmp_path / "both.tar.gz"
+    both.write_bytes(parts[0])
+    assert [record.data for record in records(both)] == [png(0)]
+    both.write_bytes(parts[0] + parts[1])
+    with pytest.raises(DataError, match=r"both\.tar\.gz is no tar file, or damaged") as error:
+        records(both)
+    one_sentence(error)
 
 
 def test_a_shard_that_is_gone_is_named(folder: Path):

@@ -4,7 +4,9 @@ import importlib.util
 import json
 import os
 import signal
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,12 +16,17 @@ from PIL import Image
 from torch import Tensor
 
 import train
+from datautils.photos import Photos
+from degradation import RandomDegradation, make_noise
 from samplers import MMSE
 from training import curves
 from training.checkpoint import list_checkpoints
+from training.config import TrainConfig
 from training.distributed import RESUMABLE
 from training.log import read_log
-from training.trackers import flat
+from training.sheets import Sheet
+from training.trackers import WeightsAndBiases, flat
+from training.validation import HeldoutImages, members
 
 TRAIN = [
     "--preset=tiny", "--data-opt=resolution=16", "--data-opt=size=8", "-b", "4", "--ramp=0",
@@ -55,6 +62,19 @@ def test_sheets_are_of_the_same_images_and_are_in_the_log(finished):
     assert early.shape == late.shape
     half = early.shape[1] // 2  # originals and measurements stand on the left
     assert np.array_equal(early[:, :half], late[:, :half]) and not np.array_equal(early, late)
+
+
+def test_a_sheet_of_the_default_settings_is_one_picture(tmp_path):
+    """Of the mixture that is trained on: 16 rows."""
+    families, config = members(RandomDegradation()), TrainConfig()
+    data, cpu = Photos(16, "heldout", size=8), torch.device("cpu")
+    images = HeldoutImages(data, families, make_noise(), 4, cpu)
+    rows = len(families) * config.sheet_images
+    assert rows > 12  # more than a page of an evaluation
+    draw = Sheet(images, None, config.sheet_images)
+    draw(lambda x, sigma, problem: torch.zeros_like(x), tmp_path / "sheet.png")
+    assert [path.name for path in tmp_path.iterdir()] == ["sheet.png"]
+    assert pixels(tmp_path / "sheet.png").shape[0] > rows * 128
 
 
 def test_curves_of_several_runs_are_drawn_into_one_picture(finished, tmp_path):
@@ -140,6 +160,18 @@ def test_tensorboard_has_the_numbers_of_the_log_once(tmp_path):
     assert [step for step, _ in found] == [line["images"] for line in lines] == [4, 8, 12, 16]
     assert [value for _, value in found] == pytest.approx([line["loss"] for line in lines])
     assert "heldout_psnr/MissingPatches" in events.Tags()["scalars"]
+
+
+def test_an_identifier_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
+    def cut_off(path: Path, text: str) -> None:
+        path.write_bytes(text.encode()[:5])
+        raise OSError("no space left on device")
+
+    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace())
+    monkeypatch.setattr(Path, "write_text", cut_off)
+    with pytest.raises(OSError, match="no space left"):
+        WeightsAndBiases(TrainConfig(wandb="project"), tmp_path)
+    assert not list(tmp_path.iterdir())
 
 
 def test_wandb_offline_keeps_a_run_and_goes_on_with_it(tmp_path, monkeypatch):

@@ -22,6 +22,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 _STATE = "state.json"
+_COUNT = "[0-9]" * 12
+_UNFINISHED = (
+    *(".config.yaml.*.tmp", ".log.jsonl.*.tmp", ".wandb-id.txt.*.tmp"),
+    *(".weights.safetensors.*.tmp", f"snapshots/.{_COUNT}-*.tmp", f"sheets/.{_COUNT}.png.*.tmp"),
+)
 
 Parts = Mapping[str, Mapping[str, Tensor]]
 
@@ -137,11 +142,15 @@ def load_parts(path: Path) -> dict[str, dict[str, Tensor]]:
 
 
 def clear_unfinished(run: Path) -> None:
-    """Remove what a killed process has left of files and checkpoints that it wrote or removed."""
+    """Remove what a killed run has left of files and checkpoints that it wrote or removed.
+
+    Unfinished files of other names stay: another command may be writing them into the folder.
+    """
     for path in (run / "checkpoints").glob(".*"):
         shutil.rmtree(path, ignore_errors=True)
-    for path in (*run.glob(".*.tmp"), *run.glob("*/.*.tmp")):
-        path.unlink(missing_ok=True)
+    for pattern in _UNFINISHED:
+        for path in run.glob(pattern):
+            path.unlink(missing_ok=True)
 
 
 def flatten_state(state: Mapping[int, Mapping[str, Tensor]]) -> dict[str, Tensor]:

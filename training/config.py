@@ -275,12 +275,6 @@ def _number(value: Any) -> float:
     return float(value)
 
 
-def _mapping(value: Any) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        raise ValueError(f"{value!r} is no mapping of names to values")
-    return value
-
-
 def _numbers(value: Any) -> tuple[float, ...]:
     if isinstance(value, str):
         raise TypeError
@@ -292,7 +286,7 @@ _PARSERS: dict[type, tuple[Callable[[Any], Any], str]] = {
     int: (parse_count, "a count such as 4096, 64Ki or 2^25"),
     float: (_number, "a finite number"),
     str: (_instance(str), "a text"),
-    dict: (_mapping, "a mapping of names to values"),
+    dict: (_instance(dict), "a mapping of names to values"),
     tuple: (_numbers, "a list of numbers"),
 }
 

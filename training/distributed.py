@@ -16,6 +16,7 @@ import torch
 import torch.distributed as dist
 
 from datautils import DataError
+from datautils.loading import KILLED_LOADER, is_killed_loader
 from training.rendezvous import fresh_store
 
 _PATIENCE = datetime.timedelta(minutes=30)  # with the slowest process
@@ -52,6 +53,11 @@ def process_group() -> Iterator[torch.device]:
         store, number, count = fresh_store(_PATIENCE)
     except ValueError as error:
         print(f"error: WORLD_SIZE is set, as torchrun does it, but {error}", file=sys.stderr)
+        sys.exit(2)
+    except dist.DistError as error:
+        where = f"{os.environ['MASTER_ADDR']}, port {os.environ['MASTER_PORT']}"
+        reason = str(error).partition("\n")[0]
+        print(f"error: the processes cannot meet at {where}: {reason}", file=sys.stderr)
         sys.exit(2)
     dist.init_process_group(
         "nccl" if own_gpu else "gloo", store=store, rank=number, world_size=count, timeout=_PATIENCE
@@ -242,17 +248,35 @@ def one_sentence_errors() -> Iterator[None]:
 
 @contextmanager
 def data_errors() -> Iterator[None]:
-    """End this process with exit code 2 and one sentence where data cannot be read or written, or
-    training has diverged.
+    """End this process with exit code 2 and one sentence where data cannot be read or written,
+    training has diverged, or memory does not suffice.
 
     Under torchrun the others then end too: unlike `one_sentence_errors` this waits for nobody.
     """
     try:
         yield
-    except (DataError, OSError, DivergedError) as error:
+    except Exception as error:
+        sentence = _sentence(error)
+        if sentence is None:
+            raise
         claim_failure()
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
+        print(f"error: {' '.join(sentence.split())}", file=sys.stderr, flush=True)
         sys.exit(2)
+
+
+def _sentence(error: Exception) -> str | None:
+    """What is said of an error that is no mistake of ours."""
+    if isinstance(error, DataError | OSError | DivergedError):
+        return str(error)
+    if is_killed_loader(error):
+        return KILLED_LOADER
+    on_cpu = isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
+    if on_cpu or isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return (
+            "memory does not suffice: take a smaller --batch; in training a smaller --batch-gpu "
+            "leaves the batch as it is, and --set recompute=[0,1] keeps fewer activations"
+        )
+    return None
 
 
 def value_of_first(value: object) -> Any:

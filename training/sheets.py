@@ -37,4 +37,4 @@ class Sheet:
                 if measured is not None:
                     row["measurement"] = to_uint8(measured[i]).cpu()
                 row[restored.method] = x[i].cpu()
-        write_pictures(path, pictures, list(self.images.families))
+        write_pictures(path, pictures, list(self.images.families), most=len(pictures))

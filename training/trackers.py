@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import numpy as np
 from PIL import Image
 
+from metrics.results import replacing
 from training.config import TrainConfig
 
 _PACKAGES = {"tensorboard": "tensorboard", "wandb": "wandb"}
@@ -76,7 +77,8 @@ class WeightsAndBiases:
         wandb = importlib.import_module("wandb")
         identifier = folder / _ID
         if not identifier.exists():
-            identifier.write_text(uuid.uuid4().hex)
+            with replacing(identifier) as path:
+                path.write_text(uuid.uuid4().hex)
         self.run = wandb.init(
             project=config.wandb, dir=str(folder), name=folder.name, id=identifier.read_text(),
             resume="allow", config={"settings": config.dump()},

@@ -242,7 +242,10 @@ class Trainer:
         return kept
 
     def resume(self, folder: Path) -> None:
-        """Go on from the newest sound checkpoint below `folder`; ValueError where there is none."""
+        """Go on from the newest sound checkpoint below `folder`, which the first process finds.
+
+        Raises ValueError where there is none, and OSError on a process that cannot read it.
+        """
         found = error = None
         if distributed.rank() == 0:
             try:
@@ -253,7 +256,14 @@ class Trainer:
         if error is not None:
             raise ValueError(error)
         path, self.progress, warnings = found
-        self._load(path, load_parts(path))
+        try:
+            parts = load_parts(path)
+        except OSError as unseen:
+            raise OSError(
+                f"process {distributed.rank()} cannot read the checkpoint {path} that the first "
+                f"has found ({unseen.strerror}): all machines must see the folder of the run"
+            ) from unseen
+        self._load(path, parts)
         if distributed.rank() == 0:
             for warning in warnings:
                 print(f"warning: {warning}", flush=True)
