@@ -6,10 +6,10 @@
     python -m benchmarks.posterior images       posterior mean, covariance, credible intervals on a
                                                 Gaussian fitted to crops of the built-in photos
 
-Tables are printed and written to benchmarks/results/posterior-*.json, pictures to
-docs/posterior-*.png; `--quick` is a smaller run of a minute that writes nothing. Solvers come from
-the registry: zero-shot ones get the prior's denoiser, the others the exact conditional one, an
-oracle for trained networks.
+Tables are printed; with `--name NAME` they are also written to benchmarks/results/NAME.json, and
+pictures to docs/NAME.png. `--quick` is a smaller run of a minute. Solvers come from the registry:
+zero-shot ones get the prior's denoiser, the others the exact conditional one, an oracle for trained
+networks.
 
 The mixture is that of Cardoso et al., "Monte Carlo guided diffusion for Bayesian linear inverse
 problems", 2024, which Janati et al., "A mixture-based framework for guiding diffusion models",
@@ -32,6 +32,7 @@ from scipy.stats import t as student_t
 from torch import Tensor
 from tqdm import tqdm
 
+from benchmarks.naming import name_option
 from benchmarks.posterior_pictures import draw_evaluations, draw_marginals
 from datautils.photos import Photos
 from degradation import (
@@ -327,8 +328,8 @@ def evaluation_curves(
 
 
 def write(name: str, record: Mapping[str, Any]) -> None:
-    """results/posterior-<name>.json, with the machine's description."""
-    with replacing(RESULTS / f"posterior-{name}.json") as path:
+    """results/<name>.json, with the machine's description."""
+    with replacing(RESULTS / f"{name}.json") as path:
         full = {**record, "threads": torch.get_num_threads(), "environment": environment()}
         path.write_text(json.dumps(plain(full), indent=1) + "\n")
 
@@ -340,7 +341,7 @@ def options_used(names: Sequence[str], build: Any) -> dict[str, Any]:
 
 CONTEXT = {"help_option_names": ["-h", "--help"], "show_default": True}
 quick_option = click.option(
-    "--quick", is_flag=True, help="A minute instead of ten; writes nothing."
+    "--quick", is_flag=True, help="A minute instead of ten, in small numbers."
 )
 solver_option = click.option(
     "--solver", "names", type=click.Choice([name for name in solver_names() if name != "mmse"]),
@@ -362,27 +363,38 @@ def main() -> None:
 
 @main.command(context_settings=CONTEXT)
 @click.option("--dimension", type=click.Choice(["8", "80", "800"]), default="8")
-@click.option("--problems", default=8, help="Drawn for each number of measurements.")
-@click.option("--samples", default=512, help="Of each problem.")
+@click.option(
+    "--problems", type=click.IntRange(2), default=8, help="Drawn for each number of measurements."
+)
+@click.option("--samples", type=click.IntRange(1), default=512, help="Of each problem.")
 @solver_option
 @quick_option
-def mixture(dimension: str, problems: int, samples: int, names: Sequence[str], quick: bool) -> None:
+@name_option
+def mixture(
+    dimension: str,
+    problems: int,
+    samples: int,
+    names: Sequence[str],
+    quick: bool,
+    name: str | None,
+) -> None:
     """Sliced Wasserstein distance on the mixture of 25 Gaussians."""
     d, solvers = int(dimension), chosen_solvers(names)
     problems, samples = (2, 256) if quick else (problems, samples)
     rows = mixture_rows(d, problems, samples, solvers)
     print(mixture_table(rows))
-    if quick:
+    if name is None:
         return
     record = {"dimension": d, "samples": samples, "rows": rows,
               "options": options_used(solvers, lambda name: mixture_solver(name, d))}  # fmt: skip
-    write(f"mixture-{d}", record)
+    write(name, record)
 
 
 @main.command(context_settings=CONTEXT)
-@click.option("--samples", default=512, help="Of each solver.")
+@click.option("--samples", type=click.IntRange(1), default=512, help="Of each solver.")
 @solver_option
-def marginals(samples: int, names: Sequence[str]) -> None:
+@name_option
+def marginals(samples: int, names: Sequence[str], name: str | None) -> None:
     """Draw samples of the problem in 8 dimensions, among ten, whose posterior has most modes."""
     exact = {seed: mixture_case(8, 1, seed)[2] for seed in range(10)}
     modes = {seed: float((e.log_weights.exp() ** 2).sum()) for seed, e in exact.items()}
@@ -390,16 +402,27 @@ def marginals(samples: int, names: Sequence[str]) -> None:
     study = mixture_study(8, 1, seed, samples, chosen_solvers(names))
     points = {title_of(name): run.x.flatten(1)[:, :2] for name, run in study["runs"].items()}
     distances = {title_of(name): value for name, value in study["distances"].items()}
-    draw_marginals(ROOT / "docs" / "posterior-marginals.png", exact[seed], points, distances)
+    print(table(["solver", "sliced Wasserstein distance"], list(distances.items())))
+    if name is not None:
+        draw_marginals(ROOT / "docs" / f"{name}.png", exact[seed], points, distances)
 
 
 @main.command(context_settings=CONTEXT)
-@click.option("--size", default=8, help="Side of the crops, pixels.")
-@click.option("--noise-level", default=0.05, help="Standard deviation; images are in [-1, 1].")
-@click.option("--samples", default=128, help="Of each problem.")
-@click.option("--family", "families", multiple=True, help="Only these; may be repeated.")
+@click.option("--size", type=click.IntRange(1), default=8, help="Side of the crops, pixels.")
+@click.option(
+    "--noise-level",
+    type=click.FloatRange(0),
+    default=0.05,
+    help="Standard deviation; images are in [-1, 1].",
+)
+@click.option("--samples", type=click.IntRange(2), default=128, help="Of each problem.")
+@click.option(
+    "--family", "families", type=click.Choice(list(FAMILIES)), multiple=True,
+    help="Only these; may be repeated.",
+)  # fmt: skip
 @solver_option
 @quick_option
+@name_option
 def images(
     size: int,
     noise_level: float,
@@ -407,6 +430,7 @@ def images(
     families: Sequence[str],
     names: Sequence[str],
     quick: bool,
+    name: str | None,
 ) -> None:
     """Mean, covariance and credible intervals on a Gaussian fitted to crops of photos."""
     crops = Photos(size, "train", size=2000 if quick else 16_000)
@@ -416,19 +440,24 @@ def images(
     solvers = chosen_solvers(names)
     rows = image_rows(prior, image_problems(prior, noise_level, families), samples, solvers)
     print(image_table(rows))
-    if quick:
+    if name is None:
         return
     record = {"size": size, "noise_level": noise_level, "samples": samples, "crops": len(crops),
               "rows": rows, "options": options_used(solvers, image_solver)}  # fmt: skip
-    write(f"images-{size}-noise-{noise_level:g}", record)
+    write(name, record)
 
 
 @main.command(context_settings=CONTEXT)
-@click.option("--problems", default=3, help="Over which the distance is averaged.")
-@click.option("--samples", default=512, help="Of each problem.")
+@click.option(
+    "--problems", type=click.IntRange(1), default=3, help="Over which the distance is averaged."
+)
+@click.option("--samples", type=click.IntRange(1), default=512, help="Of each problem.")
 @solver_option
 @quick_option
-def evaluations(problems: int, samples: int, names: Sequence[str], quick: bool) -> None:
+@name_option
+def evaluations(
+    problems: int, samples: int, names: Sequence[str], quick: bool, name: str | None
+) -> None:
     """Sliced Wasserstein distance against the number of evaluations, on the mixture."""
     factors = (0.25, 1) if quick else (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1, 2, 4)
     problems, samples = (2, 256) if quick else (problems, samples)
@@ -437,13 +466,13 @@ def evaluations(problems: int, samples: int, names: Sequence[str], quick: bool) 
     cells = [[title_of(name), point["evaluations"], point["sliced_wasserstein"]]
              for name, points in curves.items() for point in points]  # fmt: skip
     print(table(["solver", "NFE", "sliced Wasserstein distance"], cells))
-    if quick:
+    if name is None:
         return
     record = {"problems": problems, "samples": samples, "curves": curves,
               "options": options_used(solvers, lambda name: mixture_solver(name, 8))}  # fmt: skip
-    write("evaluations", record)
+    write(name, record)
     titled = {title_of(name): points for name, points in curves.items()}
-    draw_evaluations(ROOT / "docs" / "posterior-evaluations.png", titled, FLOOR)
+    draw_evaluations(ROOT / "docs" / f"{name}.png", titled, FLOOR)
 
 
 if __name__ == "__main__":

@@ -22,7 +22,8 @@ class StridedConvolution(Degradation):
     measurement is Σ k_ab ∗ x_ab on the coarse grid, so everything is s² small real FFTs and a sum.
     HHᵀ is the convolution with spectrum G = Σ |K_ab|²; s = √G in the real orthonormal Hartley
     coordinates of the coarse grid. Where that grid is small, the rows of H for one colour are a
-    small matrix, and a product with it is faster than the transforms.
+    small matrix, and a product with it is faster than the transforms; so are the orthonormal rows
+    N = (HHᵀ)^-½·H, with which H† = Nᵀ·(HHᵀ)^-½ divides by s once, as the transforms do.
     """
 
     def __init__(
@@ -53,8 +54,10 @@ class StridedConvolution(Degradation):
         samples = self.coarse[0] * self.coarse[1]
         self.small = samples <= _SMALL and samples * h * w <= _LARGEST
         if self.small:
+            scale = torch.where(values > 0, values, 1)[:, None, :, :half]
             self.matrix = self._rows(spectrum).to(precision)  # [B, h/s·w/s, h·w]
-            self.tensors = ("matrix", "values")
+            self.normal = self._rows(spectrum / scale).to(precision)  # of the same shape
+            self.tensors = ("matrix", "normal", "values")
         else:
             self.spectrum = torch.view_as_real(spectrum).to(precision)  # [B, s², h/s, w/(2s)+1, 2]
             self.tensors = ("spectrum", "values")
@@ -72,20 +75,19 @@ class StridedConvolution(Degradation):
         return self._spread(self._planes(y))
 
     def H_pinv(self, y: Tensor, noise_level: float | Tensor = 0.0) -> Tensor:
-        inverse = self._inverse(noise_level)
         if self.small:
-            return self._spread(_by_colour(_circulant(inverse), self._planes(y)))
-        return merge_phases(self.phases_pinv(y, inverse), self.stride)
+            gain = _circulant(regularised_gain(self.values, noise_level))
+            return self._combine(_by_colour(gain, self._planes(y)))
+        return merge_phases(self.phases_pinv(y, self._inverse(noise_level)), self.stride)
 
     def feature_map(self, y: Tensor, noise_level: Tensor, patch: int) -> FeatureMap | None:
-        inverse = self._inverse(noise_level)
         if self.small:
-            return MatrixFeatures(
-                self.matrix, _circulant(inverse), self._planes(y), self.image_shape[1:], patch
-            )
+            gain = _circulant(regularised_gain(self.values, noise_level))
+            matrices = self.matrix, self.normal, gain
+            return MatrixFeatures(*matrices, self._planes(y), self.image_shape[1:], patch)
         if self.stride % patch and patch % self.stride:
             return None
-        return PhaseFeatures(self, inverse, y, patch)
+        return PhaseFeatures(self, self._inverse(noise_level), y, patch)
 
     @property
     def rows(self) -> Tensor:
@@ -101,9 +103,15 @@ class StridedConvolution(Degradation):
         return self.values.flatten(1).repeat(1, self.image_shape[0])
 
     def Vt(self, x: Tensor) -> Tensor:
+        if self.small:
+            self.check_shape(x)
+            planes = full_precision(x).flatten(-2)
+            return self._kept(self._hartley(_by_colour(self.normal, planes).flatten(-2)))
         return self._scaled(self._hartley(self.H(x)))
 
     def V(self, z: Tensor) -> Tensor:
+        if self.small:
+            return self._combine(self._planes(self._hartley(self._kept(full_precision(z)))))
         return self.H_adjoint(self._hartley(self._scaled(full_precision(z))))
 
     def Ut(self, y: Tensor) -> Tensor:
@@ -146,6 +154,10 @@ class StridedConvolution(Degradation):
     def _planes(self, y: Tensor) -> Tensor:
         """Measurements by colour, `[B, (K,) C, h/s·w/s]`."""
         return full_precision(y).unflatten(-1, (self.image_shape[0], -1))
+
+    def _combine(self, planes: Tensor) -> Tensor:
+        """Nᵀ of what each colour has of the orthonormal rows, as images."""
+        return _by_colour(self.normal.mT, planes).unflatten(-1, self.image_shape[1:])
 
     def _spread(self, planes: Tensor) -> Tensor:
         """Hᵀ of measurements by colour, as images."""

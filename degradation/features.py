@@ -103,18 +103,27 @@ class MaskedFeatures:
 class MatrixFeatures:
     """The same small matrix for every colour: a product with the tokens as they lie.
 
-    matrix: the rows of H for one colour `[B, n, h·w]`; inverse: (HHᵀ + σ²I)⁻¹ `[B, n, n]`; y:
-    `[B, C, n]`. Measured: `[B, n, K, C]`.
+    matrix: the rows of H for one colour `[B, n, h·w]`; normal and gain `[B, n, n]`: H† for one
+    colour is normalᵀ·gain; y: `[B, C, n]`. Measured: `[B, n, K, C]`.
     """
 
     def __init__(
-        self, matrix: Tensor, inverse: Tensor, y: Tensor, image_size: tuple[int, int], patch: int
+        self,
+        matrix: Tensor,
+        normal: Tensor,
+        gain: Tensor,
+        y: Tensor,
+        image_size: tuple[int, int],
+        patch: int,
     ):
         self.grid = image_size[0] // patch, image_size[1] // patch
         self.channels = y.shape[1]
-        columns = _parts(matrix.unflatten(-1, image_size), patch).transpose(-3, -2)  # h w p q
-        self.matrix = columns.flatten(2)
-        self.inverse = inverse
+
+        def columns(rows: Tensor) -> Tensor:
+            return _parts(rows.unflatten(-1, image_size), patch).transpose(-3, -2).flatten(2)
+
+        self.matrix = columns(matrix)
+        self.normal, self.gain = columns(normal), gain
         self.y = y.mT.unsqueeze(2)
 
     def H(self, tokens: Tensor) -> Tensor:
@@ -123,7 +132,7 @@ class MatrixFeatures:
         return _product(self.matrix, columns).unflatten(-1, (-1, self.channels))
 
     def H_pinv(self, measured: Tensor) -> Tensor:
-        columns = _product(self.matrix.mT, _product(self.inverse, measured.flatten(2)))
+        columns = _product(self.normal.mT, _product(self.gain, measured.flatten(2)))
         return columns.unflatten(1, (*self.grid, -1)).flatten(3)
 
 

@@ -30,6 +30,7 @@ from degradation import (
     Degradation,
     DenseMatrix,
     Mask,
+    MotionBlur,
     NullOperator,
     Problem,
     StridedConvolution,
@@ -874,3 +875,12 @@ def test_constants_made_in_inference_mode_serve_training_later():
     hadamard.walsh_hadamard(x.flatten(1)).sum().backward()
     denoiser(image, 1.0, Problem.without_measurement(1, (3, 16, 16))).sum().backward()
     assert x.grad.isfinite().all()
+
+
+def test_the_pseudo_inverse_of_a_small_blur_divides_by_s_once() -> None:
+    """In float32 Hx = y holds to rounding times s_max/s_min (at most 50), not its square."""
+    operator = MotionBlur().sample((3, 32, 32), 4, range(64))
+    x = torch.rand(64, 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    y = operator.H(x)
+    for restored in (operator.H_pinv(y), operator.V(operator.Vt(x))):
+        assert (operator.H(restored) - y).abs().max() < 50 * torch.finfo(y.dtype).eps
