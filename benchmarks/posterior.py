@@ -7,9 +7,8 @@
                                                 Gaussian fitted to crops of the built-in photos
 
 Tables are printed; with `--name NAME` they are also written to benchmarks/results/NAME.json, and
-pictures to docs/NAME.png. `--quick` is a smaller run of a minute. Solvers come from the registry:
-zero-shot ones get the prior's denoiser, the others the exact conditional one, an oracle for trained
-networks.
+pictures to docs/NAME.png. Solvers come from the registry: zero-shot ones get the prior's denoiser,
+the others the exact conditional one, an oracle for trained networks.
 
 The mixture is that of Cardoso et al., "Monte Carlo guided diffusion for Bayesian linear inverse
 problems", 2024, which Janati et al., "A mixture-based framework for guiding diffusion models",
@@ -339,10 +338,8 @@ def options_used(names: Sequence[str], build: Any) -> dict[str, Any]:
     return {name: asdict(build(name)) for name in names}
 
 
+COUNT = click.IntRange(2)
 CONTEXT = {"help_option_names": ["-h", "--help"], "show_default": True}
-quick_option = click.option(
-    "--quick", is_flag=True, help="A minute instead of ten, in small numbers."
-)
 solver_option = click.option(
     "--solver", "names", type=click.Choice([name for name in solver_names() if name != "mmse"]),
     multiple=True, help="Only these; may be repeated.",
@@ -363,24 +360,15 @@ def main() -> None:
 
 @main.command(context_settings=CONTEXT)
 @click.option("--dimension", type=click.Choice(["8", "80", "800"]), default="8")
-@click.option(
-    "--problems", type=click.IntRange(2), default=8, help="Drawn for each number of measurements."
-)
-@click.option("--samples", type=click.IntRange(1), default=512, help="Of each problem.")
+@click.option("--problems", type=COUNT, default=8, help="Drawn for each number of measurements.")
+@click.option("--samples", type=COUNT, default=512, help="Of each problem.")
 @solver_option
-@quick_option
 @name_option
 def mixture(
-    dimension: str,
-    problems: int,
-    samples: int,
-    names: Sequence[str],
-    quick: bool,
-    name: str | None,
+    dimension: str, problems: int, samples: int, names: Sequence[str], name: str | None
 ) -> None:
     """Sliced Wasserstein distance on the mixture of 25 Gaussians."""
     d, solvers = int(dimension), chosen_solvers(names)
-    problems, samples = (2, 256) if quick else (problems, samples)
     rows = mixture_rows(d, problems, samples, solvers)
     print(mixture_table(rows))
     if name is None:
@@ -391,7 +379,7 @@ def mixture(
 
 
 @main.command(context_settings=CONTEXT)
-@click.option("--samples", type=click.IntRange(1), default=512, help="Of each solver.")
+@click.option("--samples", type=COUNT, default=512, help="Of each solver.")
 @solver_option
 @name_option
 def marginals(samples: int, names: Sequence[str], name: str | None) -> None:
@@ -409,19 +397,10 @@ def marginals(samples: int, names: Sequence[str], name: str | None) -> None:
 
 @main.command(context_settings=CONTEXT)
 @click.option("--size", type=click.IntRange(1), default=8, help="Side of the crops, pixels.")
-@click.option(
-    "--noise-level",
-    type=click.FloatRange(0),
-    default=0.05,
-    help="Standard deviation; images are in [-1, 1].",
-)
-@click.option("--samples", type=click.IntRange(2), default=128, help="Of each problem.")
-@click.option(
-    "--family", "families", type=click.Choice(list(FAMILIES)), multiple=True,
-    help="Only these; may be repeated.",
-)  # fmt: skip
+@click.option("--noise-level", type=click.FloatRange(0), default=0.05, help="Of images in [-1, 1].")
+@click.option("--samples", type=COUNT, default=128, help="Of each problem.")
+@click.option("--family", "families", type=click.Choice(list(FAMILIES)), multiple=True)
 @solver_option
-@quick_option
 @name_option
 def images(
     size: int,
@@ -429,14 +408,11 @@ def images(
     samples: int,
     families: Sequence[str],
     names: Sequence[str],
-    quick: bool,
     name: str | None,
 ) -> None:
     """Mean, covariance and credible intervals on a Gaussian fitted to crops of photos."""
-    crops = Photos(size, "train", size=2000 if quick else 16_000)
+    crops = Photos(size, "train", size=16_000)
     prior = fit_gaussian(to_float(torch.stack([crops[i][0] for i in range(len(crops))])))
-    if quick:
-        samples, families = 128, families or ["MissingPatches", "MotionBlur"]
     solvers = chosen_solvers(names)
     rows = image_rows(prior, image_problems(prior, noise_level, families), samples, solvers)
     print(image_table(rows))
@@ -448,19 +424,13 @@ def images(
 
 
 @main.command(context_settings=CONTEXT)
-@click.option(
-    "--problems", type=click.IntRange(1), default=3, help="Over which the distance is averaged."
-)
-@click.option("--samples", type=click.IntRange(1), default=512, help="Of each problem.")
+@click.option("--problems", type=COUNT, default=3, help="Over which the distance is averaged.")
+@click.option("--samples", type=COUNT, default=512, help="Of each problem.")
 @solver_option
-@quick_option
 @name_option
-def evaluations(
-    problems: int, samples: int, names: Sequence[str], quick: bool, name: str | None
-) -> None:
+def evaluations(problems: int, samples: int, names: Sequence[str], name: str | None) -> None:
     """Sliced Wasserstein distance against the number of evaluations, on the mixture."""
-    factors = (0.25, 1) if quick else (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1, 2, 4)
-    problems, samples = (2, 256) if quick else (problems, samples)
+    factors = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1, 2, 4)
     solvers = chosen_solvers(names)
     curves = evaluation_curves(solvers, factors, problems, samples)
     cells = [[title_of(name), point["evaluations"], point["sliced_wasserstein"]]

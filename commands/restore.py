@@ -26,6 +26,7 @@ from metrics.pixel import consistency, psnr, to_uint8
 from metrics.results import table
 from networks import Model
 from networks.presets import conditioning_of
+from networks.weights import read_summary
 from samplers import (
     MMSE,
     CountingDenoiser,
@@ -77,6 +78,7 @@ class Restoration:
             task.notes.append("mmse.png is the mean of the samples: the network knows images alone")
         if self.samples < 2:
             task.notes.append("std.png is left out: it takes two --samples or more")
+        task.notes += self._other_noise(denoiser, task)
         for note in task.notes:
             print(note)
         with torch.no_grad():
@@ -86,6 +88,18 @@ class Restoration:
             write_restored(self.out, task, restored, metrics, self._settings(task))
         print(_summary(metrics))
         print(f"restored: {self.out}")
+
+    def _other_noise(self, denoiser: Model, task: Task) -> list[str]:
+        """What to know of a network that was trained for one level of noise, and not for this."""
+        trained, poisson = (read_summary(self.net).get(k) for k in ("noise_level", "poisson_peak"))
+        found = task.problem.noise_level
+        close = trained is None or torch.allclose(found, torch.full_like(found, trained), rtol=0.1)
+        if close or poisson or _unconditional(denoiser):
+            return []
+        return [
+            f"{self.net} was trained with noise of {trained:g}, this photo has {found.mean():.2g}: "
+            "expect less than with a network that was trained for it"
+        ]
 
     def _check_out(self) -> None:
         check_folder(self.out)

@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -217,6 +218,20 @@ def test_one_sample_has_no_deviation(nets: dict[str, Path]) -> None:
     record = run(nets["plain"], "--mask=mask.png", samples=1)
     assert record["settings"]["notes"] == ["std.png is left out: it takes two --samples or more"]
     assert record["metrics"]["deviation_white_at"] is None
+
+
+def test_a_network_that_was_trained_for_other_noise(nets: dict[str, Path]) -> None:
+    denoiser = load_weights(nets["plain"])
+    save_weights("trained.safetensors", denoiser, {"noise_level": 0.05, "poisson_peak": None})
+    arguments = ("--mask=mask.png",)
+    record = run(Path("trained.safetensors"), *arguments, "--noise-level=0.5")
+    (note,) = record["settings"]["notes"][-1:]
+    assert note.startswith(
+        "trained.safetensors was trained with noise of 0.05, this photo has 0.5:"
+    )
+    shutil.rmtree("out")
+    record = run(Path("trained.safetensors"), *arguments, "--noise-level=0.05")
+    assert not any("trained" in note for note in record["settings"]["notes"])
 
 
 def test_resizing_to_the_models_size(nets: dict[str, Path]) -> None:

@@ -38,7 +38,8 @@ def draw_curves(folders: Sequence[Path], path: Path) -> Path:
         prefix = f"{run}: " if len(logs) > 1 else ""
         style = {"linestyle": _STYLES[i % len(_STYLES)]}
         losses = _points(log, "loss")
-        axes[2].plot(*losses, **style, color=f"C{i}", linewidth=1, label=run)
+        marker = "." if len(losses[0]) < 3 else ""  # a line would show nothing of one
+        axes[2].plot(*losses, **style, color=f"C{i}", linewidth=1, marker=marker, label=run)
         for name in _families(log):
             images, values = _points(log, "heldout_psnr", name)
             marked = style | {
