@@ -36,6 +36,7 @@ from metrics.results import environment, plain, replacing, table
 from networks import Denoiser, make_config
 from networks.presets import PRESETS
 from samplers import CountingDenoiser, Solver, make_solver, solver_names
+from training.data import DTYPES
 
 RESULTS = Path(__file__).parent / "results"
 FAMILIES: dict[str, tuple[Family, Any]] = {
@@ -44,7 +45,6 @@ FAMILIES: dict[str, tuple[Family, Any]] = {
     "blur, stride 4": (MotionBlur(), 4),
 }
 REPEATS = 2
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 # So few steps that a run is short. `daps` has five evaluations to a Langevin run of 100 steps, as
 # by default; `daps` with inner=exact and `pnpdm` fewer to an exact step than by default, so their

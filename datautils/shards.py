@@ -31,9 +31,8 @@ from datautils.names import LABELS, Names, is_hidden, is_picture, is_unsafe, pos
 NO_LABEL, BAD_LABEL = -1, -2
 _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
 _OPEN_FILES = 128
-_CHECKS = (
-    2  # counted up where `headers` learns to refuse more: older index files are then made again
-)
+# Counted up where `headers` learns to refuse more: older index files are then made again.
+_CHECKS = 2
 _MAX_SHARDS = 10**6
 _BUFFER = 2**18  # bytes
 SHARD_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")

@@ -8,7 +8,7 @@ from degradation.features import FeatureMap, MatrixFeatures, PhaseFeatures
 
 # Up to this many samples a plane H is a matrix: a product with it beats the fast transforms.
 _SMALL = 64
-_LARGEST = 2**20  # values of such a matrix: 4 MiB an image
+_LARGEST = 2**20  # values of such a matrix: 4 MiB an image, and as much for its orthonormal rows
 
 
 class StridedConvolution(Degradation):
@@ -76,14 +76,12 @@ class StridedConvolution(Degradation):
 
     def H_pinv(self, y: Tensor, noise_level: float | Tensor = 0.0) -> Tensor:
         if self.small:
-            gain = _circulant(regularised_gain(self.values, noise_level))
-            return self._combine(_by_colour(gain, self._planes(y)))
+            return self._combine(_by_colour(self._gain_matrix(noise_level), self._planes(y)))
         return merge_phases(self.phases_pinv(y, self._inverse(noise_level)), self.stride)
 
     def feature_map(self, y: Tensor, noise_level: Tensor, patch: int) -> FeatureMap | None:
         if self.small:
-            gain = _circulant(regularised_gain(self.values, noise_level))
-            matrices = self.matrix, self.normal, gain
+            matrices = self.matrix, self.normal, self._gain_matrix(noise_level)
             return MatrixFeatures(*matrices, self._planes(y), self.image_shape[1:], patch)
         if self.stride % patch and patch % self.stride:
             return None
@@ -175,6 +173,10 @@ class StridedConvolution(Degradation):
         """K_ab, broadcast over the channels: `[B, (1,) 1, s², h/s, w/(2s)+1]` complex."""
         spectrum = torch.view_as_complex(self.spectrum).unsqueeze(1)
         return per_image(spectrum, like)
+
+    def _gain_matrix(self, noise_level: float | Tensor) -> Tensor:
+        """(HHᵀ)^½·(HHᵀ + σ²I)⁻¹ of one colour, `[B, n, n]`: with Nᵀ before it H†."""
+        return _circulant(regularised_gain(self.values, noise_level))
 
     def _inverse(self, noise_level: float | Tensor) -> Tensor:
         """Spectrum of (HHᵀ + σ²I)⁻¹ where H is not zero, `[B, h/s, w/s]`."""

@@ -103,8 +103,8 @@ class MaskedFeatures:
 class MatrixFeatures:
     """The same small matrix for every colour: a product with the tokens as they lie.
 
-    matrix: the rows of H for one colour `[B, n, h·w]`; normal and gain `[B, n, n]`: H† for one
-    colour is normalᵀ·gain; y: `[B, C, n]`. Measured: `[B, n, K, C]`.
+    matrix: the rows of H for one colour `[B, n, h·w]`; normal, of the same shape, and gain
+    `[B, n, n]`: H† for one colour is normalᵀ·gain; y: `[B, C, n]`. Measured: `[B, n, K, C]`.
     """
 
     def __init__(
