@@ -18,11 +18,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils.flop_counter import FlopCounterMode
 
 from degradation import Draws, GaussianNoise, MissingPatches
 from metrics.results import environment, replacing, table
 from networks import PRESETS, Denoiser, make_config
+from networks.flops import operation_counter
 from training.config import TrainConfig
 from training.loss import DenoisingLoss
 from training.trainer import Trainer
@@ -58,7 +58,7 @@ def passes(preset: str, dtype: torch.dtype, batch: int) -> tuple[nn.Module, floa
     with contextlib.ExitStack() as stack:
         if not config.consistent:  # its smooth start looks at values
             stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
-        flops = stack.enter_context(FlopCounterMode(display=False))
+        flops = stack.enter_context(operation_counter())
         module = DenoisingLoss(Denoiser(config)).train()
         kept = Kept(list(module.parameters()))
         with (

@@ -32,28 +32,29 @@ class Dropout(nn.Dropout):
 
     def __init__(self, p: float = 0.0):
         super().__init__(p)
-        self.seeds: Tensor | None = None
-        self.layer = 0
+        self.keys: Tensor | None = None
+        """Where the generator of this layer starts for each image, `[B]`."""
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.seeds is None or not self.training or not 0 < self.p < 1:
+        if self.keys is None or not self.training or not 0 < self.p < 1:
             return super().forward(x)
         dropped = min(round(self.p * _VALUES), _VALUES - 1)
-        kept = _kept(self.seeds, self.layer, math.prod(x.shape[1:]), dropped).view_as(x)
-        return torch.where(kept, x, 0.0).mul_(_VALUES / (_VALUES - dropped))
+        compiled = x.is_cuda or torch.compiler.is_compiling()
+        kept = _kept(self.keys, math.prod(x.shape[1:]), dropped, compiled).view_as(x)
+        return (x * kept).mul_(_VALUES / (_VALUES - dropped))
 
 
 @contextmanager
 def seeded(network: nn.Module, seeds: Tensor) -> Iterator[None]:
     """Let the dropout layers of a network follow the seeds `[B]` (int64) of a batch."""
     layers = [module for module in network.modules() if isinstance(module, Dropout)]
-    for number, layer in enumerate(layers):
-        layer.seeds, layer.layer = seeds, number
+    for layer, keys in zip(layers, _keys(seeds, len(layers)), strict=True):
+        layer.keys = keys
     try:
         yield
     finally:
         for layer in layers:
-            layer.seeds = None
+            layer.keys = None
 
 
 class Repeated:
@@ -63,38 +64,39 @@ class Repeated:
     """
 
     def __init__(self, module: nn.Module):
-        self.layers = [(x, x.seeds, x.layer) for x in module.modules() if isinstance(x, Dropout)]
+        self.layers = [(x, x.keys) for x in module.modules() if isinstance(x, Dropout)]
         self.others: list[Tensor | None] = []
 
     def __enter__(self) -> None:
-        self.others = [layer.seeds for layer, _, _ in self.layers]
-        for layer, seeds, number in self.layers:
-            layer.seeds, layer.layer = seeds, number
+        self.others = [layer.keys for layer, _ in self.layers]
+        for layer, keys in self.layers:
+            layer.keys = keys
 
     def __exit__(self, *error: object) -> None:
-        for (layer, _, _), seeds in zip(self.layers, self.others, strict=True):
-            layer.seeds = seeds
+        for (layer, _), keys in zip(self.layers, self.others, strict=True):
+            layer.keys = keys
 
 
 # One operation to a compiler, which would otherwise draw the numbers again wherever they are used.
 @torch.library.custom_op("invfusion::kept", mutates_args=())
-def _kept(seeds: Tensor, layer: int, count: int, dropped: int) -> Tensor:
+def _kept(keys: Tensor, count: int, dropped: int, compiled: bool) -> Tensor:
     """Which values stay, bool `[B, count]`: of 2^16 numbers all but the `dropped` smallest."""
-    draw = _compiled() if seeds.is_cuda else _words
-    numbers = draw(_keys(seeds, layer), -(-count // 4)).view(torch.int16)
+    draw = _compiled() if compiled else _words
+    numbers = draw(keys, -(-count // 4)).view(torch.int16)
     return numbers[:, :count] >= dropped - _VALUES // 2
 
 
 @_kept.register_fake
-def _(seeds: Tensor, layer: int, count: int, dropped: int) -> Tensor:
-    return seeds.new_empty(len(seeds), count, dtype=torch.bool)
+def _(keys: Tensor, count: int, dropped: int, compiled: bool) -> Tensor:
+    return keys.new_empty(len(keys), count, dtype=torch.bool)
 
 
-def _keys(seeds: Tensor, layer: int) -> Tensor:
-    """Where the generator starts for each image `[B]`."""
+def _keys(seeds: Tensor, layers: int) -> Tensor:
+    """Where the generator starts, for each layer and image `[layers, B]`."""
     low, high = seeds & 0xFFFFFFFF, (seeds >> 32) & 0xFFFFFFFF
-    zero = torch.zeros_like(seeds)
-    words = philox([zero, zero + layer, zero, zero + _STREAM], (low, high))
+    layer = torch.arange(layers, device=seeds.device)[:, None].expand(-1, len(seeds))
+    zero = torch.zeros_like(layer)
+    words = philox([zero, layer, zero, zero + _STREAM], (low, high))
     return words[0] | (words[1] << 32)
 
 

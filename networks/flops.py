@@ -5,7 +5,12 @@ is a fraction of a percent of arithmetic, though not of time.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from degradation import Degradation, DenseMatrix, StridedConvolution
 from networks.invfusion import LevelConfig, NetworkConfig
@@ -23,6 +28,17 @@ class Operations:
     @property
     def total(self) -> float:
         return self.linear + self.attention + self.mixing + self.operator
+
+
+def operation_counter() -> FlopCounterMode:
+    """PyTorch's counter of the products that run, told of those of `networks/products.py`."""
+
+    def product(x: Sequence[int], weight: Sequence[int], *others: Any, **more: Any) -> int:
+        return 2 * math.prod(x) * weight[0]
+
+    name = "_linear_pointwise"
+    known = {getattr(torch.ops.mkldnn, name): product} if hasattr(torch.ops.mkldnn, name) else {}
+    return FlopCounterMode(display=False, custom_mapping=known)
 
 
 def count_operations(config: NetworkConfig, operator: Degradation | None = None) -> Operations:

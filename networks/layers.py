@@ -12,9 +12,10 @@ from torch import Tensor, nn
 
 from networks.dropout import Dropout
 from networks.lean import gated_gelu, rms_normalise
+from networks.products import Linear
 
 
-def zero_init(layer: nn.Linear) -> nn.Linear:
+def zero_init(layer: Linear) -> Linear:
     """Start a projection at zero, so that its branch begins as the identity."""
     nn.init.zeros_(layer.weight)
     return layer
@@ -36,7 +37,7 @@ class AdaRMSNorm(nn.Module):
 
     def __init__(self, width: int, cond_width: int):
         super().__init__()
-        self.linear = zero_init(nn.Linear(cond_width, width, bias=False))
+        self.linear = zero_init(Linear(cond_width, width))
 
     def forward(self, x: Tensor, cond: Tensor) -> Tensor:
         return rms_normalise(x, 1 + self.linear(cond)[:, None, None])
@@ -57,11 +58,11 @@ class FourierFeatures(nn.Module):
             return torch.cat((angle.cos(), angle.sin()), -1).to(self.weight.dtype)
 
 
-class GEGLU(nn.Linear):
+class GEGLU(Linear):
     """Linear to twice the width; the first half times the exact GELU of the second."""
 
     def __init__(self, inputs: int, outputs: int):
-        super().__init__(inputs, 2 * outputs, bias=False)
+        super().__init__(inputs, 2 * outputs)
 
     def forward(self, x: Tensor) -> Tensor:
         return gated_gelu(super().forward(x))
@@ -74,7 +75,7 @@ class MappingBlock(nn.Module):
         super().__init__()
         self.norm = RMSNorm(width)
         self.up_proj = GEGLU(width, d_ff)
-        self.down_proj = zero_init(nn.Linear(d_ff, width, bias=False))
+        self.down_proj = zero_init(Linear(d_ff, width))
 
     def forward(self, x: Tensor) -> Tensor:
         return x + self.down_proj(self.up_proj(self.norm(x)))
@@ -104,7 +105,7 @@ class FeedForward(nn.Module):
         self.norm = AdaRMSNorm(width, cond_width)
         self.up_proj = GEGLU(width, d_ff)
         self.dropout = Dropout(dropout)
-        self.down_proj = zero_init(nn.Linear(d_ff, width, bias=False))
+        self.down_proj = zero_init(Linear(d_ff, width))
 
     def forward(self, x: Tensor, cond: Tensor) -> Tensor:
         return x + self.down_proj(self.dropout(self.up_proj(self.norm(x, cond))))
@@ -116,7 +117,7 @@ class TokenMerge(nn.Module):
     def __init__(self, inputs: int, outputs: int, patch: int):
         super().__init__()
         self.patch = patch
-        self.proj = nn.Linear(inputs * patch * patch, outputs, bias=False)
+        self.proj = Linear(inputs * patch * patch, outputs)
 
     def forward(self, x: Tensor) -> Tensor:
         p = self.patch
@@ -129,7 +130,7 @@ class TokenSplit(nn.Module):
     def __init__(self, inputs: int, outputs: int, patch: int, skip: bool = True):
         super().__init__()
         self.patch = patch
-        self.proj = nn.Linear(inputs, outputs * patch * patch, bias=False)
+        self.proj = Linear(inputs, outputs * patch * patch)
         if skip:
             self.fac = nn.Parameter(torch.full((1,), 0.5))
 

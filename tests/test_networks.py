@@ -10,7 +10,6 @@ import pytest
 import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
 
 from degradation import (
     DenseMatrix,
@@ -29,7 +28,7 @@ from networks import (
     from_reference,
     make_config,
 )
-from networks.flops import count_operations
+from networks.flops import count_operations, operation_counter
 from networks.invfusion import FeatureDegradation
 from networks.layers import AxialRoPE, axial_positions, rotate
 from networks.presets import CONDITIONINGS, conditioning_of
@@ -641,7 +640,7 @@ def test_operations_are_those_of_the_products_that_run(conditioning: str) -> Non
     levels = tuple(dataclasses.replace(level, kernel=None) for level in config.levels)
     denoiser = Denoiser(dataclasses.replace(config, levels=levels)).eval()
     problem = make_problem("MatrixDegradation")
-    counter = FlopCounterMode(display=False)
+    counter = operation_counter()
     with torch.no_grad(), counter, sdpa_kernel(SDPBackend.MATH):  # as products, which it counts
         problem.pinv()
         for i in range(len(denoiser.config.levels)):

@@ -10,7 +10,8 @@ from torch import Tensor
 from networks.attention.cutting import cut
 from networks.attention.windows import window_start
 
-_SINGLE_TILE = 256  # up to this many tokens one masked attention over the whole map is cheapest
+_SINGLE_TILE = 64  # up to this many tokens one masked attention over the whole map is cheapest
+_NARROW, _ROWS = 16, 4  # on maps of so many columns at most a tile has all of them and few rows
 _TILE = 8  # side of a tile of queries on larger maps
 
 
@@ -31,8 +32,8 @@ class TiledNeighbourhood:
     """Tiles of queries, each with the keys that any of its windows holds, and a mask."""
 
     def __init__(self, h: int, w: int, kernel: int, streams: int, device: torch.device):
-        tile = max(h, w) if h * w <= _SINGLE_TILE else _TILE
-        rows, columns = _axis(h, kernel, tile), _axis(w, kernel, tile)
+        n, m = _tile(h, w)
+        rows, columns = _axis(h, kernel, n), _axis(w, kernel, m)
         mask = rows.mask[:, None, :, None, :, None] & columns.mask[None, :, None, :, None, :]
         mask = mask.flatten(4, 5).flatten(2, 3).flatten(0, 1).repeat(1, 1, streams)
         self.mask = mask[None].to(device)  # [1, tiles, queries, keys]
@@ -51,6 +52,13 @@ class TiledNeighbourhood:
         out = _softmax(q, k, v, self.mask).to(streams[0][1].dtype)
         out = rearrange(out, f"{tiles} -> b (t r) (u c) n d", n=n_heads, u=-(-w // m), r=n)
         return out[:, :h, :w]
+
+
+def _tile(h: int, w: int) -> tuple[int, int]:
+    """Rows and columns of a tile: what was fastest of several on a CPU."""
+    if h * w <= _SINGLE_TILE:
+        return h, w
+    return (_ROWS, w) if w <= _NARROW else (_TILE, _TILE)
 
 
 def _precision(q: Tensor, v: Tensor) -> torch.dtype:

@@ -1,0 +1,117 @@
+"""Linear maps without bias, by oneDNN on a CPU.
+
+PyTorch hands float32 products to MKL, which has AVX-512 kernels for its maker's processors only:
+on others oneDNN takes half the time. Gradients are products too. There are no second derivatives.
+"""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+_HAS_KERNELS = (
+    torch.backends.mkldnn.is_available()
+    and torch.backends.cpu.get_cpu_capability().startswith("AVX512")
+    and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+)
+_LEAST = 2**19  # multiplications: for fewer the way to the kernel is too long
+
+
+class Linear(nn.Linear):
+    """`nn.Linear` without bias."""
+
+    def __init__(self, inputs: int, outputs: int):
+        super().__init__(inputs, outputs, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return linear(x, self.weight)
+
+
+def linear(x: Tensor, weight: Tensor) -> Tensor:
+    """x · weightᵀ: x `[..., inputs]`, weight `[outputs, inputs]`; under autocast in its type."""
+    if not _suits(x, weight):
+        return F.linear(x, weight)
+    product = _product if torch.compiler.is_compiling() else _Product.apply
+    return product(x.flatten(0, -2), weight).unflatten(0, x.shape[:-1])
+
+
+def _suits(x: Tensor, weight: Tensor) -> bool:
+    return (
+        _HAS_KERNELS
+        and x.device.type == "cpu"
+        and x.dtype == weight.dtype == torch.float32
+        and not torch.is_autocast_enabled("cpu")
+        and x.ndim > 1
+        and x.numel() * len(weight) >= _LEAST
+    )
+
+
+def _multiply(x: Tensor, weight: Tensor) -> Tensor:
+    """x · weightᵀ of matrices."""
+    if not weight.T.is_contiguous():  # gaps between rows would make it a thousand times slower
+        weight = weight.contiguous()
+    return torch.ops.mkldnn._linear_pointwise(x.contiguous(), weight, None, "none", [], "")
+
+
+def _multiply_transposed(x: Tensor, y: Tensor) -> Tensor:
+    """xᵀ · y of matrices, of many rows as the gradient of a 1×1 convolution: it turns none over."""
+    if len(x) <= y.shape[1]:
+        return _multiply(x.T, y.T)
+    x, y = (rows[None, None].movedim(-1, 1) for rows in (x, y))
+    weight = x.new_empty(x.shape[1], y.shape[1], 1, 1)
+    mask = False, True, False
+    return torch.ops.aten.convolution_backward(
+        x, y, weight, None, (1, 1), (0, 0), (1, 1), False, (0, 0), 1, mask
+    )[1][:, :, 0, 0]
+
+
+class _Product(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        return _multiply(x, weight)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        x, weight = ctx.saved_tensors
+        grad_x = _multiply(grad, weight.T) if ctx.needs_input_grad[0] else None
+        grad_weight = _multiply_transposed(grad, x) if ctx.needs_input_grad[1] else None
+        return grad_x, grad_weight
+
+
+# The same for a compiler, which would put other kernels in the place of these: one operation each.
+@torch.library.custom_op("invfusion::product", mutates_args=())
+def _product(x: Tensor, weight: Tensor) -> Tensor:
+    return _multiply(x, weight)
+
+
+@_product.register_fake
+def _(x: Tensor, weight: Tensor) -> Tensor:
+    return x.new_empty(len(x), len(weight))
+
+
+@torch.library.custom_op("invfusion::product_transposed", mutates_args=())
+def _product_transposed(x: Tensor, y: Tensor) -> Tensor:
+    return _multiply_transposed(x, y)
+
+
+@_product_transposed.register_fake
+def _(x: Tensor, y: Tensor) -> Tensor:
+    return x.new_empty(x.shape[1], y.shape[1])
+
+
+def _keep(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+    ctx.save_for_backward(*inputs)
+
+
+def _gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
+    x, weight = ctx.saved_tensors
+    grad_x = _product(grad, weight.T) if ctx.needs_input_grad[0] else None
+    grad_weight = _product_transposed(grad, x) if ctx.needs_input_grad[1] else None
+    return grad_x, grad_weight
+
+
+_product.register_autograd(_gradients, setup_context=_keep)
