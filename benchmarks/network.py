@@ -3,8 +3,9 @@
 `python -m benchmarks.network --name network` prints a table and writes
 results/network-<device>.json. Every row is measured in a process of its own, whose peak memory it
 shows. The plain path is dense masked attention, complex transforms, stored pseudo-inverses, norms
-and gates by their formulas, eager (tests/plain_*.py). The ceiling is that of a large matrix product
-on the same machine.
+and gates by their formulas, PyTorch's own matrix products, eager (tests/plain_*.py). The ceiling is
+that of a product of large matrices on the same machine, the faster one of PyTorch's own and of the
+network's linear maps.
 """
 
 import dataclasses
@@ -22,20 +23,21 @@ from typing import Any
 
 import click
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from benchmarks.naming import name_option
 from commands.allocation import keep_memory
 from commands.cli import one_sentence_errors
 from degradation import Degradation, Draws, MatrixDegradation, MissingPatches, MotionBlur, Problem
 from metrics.results import environment, replacing, table
-from networks import Denoiser, NetworkConfig, layers, make_config
+from networks import Denoiser, NetworkConfig, layers, make_config, products
 from networks import invfusion as network
 from networks.attention import BACKENDS, use_backend
 from networks.attention.tiled import GlobalAttention
 from networks.dropout import seeded
 from networks.flops import count_operations
 from networks.presets import PRESETS
+from networks.products import linear
 from samplers import Heun
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
@@ -191,15 +193,15 @@ def measure(cell: Cell, threads: int) -> dict[str, Any]:
 
 @contextmanager
 def plain_layers() -> Iterator[None]:
-    """Dense masked attention, norms and gates by their formulas."""
+    """Dense masked attention, norms and gates by their formulas, PyTorch's own products."""
     BACKENDS["dense"] = DenseNeighbourhood
-    lean = layers.gated_gelu, layers.rms_normalise
-    layers.gated_gelu, layers.rms_normalise = plain_gate, plain_norm
+    lean = layers.gated_gelu, layers.rms_normalise, products._HAS_KERNELS
+    layers.gated_gelu, layers.rms_normalise, products._HAS_KERNELS = plain_gate, plain_norm, False
     try:
         with use_backend("dense"):
             yield
     finally:
-        layers.gated_gelu, layers.rms_normalise = lean
+        layers.gated_gelu, layers.rms_normalise, products._HAS_KERNELS = lean
 
 
 def timed(work: Callable[[], Any], place: torch.device) -> float:
@@ -269,8 +271,8 @@ def component_shares(work: Callable[[], Any], place: torch.device) -> dict[str, 
 
     replaced: list[tuple[Any, str, Any]] = [
         (network.FeatureDegradation, "forward", "operator"),
-        (nn.Linear, "forward", "linear"),
-        (torch.nn.functional, "linear", "linear"),
+        (products.Linear, "forward", "linear"),
+        (network, "linear", "linear"),
         (network.AdaRMSNorm, "forward", "norm"),
         *((backend, "__call__", "attention") for backend in (*BACKENDS.values(),)),
         (GlobalAttention, "__call__", "attention"),
@@ -286,13 +288,15 @@ def component_shares(work: Callable[[], Any], place: torch.device) -> dict[str, 
     return {name: seconds / total for name, seconds in spent.items()}
 
 
-def ceiling(dtype: torch.dtype, threads: int) -> float:
-    """TFLOP/s of the product of two large square matrices."""
+def ceiling(dtype: torch.dtype, threads: int) -> dict[str, float]:
+    """TFLOP/s of products of two large square matrices."""
+    keep_memory()
     torch.set_num_threads(threads)
     place = device()
     n = 8192 if place.type == "cuda" else 4096
     a, b = (torch.randn(n, n, device=place).to(dtype) for _ in range(2))
-    return 2 * n**3 / shortest(lambda: a @ b, place) / 1e12
+    products = {"matmul": lambda: a @ b, "linear": lambda: linear(a, b)}
+    return {name: 2 * n**3 / shortest(call, place) / 1e12 for name, call in products.items()}
 
 
 def alone(function: Callable[..., Any], *arguments: Any) -> Any:
@@ -378,8 +382,9 @@ def main(
     with one_sentence_errors():
         for cell in cells:
             configuration(cell)
-    ceilings = {precision: alone(ceiling, DTYPES[precision], threads) for precision in precisions}
-    print("ceiling of a matrix product, TFLOP/s:", {k: round(v, 3) for k, v in ceilings.items()})
+    speeds = {precision: alone(ceiling, DTYPES[precision], threads) for precision in precisions}
+    ceilings = {precision: max(of.values()) for precision, of in speeds.items()}
+    print("products of large matrices, TFLOP/s:", speeds)
     rows: list[dict[str, Any]] = []
     for cell in cells:
         rows.append(alone(measure, cell, threads))
@@ -389,8 +394,13 @@ def main(
     if name is None:
         return
     with replacing(RESULTS / f"{name}-{device().type}.json") as path:
-        record = {"threads": threads, "ceiling_tflop_per_second": ceilings, "rows": rows,
-                  "environment": environment()}  # fmt: skip
+        record = {
+            "threads": threads,
+            "ceiling_tflop_per_second": ceilings,
+            "products_tflop_per_second": speeds,
+            "rows": rows,
+            "environment": environment(),
+        }
         path.write_text(json.dumps(record, indent=2) + "\n")
 
 

@@ -20,6 +20,9 @@ from datautils.loading import KILLED_LOADER, is_killed_loader
 from training.rendezvous import fresh_store
 
 _PATIENCE = datetime.timedelta(minutes=30)  # with the slowest process
+# Kept to the end: where a model that is freed holds the last reference, PyTorch waits for threads
+# of the group with Python locked, and these may wait for Python.
+_groups: list[dist.ProcessGroup | None] = []
 RESUMABLE = 75  # exit code of a run that SIGTERM ended and --resume continues (sysexits: try again)
 
 
@@ -62,6 +65,7 @@ def process_group() -> Iterator[torch.device]:
     dist.init_process_group(
         "nccl" if own_gpu else "gloo", store=store, rank=number, world_size=count, timeout=_PATIENCE
     )
+    _groups.append(dist.group.WORLD)
     try:
         with _orderly_end():
             yield device
