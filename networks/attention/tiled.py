@@ -13,6 +13,7 @@ from networks.attention.windows import window_start
 _SINGLE_TILE = 64  # up to this many tokens one masked attention over the whole map is cheapest
 _NARROW, _ROWS = 16, 4  # on maps of so many columns at most a tile has all of them and few rows
 _TILE = 8  # side of a tile of queries on larger maps
+_COPIED = 2**23  # values of keys that are copied at a time where no gradients are wanted
 
 
 class GlobalAttention:
@@ -41,6 +42,15 @@ class TiledNeighbourhood:
         self.keys = [(r, c) for r in rows.keys for c in columns.keys]
 
     def __call__(self, q: Tensor, streams: list[tuple[Tensor, Tensor]]) -> Tensor:
+        if torch.is_grad_enabled() or torch.compiler.is_compiling():
+            return self._attend(q, streams)
+        # Nothing is kept for a backward pass, so that parts of the batch need less memory.
+        copied = self.mask.shape[1] * self.mask.shape[3] * q.shape[3:].numel()
+        n = max(1, _COPIED // copied)
+        parts = [slice(i, i + n) for i in range(0, len(q), n)]
+        return torch.cat([self._attend(q[i], [(k[i], v[i]) for k, v in streams]) for i in parts])
+
+    def _attend(self, q: Tensor, streams: list[tuple[Tensor, Tensor]]) -> Tensor:
         n, m = self.side
         h, w, n_heads = q.shape[1:4]
         dtype = _precision(q, streams[0][1])  # before the keys are copied several times over
