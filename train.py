@@ -1,7 +1,7 @@
 """Train a denoiser: `python train.py --config configs/demo.yaml`, or under `torchrun`.
 
-Exit codes: 0 the run is over, 2 a mistake told in one sentence, 75 SIGTERM came and a checkpoint
-was written: `--resume` goes on.
+Exit codes: 0 the run is over, 2 a mistake told in one sentence, 75 SIGTERM or Ctrl-C came and a
+checkpoint was written: `--resume` goes on.
 """
 
 import os
@@ -165,7 +165,7 @@ def main(
 ) -> None:
     """Train a denoiser; progress is shown as a bar and kept in the run's folder.
 
-    Exit code 75: SIGTERM came, a checkpoint is written, and --resume goes on.
+    Exit code 75: SIGTERM or Ctrl-C came, a checkpoint is written, and --resume goes on.
     """
     with one_sentence_errors():
         overrides = options_of(settings)

@@ -57,6 +57,7 @@ FAMILIES = {
 }
 STAGES = ("forward", "step", "sampling")
 PATHS = ("compiled", "eager", "plain")
+COMPONENTS = ("operator", "attention", "linear", "norm", "conditioning")
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 _SECONDS, _REPEATS = 12.0, 4
 
@@ -254,7 +255,7 @@ def component_shares(work: Callable[[], Any], place: torch.device) -> dict[str, 
 
     A backward pass and an optimiser's step are in none of them.
     """
-    spent = {name: 0.0 for name in ("operator", "attention", "linear", "norm")}
+    spent = dict.fromkeys(COMPONENTS, 0.0)
     inside: list[str] = []
 
     def watch(name: str, call: Callable[..., Any]) -> Callable[..., Any]:
@@ -278,6 +279,7 @@ def component_shares(work: Callable[[], Any], place: torch.device) -> dict[str, 
         (products.Linear, "forward", "linear"),
         (network, "linear", "linear"),
         (network.AdaRMSNorm, "forward", "norm"),
+        (network.InvFusion, "conditioning", "conditioning"),
         *((backend, "__call__", "attention") for backend in (*BACKENDS.values(),)),
         (GlobalAttention, "__call__", "attention"),
     ]
@@ -292,15 +294,15 @@ def component_shares(work: Callable[[], Any], place: torch.device) -> dict[str, 
     return {name: seconds / total for name, seconds in spent.items()}
 
 
-def ceiling(dtype: torch.dtype, threads: int) -> dict[str, float]:
-    """TFLOP/s of products of two large square matrices."""
+def product_speeds(dtype: torch.dtype, threads: int) -> dict[str, float]:
+    """TFLOP/s of the product of two large matrices, by PyTorch ("matmul") and as a linear map."""
     keep_memory()
     torch.set_num_threads(threads)
     place = device()
     n = 8192 if place.type == "cuda" else 4096
     a, b = (torch.randn(n, n, device=place).to(dtype) for _ in range(2))
-    products = {"matmul": lambda: a @ b, "linear": lambda: linear(a, b)}
-    return {name: 2 * n**3 / shortest(call, place) / 1e12 for name, call in products.items()}
+    ways = {"matmul": lambda: a @ b, "linear": lambda: linear(a, b)}
+    return {name: 2 * n**3 / shortest(call, place) / 1e12 for name, call in ways.items()}
 
 
 def alone(function: Callable[..., Any], *arguments: Any) -> Any:
@@ -315,13 +317,13 @@ def show(rows: Sequence[dict[str, Any]], ceilings: dict[str, float]) -> str:
     plain = {_place(r): r["seconds"] for r in rows if r["path"] == "plain"}
     header = ["stage", "precision", "operator", "path", "s", "images/s", "TFLOP/s", "of ceiling",
               "times plain", "peak MiB", "compile s", "operator share", "attention", "linear",
-              "norm"]  # fmt: skip
+              "norm", "conditioning"]  # fmt: skip
     cells = [
         [r["stage"], r["precision"], r["family"], r["path"], r["seconds"], r["images_per_second"],
          r["tflop_per_second"], r["tflop_per_second"] / ceilings[r["precision"]],
          plain[_place(r)] / r["seconds"] if _place(r) in plain else None, round(r["peak_mib"]),
          r["compile_seconds"] or None,
-         *(r["shares"].get(name) for name in ("operator", "attention", "linear", "norm"))]
+         *(r["shares"].get(name) for name in COMPONENTS)]
         for r in rows
     ]  # fmt: skip
     return table(header, cells)
@@ -386,9 +388,9 @@ def main(
     with one_sentence_errors():
         for cell in cells:
             configuration(cell)
-    speeds = {precision: alone(ceiling, DTYPES[precision], threads) for precision in precisions}
+    speeds = {name: alone(product_speeds, DTYPES[name], threads) for name in precisions}
     ceilings = {precision: max(of.values()) for precision, of in speeds.items()}
-    print("products of large matrices, TFLOP/s:", speeds)
+    print("products of large matrices, TFLOP/s:", json.dumps(speeds))
     rows: list[dict[str, Any]] = []
     for cell in cells:
         rows.append(alone(measure, cell, threads))

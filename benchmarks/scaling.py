@@ -3,8 +3,8 @@
 Counted, not timed, on tensors without values: parameters; floating-point
 operations of a forward pass and of one with backward (multiply-add = 2; matrix products and
 convolutions alone, as torch counts them); bytes that autograd keeps of one image. Then the model is
-held against this machine: a small network's step is timed, and predicted from the speed of a matrix
-product. Prints tables, writes benchmarks/results/scaling.json.
+held against this machine: a small network's step is timed, and predicted from the speed of a large
+linear map. Prints tables, writes benchmarks/results/scaling.json.
 """
 
 import contextlib
@@ -144,7 +144,7 @@ def main() -> None:
             }
         )
     names = list(checks[0])
-    print(f"\nproduct of matrices: {speed:.1f} GFLOP/s on one thread")
+    print(f"\nlarge linear map: {speed:.1f} GFLOP/s on one thread")
     print(table(names, [[row[name] for name in names] for row in checks]))
     with replacing(RESULTS) as path:
         record = {"counts": counts, "product_gflops": speed, "checks": checks}

@@ -25,10 +25,10 @@ def apply_matrix(matrix: Tensor, x: Tensor) -> Tensor:
         # A row vector times a matrix: several times faster than batched matrix times column.
         rows = x.unsqueeze(1) if x.ndim == 2 else x
         if rows.shape[1] == 1 and rows.device.type == "cpu" and torch.compiler.is_compiling():
-            # Of a single row the compiler makes a sum of its own, five times slower.
+            # Of a single row the compiler would make a sum of its own, which is much slower.
             product = torch.bmm(rows.expand(-1, 2, -1), matrix.mT)[:, :1]
         else:
-            product = rows @ matrix.mT
+            product = torch.bmm(rows, matrix.mT)
         return product.squeeze(1) if x.ndim == 2 else product
 
 

@@ -41,6 +41,7 @@ class Dropout(nn.Dropout):
         dropped = min(round(self.p * _VALUES), _VALUES - 1)
         compiled = x.is_cuda or torch.compiler.is_compiling()
         kept = _kept(self.keys, math.prod(x.shape[1:]), dropped, compiled).view_as(x)
+        # Faster than `where`; what is not finite stays so, and the step is skipped either way.
         return (x * kept).mul_(_VALUES / (_VALUES - dropped))
 
 
@@ -80,9 +81,14 @@ class Repeated:
 # One operation to a compiler, which would otherwise draw the numbers again wherever they are used.
 @torch.library.custom_op("invfusion::kept", mutates_args=())
 def _kept(keys: Tensor, count: int, dropped: int, compiled: bool) -> Tensor:
-    """Which values stay, bool `[B, count]`: of 2^16 numbers all but the `dropped` smallest."""
+    """Which values stay, bool `[B, count]`: of 2^16 numbers all but the `dropped` smallest.
+
+    compiled: whether the numbers, the same ones, come from a compiled function.
+    """
     draw = _compiled() if compiled else _words
-    numbers = draw(keys, -(-count // 4)).view(torch.int16)
+    # Made outside what is compiled: PyTorch's compiler makes large products of indices wrong.
+    steps = torch.arange(-(-count // 4), device=keys.device) * _INCREMENT
+    numbers = draw(keys, steps).view(torch.int16)
     return numbers[:, :count] >= dropped - _VALUES // 2
 
 
@@ -100,9 +106,9 @@ def _keys(seeds: Tensor, layers: int) -> Tensor:
     return words[0] | (words[1] << 32)
 
 
-def _words(keys: Tensor, count: int) -> Tensor:
-    """Random words of 64 bits `[B, count]`."""
-    z = torch.arange(count, device=keys.device) * _INCREMENT + keys[:, None]
+def _words(keys: Tensor, steps: Tensor) -> Tensor:
+    """Random words of 64 bits `[B, count]` at so many steps `[count]` of the generators."""
+    z = steps + keys[:, None]
     for shift, factor in _MIXING:
         z ^= (z >> shift) & (2 ** (64 - shift) - 1)  # a shift that brings in zeros
         z *= factor
@@ -110,6 +116,6 @@ def _words(keys: Tensor, count: int) -> Tensor:
 
 
 @functools.cache
-def _compiled() -> Callable[[Tensor, int], Tensor]:
+def _compiled() -> Callable[[Tensor, Tensor], Tensor]:
     # A dozen operations in as many kernels would move the numbers as often.
     return torch.compile(_words, dynamic=True)

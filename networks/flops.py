@@ -33,12 +33,12 @@ class Operations:
 def operation_counter() -> FlopCounterMode:
     """PyTorch's counter of the products that run, told of those of `networks/products.py`."""
 
-    def product(x: Sequence[int], weight: Sequence[int], *others: Any, **more: Any) -> int:
+    def operations(x: Sequence[int], weight: Sequence[int], *others: Any, **more: Any) -> int:
         return 2 * math.prod(x) * weight[0]
 
-    name = "_linear_pointwise"
-    known = {getattr(torch.ops.mkldnn, name): product} if hasattr(torch.ops.mkldnn, name) else {}
-    return FlopCounterMode(display=False, custom_mapping=known)
+    kernel = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
+    formulas = {kernel: operations} if kernel else {}
+    return FlopCounterMode(display=False, custom_mapping=formulas)
 
 
 def count_operations(config: NetworkConfig, operator: Degradation | None = None) -> Operations:

@@ -1,7 +1,8 @@
 """Linear maps without bias, by oneDNN on a CPU.
 
-PyTorch hands float32 products to MKL, which has AVX-512 kernels for its maker's processors only:
-on others oneDNN takes half the time. Gradients are products too. There are no second derivatives.
+PyTorch hands float32 products to MKL, whose AVX-512 kernels run on its maker's processors only;
+those of oneDNN run on all that have it (docs/performance.md has what that brings). Gradients are
+products too. There are no second derivatives.
 """
 
 from typing import Any
@@ -16,7 +17,8 @@ _HAS_KERNELS = (
     and torch.backends.cpu.get_cpu_capability().startswith("AVX512")
     and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 )
-_LEAST = 2**19  # multiplications: for fewer the way to the kernel is too long
+_LEAST = 2**19  # multiplications: below, the call costs more than the kernel saves
+_CONVOLVED = 20480  # values: for more, and several threads, PyTorch leaves convolutions to oneDNN
 
 
 class Linear(nn.Linear):
@@ -30,7 +32,7 @@ class Linear(nn.Linear):
 
 
 def linear(x: Tensor, weight: Tensor) -> Tensor:
-    """x · weightᵀ: x `[..., inputs]`, weight `[outputs, inputs]`; under autocast in its type."""
+    """x · weightᵀ: x `[..., inputs]`, weight `[outputs, inputs]`; autocast casts both."""
     if not _suits(x, weight):
         return F.linear(x, weight)
     product = _product if torch.compiler.is_compiling() else _Product.apply
@@ -50,15 +52,17 @@ def _suits(x: Tensor, weight: Tensor) -> bool:
 
 def _multiply(x: Tensor, weight: Tensor) -> Tensor:
     """x · weightᵀ of matrices."""
-    if not weight.T.is_contiguous():  # gaps between rows would make it a thousand times slower
+    if not weight.T.is_contiguous():  # with gaps between its rows there is no fast kernel
         weight = weight.contiguous()
     return torch.ops.mkldnn._linear_pointwise(x.contiguous(), weight, None, "none", [], "")
 
 
 def _multiply_transposed(x: Tensor, y: Tensor) -> Tensor:
-    """xᵀ · y of matrices, of many rows as the gradient of a 1×1 convolution: it turns none over."""
-    if len(x) <= y.shape[1]:
-        return _multiply(x.T, y.T)
+    """xᵀ · y of matrices; of many rows as the gradient of a 1×1 convolution: nothing is moved."""
+    many = len(x) > y.shape[1] and min(x.numel(), y.numel()) > _CONVOLVED
+    if not many or torch.get_num_threads() == 1:
+        wide = x.shape[1] > y.shape[1]  # the first of the two is copied
+        return _multiply(y.T, x.T).T.contiguous() if wide else _multiply(x.T, y.T)
     x, y = (rows[None, None].movedim(-1, 1) for rows in (x, y))
     weight = x.new_empty(x.shape[1], y.shape[1], 1, 1)
     mask = False, True, False
@@ -67,22 +71,29 @@ def _multiply_transposed(x: Tensor, y: Tensor) -> Tensor:
     )[1][:, :, 0, 0]
 
 
+def _keep(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor | None = None) -> None:
+    """Each factor for the gradient of the other, where that is wanted."""
+    x, weight = inputs
+    x_wanted, weight_wanted = ctx.needs_input_grad[:2]
+    ctx.save_for_backward(x if weight_wanted else None, weight if x_wanted else None)
+
+
 class _Product(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
-        ctx.save_for_backward(x, weight)
+        _keep(ctx, (x, weight))
         return _multiply(x, weight)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
         x, weight = ctx.saved_tensors
-        grad_x = _multiply(grad, weight.T) if ctx.needs_input_grad[0] else None
+        grad_x = _multiply(grad, weight.contiguous().T) if ctx.needs_input_grad[0] else None
         grad_weight = _multiply_transposed(grad, x) if ctx.needs_input_grad[1] else None
         return grad_x, grad_weight
 
 
-# The same for a compiler, which would put other kernels in the place of these: one operation each.
+# For a compiler each is one opaque operation, in whose place it can put no kernel of its own.
 @torch.library.custom_op("invfusion::product", mutates_args=())
 def _product(x: Tensor, weight: Tensor) -> Tensor:
     return _multiply(x, weight)
@@ -90,7 +101,7 @@ def _product(x: Tensor, weight: Tensor) -> Tensor:
 
 @_product.register_fake
 def _(x: Tensor, weight: Tensor) -> Tensor:
-    return x.new_empty(len(x), len(weight))
+    return x.new_empty(x.shape[0], weight.shape[0])
 
 
 @torch.library.custom_op("invfusion::product_transposed", mutates_args=())
@@ -103,13 +114,9 @@ def _(x: Tensor, y: Tensor) -> Tensor:
     return x.new_empty(x.shape[1], y.shape[1])
 
 
-def _keep(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
-    ctx.save_for_backward(*inputs)
-
-
 def _gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
     x, weight = ctx.saved_tensors
-    grad_x = _product(grad, weight.T) if ctx.needs_input_grad[0] else None
+    grad_x = _product(grad, weight.contiguous().T) if ctx.needs_input_grad[0] else None
     grad_weight = _product_transposed(grad, x) if ctx.needs_input_grad[1] else None
     return grad_x, grad_weight
 

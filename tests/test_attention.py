@@ -8,7 +8,7 @@ import torch
 from plain_attention import dense_attention
 from torch import Tensor
 
-from networks.attention import BACKENDS, backend_in_use, make_attention, use_backend
+from networks.attention import BACKENDS, backend_in_use, make_attention, tiled, use_backend
 from networks.attention.fused import has_kernels
 
 pytestmark = pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
@@ -128,6 +128,14 @@ def test_windows_are_pushed_inside_at_the_borders() -> None:
         expected = torch.zeros(20, 18, dtype=torch.bool)
         expected[rows.start : rows.stop, columns.start : columns.stop] = True
         assert torch.equal(weights[row, column], expected), (row, column)
+
+
+def test_parts_of_a_batch_without_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tiled, "_COPIED", 1)
+    q, streams = random_inputs(16, 9, 2, torch.float64, batch=3)
+    with torch.no_grad(), use_backend("tiled"):
+        found = attention(q, streams, 5)
+        torch.testing.assert_close(found, dense_attention(q, streams, 5))
 
 
 def test_tiles_do_not_mix_the_batch_or_the_heads() -> None:

@@ -8,7 +8,7 @@ from helpers import gaussian
 from plain_layers import plain_gate, plain_norm
 from torch import Tensor
 
-from networks.dropout import Dropout, seeded
+from networks.dropout import Dropout, _kept, _keys, seeded
 from networks.lean import gated_gelu, rms_normalise
 
 
@@ -65,3 +65,8 @@ def test_dropout_follows_the_image_alone() -> None:
     assert torch.equal(both[:, 1:], one)
     assert not torch.equal(both[:, 0], both[:, 1])
     assert torch.equal(kept([8], count=20), one[:, :, :20])
+
+
+def test_a_compiled_draw_drops_the_same() -> None:
+    (keys,) = _keys(torch.tensor([3, 2**40]), 1)
+    assert torch.equal(*(_kept(keys, 1001, 3277, compiled) for compiled in (False, True)))

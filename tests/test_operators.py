@@ -37,6 +37,7 @@ from degradation import (
     ValidConvolution,
     ValidRegion,
 )
+from degradation.base import apply_matrix
 from networks import Denoiser, make_config
 
 BATCH = 3
@@ -655,6 +656,19 @@ def large_hadamard():
     n = 3 * 64 * 64
     signs = (2 * (gaussian(BATCH, n) > 0) - 1).to(torch.int8)
     return BlockHadamard(signs, gaussian(BATCH, n).argsort(1)[:, :1000], (3, 64, 64))
+
+
+@pytest.mark.parametrize("shape", [(3, 40), (3, 1, 40), (3, 4, 40)])
+def test_a_compiled_product_with_each_matrix(shape):
+    matrix, x = gaussian(3, 7, 40, seed=1).float(), gaussian(*shape, seed=2).float()
+    x.requires_grad_()
+    results = []
+    for call in (apply_matrix, torch.compile(apply_matrix, fullgraph=True, dynamic=False)):
+        out = call(matrix, x)
+        results.append((out, *torch.autograd.grad(out.square().sum(), x)))
+    for found, expected in zip(*results, strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+    assert results[0][0].shape == (*shape[:-1], 7)
 
 
 @pytest.mark.parametrize("case", list(LARGE))

@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 
 import commands.train  # noqa: F401
 import train
+from training import distributed
 from training.checkpoint import list_checkpoints
 from training.distributed import RESUMABLE
 from training.log import read_log
@@ -108,8 +109,9 @@ def test_a_run_killed_at_three_random_moments_ends_like_one_that_was_not(home, w
     assert_same_run(expected, folder)
 
 
-def test_sigterm_leaves_a_checkpoint_and_its_own_exit_code(home, whole):
-    expected, folder = whole(2), home / "ended"
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_leaves_a_checkpoint_and_its_own_exit_code(home, whole, number):
+    expected, folder = whole(2), home / f"ended-{number}"
     options = "--config", home / "config.yaml", "--outdir", folder, "--workers", 1
     processes = started(*options, count=2)
     log = folder / "log.jsonl"
@@ -118,13 +120,28 @@ def test_sigterm_leaves_a_checkpoint_and_its_own_exit_code(home, whole):
         time.sleep(0.01)
     before = time.monotonic()
     for loader in processes.children():  # a queue tells these too
-        os.kill(loader, signal.SIGTERM)
-    processes.signal(signal.SIGTERM, only=0)  # the others learn of it
+        os.kill(loader, number)
+    processes.signal(number, only=0)  # the others learn of it
     assert set(processes.codes()) == {RESUMABLE}
     assert time.monotonic() - before < 30
     assert 36 <= newest(folder) < 96
     assert set(started("--resume", folder, count=2).codes()) == {0}
     assert_same_run(expected, folder)
+
+
+def test_a_second_ctrl_c_does_not_wait_for_the_step():
+    with distributed.process_group(), distributed.deferred_termination():
+        os.kill(os.getpid(), signal.SIGINT)
+        assert distributed.asked_to_end()
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+    assert not distributed.asked_to_end()
+
+
+def test_ctrl_c_ends_what_writes_no_checkpoint():
+    with pytest.raises(SystemExit) as ended, distributed.process_group():
+        os.kill(os.getpid(), signal.SIGINT)
+    assert ended.value.code == 128 + signal.SIGINT
 
 
 def test_a_machine_that_does_not_see_the_folder_ends_all_with_a_sentence(home, whole):

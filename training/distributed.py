@@ -20,10 +20,10 @@ from datautils.loading import KILLED_LOADER, is_killed_loader
 from training.rendezvous import fresh_store
 
 _PATIENCE = datetime.timedelta(minutes=30)  # with the slowest process
-# Kept to the end: where a model that is freed holds the last reference, PyTorch waits for threads
-# of the group with Python locked, and these may wait for Python.
+# Kept to the end: where a model that is freed holds the last reference to a group, PyTorch waits
+# for the group's threads while it holds the GIL, which these may be waiting for.
 _groups: list[dist.ProcessGroup | None] = []
-RESUMABLE = 75  # exit code of a run that SIGTERM ended and --resume continues (sysexits: try again)
+RESUMABLE = 75  # exit code of a run that a signal ended: --resume goes on (sysexits: try again)
 
 
 class DivergedError(Exception):
@@ -31,7 +31,7 @@ class DivergedError(Exception):
 
 
 class Interrupted(Exception):  # noqa: N818
-    """SIGTERM has come to this process, or, from `check_interrupted`, to one of all."""
+    """A signal to end has come to this process, or, from `check_interrupted`, to one of all."""
 
 
 @contextmanager
@@ -82,53 +82,63 @@ def process_group() -> Iterator[torch.device]:
 
 @contextmanager
 def _orderly_end() -> Iterator[None]:
-    """Let SIGTERM, by which torchrun ends the others when one fails, clean up like an exception."""
+    """Let SIGTERM, by which torchrun ends the others when one fails, and Ctrl-C clean up like an
+    exception. A second Ctrl-C is one, but not under torchrun, which passes on the first again."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
 
+    process = os.getpid()
+
     def end(number: int, frame: object) -> None:
-        _asked_to_end.append(128 + number)
+        again = number in _asked_to_end and not launched()
+        if number == signal.SIGINT and (again or os.getpid() != process):
+            raise KeyboardInterrupt  # a process that loads data ends by it without a word
+        _asked_to_end.append(number)
         if not _deferring:
             heed_termination()
 
     _asked_to_end.clear()
-    before = signal.signal(signal.SIGTERM, end)
+    heeded = [number for number in _ENDING if signal.getsignal(number) != signal.SIG_IGN]
+    before = {number: signal.signal(number, end) for number in heeded}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        _asked_to_end.clear()
 
 
 _PARENT = os.getppid()
-_asked_to_end: list[int] = []  # exit codes
+_ENDING = signal.SIGTERM, signal.SIGINT
+_asked_to_end: list[int] = []  # signals that have come
 _deferring: list[bool] = []
 
 
 def _in_a_fork() -> None:
     if _deferring:
-        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+        signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING)
 
 
 os.register_at_fork(after_in_child=_in_a_fork)
 
 
 def heed_termination() -> None:
-    """Leave if SIGTERM has come; for loops to call, because an exception that is raised while
+    """Leave if a signal has come; for loops to call, because an exception that is raised while
     Python starts a process or frees an object is lost."""
     if _asked_to_end:
-        sys.exit(_asked_to_end[0])
+        sys.exit(128 + _asked_to_end[0])
 
 
 def asked_to_end() -> bool:
-    """Whether SIGTERM has come to this process, or the torchrun that started it is gone."""
+    """Whether a signal to end has come to this process, or the torchrun that started it is gone."""
     orphaned = "TORCHELASTIC_RUN_ID" in os.environ and os.getppid() != _PARENT
     return bool(_asked_to_end) or orphaned
 
 
 @contextmanager
 def deferred_termination() -> Iterator[None]:
-    """Let SIGTERM wait until the block asks for it: a step is finished, a checkpoint written.
+    """Let SIGTERM and Ctrl-C wait until the block asks: a step is finished, a checkpoint written.
 
     Processes that load data do not heed it: a queue tells them too, and they are needed till then.
     """
@@ -139,14 +149,14 @@ def deferred_termination() -> Iterator[None]:
     finally:
         _deferring.pop()
         left = [child for child in multiprocessing.active_children() if child not in before]
-        if left:  # an error has kept them; Python would wait for them to heed SIGTERM
+        if left:  # an error has kept them; Python would wait for them to end
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             for child in left:
                 child.kill()
 
 
 def check_interrupted() -> None:
-    """Raise Interrupted on all processes where SIGTERM has come to one; all have to call this."""
+    """Raise Interrupted on all processes where one was asked to end; all have to call this."""
     if any(gather(asked_to_end())):
         raise Interrupted
 

@@ -43,8 +43,8 @@ def train(
     """Run until the images or the minutes of the configuration are used up.
 
     Writes `log.jsonl`, `checkpoints/`, `snapshots/`, `sheets/` and, at the end, the averaged
-    weights, whose path it returns. SIGTERM ends the run after the step, with a checkpoint and exit
-    code 75.
+    weights, whose path it returns. SIGTERM or Ctrl-C ends the run after the step, with a checkpoint
+    and exit code 75.
     """
     images, first = trainer.progress.images, distributed.rank() == 0
     if first:
@@ -95,7 +95,7 @@ class _Run:
         self.source = _Source(self.batches, self.progress)
 
     def go(self) -> bool:
-        """Train to the end; whether SIGTERM came before it."""
+        """Train to the end; whether a signal came before it."""
         images, config = self.progress.images, self.config
         fraction = _fraction(config, images, distributed.from_first(self.clock.seconds()))
         over = fraction >= 1
@@ -158,7 +158,7 @@ class _Run:
     # ---- held-out images -------------------------------------------------------------------------
 
     def _look(self, over: bool, resumed: bool = False) -> bool:
-        """Restore held-out images where that is due; whether SIGTERM came meanwhile.
+        """Restore held-out images where that is due; whether a signal to end came meanwhile.
 
         A resumed run makes up for what a kill cut short: the checkpoint came just before.
         """

@@ -308,9 +308,9 @@ class Trainer:
     def averaged(self) -> Iterator[Callable]:
         """The averaged denoiser (x, σ, problem) → estimate, in the precision of training.
 
-        It raises Interrupted on a process to which SIGTERM has come, so that no restoration of many
-        evaluations is waited for; `check_interrupted` then tells the others. All processes have to
-        enter. Of a model that is shared out each then holds all weights: so they can be at
+        It raises Interrupted on a process to which a signal to end has come, so that no restoration
+        of many evaluations is waited for; `check_interrupted` then tells the others. All processes
+        have to enter. Of a model that is shared out each then holds all weights: so they can be at
         different images.
         """
         average: nn.Module = self.average

@@ -71,7 +71,7 @@ class Validation:
     def __call__(self, denoiser: Callable) -> dict[str, float]:
         """Mean PSNR (dB) for each family, on every process, NaN where an estimate is not finite.
 
-        Interrupted where SIGTERM comes.
+        Interrupted where a signal to end comes.
         """
         families = self.images.families
         values: dict[str, list[float]] = {name: [] for name in families}
@@ -112,7 +112,7 @@ class HeldoutDistances:
     def __call__(self, denoiser: Callable) -> dict[str, dict[str, float]]:
         """{family: {metric: distance}} on every process, NaN where a sample is not finite.
 
-        Interrupted where SIGTERM comes.
+        Interrupted where a signal to end comes.
         """
         families = self.images.families
         statistics = {
