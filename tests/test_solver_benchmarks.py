@@ -1,4 +1,4 @@
-"""What `benchmarks/solver_cost.py` and `benchmarks/solver_quality.py` measure, and refuse."""
+"""What the benchmarks of solvers measure and refuse, and that of scaling counts."""
 
 from pathlib import Path
 from typing import Any
@@ -9,9 +9,10 @@ from click.testing import CliRunner
 from helpers import gaussian
 from torch import Tensor
 
-from benchmarks import network, solver_cost, solver_quality
+from benchmarks import network, scaling, solver_cost, solver_quality
 from degradation import Draws, Mask, MissingPatches, Problem
 from networks import Denoiser, GaussianMixture, make_config, save_weights
+from networks.flops import count_operations
 from samplers import CountingDenoiser, make_solver, solver_names
 
 SHAPE = (3, 4, 4)
@@ -208,3 +209,12 @@ def test_what_cannot_be_measured_is_refused_in_a_sentence(
     assert result.exit_code == 2, result.output
     assert told in result.stderr.splitlines()[-1]
     assert written(home) == []
+
+
+def test_what_a_run_needs_is_counted_without_values():
+    """Windows and tiles included; a backward pass is twice the arithmetic of a forward pass."""
+    found = scaling.count("tiny", torch.float32)
+    linear = count_operations(make_config("tiny")).linear / 1e9
+    assert found["forward_gflop"] == pytest.approx(linear, rel=0.05)  # with what mixes features
+    assert 2.5 < found["training_gflop"] / found["forward_gflop"] < 3.5
+    assert found["mib_an_image"] > 0

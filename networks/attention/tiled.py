@@ -100,7 +100,7 @@ def _axis(n: int, kernel: int, tile: int) -> _Axis:
     # Queries beyond the last are cut off again; they see what the last one sees.
     queries = torch.arange(0, n, tile)[:, None] + torch.arange(tile)
     window = window_start(queries.clamp(max=n - 1), n, kernel)
-    first = window[:, :1].clamp(max=n - length)
-    offset = (first + torch.arange(length))[:, None, :] - window[:, :, None]
-    keys = [slice(start, start + length) for start in first[:, 0].tolist()]
+    first = [min(max(i - kernel // 2, 0), n - length) for i in range(0, n, tile)]
+    offset = (torch.tensor(first)[:, None] + torch.arange(length))[:, None] - window[:, :, None]
+    keys = [slice(start, start + length) for start in first]
     return _Axis(keys, (offset >= 0) & (offset < kernel))
