@@ -109,8 +109,23 @@ def test_a_run_killed_at_three_random_moments_ends_like_one_that_was_not(home, w
     assert_same_run(expected, folder)
 
 
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """Ctrl-C is heeded, though a shell may have started the tests in the background."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_ctrl_c_spares_what_a_shell_has_started_in_the_background(interruptible):
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    with distributed.process_group():
+        os.kill(os.getpid(), signal.SIGINT)
+        assert not distributed.asked_to_end()
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_leaves_a_checkpoint_and_its_own_exit_code(home, whole, number):
+def test_a_signal_leaves_a_checkpoint_and_its_own_exit_code(home, whole, number, interruptible):
     expected, folder = whole(2), home / f"ended-{number}"
     options = "--config", home / "config.yaml", "--outdir", folder, "--workers", 1
     processes = started(*options, count=2)
@@ -129,7 +144,7 @@ def test_a_signal_leaves_a_checkpoint_and_its_own_exit_code(home, whole, number)
     assert_same_run(expected, folder)
 
 
-def test_a_second_ctrl_c_does_not_wait_for_the_step():
+def test_a_second_ctrl_c_does_not_wait_for_the_step(interruptible):
     with distributed.process_group(), distributed.deferred_termination():
         os.kill(os.getpid(), signal.SIGINT)
         assert distributed.asked_to_end()
@@ -138,7 +153,7 @@ def test_a_second_ctrl_c_does_not_wait_for_the_step():
     assert not distributed.asked_to_end()
 
 
-def test_ctrl_c_ends_what_writes_no_checkpoint():
+def test_ctrl_c_ends_what_writes_no_checkpoint(interruptible):
     with pytest.raises(SystemExit) as ended, distributed.process_group():
         os.kill(os.getpid(), signal.SIGINT)
     assert ended.value.code == 128 + signal.SIGINT
