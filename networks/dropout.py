@@ -41,7 +41,7 @@ class Dropout(nn.Dropout):
         dropped = min(round(self.p * _VALUES), _VALUES - 1)
         compiled = x.is_cuda or torch.compiler.is_compiling()
         kept = _kept(self.keys, math.prod(x.shape[1:]), dropped, compiled).view_as(x)
-        # Faster than `where`; what is not finite stays so, and the step is skipped either way.
+        # Faster than `where`; of values that are not finite even a dropped one shows, as NaN.
         return (x * kept).mul_(_VALUES / (_VALUES - dropped))
 
 

@@ -5,6 +5,7 @@ those of oneDNN run on all that have it (docs/performance.md has what that bring
 products too. There are no second derivatives.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -78,6 +79,15 @@ def _keep(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor | None = None)
     ctx.save_for_backward(x if weight_wanted else None, weight if x_wanted else None)
 
 
+def _gradients(
+    ctx: Any, grad: Tensor, multiply: Callable, multiply_transposed: Callable
+) -> tuple[Tensor | None, Tensor | None]:
+    x, weight = ctx.saved_tensors
+    grad_x = None if weight is None else multiply(grad, weight.contiguous().T)
+    grad_weight = None if x is None else multiply_transposed(grad, x)
+    return grad_x, grad_weight
+
+
 class _Product(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
@@ -87,10 +97,7 @@ class _Product(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
-        x, weight = ctx.saved_tensors
-        grad_x = _multiply(grad, weight.contiguous().T) if ctx.needs_input_grad[0] else None
-        grad_weight = _multiply_transposed(grad, x) if ctx.needs_input_grad[1] else None
-        return grad_x, grad_weight
+        return _gradients(ctx, grad, _multiply, _multiply_transposed)
 
 
 # For a compiler each is one opaque operation, in whose place it can put no kernel of its own.
@@ -114,11 +121,8 @@ def _(x: Tensor, y: Tensor) -> Tensor:
     return x.new_empty(x.shape[1], y.shape[1])
 
 
-def _gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
-    x, weight = ctx.saved_tensors
-    grad_x = _product(grad, weight.contiguous().T) if ctx.needs_input_grad[0] else None
-    grad_weight = _product_transposed(grad, x) if ctx.needs_input_grad[1] else None
-    return grad_x, grad_weight
+def _opaque_gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
+    return _gradients(ctx, grad, _product, _product_transposed)
 
 
-_product.register_autograd(_gradients, setup_context=_keep)
+_product.register_autograd(_opaque_gradients, setup_context=_keep)
