@@ -96,9 +96,9 @@ guidance = click.option(
 )
 precision = click.option(
     "--precision",
-    type=click.Choice(["fp32", "bf16", "fp16"]),
-    default="fp32",
-    help="Arithmetic of the network.",
+    type=click.Choice(["auto", "fp32", "bf16", "fp16"]),
+    default="auto",
+    help="Arithmetic of the network; auto: half precision where the device has it, else fp32.",
 )
 compiling = click.option(
     "--compile/--no-compile",

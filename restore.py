@@ -84,9 +84,9 @@ FILE = click.Path(path_type=Path)
 @click.option("--cfg", type=float, help="Scale of the guidance towards --class; 1 is none.")
 @click.option(
     "--precision",
-    type=click.Choice(["fp32", "bf16", "fp16"]),
-    default="fp32",
-    help="Arithmetic of the network.",
+    type=click.Choice(["auto", "fp32", "bf16", "fp16"]),
+    default="auto",
+    help="Arithmetic of the network; auto: half precision where the device has it, else fp32.",
 )
 @click.option(
     "--recompute",

@@ -130,7 +130,12 @@ FOLDER = click.Path(file_okay=False, path_type=Path)
     type=float,
     help="Share of the samples whose class is hidden, from 0 to 1.",
 )
-@click.option("--precision", type=click.Choice(PRECISIONS), help="Arithmetic of the network.")
+@click.option(
+    "--precision",
+    type=click.Choice(PRECISIONS),
+    help="Arithmetic of the network; auto: half "
+    "precision where the device has it, else fp32.  [default: auto]",
+)
 @click.option("--fp32", is_flag=True, help="The same as --precision fp32.")
 @click.option(
     "--clip", type=float, help="Largest norm of the gradients; longer ones are scaled down."

@@ -36,6 +36,7 @@ from networks.attention import BACKENDS, use_backend
 from networks.attention.tiled import GlobalAttention
 from networks.dropout import seeded
 from networks.flops import count_operations
+from networks.precision import DTYPES
 from networks.presets import PRESETS
 from networks.products import linear
 from samplers import Heun
@@ -58,7 +59,6 @@ FAMILIES = {
 STAGES = ("forward", "step", "sampling")
 PATHS = ("compiled", "eager", "plain")
 COMPONENTS = ("operator", "attention", "linear", "norm", "conditioning")
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 _SECONDS, _REPEATS = 12.0, 4
 
 
@@ -354,7 +354,7 @@ def _choice(values: Sequence[str]) -> Callable[..., list[str]]:
 )  # fmt: skip
 @click.option("--batch", type=click.IntRange(1), default=8, show_default=True)
 @click.option("--families", default=",".join(FAMILIES), callback=_choice(list(FAMILIES)))
-@click.option("--precisions", default="fp32,bf16", callback=_choice(list(DTYPES)))
+@click.option("--precisions", default="fp32,bf16", callback=_choice(["fp32", "bf16"]))
 @click.option("--stages", default="forward", callback=_choice(STAGES))
 @click.option("--paths", default=",".join(PATHS), callback=_choice(PATHS))
 @click.option(

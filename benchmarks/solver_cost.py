@@ -34,9 +34,9 @@ from degradation import (
 from metrics.evaluate import seconds_now
 from metrics.results import environment, plain, replacing, table
 from networks import Denoiser, make_config
+from networks.precision import DTYPES
 from networks.presets import PRESETS
 from samplers import CountingDenoiser, Solver, make_solver, solver_names
-from training.data import DTYPES
 
 RESULTS = Path(__file__).parent / "results"
 FAMILIES: dict[str, tuple[Family, Any]] = {

@@ -41,10 +41,10 @@ from metrics.report import metrics_table, units, write_pictures
 from metrics.results import write_metrics, write_per_image
 from metrics.statistics import FeatureStatistics
 from networks import Model
+from networks.precision import DTYPES, resolve_precision
 from networks.presets import conditioning_of
 from samplers import Solver
 from training import distributed
-from training.data import DTYPES
 from zero_shot import ZeroShot
 
 _NAMES = {"invfusion": "InvFusion", "blind": "blind"}
@@ -106,6 +106,7 @@ class Generation:
                 f"leave them out of --metrics {self.metrics}, or the noise out"
             )
         solvers = solvers_of(self.samplers, self.sampler_opt)
+        self.precision = resolve_precision(self.precision, device)
         denoiser = load_frozen(self.net, device, DTYPES[self.precision], self.recompute)
         if self.compiled:
             compile_network(denoiser, device)

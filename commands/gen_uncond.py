@@ -25,8 +25,8 @@ from metrics.pixel import to_uint8
 from metrics.report import metrics_table, units
 from metrics.results import write_grid, write_metrics
 from metrics.statistics import FeatureStatistics
+from networks.precision import DTYPES, resolve_precision
 from training import distributed
-from training.data import DTYPES
 
 _METRICS = ("fid", "sfd", "fd")
 _COLUMNS = 8  # of grid.png
@@ -69,6 +69,7 @@ class Unconditional:
     def _build(self, device: torch.device) -> None:
         self.names = chosen("metric", self.metrics, _METRICS)
         solver = solvers_of([self.sampler], self.sampler_opt)[self.sampler]
+        self.precision = resolve_precision(self.precision, device)
         denoiser = load_frozen(self.net, device, DTYPES[self.precision], self.recompute)
         if self.compiled:
             compile_network(denoiser, device)

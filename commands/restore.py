@@ -25,6 +25,7 @@ from metrics.evaluate import seconds_now
 from metrics.pixel import consistency, psnr, to_uint8
 from metrics.results import table
 from networks import Model
+from networks.precision import DTYPES, resolve_precision
 from networks.presets import conditioning_of
 from networks.weights import read_summary
 from samplers import (
@@ -36,7 +37,6 @@ from samplers import (
     check_operator,
     make_solver,
 )
-from training.data import DTYPES
 
 
 @dataclass
@@ -63,6 +63,7 @@ class Restoration:
             self.request.check()
             solver = make_solver(self.sampler, self.sampler_opt)
             self._check_out()
+            self.precision = resolve_precision(self.precision, device)
             denoiser = load_frozen(self.net, device, DTYPES[self.precision], self.recompute)
             self._check_network(denoiser, solver)
             check_samplers(self.net, [self.sampler] if self.samples else [])

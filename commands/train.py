@@ -59,7 +59,7 @@ def run(config: TrainConfig, folder: Path, *, resume: bool, command: Sequence[st
             if distributed.value_of_first(resume and _begun(folder)):
                 trainer.resume(folder / "checkpoints")
             if distributed.rank() == 0:
-                _record(config, folder, command)
+                _record(config, folder, command, trainer.precision)
         with distributed.data_errors():
             train(trainer, dataset, folder, heldout)
             if distributed.rank() == 0 and heldout.psnr:
@@ -181,11 +181,11 @@ def _distances(
     return HeldoutDistances(images, reference, detectors, solver, count)
 
 
-def _record(config: TrainConfig, folder: Path, command: Sequence[str]) -> None:
+def _record(config: TrainConfig, folder: Path, command: Sequence[str], precision: str) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     with replacing(folder / "config.yaml") as path:
         path.write_text(config.dump())
     # A line for each time the run was started.
     with (folder / "starts.jsonl").open("a") as file:
-        start = {"command": list(command), "environment": environment()}
+        start = {"command": list(command), "precision": precision, "environment": environment()}
         file.write(json.dumps(start) + "\n")

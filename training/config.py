@@ -13,7 +13,7 @@ import yaml
 
 from training.averages import WIDEST
 
-PRECISIONS = ("fp32", "bf16", "fp16")
+PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 _POSITIVE = (
     *("batch", "duration", "lr", "P_std", "log_every", "checkpoint_every", "snapshot_every"),
     *("ema_halflife", "keep_checkpoints", "validate_images", "sheet_images", "max_skipped"),
@@ -100,8 +100,8 @@ class TrainConfig:
     """Relative widths of power-function averages that are kept beside it (EDM2), such as 0.05 and
     0.1: of their snapshots `python -m training.posthoc` makes averages of any width."""
     snapshot_every: int = 2**23
-    precision: str = "fp16"
-    """fp32, bf16 or fp16 for the network's arithmetic."""
+    precision: str = "auto"
+    """Arithmetic of the network: fp32, bf16 or fp16; auto takes what the device is fast at."""
 
     log_every: int = 2**13
     validate_every: int = 2**20

@@ -11,8 +11,6 @@ from training import distributed
 from training.order import permutation
 from training.stream import StreamPart, stream_batches
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-
 
 class SampleOrder(Sampler[list[int]]):
     """Data set indices of each step's samples that fall to this process, from `step` on, forever.

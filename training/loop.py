@@ -99,6 +99,7 @@ class _Run:
         images, config = self.progress.images, self.config
         fraction = _fraction(config, images, distributed.from_first(self.clock.seconds()))
         over = fraction >= 1
+        self.log.say(f"precision: {self.trainer.precision}")
         self._warn_of_a_short_run()
         if over:
             self._save_weights()
@@ -275,7 +276,7 @@ class _Run:
             "poisson_peak": config.poisson_peak,
             "mse_train": config.mse_train,
             "augment": config.augment,
-            "precision": config.precision,
+            "precision": self.trainer.precision,
             "data": config.data_class,
             "skipped_steps": progress.skipped,
         }

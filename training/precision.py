@@ -39,7 +39,9 @@ class LossScale:
         return {"scale": self.scale.item(), "good": self.good.item()}
 
     def load(self, state: dict[str, float]) -> None:
-        """Go on from a `state`."""
+        """Go on from a `state`; it says nothing where no scale is needed now."""
+        if not self.enabled:
+            return
         self.scale.fill_(state["scale"])
         self.good.fill_(int(state["good"]))
 

@@ -18,6 +18,7 @@ from degradation import Draws, Family, derive_seed, make_noise
 from metrics.pixel import to_float
 from networks import Denoiser
 from networks.dropout import seeded
+from networks.precision import DTYPES, resolve_precision
 from training import distributed, parallel
 from training.augment import Augment
 from training.averages import power_decay, power_exponent
@@ -29,7 +30,7 @@ from training.checkpoint import (
     unflatten_state,
 )
 from training.config import TrainConfig
-from training.data import DTYPES, step_samples
+from training.data import step_samples
 from training.loss import DenoisingLoss, MMSELoss, draw_sigma
 from training.precision import LossScale, Meter
 from training.schedule import ema_decay, learning_rate, update_average
@@ -57,7 +58,8 @@ class Trainer:
         self.progress = Progress()
         self.tasks = family.structures() if config.balance else ()
         self.augment = Augment(config.augment) if config.augment else None
-        self.scaler, self.meter = LossScale(config.precision, device), Meter(device)
+        self.precision = resolve_precision(config.precision, device)
+        self.scaler, self.meter = LossScale(self.precision, device), Meter(device)
         self.skips = torch.zeros(
             3, dtype=torch.int64, device=device
         )  # all, in a row, most in a row
@@ -207,7 +209,7 @@ class Trainer:
 
     def autocast(self) -> torch.autocast:
         """The precision of the network's arithmetic."""
-        dtype = DTYPES[self.config.precision]
+        dtype = DTYPES[self.precision]
         return torch.autocast(self.device.type, dtype, enabled=dtype != torch.float32)
 
     # ---- state -----------------------------------------------------------------------------------
