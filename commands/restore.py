@@ -92,10 +92,13 @@ class Restoration:
 
     def _other_noise(self, denoiser: Model, task: Task) -> list[str]:
         """What to know of a network that was trained for one level of noise, and not for this."""
-        trained, poisson = (read_summary(self.net).get(k) for k in ("noise_level", "poisson_peak"))
-        found = task.problem.noise_level
-        close = trained is None or torch.allclose(found, torch.full_like(found, trained), rtol=0.1)
-        if close or poisson or _unconditional(denoiser):
+        summary, found = read_summary(self.net), task.problem.noise_level
+        if summary.get("poisson_peak") or "noise_level" not in summary or _unconditional(denoiser):
+            return []
+        trained = summary["noise_level"]
+        if levels := summary.get("noise_range"):
+            trained = min(max(found.mean().item(), levels[0]), levels[1])  # the nearest
+        if torch.allclose(found, torch.full_like(found, trained), rtol=0.1):
             return []
         return [
             f"{self.net} was trained with noise of {trained:g}, this photo has {found.mean():.2g}: "

@@ -13,7 +13,7 @@ from commands.cli import check_folder
 from commands.families import family_of
 from commands.methods import check_compiler
 from datautils import ImageDataset, dataset_class, get_dataset
-from degradation import Family, NoDegradation, check_noise, make_noise
+from degradation import Family, NoDegradation, check_noise
 from metrics.distances import reference_detectors
 from metrics.results import environment, replacing
 from metrics.statistics import load_reference
@@ -26,7 +26,7 @@ from training.curves import draw_curves
 from training.loop import WEIGHTS, Heldout, train
 from training.sheets import Sheet
 from training.trackers import check_trackers
-from training.trainer import Trainer
+from training.trainer import Trainer, noise_of
 from training.validation import HeldoutDistances, HeldoutImages, Validation, members
 
 
@@ -46,7 +46,7 @@ def run(config: TrainConfig, folder: Path, *, resume: bool, command: Sequence[st
                     f"label_dropout={config.label_dropout} hides classes, but {config.data_class} "
                     "has none"
                 )
-            noise = make_noise(config.noise_level, config.poisson_peak)
+            noise = noise_of(config)
             check_noise(noise, family, dataset.image_shape)
             heldout = _heldout(config, family, dataset, device)
         with distributed.one_sentence_errors():  # all processes have come this far: they meet here
@@ -129,9 +129,8 @@ def _denoiser(config: TrainConfig, dataset: ImageDataset) -> Denoiser:
     if not config.degradation:
         conditioning = "unconditional"
     torch.manual_seed(config.seed)
-    return Denoiser(
-        make_config(config.preset, conditioning, dataset.image_shape, dataset.num_classes)
-    )
+    network = make_config(config.preset, conditioning, dataset.image_shape, dataset.num_classes)
+    return Denoiser(replace(network, noise_conditioning=bool(config.noise_range)))
 
 
 def _heldout(
@@ -145,7 +144,7 @@ def _heldout(
     images = HeldoutImages(
         get_dataset(config.data_class, "heldout", **config.data),
         members(family),
-        make_noise(config.noise_level, config.poisson_peak),
+        noise_of(config),
         config.batch_gpu or config.batch // distributed.world_size(),
         device,
         config.workers,

@@ -34,7 +34,14 @@ from degradation.inpainting import (
 )
 from degradation.mask import Mask, NullOperator
 from degradation.matrix import DenseMatrix
-from degradation.noise import GaussianNoise, Noise, PoissonNoise, check_noise, make_noise
+from degradation.noise import (
+    DrawnNoise,
+    GaussianNoise,
+    Noise,
+    PoissonNoise,
+    check_noise,
+    make_noise,
+)
 from degradation.physics import FromPhysics, PhysicsFamily
 from degradation.problem import Problem
 from degradation.projections import Colourisation, Hadamard, MatrixDegradation
@@ -53,6 +60,7 @@ __all__ = [
     "Colourisation",
     "Degradation",
     "DenseMatrix",
+    "DrawnNoise",
     "Draws",
     "Family",
     "FixedKernel",

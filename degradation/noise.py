@@ -79,6 +79,52 @@ class GaussianNoise:
 
 
 @dataclass(frozen=True)
+class DrawnNoise:
+    """White noise with a level of its own for each image, to train one network for all of them.
+
+    The standard deviation is uniform in [lowest, highest], or 0 for a share of the images.
+    """
+
+    lowest: float
+    highest: float
+    clean_share: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.lowest < self.highest < math.inf:
+            raise ValueError(
+                f"the noise range must be two numbers 0 ≤ lowest < highest, not {self.lowest} and "
+                f"{self.highest}"
+            )
+        if not 0 <= self.clean_share <= 1:
+            raise ValueError(f"the clean share must be between 0 and 1, not {self.clean_share}")
+
+    def measure(
+        self,
+        degradation: Degradation,
+        x: Tensor,
+        draws: Draws,
+        class_labels: Tensor | None = None,
+    ) -> Problem:
+        """y = Hx + n for clean images x `[B, C, h, w]`; level and noise from the image's seed."""
+        y = degradation.H(x)
+        uniform = draws.uniform((), "noise level").to(y)
+        clean = draws.uniform((), "noise level/clean") < self.clean_share
+        level = torch.where(clean, 0, self.lowest + (self.highest - self.lowest) * uniform)
+        noise = draws.normal(y.shape[1:], "measurement noise").to(y)
+        y = y + level[:, None] * noise * degradation.rows
+        return Problem(degradation, y, level, class_labels)
+
+    def level_of(self, degradation: Degradation, y: Tensor) -> Tensor:
+        """The root mean square of the levels, `[B]`: y tells no more."""
+        square = (self.lowest**2 + self.lowest * self.highest + self.highest**2) / 3
+        level = math.sqrt((1 - self.clean_share) * square)
+        return torch.full((len(y),), level, device=y.device)
+
+    def check(self, degradation: Degradation) -> None:
+        """Any operator will do."""
+
+
+@dataclass(frozen=True)
 class PoissonNoise:
     """Photon noise: y = 2n/λ − 1, n ~ Poisson(λ (v + 1)/2) for every existing row v of Hx.
 
@@ -193,7 +239,7 @@ def make_noise(noise_level: float = 0.0, poisson_peak: float | None = None) -> N
 def check_noise(noise: Noise, family: Family, image_shape: tuple[int, int, int]) -> None:
     """Raise ValueError where an operator of a family cannot be measured with this noise: the first
     few of each structure are tried."""
-    if not isinstance(noise, GaussianNoise):
+    if isinstance(noise, PoissonNoise):
         for structure in family.structures():
             for seed in range(_TRIED):
                 noise.check(family.sample(image_shape, structure, [seed]))

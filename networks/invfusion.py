@@ -35,6 +35,7 @@ from networks.layers import (
 from networks.products import Linear, linear
 
 AUGMENT_DIM = 9  # numbers that describe a non-leaking augmentation (EDM, appendix F.2)
+_LEAST_LEVEL = 1e-3  # noise of y below this (an eighth of a grey level) is as good as none
 
 
 @dataclass(frozen=True)
@@ -74,6 +75,7 @@ class NetworkConfig:
     mapping_width: int = 256
     mapping_depth: int = 2
     mapping_d_ff: int | None = None  # 3·width
+    noise_conditioning: bool = False  # told the noise level of y, to restore at any of a range
     sigma_data: float = 0.5  # standard deviation of pixels; unless consistent, which estimates it
     consistent: bool = False  # start from the smoothest image with Hx = y, project onto it
     logvar_channels: int = 128  # random features of u(σ)
@@ -88,6 +90,7 @@ class NetworkConfig:
         if self.mapping_d_ff is not None:
             _require_positive("mapping_d_ff", self.mapping_d_ff)
         _require_bool("consistent", self.consistent)
+        _require_bool("noise_conditioning", self.noise_conditioning)
         if self.in_mult not in (1, 2):
             raise ValueError(f"in_mult {self.in_mult} must be 1 or 2")
         if not isinstance(self.num_classes, int) or self.num_classes < 0:
@@ -233,6 +236,9 @@ class InvFusion(nn.Module):
         self.time_in_proj = Linear(width, width)
         self.aug_emb = FourierFeatures(AUGMENT_DIM, width)
         self.aug_in_proj = Linear(width, width)
+        if config.noise_conditioning:
+            self.noise_emb = FourierFeatures(1, width)
+            self.noise_in_proj = Linear(width, width)
         if config.num_classes:
             self.class_emb = nn.Embedding(config.num_classes + 1, width)  # the last is "no class"
         self.mapping = Mapping(config.mapping_depth, width, config.mapping_d_ff or 3 * width)
@@ -276,8 +282,9 @@ class InvFusion(nn.Module):
         ]
         # Iterations end when they have converged: nothing that a compiler can know.
         compiled = self.compiled if problem.degradation.diagonalisable else None
+        level = problem.noise_level.float() if self.config.noise_conditioning else None
         return (compiled or InvFusion.transform)(
-            self, x, c_noise, problem.class_labels, augment_labels, features,
+            self, x, c_noise, problem.class_labels, augment_labels, level, features,
             self._places(x.device),
         )  # fmt: skip
 
@@ -287,6 +294,7 @@ class InvFusion(nn.Module):
         c_noise: Tensor,
         class_labels: Tensor | None,
         augment_labels: Tensor | None,
+        noise_level: Tensor | None,
         features: Sequence[FeatureMap | None],
         grids: Sequence[Sequence[Grid]],
     ) -> Tensor:
@@ -295,7 +303,7 @@ class InvFusion(nn.Module):
         features: the operator on the tokens of each level; grids: those of the blocks of every
         level on the way down, in the middle, and on the way up.
         """
-        cond = self.conditioning(c_noise, class_labels, augment_labels)
+        cond = self.conditioning(c_noise, class_labels, augment_labels, noise_level)
         x = x.to(self.time_emb.weight.dtype)  # a network may be kept in half precision
         x = self.patch_in(x.movedim(-3, -1))  # [B, h/p, w/p, width]
         skips = []
@@ -352,13 +360,23 @@ class InvFusion(nn.Module):
         return [Grid(attention, embedding(positions)) for embedding in embeddings]
 
     def conditioning(
-        self, c_noise: Tensor, class_labels: Tensor | None, augment_labels: Tensor | None
+        self,
+        c_noise: Tensor,
+        class_labels: Tensor | None = None,
+        augment_labels: Tensor | None = None,
+        noise_level: Tensor | None = None,
     ) -> Tensor:
-        """The vector `[B, mapping_width]` that steers every norm."""
+        """The vector `[B, mapping_width]` that steers every norm.
+
+        noise_level: that of y, `[B]`, for networks with `noise_conditioning`.
+        """
         if augment_labels is None:
             augment_labels = c_noise.new_zeros(len(c_noise), AUGMENT_DIM)
         cond = self.time_in_proj(self.time_emb(c_noise[:, None]))
         cond = cond + self.aug_in_proj(self.aug_emb(augment_labels))
+        if noise_level is not None:
+            c_measurement = (noise_level + _LEAST_LEVEL).log() / 4  # on the scale of c_noise
+            cond = cond + self.noise_in_proj(self.noise_emb(c_measurement[:, None]))
         if self.config.num_classes:
             null = self.config.num_classes
             if class_labels is None:

@@ -116,8 +116,10 @@ def _opened(path: Path) -> Iterator[Any]:
 def _is_pickle(path: Path) -> bool:
     """Whether a file begins like what torch.save writes, today or in the past."""
     with path.open("rb") as file:
-        start = file.read(4)
-    return start == b"PK\x03\x04" or start[:1] == b"\x80"
+        start = file.read(9)
+    # A safetensors file, too, may begin with this byte, of its header's length; the header follows.
+    old = start[:1] == b"\x80" and start[8:] != b"{"
+    return start[:4] == b"PK\x03\x04" or old
 
 
 def _description(path: Path, file: Any) -> dict[str, Any]:

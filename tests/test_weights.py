@@ -328,3 +328,15 @@ def test_tensors_that_do_not_fit(saved: Path, damage: Callable, sentence: str) -
     rewrite(saved, tensors, description)
     assert refusal(saved) == f"the weights in {saved} {sentence}"
     assert read_summary(saved) == SUMMARY  # which needs no tensors
+
+
+def test_a_damaged_file_that_begins_like_a_pickle_is_called_damaged(tmp_path: Path) -> None:
+    """The length of the header, its first eight bytes, may begin with a pickle's first byte."""
+    path, denoiser = tmp_path / "net.safetensors", Denoiser(make_config("tiny"))
+    for padding in range(0, 256, 8):
+        save_weights(path, denoiser, {"padding": "x" * padding})
+        if path.read_bytes()[:1] == b"\x80":
+            break
+    path.write_bytes(path.read_bytes()[:-100])
+    assert path.read_bytes()[:1] == b"\x80"
+    assert "damaged" in refusal(path)

@@ -29,7 +29,7 @@ _FREE = (
     *("keep_every", "snapshot_every", "sheet_every", "sheet_images", "max_skipped"),
     *("compile", "recompute", "fsdp", "tensorboard", "wandb"),
 )
-_SHARES = ("mmse_share", "label_dropout", "cooldown", "augment")
+_SHARES = ("mmse_share", "clean_share", "label_dropout", "cooldown", "augment")
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "ki": 2**10, "mi": 2**20, "gi": 2**30}
 
 
@@ -52,6 +52,11 @@ class TrainConfig:
     """Leave the operator out of the network (Palette)."""
     noise_level: float = 0.0
     """Standard deviation of the noise on y; images are in [-1, 1]."""
+    noise_range: tuple[float, ...] = ()
+    """Smallest and largest noise level instead: every image draws its own, and the network is told
+    of it."""
+    clean_share: float = 0.0
+    """With noise_range: the share of the samples without noise."""
     poisson_peak: float | None = None
     """Photon noise instead: the expected number of photons of a white measurement."""
     mse_train: bool = False
@@ -162,11 +167,15 @@ class TrainConfig:
             raise ValueError(
                 f"degradation_opt={self.degradation_opt} are options of no degradation"
             )
-        if self.noise_level and self.poisson_peak:
-            raise ValueError(
-                f"noise_level={self.noise_level} and poisson_peak={self.poisson_peak} are two "
-                "kinds of noise: give one of them"
-            )
+        kinds = ("noise_level", "noise_range", "poisson_peak")
+        given = [f"{name}={getattr(self, name)}" for name in kinds if getattr(self, name)]
+        if len(given) > 1:
+            raise ValueError(f"{' and '.join(given)} are two kinds of noise: give one of them")
+        if self.noise_range:
+            sound = len(self.noise_range) == 2 and 0 <= self.noise_range[0] < self.noise_range[1]
+            _require(sound, "noise_range", self.noise_range, "two rising numbers from 0 on")
+        if self.clean_share and not self.noise_range:
+            raise ValueError(f"clean_share={self.clean_share} goes with a noise_range")
         if self.blind and not self.degradation:
             raise ValueError("blind leaves H out of a conditional network: give a degradation")
         if self.mse_train and not self.degradation:
@@ -186,7 +195,7 @@ class TrainConfig:
         Raises ValueError that names the file and the setting at fault.
         """
         values = _read_yaml(path) if path else {}
-        types = {f.name: f.type for f in dataclasses.fields(cls)}
+        types = _types()
         for name in (*values, *overrides):
             if name not in types:
                 where = f"{path}: " if name in values else ""
@@ -212,10 +221,16 @@ class TrainConfig:
     def dump(self) -> str:
         """The resolved settings as YAML."""
         lists = {
-            name: list(getattr(self, name)) for name in ("betas", "ema_sigma_rel", "recompute")
+            name: list(getattr(self, name))
+            for name, kind in _types().items()
+            if get_origin(kind) is tuple
         }
         values = dataclasses.asdict(self) | lists
         return yaml.safe_dump(values, sort_keys=False)
+
+
+def _types() -> dict[str, Any]:
+    return {f.name: f.type for f in dataclasses.fields(TrainConfig)}
 
 
 def parse_count(text: str | int) -> int:

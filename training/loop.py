@@ -273,6 +273,7 @@ class _Run:
             "seconds": round(self.clock.seconds(), 1),
             "degradation": config.degradation,
             "noise_level": config.noise_level,
+            "noise_range": list(config.noise_range),
             "poisson_peak": config.poisson_peak,
             "mse_train": config.mse_train,
             "augment": config.augment,

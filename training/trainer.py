@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from degradation import Draws, Family, derive_seed, make_noise
+from degradation import DrawnNoise, Draws, Family, Noise, derive_seed, make_noise
 from metrics.pixel import to_float
 from networks import Denoiser
 from networks.dropout import seeded
@@ -54,7 +54,7 @@ class Trainer:
             for structure in family.structures():
                 operator = family.sample(shape, structure, [0])
                 operator.check_diagonalisable("a consistent network")
-        self.noise = make_noise(config.noise_level, config.poisson_peak)
+        self.noise = noise_of(config)
         self.progress = Progress()
         self.tasks = family.structures() if config.balance else ()
         self.augment = Augment(config.augment) if config.augment else None
@@ -327,6 +327,14 @@ class Trainer:
                 return average(x, sigma, problem)
 
         yield estimate
+
+
+def noise_of(config: TrainConfig) -> Noise:
+    """The noise of a run's measurements."""
+    if config.noise_range:
+        lowest, highest = config.noise_range
+        return DrawnNoise(lowest, highest, config.clean_share)
+    return make_noise(config.noise_level, config.poisson_peak)
 
 
 def _recomputed(config: TrainConfig, denoiser: Denoiser) -> frozenset[int]:
