@@ -38,6 +38,7 @@ FOLDER = click.Path(file_okay=False, path_type=Path)
 )
 @click.option("--dry-run", is_flag=True, help="Print the resolved settings and stop.")
 @click.option("--preset", help="Network preset, such as FFHQ64.")
+@click.option("--init", metavar="FILE", help="Start from these weights: fine-tuning.")
 @click.option("--data-class", help="Data set class, such as datautils.photos.Photos.")
 @click.option(
     "--data-opt",

@@ -17,7 +17,7 @@ from degradation import Family, NoDegradation, check_noise
 from metrics.distances import reference_detectors
 from metrics.results import environment, replacing
 from metrics.statistics import load_reference
-from networks import Denoiser, make_config
+from networks import Denoiser, Model, NetworkConfig, load_weights, make_config
 from samplers import MMSE, Heun, Solver
 from training import distributed
 from training.checkpoint import list_checkpoints
@@ -130,7 +130,26 @@ def _denoiser(config: TrainConfig, dataset: ImageDataset) -> Denoiser:
         conditioning = "unconditional"
     torch.manual_seed(config.seed)
     network = make_config(config.preset, conditioning, dataset.image_shape, dataset.num_classes)
-    return Denoiser(replace(network, noise_conditioning=bool(config.noise_range)))
+    network = replace(network, noise_conditioning=bool(config.noise_range))
+    if config.init is None:
+        return Denoiser(network)
+    denoiser = load_weights(config.init)
+    if not isinstance(denoiser, Denoiser) or denoiser.config != network:
+        raise ValueError(f"init={config.init} holds {_unlike(denoiser, network)}")
+    return denoiser
+
+
+def _unlike(denoiser: Model, network: NetworkConfig) -> str:
+    """What differs between a network and the one that the settings ask for."""
+    if not isinstance(denoiser, Denoiser):
+        return "an analytic prior, and training starts from a network"
+    pairs = {
+        name: (getattr(denoiser.config, name), value)
+        for name, value in vars(network).items()
+        if getattr(denoiser.config, name) != value
+    }
+    name, (found, asked) = next(iter(pairs.items()))
+    return f"a network with {name}={found}, but the settings ask for {asked}"
 
 
 def _heldout(

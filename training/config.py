@@ -39,6 +39,8 @@ class TrainConfig:
 
     preset: str = "FFHQ64"
     """Network preset (networks.PRESETS)."""
+    init: str | None = None
+    """Weights file to start from, of the same architecture: fine-tuning. By default random ones."""
     data_class: str = "datautils.photos.Photos"
     """Data set class; it is built with `data` as keyword arguments."""
     data: dict[str, Any] = field(default_factory=dict)

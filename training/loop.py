@@ -42,9 +42,9 @@ def train(
 ) -> Path:
     """Run until the images or the minutes of the configuration are used up.
 
-    Writes `log.jsonl`, `checkpoints/`, `snapshots/`, `sheets/` and, at the end, the averaged
-    weights, whose path it returns. SIGTERM or Ctrl-C ends the run after the step, with a checkpoint
-    and exit code 75.
+    Writes `log.jsonl`, `checkpoints/`, `snapshots/`, `sheets/` and, with every checkpoint, the
+    averaged weights, whose path it returns. SIGTERM or Ctrl-C ends the run after the step, with a
+    checkpoint and exit code 75.
     """
     images, first = trainer.progress.images, distributed.rank() == 0
     if first:
@@ -254,6 +254,8 @@ class _Run:
                 save_checkpoint(
                     folder, progress, copied, config.keep_checkpoints, config.keep_every
                 )
+                average = parallel.denoiser_of(self.trainer.denoiser, copied["average"])
+                save_weights(self.folder / WEIGHTS, average, summary)
 
         self.writing.run(write)
 
@@ -279,6 +281,7 @@ class _Run:
             "augment": config.augment,
             "precision": self.trainer.precision,
             "data": config.data_class,
+            "init": config.init,
             "skipped_steps": progress.skipped,
         }
 
