@@ -1,4 +1,4 @@
-"""Restore a photo: `python restore.py --net FILE --image photo.png ...`."""
+"""Restore a photo: `python restore.py --image photo.png --degradation MotionBlur --out FOLDER`."""
 
 import dataclasses
 from pathlib import Path
@@ -9,11 +9,16 @@ import click
 from commands.allocation import keep_memory
 from commands.cli import key_values, one_sentence_errors
 
+SHIPPED = Path(__file__).parent / "checkpoints" / "photos64-invfusion.safetensors"
 FILE = click.Path(path_type=Path)
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
-@click.option("--net", required=True, type=FILE, help="Trained weights, a .safetensors file.")
+@click.option(
+    "--net",
+    type=FILE,
+    help="Trained weights, a .safetensors file.  [default: the photos' in checkpoints/]",
+)
 @click.option(
     "--image",
     required=True,
@@ -73,7 +78,7 @@ FILE = click.Path(path_type=Path)
     default="tile",
     help="A photo larger than the network's images: in overlapping tiles, or made smaller.",
 )
-@click.option("--sampler", default="heun", help="Solver, one of docs/solvers.md.")
+@click.option("--sampler", help="Solver, one of docs/solvers.md.  [default: dpm with num_steps=8]")
 @click.option(
     "--sampler-opt",
     multiple=True,
@@ -105,6 +110,10 @@ def main(degradation_opt: tuple[str, ...], sampler_opt: tuple[str, ...], **optio
     """
     with one_sentence_errors():
         sampler_options = key_values(sampler_opt)
+        if options["sampler"] is None:
+            options["sampler"] = "dpm"
+            sampler_options = {"num_steps": "8"} | sampler_options
+        options["net"] = options["net"] or _shipped()
         options["degradation_opt"] = key_values(degradation_opt)
 
     keep_memory()
@@ -113,6 +122,16 @@ def main(degradation_opt: tuple[str, ...], sampler_opt: tuple[str, ...], **optio
 
     asked = {field.name: options.pop(field.name) for field in dataclasses.fields(Request)}
     Restoration(Request(**asked), sampler_opt=sampler_options, **options).run()
+
+
+def _shipped() -> Path:
+    """The weights that come with the project. Raises ValueError if they are missing."""
+    if not SHIPPED.is_file():
+        raise ValueError(
+            f"{SHIPPED} is missing: get it back by `git checkout -- checkpoints`, or name other "
+            "weights by --net"
+        )
+    return SHIPPED
 
 
 if __name__ == "__main__":

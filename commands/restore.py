@@ -1,5 +1,6 @@
 """`restore.py`: restore one photo, several times over, and keep what was found."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -7,7 +8,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from commands.cli import check_folder, one_sentence_errors
 from commands.loading import load_frozen
@@ -19,6 +19,7 @@ from commands.methods import (
     cost_of,
 )
 from commands.photo import Request, Task, pose
+from commands.progress import progress
 from commands.sheet import Restored, write_restored
 from degradation import Draws, Problem, derive_seed
 from metrics.evaluate import seconds_now
@@ -35,6 +36,7 @@ from samplers import (
     Solver,
     Tiled,
     check_operator,
+    evaluations_of,
     make_solver,
 )
 
@@ -71,6 +73,7 @@ class Restoration:
             if denoiser.config.consistent:
                 task.local.check_diagonalisable("a consistent network")
             check_operator(solver, task.problem.degradation)
+            evaluations = evaluations_of(solver, denoiser.config.image_shape)
         if task.measurement is None:
             task.notes.append("measurement.png is left out: what was measured is no picture")
         if _unconditional(denoiser) and self.samples < 2:
@@ -82,8 +85,11 @@ class Restoration:
         task.notes += self._other_noise(denoiser, task)
         for note in task.notes:
             print(note)
+        if self.samples:
+            plan = {"tile": len(task.tiling), "sample": self.samples, "evaluation": evaluations}
+            print(" × ".join(f"{n} {what}{'s' * (n > 1)}" for what, n in plan.items()))
         with torch.no_grad():
-            restored = self._restore(task, denoiser, solver)
+            restored = self._restore(task, denoiser, solver, evaluations)
         metrics = self._metrics(task, restored)
         with one_sentence_errors():
             write_restored(self.out, task, restored, metrics, self._settings(task))
@@ -130,18 +136,20 @@ class Restoration:
 
     # ---- restoring --------------------------------------------------------------------------
 
-    def _restore(self, task: Task, denoiser: Model, solver: Solver) -> Restored:
+    def _restore(self, task: Task, denoiser: Model, solver: Solver, evaluations: int) -> Restored:
         seed, problem = self.request.seed, task.problem
         seeds = [derive_seed(seed, "restore", i) for i in range(self.samples)]
         samples = problem.pinv()[:0]
         if self.samples:
             several = problem.expand(self.samples)
-            samples = self._run("samples", solver, denoiser, task, several, seeds, guide=True)
+            samples = self._run(
+                "samples", solver, denoiser, task, several, seeds, evaluations, guide=True
+            )
         if _unconditional(denoiser):
             mmse = samples.mean(0, keepdim=True) if self.samples > 1 else samples[:0]
         else:  # the estimate of a guided network would be of another distribution
             one = [derive_seed(seed, "restore")]
-            mmse = self._run("mmse", MMSE(), denoiser, task, problem, one, guide=False)
+            mmse = self._run("mmse", MMSE(), denoiser, task, problem, one, 1, guide=False)
         pinv = problem.pinv()
         estimates = torch.cat((samples, mmse))
         final = problem.expand(len(estimates)).project(estimates) if task.exact else estimates
@@ -156,6 +164,7 @@ class Restoration:
         task: Task,
         problem: Problem,
         seeds: list[int],
+        evaluations: int,
         guide: bool,
     ) -> Tensor:
         """Images `[B, C, H, W]`, one for each seed; keeps what it took under `name`."""
@@ -163,9 +172,10 @@ class Restoration:
         draws = Draws(seeds, device)
         noise = draws.normal(problem.degradation.image_shape, "latent")
         dtype = DTYPES[self.precision]
+        batches = math.ceil(len(task.tiling) * len(problem) / self.batch)
         start = seconds_now(device)
         with (
-            tqdm(desc=name, unit="batch", leave=False, disable=None) as bar,
+            progress(evaluations * batches, name, "batches") as bar,
             torch.autocast(device.type, dtype, enabled=dtype != torch.float32),
         ):
             network = CountingDenoiser(denoiser)

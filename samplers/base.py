@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from degradation import Degradation, Problem
+from degradation import Degradation, Draws, Problem
 
 Denoiser = Callable[[Tensor, Tensor | float, Problem], Tensor]
 Callback = Callable[[int, Tensor], None]
@@ -61,6 +61,16 @@ class CountingDenoiser:
 
     def _count_backward(self, count: int) -> None:
         self.backward_passes += count
+
+
+def evaluations_of(solver: Solver, image_shape: tuple[int, int, int]) -> int:
+    """Evaluations (NFE) that a solver takes for an image, counted on one that costs nothing."""
+    problem = Problem.without_measurement(1, image_shape)
+    counter = CountingDenoiser(lambda x, sigma, problem: 0 * x, 1)
+    draws = Draws([0])
+    with torch.no_grad():
+        solver(counter, draws.normal(image_shape, "latent"), problem, draws)
+    return counter.calls
 
 
 def karras_grid(

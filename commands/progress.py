@@ -1,0 +1,33 @@
+"""Progress: a bar on a terminal, a line every few seconds elsewhere."""
+
+import sys
+from typing import TextIO, cast
+
+from tqdm import tqdm
+
+_SECONDS = 5.0  # between two lines
+
+
+class _Lines:
+    """Turns a bar, which draws over itself, into lines."""
+
+    def __init__(self, stream: TextIO):
+        self.stream = stream
+
+    def write(self, text: str) -> None:
+        if text := text.strip("\r\n "):
+            self.stream.write(f"{text}\n")
+
+    def flush(self) -> None:
+        self.stream.flush()
+
+
+def progress(total: int, what: str, unit: str) -> tqdm:
+    """A bar of `total` units on stderr, to be used in a `with` statement."""
+    if sys.stderr.isatty():
+        return tqdm(total=total, desc=what, unit=unit, leave=False)
+    lines = cast(TextIO, _Lines(sys.stderr))
+    shown = "{desc}: {n_fmt} of {total_fmt} {unit}, {elapsed} passed, {remaining} left"
+    return tqdm(
+        total=total, desc=what, unit=unit, file=lines, mininterval=_SECONDS, bar_format=shown
+    )
