@@ -180,7 +180,15 @@ def prior(**options: Any) -> None:
 
 
 @main.command(context_settings=SHOW)
-@network
+@click.option(
+    "--net",
+    "nets",
+    required=True,
+    multiple=True,
+    type=FILE,
+    help="Trained weights, a .safetensors file; may be repeated. Zero-shot samplers run on the "
+    "unconditional ones, the others on the rest.",
+)
 @data_options("heldout")
 @click.option(
     "--degradation",

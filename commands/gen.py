@@ -3,7 +3,7 @@
 import inspect
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from commands.cli import check_folder, chosen
+from commands.cli import check_folder, check_once, chosen
 from commands.families import families_of
 from commands.files import check_new, publish, working_folder
 from commands.loading import load_frozen
@@ -20,11 +20,11 @@ from commands.methods import (
     COSTS,
     Restorer,
     baseline_methods,
-    check_conditioning,
     check_guidance,
     check_operators,
     check_samplers,
     compile_network,
+    driven,
     solvers_of,
 )
 from commands.ref import checked_count
@@ -47,14 +47,14 @@ from samplers import Solver
 from training import distributed
 from zero_shot import ZeroShot
 
-_NAMES = {"invfusion": "InvFusion", "blind": "blind"}
+_NAMES = {"invfusion": "InvFusion", "blind": "Palette"}
 
 
 @dataclass
 class Generation:
     """The options of `gen`, in the words of its help text."""
 
-    net: Path
+    nets: tuple[Path, ...]
     data: str
     data_opt: dict[str, Any]
     split: str
@@ -107,14 +107,14 @@ class Generation:
             )
         solvers = solvers_of(self.samplers, self.sampler_opt)
         self.precision = resolve_precision(self.precision, device)
-        denoiser = load_frozen(self.net, device, DTYPES[self.precision], self.recompute)
-        if self.compiled:
-            compile_network(denoiser, device)
-        check_samplers(self.net, self.samplers)
-        check_conditioning(self.net, denoiser, solvers, "y")
+        check_once("--net", [str(net) for net in self.nets])
+        nets = {net: self._network(net, device) for net in self.nets}
+        pairs = driven(nets, solvers)
+        for net, name in pairs:
+            check_samplers(net, [name])
         check_folder(self.outdir)
         check_new(self.outdir, self.save_images)
-        dataset = self._dataset(denoiser)
+        dataset = self._dataset(nets)
         check_size(self.names, dataset.image_shape)
         for family in self.families.values():
             family.check(dataset.image_shape)
@@ -130,7 +130,7 @@ class Generation:
             image_shape=dataset.image_shape,
             any_count=self.any_count,
         )
-        self.restorers = self._restorers(denoiser, solvers)
+        self.restorers = self._restorers(nets, solvers, pairs)
         self.methods: dict[str, Restore] = baseline_methods(
             wanted, dataset, lambda: get_dataset(self.data, "train", **self.data_opt)
         )
@@ -244,38 +244,51 @@ class Generation:
                 cell["seconds_per_image"] = seconds / self.count
         return values
 
-    def _dataset(self, denoiser: Model) -> ImageDataset:
+    def _network(self, net: Path, device: torch.device) -> Model:
+        denoiser = load_frozen(net, device, DTYPES[self.precision], self.recompute)
+        if self.compiled:
+            compile_network(denoiser, device)
+        return denoiser
+
+    def _dataset(self, nets: Mapping[Path, Model]) -> ImageDataset:
         dataset = get_dataset(self.data, self.split, **self.data_opt)
+        for net, denoiser in nets.items():
+            self._check_fits(net, denoiser, dataset)
+        return dataset
+
+    def _check_fits(self, net: Path, denoiser: Model, dataset: ImageDataset) -> None:
+        """Raise ValueError if a network is of other images or classes than the data set."""
         expected, found = denoiser.config.image_shape, dataset.image_shape
         if found != expected:
             options = inspect.signature(dataset_class(self.data)).parameters
             option = next((name for name in ("resolution", "size") if name in options), None)
             way_out = f": give --data-opt {option}={expected[1]}" if option else ""
             raise ValueError(
-                f"{self.net} restores images {expected}, but {self.data} has {found}{way_out}"
+                f"{net} restores images {expected}, but {self.data} has {found}{way_out}"
             )
         known = denoiser.config.num_classes
         if known and dataset.num_classes > known:
             raise ValueError(
-                f"{self.net} knows {known} classes, but {self.data} has {dataset.num_classes}"
+                f"{net} knows {known} classes, but {self.data} has {dataset.num_classes}"
             )
         if self.cfg is not None and known and not dataset.num_classes:
             raise ValueError(f"--cfg {self.cfg} guides by class, but {self.data} has no classes")
-        return dataset
 
-    def _restorers(self, denoiser: Model, solvers: Mapping[str, Solver]) -> dict[str, Restorer]:
-        check_guidance(self.cfg, denoiser, self.net)
-        kind = conditioning_of(denoiser.config)
-
-        def title(name: str, solver: Solver) -> str:
-            if isinstance(solver, ZeroShot):
-                return name
-            return f"{_NAMES[kind]} MMSE" if name == "mmse" else f"{_NAMES[kind]} sample ({name})"
-
-        return {
-            title(name, solver): Restorer(denoiser, solver, DTYPES[self.precision], self.cfg)
-            for name, solver in solvers.items()
-        }
+    def _restorers(
+        self,
+        nets: Mapping[Path, Model],
+        solvers: Mapping[str, Solver],
+        pairs: Sequence[tuple[Path, str]],
+    ) -> dict[str, Restorer]:
+        restorers: dict[str, Restorer] = {}
+        for net, name in pairs:
+            check_guidance(self.cfg, nets[net], net)
+            title = _title(name, solvers[name], conditioning_of(nets[net].config))
+            if title in restorers:  # another network of this kind
+                title += f" of {net}"
+            precision = DTYPES[self.precision]
+            restorers[title] = Restorer(nets[net], solvers[name], precision, self.cfg)
+        return restorers
 
     def _settings(self) -> dict[str, Any]:
         options = {name: getattr(self, name) for name in self.__dataclass_fields__}
@@ -286,3 +299,11 @@ class Generation:
             "solvers": solvers,
             "detector_files": self.distances.provenance(),
         }
+
+
+def _title(name: str, solver: Solver, conditioning: str) -> str:
+    """What a method is called in tables and pictures."""
+    if isinstance(solver, ZeroShot):
+        return name
+    trained = _NAMES[conditioning]
+    return f"{trained} MMSE" if name == "mmse" else f"{trained} sample ({name})"

@@ -84,6 +84,30 @@ def check_conditioning(
             )
 
 
+def driven(nets: Mapping[Path, Model], solvers: Mapping[str, Solver]) -> list[tuple[Path, str]]:
+    """Which networks each solver drives, as pairs (network, solver).
+
+    A zero-shot solver drives the unconditional networks, or all if there is none. Any other solver
+    drives the networks that know y. Raises ValueError if a solver would ignore y, or if no solver
+    drives a network.
+    """
+    unconditional = [n for n, net in nets.items() if conditioning_of(net.config) == "unconditional"]
+    others = [net for net in nets if net not in unconditional]
+    pairs = []
+    for name, solver in solvers.items():
+        if isinstance(solver, ZeroShot):
+            chosen = unconditional or others
+        elif others:
+            chosen = others
+        else:
+            check_conditioning(unconditional[0], nets[unconditional[0]], {name: solver}, "y")
+        pairs += [(net, name) for net in chosen]
+    for idle in [net for net in nets if net not in {pair[0] for pair in pairs}]:
+        wanted = "a zero-shot one such as ddrm" if idle in unconditional else "heun or dpm"
+        raise ValueError(f"no --sampler drives {idle}: add {wanted}, or leave this --net out")
+    return pairs
+
+
 def check_operators(
     solvers: Mapping[str, Solver], families: Mapping[str, Family], shape: tuple[int, int, int]
 ) -> None:

@@ -294,7 +294,7 @@ def test_a_photo_by_a_network_that_knows_operators(home: Path, tmp_path: Path) -
 
 def test_refusals_of_a_photo(home: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    assert "--sampler heun would ignore the photo" in sentence(restored(home, out, "plain"))
+    assert "--sampler dpm would ignore the photo" in sentence(restored(home, out, "plain"))
     none = restored(home, out, "plain", "--sampler=ddrm", "--samples=0")
     assert "give --samples of at least 1" in sentence(none)
     kernel = np.outer([1, 2, 1], [1, 2, 1]).astype(float)

@@ -1,0 +1,71 @@
+"""`gen` with several networks: one table, each sampler on the networks that it suits."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from click.testing import CliRunner, Result
+
+from calculate_metrics import main
+from networks import Denoiser, make_config, save_weights
+
+GEN = [
+    "gen", "--data=datautils.photos.Photos", "--data-opt=resolution=16", "--data-opt=size=2",
+    "--degradation=Box", "--precision=fp32", "--outdir=out",
+]  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    for kind in ("invfusion", "blind", "unconditional"):
+        save_weights(f"{kind}.safetensors", Denoiser(make_config("tiny", kind)), {})
+    save_weights("again.safetensors", Denoiser(make_config("tiny", "blind")), {})
+    save_weights("larger.safetensors", Denoiser(make_config("tiny", "blind", (3, 32, 32))), {})
+
+
+def gen(nets: str, samplers: str) -> Result:
+    options = [f"--net={name}.safetensors" for name in nets.split()]
+    options += [f"--sampler={name}" for name in samplers.split()]
+    return CliRunner().invoke(main, [*GEN, *options])
+
+
+def methods(nets: str, samplers: str) -> list[str]:
+    result = gen(nets, samplers)
+    assert result.exit_code == 0, result.output
+    return list(json.loads(Path("out/metrics.json").read_text())["metrics"]["values"]["Box"])
+
+
+def test_each_sampler_drives_the_networks_that_it_suits() -> None:
+    found = methods("invfusion blind unconditional", "mmse ddnm")
+    assert [m for m in found if m != "H†y"] == ["InvFusion MMSE", "Palette MMSE", "ddnm"]
+
+
+def test_zero_shot_samplers_drive_conditional_networks_where_there_is_no_other() -> None:
+    found = methods("invfusion blind", "ddnm")
+    assert [m for m in found if m != "H†y"] == ["ddnm", "ddnm of blind.safetensors"]
+
+
+def test_two_networks_of_a_kind_have_two_names() -> None:
+    found = methods("blind again", "mmse")
+    assert [m for m in found if m != "H†y"] == ["Palette MMSE", "Palette MMSE of again.safetensors"]
+
+
+@pytest.mark.parametrize(
+    ("nets", "samplers", "sentence"),
+    [
+        ("unconditional", "mmse", "unconditional.safetensors is an unconditional denoiser"),
+        ("invfusion unconditional", "mmse", "no --sampler drives unconditional.safetensors"),
+        ("invfusion unconditional", "ddnm", "no --sampler drives invfusion.safetensors"),
+        ("invfusion invfusion", "mmse", "--net invfusion.safetensors is given twice"),
+        ("invfusion larger", "mmse", "larger.safetensors restores images (3, 32, 32)"),
+        ("invfusion absent", "mmse", "there is no weights file absent.safetensors"),
+    ],
+)
+def test_what_does_not_fit_together(nets: str, samplers: str, sentence: str) -> None:
+    result = gen(nets, samplers)
+    assert result.exit_code == 2
+    assert sentence in result.stderr, result.stderr
+    assert not Path("out").exists()
