@@ -36,7 +36,7 @@ RESULTS = Path(__file__).parent / "results" / "data.json"
 
 def write_images(folder: Path, side: int, kind: str, count: int) -> None:
     """Crops of the photos as files, a hundred in a folder."""
-    photos = Photos(side, "train", size=count, augment=False)
+    photos = Photos(side, "train", size=count)
     for i in range(count):
         path = folder / f"{i // 100:03d}" / f"{i:06d}.{kind.lower()}"
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,15 +1,18 @@
-"""The built-in photos: random crops of photographs that come inside two Python packages.
+"""The built-in photos: random crops of photographs that come with the project and its packages.
 
-They need no download, so a first training run, the examples and the tests work anywhere. Seven
-colour photographs of different scenes are far too few for a result worth publishing, but crops at
-all scales have the statistics of natural images: enough to see a method learn.
+They need no download, so a first training run, the examples and the tests work anywhere. 263 free
+photographs beside this file are for training; `freephotos-credits.md` has their authors and
+licences. Held out are the colour photographs inside scikit-image and scikit-learn.
 """
 
+import csv
 import functools
 import importlib.util
-import itertools
+import io
 import math
-from collections.abc import Sequence
+import zipfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -20,23 +23,20 @@ from torch.utils.data import Dataset
 
 from datautils.fit import check_count
 
-# Colour photographs only: the packages also ship drawings, plots, microscopy and grey images. Of
-# the stereo pair `motorcycle_left/right.png` one view is enough.
-_SPLITS: dict[str, tuple[str, ...]] = {
-    "train": (
-        "skimage/data/astronaut.png",
-        "skimage/data/coffee.png",
-        "skimage/data/motorcycle_left.png",
-        "skimage/data/rocket.jpg",
-        "sklearn/datasets/images/flower.jpg",
-    ),
-    "heldout": (
-        "skimage/data/chelsea.png",
-        "sklearn/datasets/images/china.jpg",
-    ),
-}
-_COLOUR_ORDERS = [list(order) for order in itertools.permutations(range(3))]
-_DEFAULT_SIZE = {"train": 2**20, "heldout": 256}
+FREE_PHOTOS = Path(__file__).parent / "freephotos.zip"
+# Colour photographs of scenes only: the packages also ship drawings, plots, pictures of
+# microscopes and telescopes, and grey ones. Of the stereo pair `motorcycle_left/right.png` one
+# view is enough.
+HELDOUT = (
+    "skimage/data/chelsea.png",
+    "sklearn/datasets/images/china.jpg",
+    "skimage/data/astronaut.png",
+    "skimage/data/coffee.png",
+    "skimage/data/motorcycle_left.png",
+    "skimage/data/rocket.jpg",
+    "sklearn/datasets/images/flower.jpg",
+)
+_DEFAULT_SIZE = {"train": 2**20, "heldout": 256}  # the order numbers the splits
 _PIP_NAME = {"skimage": "scikit-image", "sklearn": "scikit-learn"}
 
 
@@ -44,42 +44,34 @@ class Photos(Dataset[tuple[Tensor, int]]):
     """Square crops of the built-in photographs, resized to `resolution`.
 
     A crop's side is log-uniform between `resolution` and the photograph's shorter side, its place
-    uniform. Crop i is a function of (split, i) alone, and the photographs take turns (photograph
-    i mod n), so that any number of crops is spread evenly over them. `size` is the number of crops
-    (default 2^20 for "train", 256 for "heldout"). With `augment` (default in training only) crops
-    are mirrored, turned, their colours permuted and negated, contrast and brightness varied: five
-    photographs alone would teach their own colours. The photographs of the splits are different.
+    uniform. Half of the training crops are mirrored. Crop i is a function of (split, i) alone, and
+    the n photographs that are large enough take turns (photograph i mod n), so that any number of
+    crops is spread evenly over them. `size` is the number of crops (default 2^20 for "train", 256
+    for "heldout"). A photograph is decoded when its first crop is asked for, and then kept. No
+    photograph is in both splits.
 
-    Raises ValueError for an unknown split, a resolution beyond the smallest photograph (or below
-    1), a size or an augment that is none, and where the packages that hold the photographs are not
-    installed.
+    Raises ValueError for an unknown split, a size that is none, a resolution that no photograph
+    allows, and where the file or the packages that hold the photographs are missing.
     """
 
     num_classes = 0
 
-    def __init__(
-        self,
-        resolution: int = 32,
-        split: str = "train",
-        size: int | None = None,
-        augment: bool | None = None,
-    ):
-        if split not in _SPLITS:
-            raise ValueError(f"unknown split {split!r} of the photos; known: {', '.join(_SPLITS)}")
+    def __init__(self, resolution: int = 32, split: str = "train", size: int | None = None):
+        if split not in _DEFAULT_SIZE:
+            known = ", ".join(_DEFAULT_SIZE)
+            raise ValueError(f"unknown split {split!r} of the photos; known: {known}")
         check_count("size", size)
-        if augment not in (None, True, False):
-            raise ValueError(f"augment must be true or false, not {augment!r}")
-        self.resolution = resolution
-        self.split = split
-        self.name = f"photos{resolution}-{split}"
-        self.size = _DEFAULT_SIZE[split] if size is None else size
-        self.augment = split == "train" if augment is None else augment
-        self._photos = [_pyramid(file) for file in _SPLITS[split]]
-        largest = min(min(levels[0].size) for levels in self._photos)
+        sides = {name: min(size) for name, size in _sizes(split).items()}
+        largest = max(sides.values())
         if type(resolution) is not int or not 1 <= resolution <= largest:
             raise ValueError(
                 f"the {split} photos allow a resolution from 1 to {largest}, not {resolution!r}"
             )
+        self.resolution = resolution
+        self.split = split
+        self.name = f"photos{resolution}-{split}"
+        self.size = _DEFAULT_SIZE[split] if size is None else size
+        self._photos = [name for name, side in sides.items() if side >= resolution]
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -93,41 +85,26 @@ class Photos(Dataset[tuple[Tensor, int]]):
         """Crop `index` as uint8 `[3, resolution, resolution]`, and the label -1 (no class)."""
         if not 0 <= index < self.size:
             raise IndexError(f"crop {index} of {self.size}")
-        levels = self._photos[index % len(self._photos)]
+        levels = _pyramid(self._photos[index % len(self._photos)])
         width, height = levels[0].size
-        u_side, u_left, u_top, *rest = _uniforms(self.split, index)
+        u_side, u_left, u_top, u_mirror = _uniforms(self.split, index)
         side = _log_uniform(u_side, self.resolution, min(width, height))
         left = math.floor(u_left * (width - side + 1))
         top = math.floor(u_top * (height - side + 1))
         crop = _resized_crop(levels, left, top, side, self.resolution)
         pixels = torch.from_numpy(np.array(crop)).permute(2, 0, 1)
-        return (_vary(pixels, rest) if self.augment else pixels).contiguous(), -1
+        mirrored = self.split == "train" and u_mirror < 0.5
+        return (pixels.flip(-1) if mirrored else pixels).contiguous(), -1
 
 
 def _uniforms(split: str, index: int) -> list[float]:
-    """Ten numbers uniform in [0, 1) that are a function of (split, index).
+    """Four numbers uniform in [0, 1) that are a function of (split, index).
 
     Taken from the generator's raw words: numpy keeps those the same in all of its versions, which
     it does not promise for its distributions.
     """
-    key = np.array([index, list(_SPLITS).index(split)], dtype=np.uint64)
-    return [(int(word) >> 11) * 2.0**-53 for word in np.random.Philox(key=key).random_raw(10)]
-
-
-def _vary(pixels: Tensor, u: Sequence[float]) -> Tensor:
-    """Mirror, turn, permute the colours, negate, and change contrast and brightness, uint8."""
-    mirror, turn, transpose, order, negate, contrast, brightness = u
-    if mirror < 0.5:
-        pixels = pixels.flip(-1)
-    if turn < 0.5:
-        pixels = pixels.flip(-2)
-    if transpose < 0.5:
-        pixels = pixels.mT
-    pixels = pixels[_COLOUR_ORDERS[int(order * len(_COLOUR_ORDERS))]]
-    values = pixels.float() / 127.5 - 1
-    values = -values if negate < 0.5 else values
-    values = values * 2 ** (2 * contrast - 1) + 1.2 * brightness - 0.6
-    return (values * 127.5 + 128).clamp(0, 255).to(torch.uint8)
+    key = np.array([index, list(_DEFAULT_SIZE).index(split)], dtype=np.uint64)
+    return [(int(word) >> 11) * 2.0**-53 for word in np.random.Philox(key=key).random_raw(4)]
 
 
 def _log_uniform(u: float, low: int, high: int) -> int:
@@ -150,12 +127,43 @@ def _resized_crop(
 
 
 @functools.cache
-def _pyramid(file: str) -> list[Image.Image]:
+def _sizes(split: str) -> dict[str, tuple[int, int]]:
+    """(width, height) of each photograph of a split, by its name. No pixel is decoded."""
+    if split == "heldout":
+        return {name: _open(name).size for name in HELDOUT}
+    with _free_photos() as archive:
+        rows = csv.DictReader(io.StringIO(archive.read("credits.csv").decode()))
+    return {row["file"]: (int(row["width"]), int(row["height"])) for row in rows}
+
+
+@functools.cache
+def _pyramid(name: str) -> list[Image.Image]:
     """A photograph in RGB and its reductions by 2, 4, 8 ... down to a few pixels."""
-    with Image.open(_locate(file)) as image:
-        photo = image.convert("RGB")
+    photo = _open(name).convert("RGB")
     depth = int(math.log2(min(photo.size)))
     return [photo] + [photo.reduce(2**level) for level in range(1, depth)]
+
+
+def _open(name: str) -> Image.Image:
+    """A photograph whose pixels are not decoded yet."""
+    if name in HELDOUT:
+        return Image.open(io.BytesIO(_locate(name).read_bytes()))
+    with _free_photos() as archive:
+        return Image.open(io.BytesIO(archive.read(name)))
+
+
+@contextmanager
+def _free_photos() -> Iterator[zipfile.ZipFile]:
+    """The file of the training photographs, open for as long as one is read from it."""
+    try:
+        archive = zipfile.ZipFile(FREE_PHOTOS)
+    except (OSError, zipfile.BadZipFile):
+        raise ValueError(
+            f"the built-in photos need {FREE_PHOTOS}, which is missing or damaged: take it from "
+            "the project's repository"
+        ) from None
+    with archive:
+        yield archive
 
 
 def _locate(file: str) -> Path:

@@ -1,7 +1,11 @@
 """The built-in photos: what a crop is, and that it depends on (split, index) alone."""
 
+import csv
 import importlib.util
+import io
 import time
+import zipfile
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -10,6 +14,10 @@ from PIL import Image
 
 from datautils import photos
 from datautils.photos import Photos
+
+REDISTRIBUTABLE = (
+    "Public domain", "CC0-1.0", "CC-BY-2.0", "CC-BY-3.0", "CC-BY-4.0", "CC-BY-SA-4.0",
+)  # fmt: skip
 
 
 def test_items_have_the_promised_form():
@@ -52,32 +60,73 @@ def test_random_numbers_are_uniform_and_independent():
     assert u.max() < 1
     assert np.abs(u.mean(0) - 0.5).max() < 0.02  # four standard errors
     assert np.abs(u.var(0) - 1 / 12).max() < 0.006
-    correlation = np.corrcoef(np.concatenate([u[1:], u[:-1]], axis=1).T) - np.eye(20)
+    correlation = np.corrcoef(np.concatenate([u[1:], u[:-1]], axis=1).T) - np.eye(8)
     assert np.abs(correlation).max() < 0.08
 
 
+def test_the_file_of_training_photographs():
+    with zipfile.ZipFile(photos.FREE_PHOTOS) as archive:
+        names = [name for name in archive.namelist() if name != "credits.csv"]
+        assert all(entry.compress_type == zipfile.ZIP_STORED for entry in archive.infolist())
+        sizes = {n: Image.open(io.BytesIO(archive.read(n))).size for n in names}
+    assert len(names) == 263
+    assert sizes == photos._sizes("train")  # credits.csv says what the files hold
+    assert max(max(size) for size in sizes.values()) == 704
+    assert photos.FREE_PHOTOS.stat().st_size <= 12_000_000
+
+
+def test_each_training_photograph_has_its_credits_beside_the_file():
+    with zipfile.ZipFile(photos.FREE_PHOTOS) as archive:
+        rows = list(csv.DictReader(io.StringIO(archive.read("credits.csv").decode())))
+    text = photos.FREE_PHOTOS.with_name("freephotos-credits.md").read_text()
+    lines = dict(line[2:-2].split(" | ", 1) for line in text.splitlines() if ".webp |" in line)
+    assert len(lines) == 263
+    for row in rows:
+        source = row["source"]
+        source = f"<{source}>" if source.startswith("https://") else source
+        assert lines[row["file"]] == f"{row['licence']} | {row['author']} | {source}"
+        assert row["licence"] in REDISTRIBUTABLE and row["author"] and source
+    for licence in REDISTRIBUTABLE:
+        count = sum(row["licence"] == licence for row in rows)
+        assert f"\n| {licence} | {count} | " in text
+
+
 def test_no_photograph_is_in_both_splits():
-    names = {split: {f.split("_")[0] for f in files} for split, files in photos._SPLITS.items()}
-    assert not names["train"] & names["heldout"]
-    assert len(names["train"]) >= 4
-    assert len(names["heldout"]) >= 2
+    train, heldout = Photos(split="train"), Photos(split="heldout")
+    assert len(train._photos) == 263 and len(heldout._photos) == 7
+    assert not set(train._photos) & set(heldout._photos)
+    small = [thumbnails(data) for data in (train, heldout)]
+    distances = (small[0][:, None] - small[1]).square().mean(-1).sqrt()
+    assert distances.min() > 20  # grey levels: nor is a reduced copy
 
 
-def test_every_file_is_a_colour_photograph():
-    for files in photos._SPLITS.values():
-        for file in files:
-            pixels = np.asarray(photos._pyramid(file)[0]).astype(float)
-            assert min(pixels.shape[:2]) >= 256
-            assert np.abs(pixels[..., 0] - pixels[..., 2]).mean() > 5
+def test_every_held_out_file_is_a_colour_photograph():
+    for file in photos.HELDOUT:
+        pixels = np.asarray(photos._pyramid(file)[0]).astype(float)
+        assert min(pixels.shape[:2]) >= 256
+        assert np.abs(pixels[..., 0] - pixels[..., 2]).mean() > 5
 
 
-def test_heldout_crops_are_spread_evenly(monkeypatch):
-    monkeypatch.setattr(photos, "_pyramid", _plain_colours("heldout"))
-    data = Photos(split="heldout")
-    shades = torch.tensor([int(image[0, 0, 0]) for image, _ in data])
-    counts = shades.unique(return_counts=True)[1]
-    assert len(counts) == len(photos._SPLITS["heldout"])
-    assert counts.max() - counts.min() <= 1
+@pytest.mark.parametrize("split", ["train", "heldout"])
+def test_crops_are_spread_evenly(split, monkeypatch):
+    names = list(photos._sizes(split))
+    shades = {name: (i % 256, i // 256, 0) for i, name in enumerate(names)}
+    plain = {name: [Image.new("RGB", (64, 64), shade)] for name, shade in shades.items()}
+    monkeypatch.setattr(photos, "_pyramid", plain.__getitem__)
+    data = Photos(split=split, size=4 * len(names) + 2)
+    found = Counter(tuple(image[:, 0, 0].tolist()) for image, _ in data)
+    assert set(found) == set(shades.values())
+    assert set(found.values()) == {4, 5}
+
+
+def test_photographs_that_are_too_small_are_left_out():
+    sides = [min(size) for size in photos._sizes("train").values()]
+    for resolution in (64, 200, 400, 512):
+        data = Photos(resolution)
+        assert len(data._photos) == sum(side >= resolution for side in sides)
+        assert data[1][0].shape == (3, resolution, resolution)
+    assert len(Photos(400)._photos) < len(Photos(200)._photos) < 263
+    assert len(Photos(400, "heldout")._photos) == 6
 
 
 def test_sides_are_log_uniform_up_to_the_whole_photograph():
@@ -107,38 +156,35 @@ def test_the_pyramid_changes_little(side):
     assert np.sqrt(np.square(difference).mean()) < 1.5
 
 
-@pytest.mark.parametrize(
-    ("number", "value", "expected"),
-    [
-        (0, 0.4, lambda x: x.flip(-1)),
-        (1, 0.4, lambda x: x.flip(-2)),
-        (2, 0.4, lambda x: x.mT),
-        (3, 0.99, lambda x: x.flip(0)),
-        (4, 0.4, lambda x: 255 - x),
-        (5, 0.75, lambda x: ((x.float() - 127.5) * 2**0.5 + 128).clamp(0, 255).byte()),
-        (6, 0.75, lambda x: (x.float() + 127.5 * 0.3 + 0.5).clamp(0, 255).byte()),
-    ],
-)
-def test_each_variation_does_what_it_says(number, value, expected):
-    u = [0.6, 0.6, 0.6, 0.0, 0.6, 0.5, 0.5]  # nothing changes
-    pixels = Photos(augment=False)[3][0]
-    torch.testing.assert_close(photos._vary(pixels, u), pixels, atol=1, rtol=0)
-    u[number] = value
-    varied, wanted = photos._vary(pixels, u), expected(pixels)
-    torch.testing.assert_close(varied.int(), wanted.int(), atol=1, rtol=0)
-    assert not torch.equal(wanted, pixels)
+def test_half_of_the_training_crops_are_mirrored(monkeypatch):
+    """On a ramp that rises to the right."""
+    ramp = np.broadcast_to(np.arange(128, dtype=np.uint8)[:, None], (128, 128, 3))
+    monkeypatch.setattr(photos, "_pyramid", lambda name: _pyramid_of(np.ascontiguousarray(ramp)))
+    rises = {split: _rising(Photos(16, split, size=1000)) for split in ("train", "heldout")}
+    assert rises["heldout"].all()
+    assert 0.45 < rises["train"].float().mean() < 0.55
+    for i in range(20):
+        assert rises["train"][i] == (photos._uniforms("train", i)[3] >= 0.5)
 
 
-def test_variation_keeps_the_place_of_the_crop():
-    plain, varied = Photos(augment=False), Photos()
-    assert not torch.equal(plain[0][0], varied[0][0])
-    mean = torch.stack([varied[i][0].float().mean() for i in range(400)]).mean()
-    assert 110 < mean < 145  # negation makes dark and bright equally frequent
+def test_a_crop_is_that_part_of_its_photograph():
+    """Crop 3 of the held-out ones, of coffee.png, by its formula: colours are not swapped."""
+    u_side, u_left, u_top, _ = photos._uniforms("heldout", 3)
+    with Image.open(photos._locate("skimage/data/coffee.png")) as photo:
+        side = int(24 * (401 / 24) ** u_side)
+        left, top = int(u_left * (600 - side + 1)), int(u_top * (400 - side + 1))
+        part = photo.convert("RGB").crop((left, top, left + side, top + side))
+    exact = np.asarray(part.resize((24, 24), Image.Resampling.LANCZOS)).astype(float)
+    crop = Photos(24, "heldout")[3][0].permute(1, 2, 0).numpy()
+    assert np.sqrt(np.square(crop - exact).mean()) < 3
+    assert exact.mean((0, 1))[0] > exact.mean((0, 1))[2] + 10  # brown
 
 
-def test_only_training_varies_by_default():
-    assert Photos(split="train").augment
-    assert not Photos(split="heldout").augment
+def test_crops_have_the_statistics_of_photographs():
+    crops = torch.stack([image for image, _ in Photos(32, size=2630)]).float()
+    mean, deviation = crops.mean((0, 2, 3)), crops.std((0, 2, 3))
+    assert ((mean > 105) & (mean < 150)).all()
+    assert ((deviation > 55) & (deviation < 85)).all()
 
 
 def test_works_in_a_loader_with_processes():
@@ -149,8 +195,8 @@ def test_works_in_a_loader_with_processes():
 
 
 def test_fast_enough_to_feed_training():
-    data = Photos(resolution=32)
-    data[0]
+    data = Photos(resolution=32, split="heldout", size=300)
+    list(data)  # decodes the photographs
     start = time.process_time()
     for index in range(300):
         data[index]
@@ -169,15 +215,23 @@ def test_unknown_split_names_the_known_ones():
         Photos(split="test")
 
 
-@pytest.mark.parametrize("resolution", [0, 301, 16.5, "16"])
-def test_impossible_resolution_names_the_limit(resolution):
-    with pytest.raises(ValueError, match="from 1 to 300"):
-        Photos(resolution=resolution, split="heldout")
+@pytest.mark.parametrize(("split", "largest"), [("train", 664), ("heldout", 512)])
+def test_impossible_resolution_names_the_limit(split, largest):
+    for resolution in (0, largest + 1, 16.5, "16"):
+        with pytest.raises(ValueError, match=f"the {split} photos .* from 1 to {largest}"):
+            Photos(resolution, split)  # type: ignore[arg-type]
+    assert Photos(largest, split)[0][0].shape == (3, largest, largest)
 
 
-def test_an_augmentation_that_is_none_is_refused():
-    with pytest.raises(ValueError, match="augment must be true or false, not 'perhaps'"):
-        Photos(augment="perhaps")  # type: ignore[arg-type]
+@pytest.mark.parametrize("damaged", [False, True])
+def test_a_missing_file_of_training_photographs_is_named(damaged, monkeypatch, tmp_path):
+    path = tmp_path / "freephotos.zip"
+    if damaged:
+        path.write_bytes(b"no zip file")
+    monkeypatch.setattr(photos, "FREE_PHOTOS", path)
+    photos._sizes.cache_clear()
+    with pytest.raises(ValueError, match=r"need .*freephotos\.zip, which is missing or damaged"):
+        Photos()
 
 
 def test_empty_size_is_refused():
@@ -202,7 +256,15 @@ def _pyramid_of(pixels):
     return [photo, photo.reduce(2), photo.reduce(4)]
 
 
-def _plain_colours(split):
-    """A stand-in for `_pyramid`: each photograph of the split is one shade of grey."""
-    files = photos._SPLITS[split]
-    return lambda file: [Image.new("RGB", (64, 64), (40 * (files.index(file) + 1),) * 3)]
+def _rising(data):
+    return torch.stack([image[0, 0, -1].int() > image[0, 0, 0].int() for image, _ in data])
+
+
+def thumbnails(data):
+    """Grey [photographs, 64], contrast and brightness normalised."""
+    rows = []
+    for name in data._photos:
+        small = photos._open(name).convert("L").resize((8, 8), Image.Resampling.BOX)
+        grey = torch.from_numpy(np.asarray(small).astype(np.float32)).flatten()
+        rows.append((grey - grey.mean()) / grey.std() * 60)
+    return torch.stack(rows)
