@@ -241,7 +241,7 @@ def prior(**options: Any) -> None:
 @click.option(
     "--baselines",
     default="pinv",
-    help="Comma-separated restorations without a network: pinv, fill, smooth, gaussian.",
+    help="Comma-separated restorations without a network: pinv, fill, gaussian.",
 )
 @click.option(
     "--noise-level",

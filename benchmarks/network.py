@@ -77,12 +77,8 @@ class Cell:
 
 
 def configuration(cell: Cell) -> NetworkConfig:
-    """The preset, its widths divided; heads of half the channels where it is.
-
-    Without the linear start of consistent networks, which is no part of the network.
-    """
+    """The preset, its widths divided; heads of half the channels where it is."""
     config = make_config(cell.preset, "blind" if cell.family == "none" else "invfusion")
-    config = dataclasses.replace(config, consistent=False)
     if cell.divide == 1:
         return config
     levels = tuple(

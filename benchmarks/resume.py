@@ -38,7 +38,7 @@ CONFIG = {
     "duration": 1600, "lr": 2e-3, "ramp": 64, "cooldown": 0.5, "noise_level": 0.05, "workers": 1,
     "ema_halflife": 64, "ema_ramp": 0, "precision": "bf16", "log_every": 12, "augment": 0.3,
     "checkpoint_every": 8, "keep_checkpoints": 3, "ema_sigma_rel": [0.05, 0.1], "clip": 1.0,
-    "snapshot_every": 400, "validate_every": 600, "validate_images": 4, "balance": True,
+    "snapshot_every": 400, "validate_every": 600, "validate_images": 4,
 }  # fmt: skip
 
 

@@ -77,7 +77,7 @@ def looped(config: TrainConfig, device: torch.device) -> list[float]:
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
-@click.option("--preset", default="demo32")
+@click.option("--preset", default="small32")
 @click.option("--batch", default=16)
 @click.option("--steps", default=24, help="Steps of a round.")
 @click.option("--rounds", default=4)
@@ -89,7 +89,7 @@ def main(preset: str, batch: int, steps: int, rounds: int, workers: int, precisi
     config = TrainConfig(
         preset=preset, degradation="RandomDegradation", batch=batch, duration=batch * (steps + 1),
         lr=1e-4, ramp=0, precision=precision, workers=workers, log_every=4 * batch,
-        checkpoint_every=2**40, validate_every=0, balance=True,
+        checkpoint_every=2**40, validate_every=0,
     )  # fmt: skip
     saving = dataclasses.replace(config, checkpoint_every=SAVE * batch)
     seconds: dict[str, list[list[float]]] = {"bare": [], "loop": [], "saving": []}

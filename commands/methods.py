@@ -20,7 +20,7 @@ from networks.weights import read_summary
 from samplers import CountingDenoiser, Guided, Solver, check_operator, make_solver
 from zero_shot import ZeroShot
 
-BASELINES = ("pinv", "fill", "smooth", "gaussian")
+BASELINES = ("pinv", "fill", "gaussian")
 COSTS = ("evaluations", "backward_passes", "network_calls", "network_backward_passes")
 _GAUSSIAN_CROPS = 16_000
 
@@ -174,8 +174,6 @@ def baseline_methods(
         methods["H†y"] = lambda problem, noise, draws: baselines.pinv(problem)
     if "fill" in wanted:
         methods["constant fill"] = lambda problem, noise, draws: baselines.constant_fill(problem)
-    if "smooth" in wanted:
-        methods["smooth prior"] = lambda problem, noise, draws: baselines.smooth(problem)
     if "gaussian" in wanted:
         check_values(dataset.image_shape, "the gaussian of --baselines")
         prior = fit_gaussian(load_images(training(), _GAUSSIAN_CROPS))

@@ -105,11 +105,6 @@ class Task:
     """What the user should know about how the photo was cut."""
 
     @property
-    def local(self) -> Degradation:
-        """The operator that the network is told of."""
-        return self.blur if self.blur is not None else self.problem.degradation
-
-    @property
     def exact(self) -> bool:
         """Whether images are projected onto Hx = y: without noise, by an exact H†."""
         exact = self.problem.degradation.diagonalisable

@@ -70,8 +70,6 @@ class Restoration:
             self._check_network(denoiser, solver)
             check_samplers(self.net, [self.sampler] if self.samples else [])
             task = pose(self.request, denoiser.config.image_shape, device)
-            if denoiser.config.consistent:
-                task.local.check_diagonalisable("a consistent network")
             check_operator(solver, task.problem.degradation)
             evaluations = evaluations_of(solver, denoiser.config.image_shape)
         if task.measurement is None:

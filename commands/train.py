@@ -68,7 +68,7 @@ def run(config: TrainConfig, folder: Path, *, resume: bool, command: Sequence[st
 
 def check_names(config: TrainConfig) -> None:
     """Raise ValueError for a network, data set class or family that there is not."""
-    make_config(config.preset)
+    make_config(config.preset, network=config.network)
     dataset_class(config.data_class)
     _family(config)
 
@@ -129,7 +129,9 @@ def _denoiser(config: TrainConfig, dataset: ImageDataset) -> Denoiser:
     if not config.degradation:
         conditioning = "unconditional"
     torch.manual_seed(config.seed)
-    network = make_config(config.preset, conditioning, dataset.image_shape, dataset.num_classes)
+    network = make_config(
+        config.preset, conditioning, dataset.image_shape, dataset.num_classes, config.network
+    )
     network = replace(network, noise_conditioning=bool(config.noise_range))
     if config.init is None:
         return Denoiser(network)

@@ -11,7 +11,6 @@ from torch import Tensor
 from degradation.base import Degradation
 from degradation.features import FeatureMap, ImageFeatures
 from degradation.mask import NullOperator
-from degradation.smooth import SmoothEstimate, smooth_estimate
 
 
 @dataclass(frozen=True)
@@ -102,18 +101,9 @@ class Problem:
         object.__setattr__(other, "_known", self._known)
         return other
 
-    def normalised(self) -> Self:
-        """The problem of the image (x0 − m)/a, with the mean colour m and the contrast a of the
-        smooth estimate; computed once."""
-        return self._once("normalised", self._normalised).with_classes(self.class_labels)
-
     def pinv(self) -> Tensor:
         """H†y, regularised by the noise level, `[B, C, h, w]`; computed once."""
         return self._once("pinv", lambda: self.degradation.H_pinv(self.y, self.noise_level))
-
-    def smooth(self) -> SmoothEstimate:
-        """The smoothest image that explains y, and its likely error; computed once."""
-        return self._once("smooth", self._smooth)
 
     def features(self, patch: int) -> FeatureMap:
         """The operator on features of tokens of p×p pixels; made once for each patch size."""
@@ -143,13 +133,3 @@ class Problem:
         with torch.autocast(self.y.device.type, enabled=False):
             found = self.degradation.feature_map(*arguments)
         return found or ImageFeatures(self.degradation, *arguments)
-
-    def _normalised(self) -> Self:
-        h, w = self.degradation.image_shape[1:]
-        mean, scale = self.smooth().mean, self.smooth().contrast
-        y = self.residual(mean.expand(-1, -1, h, w)) / scale[:, None]
-        return type(self)(self.degradation, y, self.noise_level / scale)
-
-    def _smooth(self) -> SmoothEstimate:
-        with torch.autocast(self.y.device.type, enabled=False):
-            return smooth_estimate(self.degradation, self.y, self.noise_level)

@@ -11,11 +11,6 @@ def pinv(problem: Problem) -> Tensor:
     return problem.pinv()
 
 
-def smooth(problem: Problem) -> Tensor:
-    """The smoothest image that explains y, `[B, C, h, w]`."""
-    return problem.smooth().image
-
-
 def constant_fill(problem: Problem) -> Tensor:
     """The image of one colour that explains y best, projected onto y, `[B, C, h, w]`.
 

@@ -26,7 +26,6 @@ class PriorConfig:
 
     image_shape: tuple[int, int, int]
     num_classes: int = 0
-    consistent: bool = False
 
 
 class GaussianMixture:

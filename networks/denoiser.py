@@ -36,8 +36,7 @@ class Denoiser(nn.Module):
     """D(x, σ; H, y) ≈ E[x0 | x, y] with x = x0 + σ·ε (EDM, Table 1; paper, Eq. 6).
 
     The output is c_skip·x + c_out·F(c_in·x, H†y), the coefficients those of EDM for images of
-    standard deviation sigma_data. `consistent` networks correct a linear estimate instead, see
-    `_correct`.
+    standard deviation sigma_data.
     """
 
     def __init__(self, config: NetworkConfig):
@@ -97,10 +96,8 @@ class Denoiser(nn.Module):
         """u(σ) `[B]` of the loss λ(σ)/e^u·‖D − x0‖² + u (EDM2, section 2.2)."""
         return self.logvar(sigma.float().log() / 4)
 
-    def output_scale(self, sigma: Tensor, problem: Problem) -> Tensor:
-        """c_out `[B]`: the error that the network has to remove; sigma `[B]`."""
-        if self.config.consistent:
-            return problem.smooth().remaining_error(sigma)
+    def output_scale(self, sigma: Tensor) -> Tensor:
+        """c_out `[B]`; sigma `[B]`."""
         return sigma * self.config.sigma_data / (sigma.square() + self.config.sigma_data**2).sqrt()
 
     def _estimate(
@@ -112,14 +109,12 @@ class Denoiser(nn.Module):
             sigma = sigma.to(x.device, torch.float32).expand(len(x))
         else:  # filled on the device: nothing is copied to it
             sigma = torch.full((len(x),), float(sigma), device=x.device)
-        if self.config.consistent:
-            return self._correct(x, sigma, problem, augment_labels)
         total = (sigma.square() + self.config.sigma_data**2).sqrt()[:, None, None, None]
         inputs = x / total
         if self.config.in_mult == 2:
             inputs = torch.cat((inputs, problem.pinv().float()), 1)
         mean, rest = self._run(inputs, sigma, problem, augment_labels)
-        c_out = self.output_scale(sigma, problem)[:, None, None, None]
+        c_out = self.output_scale(sigma)[:, None, None, None]
         return (self.config.sigma_data / total).square() * x + c_out * mean, rest
 
     def _check(self, x: Tensor, problem: Problem) -> None:
@@ -129,28 +124,6 @@ class Denoiser(nn.Module):
                 raise ValueError(f"{name} is of images {tuple(shape)}, but the network of {ours}")
         if len(x) != len(problem):
             raise ValueError(f"x has {len(x)} images, but the problem {len(problem)}")
-
-    def _correct(
-        self, x: Tensor, sigma: Tensor, problem: Problem, augment_labels: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
-        """The estimate of a network that learns only what a linear estimate leaves.
-
-        x_s is the smoothest image that explains y, w the Wiener estimate of x0 − x_s from x, and
-        the estimate x_s + w + c_out·F with c_out the likely error of x_s + w. F works on the
-        problem of the image (x0 − m)/a, m the mean colour and a the contrast: a dull image is
-        corrected as a vivid one is. Without noise it ends in the projection x + H†(y − Hx):
-        E[x0 | x, y] lies in {x: Hx = y}, so that step can only bring it nearer.
-        """
-        smooth = problem.smooth()
-        shift = smooth.refine(x, sigma)
-        scales = smooth.contrast, smooth.error, self.output_scale(sigma, problem)
-        contrast, error, c_out = (scale[:, None, None, None] for scale in scales)
-        inputs = torch.cat(((smooth.image - smooth.mean) / contrast, shift / error), 1)
-        inner = problem.normalised()
-        mean, rest = self._run(inputs, sigma / smooth.contrast, inner, augment_labels)
-        estimate = smooth.image + shift + c_out * mean
-        exact = (problem.noise_level == 0)[:, None, None, None]
-        return torch.where(exact, problem.project(estimate), estimate), rest
 
     def _run(
         self, inputs: Tensor, sigma: Tensor, problem: Problem, augment_labels: Tensor | None

@@ -44,7 +44,7 @@ class LevelConfig:
 
     depth: int
     width: int
-    kernel: int | None
+    kernel: int | None = None
     d_head: int = 64
     d_ff: int | None = None  # 3·width
     joint: bool = True  # with a Feature Degradation Layer in every block
@@ -76,8 +76,7 @@ class NetworkConfig:
     mapping_depth: int = 2
     mapping_d_ff: int | None = None  # 3·width
     noise_conditioning: bool = False  # told the noise level of y, to restore at any of a range
-    sigma_data: float = 0.5  # standard deviation of pixels; unless consistent, which estimates it
-    consistent: bool = False  # start from the smoothest image with Hx = y, project onto it
+    sigma_data: float = 0.5  # standard deviation of pixels
     logvar_channels: int = 128  # random features of u(σ)
 
     def __post_init__(self) -> None:
@@ -89,7 +88,6 @@ class NetworkConfig:
             _require_positive(name, getattr(self, name))
         if self.mapping_d_ff is not None:
             _require_positive("mapping_d_ff", self.mapping_d_ff)
-        _require_bool("consistent", self.consistent)
         _require_bool("noise_conditioning", self.noise_conditioning)
         if self.in_mult not in (1, 2):
             raise ValueError(f"in_mult {self.in_mult} must be 1 or 2")

@@ -1,7 +1,8 @@
 """Named network configurations: those of the paper (Table 5), and small ones for a CPU."""
 
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import fields, replace
+from typing import Any
 
 from networks.analytic import PriorConfig
 from networks.invfusion import LevelConfig, NetworkConfig
@@ -46,12 +47,17 @@ PRESETS: dict[str, NetworkConfig] = {
         # At the deepest level a token stands for 32×32 pixels of 3 colours, twice its width.
         levels=(*_FFHQ256[:-1], *_plain(_FFHQ256[-1:])),
     ),
-    "demo32": NetworkConfig(
+    "small32": NetworkConfig(
         image_shape=(3, 32, 32),
         patch=4,
-        levels=_levels((1, 3), (96, 192), (None, None), (32, 32)),
+        levels=_levels((4,), (192,), (None,), (32,)),
         mapping_width=128,
-        consistent=True,
+    ),
+    "small64": NetworkConfig(
+        image_shape=(3, 64, 64),
+        patch=4,
+        levels=_levels((1, 4), (96, 192), (None, None), (32, 32)),
+        mapping_width=128,
     ),
     "tiny": NetworkConfig(
         image_shape=(3, 16, 16),
@@ -67,19 +73,22 @@ def make_config(
     conditioning: str = "invfusion",
     image_shape: tuple[int, int, int] | None = None,
     num_classes: int | None = None,
+    network: Mapping[str, Any] | None = None,
 ) -> NetworkConfig:
     """The configuration of a named network.
 
     conditioning: "invfusion" sees y and H, "blind" sees H†y alone (Palette), "unconditional" sees
-    neither. image_shape and num_classes override those of the preset. Raises ValueError for an
-    unknown name, and for an image shape that the network cannot take.
+    neither. image_shape and num_classes override those of the preset. network: other fields of
+    `NetworkConfig` to override, from a configuration file; `levels` are mappings of the fields of
+    `LevelConfig`. Raises ValueError for an unknown name, for a field of `network` that there is
+    not, and for an image shape that the network cannot take.
     """
     if preset not in PRESETS:
         raise ValueError(f"unknown network '{preset}'; known are {', '.join(PRESETS)}")
     if conditioning not in CONDITIONINGS:
         known = ", ".join(CONDITIONINGS)
         raise ValueError(f"unknown conditioning '{conditioning}'; known are {known}")
-    config = PRESETS[preset]
+    config = replace(PRESETS[preset], **_overrides(network or {}))
     levels = config.levels if conditioning == "invfusion" else _plain(config.levels)
     unconditional = conditioning == "unconditional"
     channels, h, w = config.image_shape if image_shape is None else image_shape
@@ -89,8 +98,43 @@ def make_config(
         num_classes=config.num_classes if num_classes is None else num_classes,
         levels=levels,
         in_mult=1 if unconditional else 2,
-        consistent=config.consistent and conditioning == "invfusion",
     )
+
+
+_FIXED = ("image_shape", "num_classes", "in_mult", "out_mult", "noise_conditioning")
+"""Fields that follow from the data and from what the network is trained for."""
+
+
+def _overrides(network: Mapping[str, Any]) -> dict[str, Any]:
+    """Fields of `NetworkConfig` from what a configuration file says of them. Raises ValueError."""
+    known = [f.name for f in fields(NetworkConfig) if f.name not in _FIXED]
+    _check_known("network", network, known)
+    values = dict(network)
+    if "levels" in values:
+        if not isinstance(values["levels"], list) or not values["levels"]:
+            raise ValueError(f"network: levels={values['levels']!r} must be a list of levels")
+        values["levels"] = tuple(_level(i, level) for i, level in enumerate(values["levels"]))
+    return values
+
+
+def _level(i: int, level: Any) -> LevelConfig:
+    where = f"network: level {i}"
+    if not isinstance(level, Mapping):
+        raise ValueError(f"{where}: {level!r} must be a mapping such as {{depth: 2, width: 192}}")
+    _check_known(where, level, [f.name for f in fields(LevelConfig)])
+    for name in ("depth", "width"):
+        if name not in level:
+            raise ValueError(f"{where} needs a {name}")
+    try:
+        return LevelConfig(**level)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{where}: {error}") from None
+
+
+def _check_known(where: str, values: Mapping[str, Any], known: Sequence[str]) -> None:
+    for name in values:
+        if name not in known:
+            raise ValueError(f"{where}: unknown field '{name}'; known are {', '.join(known)}")
 
 
 def conditioning_of(config: NetworkConfig | PriorConfig) -> str:

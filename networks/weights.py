@@ -148,6 +148,8 @@ def _config(path: Path, description: Mapping[str, Any]) -> NetworkConfig:
         fields = dict(description["config"])
         levels = tuple(LevelConfig(**level) for level in fields.pop("levels"))
         shape = tuple(fields.pop("image_shape"))
+        if fields.pop("consistent", False):  # a field of earlier versions
+            raise ValueError("it is a `consistent` network, which this version no longer has")
         return NetworkConfig(image_shape=shape, levels=levels, **fields)
     except (ValueError, TypeError, KeyError) as error:
         raise ValueError(f"the network described inside {path} cannot be built: {error}") from error

@@ -95,7 +95,7 @@ def assert_names(sentence: str, words: str) -> None:
 
 # An argument, and the words that the answer must hold: the thing at fault, and what is accepted.
 TRAIN_REFUSALS = [
-    ("--preset=huge", "'huge' FFHQ64 demo32 tiny"),
+    ("--preset=huge", "'huge' FFHQ64 small32 tiny"),
     ("--degradation=Blurr", "'Blurr' MotionBlur"),
     ("--data-class=datautils.photos.Fotos", "datautils.photos.Fotos datautils.photos.Photos"),
     ("--data-class=nowhere", "'nowhere' datautils.photos.Photos"),

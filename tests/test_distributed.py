@@ -26,7 +26,7 @@ ENVIRONMENT = os.environ | {"CUDA_VISIBLE_DEVICES": "", "TQDM_DISABLE": "1"}
 
 CONFIG = {
     "preset": "tiny", "data": {"resolution": 16}, "degradation": "RandomDegradation", "batch": 8,
-    "duration": 96, "lr": 2e-3, "ramp": 16, "cooldown": 0.5, "mmse_share": 0.3, "balance": True,
+    "duration": 96, "lr": 2e-3, "ramp": 16, "cooldown": 0.5, "mmse_share": 0.3,
     "noise_level": 0.05, "ema_halflife": 16, "ema_ramp": 0, "precision": "fp32", "workers": 0,
     "log_every": 8, "validate_every": 48, "validate_images": 6,
 }  # fmt: skip
@@ -118,7 +118,7 @@ def options(run: Path, outdir: Path, batch: int) -> list[object]:
         "gen", "--net", run / "weights.safetensors", "--data-opt", "resolution=16",
         "--data-opt", "size=8", "--degradation", "MotionBlur", "--degradation", "MissingPatches",
         "--degradation", "MatrixDegradation", "--sampler", "heun", "--sampler", "mmse",
-        "--sampler-opt", "heun.num_steps=4", "--baselines", "pinv,fill,smooth,gaussian",
+        "--sampler-opt", "heun.num_steps=4", "--baselines", "pinv,fill,gaussian",
         "--batch", batch, "--pictures", 2, "--outdir", outdir,
         "--metrics", "psnr,ssim,consistency,fd,cfd", "--ref", run.parent / "ref.safetensors",
         "--detector", run.parent / "mean.pt", "--save-images",

@@ -7,16 +7,13 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-import numpy as np
 import pytest
-import scipy.fft
 import torch
 from helpers import dense, dense_pinv, gaussian
 from torch import Tensor
 
 from datautils.photos import Photos
 from degradation import (
-    Box,
     Degradation,
     DenseMatrix,
     Draws,
@@ -24,16 +21,12 @@ from degradation import (
     GaussianNoise,
     Mask,
     MatrixDegradation,
-    MissingBox,
     MissingPatches,
     MotionBlur,
-    NullOperator,
     Problem,
     RandomDegradation,
-    SRConv,
     StridedConvolution,
     derive_seed,
-    smooth,
 )
 from metrics import baselines
 from metrics.evaluate import group_by_structure, restorations
@@ -306,99 +299,9 @@ def test_constant_fill_of_an_unseen_colour_is_grey():
 @pytest.mark.parametrize("kind", KINDS)
 def test_fills_without_noise_explain_the_measurement(kind):
     problem = measured(kind)
-    for fill in (baselines.pinv, baselines.constant_fill, baselines.smooth):
+    for fill in (baselines.pinv, baselines.constant_fill):
         torch.testing.assert_close(
             problem.degradation.H(fill(problem)), problem.y, rtol=1e-6, atol=1e-8
-        )
-
-
-# ---- the smoothest image -------------------------------------------------------------------------
-
-
-FLAT = torch.eye(3).double().repeat_interleave(32, dim=1).T  # images of one colour, [96, 3]
-
-
-def coupled(plane: Tensor) -> Tensor:
-    """A covariance of all colours from that of one: any two colours correlate alike."""
-    coupling = smooth._COUPLING
-    return torch.kron((1 - coupling) * torch.eye(3).double() + coupling, plane)
-
-
-def prior_covariance() -> Tensor:
-    """Σ of the detail `[96, 96]`: a power law of the frequency in the cosine transform."""
-    _, h, w = SHAPE
-    rows, columns = np.arange(h)[:, None], 2 * np.arange(w)  # in half periods of the longer side
-    power = (1 + rows**2 + columns**2) ** (-smooth._EXPONENT / 2)
-    power *= smooth._CONTRAST / power.mean()
-    cosines = scipy.fft.dctn(np.eye(h * w).reshape(-1, h, w), axes=(1, 2), norm="ortho")
-    D = cosines.reshape(h * w, h * w).T
-    return coupled(torch.from_numpy(D.T @ np.diag(power.ravel()) @ D))
-
-
-def textbook(problem: Problem) -> Tensor:
-    """The estimates in measurement space, with dense matrices: first the colour, then the rest."""
-    S, P = prior_covariance(), coupled(torch.tensor([[smooth._COLOUR]]).double())
-    images = []
-    for H, y, level in zip(dense(problem.degradation), problem.y, problem.noise_level, strict=True):
-        R = level.double() ** 2 * torch.eye(len(H))
-
-        def solve(covariance: Tensor, y: Tensor) -> Tensor:
-            return torch.linalg.pinv(covariance, hermitian=True, rtol=1e-12) @ y
-
-        A = H @ FLAT
-        c = P @ A.T @ solve(A @ P @ A.T + smooth._CONTRAST * H @ H.T + R, y)
-        images.append(FLAT @ c + S @ H.T @ solve(H @ S @ H.T + R, y - A @ c))
-    return torch.stack(images).view(-1, *SHAPE)
-
-
-@pytest.fixture
-def converged(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(smooth, "_STEPS", 300)
-    monkeypatch.setattr(smooth, "_NOISY_STEPS", 300)
-
-
-@pytest.mark.usefixtures("converged")
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("level", [(0.0, 0.0), (0.3, 0.02), (0.0, 0.1)], ids=str)
-def test_smooth_estimate_is_the_gaussian_estimate(kind, level):
-    problem = measured(kind, torch.tensor(level))
-    torch.testing.assert_close(baselines.smooth(problem), textbook(problem), rtol=1e-6, atol=1e-7)
-
-
-@pytest.mark.usefixtures("converged")
-@pytest.mark.parametrize("kind", KINDS)
-def test_smooth_estimate_is_linear_in_the_measurement(kind):
-    operator, level = operators()[kind], torch.tensor([0.0, 0.1])
-
-    def estimate(y: Tensor) -> Tensor:
-        return baselines.smooth(Problem(operator, y, level))
-
-    a, b = (operator.H(gaussian(2, *SHAPE, seed=seed)) for seed in (1, 2))
-    torch.testing.assert_close(
-        estimate(3 * a - 2 * b), 3 * estimate(a) - 2 * estimate(b), rtol=1e-6, atol=1e-7
-    )
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_smooth_estimate_scales_with_the_measurement(kind):
-    problem = measured(kind)
-    scaled = Problem(problem.degradation, -100 * problem.y)
-    torch.testing.assert_close(
-        baselines.smooth(scaled), -100 * baselines.smooth(problem), rtol=1e-6, atol=1e-5
-    )
-
-
-def test_smooth_estimate_of_no_measurement_is_zero():
-    estimate = baselines.smooth(Problem(NullOperator(2, SHAPE), torch.ones(2, 1)))
-    assert estimate.shape == (2, *SHAPE) and estimate.eq(0).all()
-
-
-def test_smooth_estimates_of_a_batch_are_independent():
-    problem = measured("matrix", torch.tensor([0.0, 0.2]))
-    other = Problem(problem.degradation, problem.y * torch.tensor([[1.0], [5.0]]), 0.0)
-    for one, many in (problem[[0]], problem), (problem[[0]], other):
-        torch.testing.assert_close(
-            baselines.smooth(one), baselines.smooth(many)[:1], rtol=1e-9, atol=1e-9
         )
 
 
@@ -421,61 +324,7 @@ def problems(family: Family, images: Tensor, level: float = 0.0) -> Pairs:
 
 def mean_quality(estimate: Callable[[Problem], Tensor], pairs: Pairs) -> float:
     values = [psnr(to_uint8(estimate(problem)), truth) for problem, truth in pairs]
-    return torch.cat(values).mean().item()
-
-
-@pytest.mark.parametrize("level", [0.0, 0.1])
-@pytest.mark.parametrize(
-    "family",
-    [MotionBlur(), MissingPatches(), MatrixDegradation(), Box(), MissingBox(), SRConv()],
-    ids=lambda family: type(family).__name__,
-)
-def test_the_smooth_estimate_restores_photos_better_than_the_pseudo_inverse(family, level):
-    pairs = problems(family, pixels(photos(32)), level)
-    gain = mean_quality(baselines.smooth, pairs) - mean_quality(baselines.pinv, pairs)
-    assert gain > 0.3
-
-
-@pytest.mark.parametrize("level", [0.0, 0.1])
-@pytest.mark.parametrize("family", FAMILIES)
-def test_what_a_few_steps_leave_is_small_beside_the_error(family, level, monkeypatch):
-    pairs = problems(FAMILIES[family], pixels(photos(32)), level)
-    early = torch.cat([baselines.smooth(problem) for problem, _ in pairs])
-    monkeypatch.setattr(smooth, "_STEPS", 300)
-    monkeypatch.setattr(smooth, "_NOISY_STEPS", 300)
-    late = torch.cat([baselines.smooth(problem[:]) for problem, _ in pairs])
-    truth = torch.cat([to_float(images) for _, images in pairs])
-    assert (early - late).square().mean() < 0.05 * (late - truth).square().mean()
-
-
-@pytest.mark.parametrize(("contrast", "level"), [(1.0, 0.0), (1.0, 0.2), (3.0, 0.0)])
-@pytest.mark.parametrize("family", FAMILIES)
-def test_the_likely_error_is_that_of_images_of_the_prior(family, contrast, level):
-    draws = Draws(range(64))
-    factor = torch.linalg.cholesky(prior_covariance()).float()
-    colours = torch.linalg.cholesky(coupled(torch.tensor([[smooth._COLOUR]]).double())).float()
-    detail = contrast * draws.normal((96,), "detail") @ factor.T
-    flat = draws.normal((3,), "colour") @ (FLAT.float() @ colours).T
-    images = (flat + detail).view(-1, *SHAPE)
-    member = MotionBlur((2,)) if family == "MotionBlur" else FAMILIES[family]
-    operator = member.sample(SHAPE, 2, range(64))
-    problem = GaussianNoise(level).measure(operator, images, draws)
-    estimate = problem.smooth()
-    found = (estimate.image - images).square().mean()
-    assert 0.5 < found / estimate.error.square().mean() < 2
-
-
-def test_refining_with_a_noisy_image_runs_from_all_to_nothing():
-    estimate = measured("mask", dtype=torch.float32).smooth()
-    x = gaussian(2, *SHAPE, seed=9, dtype=torch.float32)
-    sigmas = (1e-5, 0.1, 1.0, 1e4)
-    results = [estimate.refine(x, torch.full((2,), sigma)) for sigma in sigmas]
-    errors = [estimate.remaining_error(torch.full((2,), sigma)) for sigma in sigmas]
-    torch.testing.assert_close(results[0], x - estimate.image, rtol=1e-3, atol=1e-4)
-    assert results[-1].abs().max() < 1e-4
-    torch.testing.assert_close(errors[-1], estimate.error, rtol=1e-3, atol=0)
-    for sigma, error in zip(sigmas, errors, strict=True):
-        assert (error <= estimate.error * 1.001).all() and (error <= sigma * 1.001).all()
+    return torch.cat(values).clamp(max=60).mean().item()  # a crop of one colour has no error
 
 
 # ---- the Gaussian prior --------------------------------------------------------------------------

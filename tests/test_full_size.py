@@ -91,7 +91,6 @@ def test_options_have_the_names_of_the_paper():
         (("--preset", "nope"), ("nope", "FFHQ64")),
         (("--data-class", "datautils.nope.X"), ("datautils.nope.X",)),
         (("--degradation", "Nope"), ("Nope", "python -m degradation")),
-        (("--mse-train", "--degradation", "Box", "--set", "balance=true"), ("mse_train",)),
         (("--augment", "2"), ("augment", "between 0 and 1")),
         (("--detector", "inception"), ("inception", "key=value")),
     ],

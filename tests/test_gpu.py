@@ -152,7 +152,6 @@ def test_baselines_agree(family, structure):
     for restore in (
         baselines.pinv,
         baselines.constant_fill,
-        baselines.smooth,
         lambda problem: posterior_mean(prior, problem),
     ):
         torch.testing.assert_close(restore(moved).cpu(), restore(problem), atol=1e-4, rtol=1e-3)

@@ -113,9 +113,9 @@ def test_parts_computed_later_are_shared_too():
     problem, network = labelled([1]), ByClass()
     guided = Guided(network, 2.0)
     guided(gaussian(1, *SHAPE), 1.0, problem)
-    smooth = problem.smooth()
+    pinv = problem.pinv()
     guided(gaussian(1, *SHAPE), 1.0, problem)
-    assert network.problems[-1].smooth() is smooth
+    assert network.problems[-1].pinv() is pinv
 
 
 def test_problems_are_let_go():

@@ -104,15 +104,9 @@ def test_the_network_is_told_of_the_augmentation(denoiser, kind):
     torch.testing.assert_close(loss(*given, augment_labels=torch.zeros(3, 9)), plain)
     labels = torch.zeros(3, 9)
     labels[1, 0] = 1
-    told = loss(*given, task=0, augment_labels=labels)
+    told = loss(*given, augment_labels=labels)
     assert told[1] != plain[1]
     torch.testing.assert_close(told[[0, 2]], plain[[0, 2]])
-
-
-def test_mmse_training_refuses_to_balance(denoiser):
-    assert MMSELoss(denoiser, 1)
-    with pytest.raises(ValueError, match="balance"):
-        MMSELoss(denoiser, 3)
 
 
 def test_a_share_of_one_draws_the_level_of_the_mmse_solver():

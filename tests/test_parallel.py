@@ -37,7 +37,7 @@ def settings(**overrides: object) -> TrainConfig:
         "preset": "tiny", "degradation": "RandomDegradation", "batch": BATCH, "duration": 4 * BATCH,
         "lr": 2e-3, "ramp": 0, "mmse_share": 0.3, "ema_halflife": 8, "noise_level": 0.05,
         "precision": "fp32", "log_every": BATCH, "checkpoint_every": BATCH, "workers": 0,
-        "augment": 0.5, "balance": True, "clip": 0.5, "ema_sigma_rel": [0.1],
+        "augment": 0.5, "clip": 0.5, "ema_sigma_rel": [0.1],
     }  # fmt: skip
     return TrainConfig.load(None, plain | overrides)
 

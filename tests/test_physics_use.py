@@ -10,10 +10,8 @@ from degradation import (
     DenseMatrix,
     FromPhysics,
     GaussianNoise,
-    MotionBlur,
     PhysicsFamily,
     Problem,
-    RandomDegradation,
 )
 from metrics import baselines
 from metrics.evaluate import restorations
@@ -32,19 +30,10 @@ def test_what_needs_the_spectrum_is_refused() -> None:
     for wanted in (lambda: op.s, lambda: op.gain(), lambda: op.Vt(torch.zeros(2, *SHAPE))):
         with pytest.raises(NotImplementedError, match="has no singular value decomposition"):
             wanted()
-    with pytest.raises(ValueError, match=r"consistent networks .* which FromPhysics does not have"):
-        problem.smooth()
     prior = GaussianMixture.gaussian(torch.zeros(72), torch.eye(72), SHAPE)
     for exact in (posterior, posterior_mean):
         with pytest.raises(ValueError, match=r"the exact posterior.* needs"):
             exact(prior, problem)
-
-
-def test_consistent_networks_are_refused_before_training() -> None:
-    config = TrainConfig(preset="demo32", precision="fp32", batch=2)
-    mixture = RandomDegradation(members=(MotionBlur(), PhysicsFamily(Padded())))
-    with pytest.raises(ValueError, match=r"a consistent network needs .* FromPhysics"):
-        Trainer(config, Denoiser(make_config("demo32")), mixture, CPU)
 
 
 # ---- training, sampling, evaluation

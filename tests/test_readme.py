@@ -28,7 +28,7 @@ def run(word: str) -> dict[str, object]:
 
 def test_restoring_in_python(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    save_weights("experiments/demo/weights.safetensors", Denoiser(make_config("demo32")), {})
+    save_weights("experiments/demo/weights.safetensors", Denoiser(make_config("small32")), {})
     found = run("load_weights")
     assert found["sample"].shape == (1, 3, 32, 32)
     assert found["problem"].residual(found["sample"]).abs().max() < 1e-4

@@ -162,23 +162,6 @@ def test_loss_is_the_weighted_error_with_learned_uncertainty(skipping):
         assert loss[i].item() == pytest.approx(expected, rel=1e-5)
 
 
-def test_a_task_adds_its_own_uncertainty_to_that_of_sigma(skipping):
-    images, noise = torch.randn(2, 3, 3, 16, 16)
-    images[0], noise[0] = 0, 0  # no error here: the loss is the uncertainty
-    sigma = torch.tensor([0.7, 1.4, 21.0])
-    arguments = images, sigma, noise, Problem.without_measurement(3, (3, 16, 16))
-    plain = DenoisingLoss(skipping)(*arguments)
-    balanced = DenoisingLoss(skipping, tasks=3)
-    assert torch.equal(balanced(*arguments, task=1), plain)  # a new task has none
-    with torch.no_grad():
-        balanced.task[1] = 0.03
-    assert torch.equal(balanced(*arguments, task=2), plain)
-    loss, u = balanced(*arguments, task=1), skipping.log_variance(sigma)
-    v = loss[0] - u[0]
-    assert v > 0
-    torch.testing.assert_close(loss, (plain - u) * (-v).exp() + u + v)
-
-
 # ---- the order of samples ------------------------------------------------------------------------
 
 
@@ -464,7 +447,7 @@ def cut_after(images: int) -> Callable[[Callable], dict[str, float]]:
 
 @pytest.mark.parametrize(
     "options",
-    [{}, {"precision": "bf16"}, {"precision": "fp16"}, {"balance": True}, {"batch_gpu": 2}],
+    [{}, {"precision": "bf16"}, {"precision": "fp16"}, {"batch_gpu": 2}],
     ids=str,
 )
 def test_a_resumed_run_ends_bit_for_bit_like_an_uninterrupted_one(tmp_path, options):
@@ -553,16 +536,6 @@ def test_every_step_and_every_image_has_draws_of_its_own():
     products = noises @ noises.T / noises.shape[1] - torch.eye(3 * BATCH)
     assert products.abs().max() < 5 * math.sqrt(2 / noises.shape[1])
     assert len({s.item() for _, sigma, *_ in calls for s in sigma}) == 3 * BATCH
-
-
-def test_a_structure_has_its_own_task_where_they_are_balanced():
-    family = RandomDegradation()
-    calls = given_to_the_loss(settings(balance=True), steps=12)
-    pairs = {(task, type(problem.degradation)) for _, _, _, problem, task, _ in calls}
-    tasks = {task for task, _ in pairs}
-    assert len(tasks) > 3 and len(tasks) == len(pairs)
-    assert tasks <= set(range(len(family.structures())))
-    assert {task for *_, task, _ in given_to_the_loss(settings(), steps=4)} == {0}
 
 
 def perturbed(trainer: Trainer) -> Trainer:

@@ -66,7 +66,9 @@ def refusal(path: Path) -> str:
         make_config("tiny"),
         make_config("tiny", "blind", (3, 8, 12)),
         make_config("tiny", "unconditional", num_classes=7),
-        dataclasses.replace(make_config("tiny"), out_mult=4, consistent=True, sigma_data=0.3),
+        dataclasses.replace(
+            make_config("tiny"), out_mult=4, noise_conditioning=True, sigma_data=0.3
+        ),
     ],
     ids=["invfusion", "blind", "unconditional", "components"],
 )
@@ -340,3 +342,14 @@ def test_a_damaged_file_that_begins_like_a_pickle_is_called_damaged(tmp_path: Pa
     path.write_bytes(path.read_bytes()[:-100])
     assert path.read_bytes()[:1] == b"\x80"
     assert "damaged" in refusal(path)
+
+
+@pytest.mark.parametrize("consistent", [False, True])
+def test_files_of_before_with_a_field_that_is_gone(saved: Path, consistent: bool) -> None:
+    tensors, description = parts(saved)
+    description["config"]["consistent"] = consistent
+    rewrite(saved, tensors, description)
+    if consistent:
+        assert "a `consistent` network, which this version no longer has" in refusal(saved)
+    else:
+        assert load_weights(saved).config == make_config("tiny")

@@ -39,6 +39,9 @@ class TrainConfig:
 
     preset: str = "FFHQ64"
     """Network preset (networks.PRESETS)."""
+    network: dict[str, Any] = field(default_factory=dict)
+    """Fields of the network that replace those of the preset (networks.NetworkConfig): patch,
+    mapping_width, levels ..."""
     init: str | None = None
     """Weights file to start from, of the same architecture: fine-tuning. By default random ones."""
     data_class: str = "datautils.photos.Photos"
@@ -95,8 +98,6 @@ class TrainConfig:
     """Standard deviation of ln σ in training."""
     mmse_share: float = 0.0
     """Share of the samples trained at σ = 100, where the one-step MMSE estimate lives."""
-    balance: bool = False
-    """Learn a weight of the loss for each structure of the operators, beside that for each σ."""
     label_dropout: float = 0.0
     """Share of the samples whose class is hidden."""
     ema_halflife: int = 500 * 2**10
@@ -184,8 +185,6 @@ class TrainConfig:
             raise ValueError("mse_train estimates x0 from y: give a degradation")
         if self.detectors and not self.ref_path:
             raise ValueError("detectors measure distances to a reference: give a ref_path")
-        if self.mse_train and self.balance:
-            raise ValueError("mse_train has a plain loss without weights: leave out balance")
         _require(self.precision in PRECISIONS, "precision", self.precision, " or ".join(PRECISIONS))
 
     @classmethod

@@ -49,14 +49,8 @@ class Trainer:
         device: torch.device,
     ):
         self.config, self.family, self.device = config, family, device
-        if denoiser.config.consistent:
-            shape = denoiser.config.image_shape
-            for structure in family.structures():
-                operator = family.sample(shape, structure, [0])
-                operator.check_diagonalisable("a consistent network")
         self.noise = noise_of(config)
         self.progress = Progress()
-        self.tasks = family.structures() if config.balance else ()
         self.augment = Augment(config.augment) if config.augment else None
         self.precision = resolve_precision(config.precision, device)
         self.scaler, self.meter = LossScale(self.precision, device), Meter(device)
@@ -70,7 +64,7 @@ class Trainer:
         if config.compile:  # the average stays as it is: it sees batches of many sizes
             self.denoiser.compile()
         loss = MMSELoss if config.mse_train else DenoisingLoss
-        self.loss_module = loss(self.denoiser, max(1, len(self.tasks))).to(device)
+        self.loss_module = loss(self.denoiser).to(device)
         if config.fsdp:
             parallel.shard(self.loss_module)
             parallel.shard(self.average)
@@ -141,8 +135,7 @@ class Trainer:
         sigma = draw_sigma(draws, config.P_mean, config.P_std, mmse_share)
         noise = draws.normal(clean.shape[1:], "noise")
         with self.autocast(), seeded(self.denoiser, draws.seeds):
-            task = self.tasks.index(structure) if self.tasks else 0
-            return self.loss(clean, sigma, noise, problem, task, augment_labels)
+            return self.loss(clean, sigma, noise, problem, augment_labels)
 
     def _update(self, fraction: float) -> Tensor:
         """Step of the optimiser and the averages; returns the norm of the gradients `[]`."""
