@@ -420,8 +420,8 @@ def problems(family: Family, images: Tensor, level: float = 0.0) -> Pairs:
 
 
 def mean_quality(estimate: Callable[[Problem], Tensor], pairs: Pairs) -> float:
-    values = [psnr(to_uint8(estimate(problem)), truth) for problem, truth in pairs]
-    return torch.cat(values).mean().item()
+    values = torch.cat([psnr(to_uint8(estimate(problem)), truth) for problem, truth in pairs])
+    return values[values.isfinite()].mean().item()  # a crop of one colour can be restored exactly
 
 
 @pytest.mark.parametrize("level", [0.0, 0.1])
