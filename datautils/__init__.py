@@ -13,6 +13,7 @@ __all__ = ["DATASETS", "DataError", "ImageDataset", "ImageStream", "dataset_clas
 
 DATASETS = (
     "datautils.photos.Photos",
+    "datautils.emoji.Emoji",
     "datautils.imagedir.ImageDir",
     "datautils.ffhq.FFHQ64",
     "datautils.ffhq.FFHQ256",

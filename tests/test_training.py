@@ -492,7 +492,7 @@ def test_the_seed_decides_the_weights(tmp_path):
 
 
 def given_to_the_loss(config: TrainConfig, steps: int = 1) -> list[tuple]:
-    """(clean images, σ, noise, problem, task, augment labels) of every call in some steps."""
+    """(clean images, σ, noise, problem, augment labels) of every call in some steps."""
     trainer, calls = make_trainer(config), []
     trainer.loss.register_forward_pre_hook(lambda module, arguments: calls.append(arguments))
     for images, _ in batches(steps):
@@ -502,7 +502,7 @@ def given_to_the_loss(config: TrainConfig, steps: int = 1) -> list[tuple]:
 
 def test_the_settings_reach_the_loss():
     plain = settings(P_mean=math.log(3), P_std=1e-9, mmse_share=0.0, noise_level=0.3)
-    ((images, sigma, _, problem, _, augmented),) = given_to_the_loss(plain)
+    ((images, sigma, _, problem, augmented),) = given_to_the_loss(plain)
     torch.testing.assert_close(images, next(batches(1))[0] / 127.5 - 1)
     torch.testing.assert_close(sigma, torch.full((BATCH,), 3.0))
     torch.testing.assert_close(problem.noise_level, torch.full((BATCH,), 0.3))
@@ -514,7 +514,7 @@ def test_the_settings_reach_the_loss():
 
 def test_augmented_images_are_measured_and_the_network_is_told():
     options = settings(augment=0.5, mmse_share=0.0, noise_level=0.0)
-    ((images, _, _, problem, _, labels),) = given_to_the_loss(options)
+    ((images, _, _, problem, labels),) = given_to_the_loss(options)
     plain = next(batches(1))[0] / 127.5 - 1
     changed = labels.ne(0).any(1)
     assert changed.any() and labels.shape == (BATCH, 9)
