@@ -84,6 +84,7 @@ class _Run:
         self.trainer, self.folder, self.heldout = trainer, folder, heldout
         self.log, self.pulse, self.writing = log, pulse, Background()
         self.config, self.progress = trainer.config, trainer.progress
+        self.losses: list[float] = []  # of every report
         self.saved = self.progress.images  # the count of the newest checkpoint
         self.clock = _Clock(self.progress.seconds)
         self.reported = self.progress.images, time.monotonic()  # where the last report was made
@@ -115,6 +116,8 @@ class _Run:
             self._write(over, stop)
             stop = stop or self._look(over)
             self.writing.check()
+        if self.losses:
+            self.log.say(f"loss {self.losses[0]:.3f} -> {self.losses[-1]:.3f}")
         return stop
 
     def _seconds_of_first(self) -> float:
@@ -142,6 +145,7 @@ class _Run:
         (images, since), now = self.reported, time.monotonic()
         speed = (progress.images - images) / (now - since)
         self.reported = progress.images, now
+        self.losses.append(loss)
         self.log.write(
             images=progress.images,
             step=progress.step,
