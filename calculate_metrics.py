@@ -62,9 +62,9 @@ def detector_option(default: tuple[str, ...] = ()) -> Decorator:
         multiple=True,
         default=default,
         metavar="NAME[=FILE]",
-        help="Detector and its weights file: inception=FILE (fid), squeezenet=FILE (sfd), or the "
-        "TorchScript file of any other (fd); may be repeated. Without a file, the one in the cache "
-        "or, for inception, a download.",
+        help="Detector and its weights file: inception=FILE (fid), or for fd the TorchScript file "
+        "of any; may be repeated. By default inception is downloaded, and fd takes "
+        "efficientnet-lite0, which a package brings.",
     )
 
 
@@ -75,7 +75,7 @@ def reference_options(required: bool = False) -> Decorator:
             "--ref",
             type=FILE,
             required=required,
-            help="Reference statistics for fid, sfd and fd: a .safetensors file of `ref`, or an "
+            help="Reference statistics for fid and fd: a .safetensors file of `ref`, or an "
             ".npz file of EDM.",
         ),
         detector_option(),
@@ -220,7 +220,7 @@ def prior(**options: Any) -> None:
 @click.option(
     "--metrics",
     default="psnr,ssim,consistency",
-    help="Comma-separated: psnr (dB), ssim, consistency; fid, sfd, fd; cfid, csfd, cfd, the same "
+    help="Comma-separated: psnr (dB), ssim, consistency; fid, fd; cfid, cfd, the same "
     "of restorations projected onto y.",
 )
 @reference_options()
@@ -292,7 +292,7 @@ def gen(**options: Any) -> None:
     multiple=True,
     help="Class to draw; may be repeated, they take turns.  [default: any, uniformly]",
 )
-@click.option("--metrics", default="", show_default="none", help="Comma-separated: fid, sfd, fd.")
+@click.option("--metrics", default="", show_default="none", help="Comma-separated: fid, fd.")
 @reference_options()
 @click.option("--sampler", default="heun", help="Solver, one of docs/solvers.md.")
 @click.option(
@@ -333,7 +333,7 @@ def gen_uncond(**options: Any) -> None:
 @click.option(
     "--metrics",
     default="fid",
-    help="Comma-separated: fid, sfd, fd; with two folders of images of the same names also psnr "
+    help="Comma-separated: fid, fd; with two folders of images of the same names also psnr "
     "(dB) and ssim.",
 )
 @detector_option()

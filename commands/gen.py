@@ -100,9 +100,9 @@ class Generation:
         wanted = chosen("baseline", self.baselines, BASELINES)
         self.noise = make_noise(self.noise_level, self.poisson_peak)
         noisy = self.noise_level or self.poisson_peak
-        if noisy and any(n in ("cfid", "csfd", "cfd") for n in self.names):
+        if noisy and any(n in ("cfid", "cfd") for n in self.names):
             raise ValueError(
-                "cfid, csfd and cfd project onto Hx = y, which is defined without noise only: "
+                "cfid and cfd project onto Hx = y, which is defined without noise only: "
                 f"leave them out of --metrics {self.metrics}, or the noise out"
             )
         solvers = solvers_of(self.samplers, self.sampler_opt)

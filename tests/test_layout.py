@@ -100,7 +100,7 @@ def test_files_are_one_subject_each() -> None:
         ("degradation/mask.py", "import torch, samplers", "samplers"),
         ("networks/hdit.py", "from samplers import Heun", "samplers"),
         ("samplers/heun.py", "from zero_shot.ddrm import DDRM", "zero_shot"),
-        ("zero_shot/ddrm.py", "def f():\n    from metrics import sfd", "metrics"),
+        ("zero_shot/ddrm.py", "def f():\n    from metrics import fd", "metrics"),
         ("metrics/loop.py", "if TYPE_CHECKING:\n    import training.ema as e", "training"),
         ("training/loop.py", "from train import main", "train"),
         ("samplers/base.py", "import benchmarks.speed", "benchmarks"),
