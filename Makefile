@@ -49,7 +49,7 @@ demo: env
 	@echo "        $(DEMO)/training/curves.png: the loss of the training"
 
 train-demo: env
-	$(PY) train.py --config configs/photos64.yaml --name photos64-invfusion --keep-going
+	$(PY) train.py --config configs/photos64-invfusion.yaml --name photos64-invfusion --keep-going
 
 test: dev
 	$(PY) -m pytest -n $(WORKERS) --maxprocesses 8 --dist worksteal $(PYTEST_ARGS)

@@ -1,6 +1,6 @@
 """Quality against the number of evaluations, of a trained network on held-out photos.
 
-    python -m benchmarks.solver_quality --net experiments/demo/weights.safetensors \\
+    python -m benchmarks.solver_quality --net WEIGHTS.safetensors \\
         --name solver-quality
 
 Samplers that tell the network y, and zero-shot ones that use it as a denoiser of images alone, at

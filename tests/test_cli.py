@@ -103,7 +103,7 @@ TRAIN_REFUSALS = [
     ("--data-opt=colour=3", "'colour' resolution size"),
     ("--data-opt=resolution", "'resolution' key=value"),
     ("--data-opt==16", "'=16' key=value"),
-    ("--data-opt=resolution=9999", "9999 400"),
+    ("--data-opt=resolution=9999", "9999 664"),
     ("--data-opt=resolution=18", "18×18 multiples 4"),
     ("--data-opt=resolution=20", "20×20 stride 8"),
     ("--data-opt=resolution=wide", "resolution wide"),

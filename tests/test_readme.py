@@ -7,11 +7,11 @@ import pytest
 import torch
 
 from degradation import Draws, Problem
-from networks import Denoiser, make_config, save_weights
 from samplers import make_solver
 from samplers.base import _REGISTRY
 
-README = (Path(__file__).resolve().parents[1] / "README.md").read_text()
+ROOT = Path(__file__).resolve().parents[1]
+README = (ROOT / "README.md").read_text()
 
 
 def example(word: str) -> str:
@@ -26,12 +26,12 @@ def run(word: str) -> dict[str, object]:
     return names
 
 
-def test_restoring_in_python(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    save_weights("experiments/demo/weights.safetensors", Denoiser(make_config("small32")), {})
+def test_restoring_in_python(monkeypatch):
+    monkeypatch.chdir(ROOT)  # with the weights that ship
     found = run("load_weights")
-    assert found["sample"].shape == (1, 3, 32, 32)
-    assert found["problem"].residual(found["sample"]).abs().max() < 1e-4
+    sample, problem = found["sample"], found["problem"]
+    assert sample.shape == (1, 3, 32, 32)
+    assert problem.residual(sample).square().mean() < 0.05  # of y between -1 and 1
 
 
 def test_the_new_operator():
@@ -54,4 +54,4 @@ def test_the_new_solver(monkeypatch):
 
 @pytest.mark.parametrize("path", re.findall(r"\]\((?!http)([^)#]+)\)", README))
 def test_linked_files_are_there(path):
-    assert (Path(__file__).resolve().parents[1] / path).exists()
+    assert (ROOT / path).exists()
