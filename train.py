@@ -134,8 +134,8 @@ FOLDER = click.Path(file_okay=False, path_type=Path)
 @click.option(
     "--precision",
     type=click.Choice(PRECISIONS),
-    help="Arithmetic of the network; auto: half "
-    "precision where the device has it, else fp32.  [default: auto]",
+    help="Arithmetic of the network; auto: half precision where the device has it, else fp32.  "
+    "[default: auto]",
 )
 @click.option("--fp32", is_flag=True, help="The same as --precision fp32.")
 @click.option(

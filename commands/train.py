@@ -37,7 +37,9 @@ def run(config: TrainConfig, folder: Path, *, resume: bool, command: Sequence[st
             _check(config, folder, resume)
             check_folder(folder)
             dataset = get_dataset(config.data_class, "train", **config.data)
-            denoiser, family = _denoiser(config, dataset), _family(config)
+            begun = resume and _begun(folder)  # a checkpoint then replaces what it started from
+            start = replace(config, init=None) if begun else config
+            denoiser, family = _denoiser(start, dataset), _family(config)
             family.check(dataset.image_shape)
             if config.compile:
                 check_compiler(device)

