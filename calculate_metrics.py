@@ -10,7 +10,8 @@ from typing import Any
 import click
 
 from commands.allocation import keep_memory
-from commands.cli import COUNT, key_values, one_sentence_errors, options_of
+from commands.cli import COUNT, key_values, options_of
+from runtime.errors import one_sentence_errors
 
 SHOW = {"help_option_names": ["-h", "--help"], "show_default": True}
 FILE = click.Path(path_type=Path)

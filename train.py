@@ -12,7 +12,8 @@ from typing import Any
 import click
 
 from commands.allocation import keep_memory
-from commands.cli import COUNT, Count, key_values, one_sentence_errors, options_of
+from commands.cli import COUNT, Count, key_values, options_of
+from runtime.errors import one_sentence_errors
 from training.config import PRECISIONS, TrainConfig
 
 FOLDER = click.Path(file_okay=False, path_type=Path)

@@ -25,7 +25,9 @@ from datautils.loading import cores
 from datautils.originals import archive_source
 from datautils.photos import Photos
 from datautils.prepare import prepare
-from metrics.results import environment, replacing, table
+from runtime.environment import environment
+from runtime.files import replacing
+from runtime.tables import table
 from training.data import training_batches
 
 CASES = ((64, "PNG", 3000), (256, "PNG", 600), (256, "JPEG", 600))  # side, format, images

@@ -33,7 +33,9 @@ from degradation import (
     get_family,
 )
 from metrics.pixel import to_float, to_uint8
-from metrics.results import environment, replacing, table
+from runtime.environment import environment
+from runtime.files import replacing
+from runtime.tables import table
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "operators-cost.json"

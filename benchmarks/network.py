@@ -27,9 +27,7 @@ from torch import Tensor
 
 from benchmarks.naming import name_option
 from commands.allocation import keep_memory
-from commands.cli import one_sentence_errors
 from degradation import Degradation, Draws, MatrixDegradation, MissingPatches, MotionBlur, Problem
-from metrics.results import environment, replacing, table
 from networks import Denoiser, NetworkConfig, layers, make_config, products
 from networks import invfusion as network
 from networks.attention import BACKENDS, use_backend
@@ -39,6 +37,10 @@ from networks.flops import count_operations
 from networks.precision import DTYPES
 from networks.presets import PRESETS
 from networks.products import linear
+from runtime.environment import environment
+from runtime.errors import one_sentence_errors
+from runtime.files import replacing
+from runtime.tables import table
 from samplers import Heun
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))

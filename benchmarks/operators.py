@@ -18,7 +18,9 @@ from degradation import DenseMatrix, Draws, MatrixDegradation, MissingPatches, M
 from degradation.features import FeatureMap, ImageFeatures, MaskedFeatures, mix
 from degradation.motion import motion_kernels
 from degradation.randomness import compile_draws
-from metrics.results import environment, replacing, table
+from runtime.environment import environment
+from runtime.files import replacing
+from runtime.tables import table
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 from plain_operators import PlainBlur, PlainMask, PlainMatrix

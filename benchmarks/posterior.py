@@ -16,7 +16,6 @@ problems", 2024, which Janati et al., "A mixture-based framework for guiding dif
 uniform singular values and noise below the largest of them.
 """
 
-import json
 import math
 import statistics
 import time
@@ -44,9 +43,11 @@ from degradation import (
     get_family,
 )
 from metrics.pixel import to_float
-from metrics.results import environment, plain, replacing, table
 from metrics.sliced import sliced_wasserstein
 from networks import GaussianMixture, fit_gaussian, posterior
+from runtime.environment import environment
+from runtime.files import write_json
+from runtime.tables import table
 from samplers import CountingDenoiser, Solver, make_solver, solver_names
 from samplers.base import OnGrid
 from zero_shot import ZeroShot
@@ -328,9 +329,8 @@ def evaluation_curves(
 
 def write(name: str, record: Mapping[str, Any]) -> None:
     """results/<name>.json, with the machine's description."""
-    with replacing(RESULTS / f"{name}.json") as path:
-        full = {**record, "threads": torch.get_num_threads(), "environment": environment()}
-        path.write_text(json.dumps(plain(full), indent=1) + "\n")
+    full = {**record, "threads": torch.get_num_threads(), "environment": environment()}
+    write_json(RESULTS / f"{name}.json", full)
 
 
 def options_used(names: Sequence[str], build: Any) -> dict[str, Any]:

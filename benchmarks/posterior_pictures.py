@@ -11,8 +11,8 @@ from matplotlib.colors import LinearSegmentedColormap
 from PIL import Image
 from torch import Tensor
 
-from metrics.results import replacing
 from networks import GaussianMixture
+from runtime.files import replacing
 
 _COLUMNS = 6
 _EXTENT = 21.0  # of the plane: the means reach 16

@@ -24,7 +24,9 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from metrics.results import environment, replacing, table
+from runtime.environment import environment
+from runtime.files import replacing
+from runtime.tables import table
 from training.checkpoint import list_checkpoints
 from training.log import read_log
 

@@ -20,10 +20,12 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from degradation import Draws, GaussianNoise, MissingPatches
-from metrics.results import environment, replacing, table
 from networks import PRESETS, Denoiser, make_config
 from networks.flops import operation_counter
 from networks.products import linear
+from runtime.environment import environment
+from runtime.files import replacing
+from runtime.tables import table
 from training.config import TrainConfig
 from training.loss import DenoisingLoss
 from training.trainer import Trainer

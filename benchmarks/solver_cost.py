@@ -32,10 +32,12 @@ from degradation import (
     Problem,
 )
 from metrics.evaluate import seconds_now
-from metrics.results import environment, plain, replacing, table
 from networks import Denoiser, make_config
 from networks.precision import DTYPES
 from networks.presets import PRESETS
+from runtime.environment import environment
+from runtime.files import plain, replacing
+from runtime.tables import table
 from samplers import CountingDenoiser, Solver, make_solver, solver_names
 
 RESULTS = Path(__file__).parent / "results"

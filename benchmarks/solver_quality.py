@@ -23,16 +23,19 @@ from torch import Tensor
 from tqdm import tqdm
 
 from benchmarks.naming import name_option
-from commands.cli import check_once, one_sentence_errors
+from commands.cli import check_once
 from commands.loading import load_frozen
 from commands.methods import Restorer, check_conditioning, check_operators, check_samplers
 from datautils.photos import Photos
 from degradation import Family, GaussianNoise, get_family
 from metrics.evaluate import Restored, restorations
 from metrics.pixel import consistency, psnr, to_uint8
-from metrics.results import environment, plain, replacing, table
 from networks import Denoiser
 from networks.weights import read_summary
+from runtime.environment import environment
+from runtime.errors import one_sentence_errors
+from runtime.files import plain, replacing
+from runtime.tables import table
 from samplers import Solver, make_solver
 from zero_shot import ZeroShot
 

@@ -21,7 +21,10 @@ from metrics.features import Detector
 from metrics.measure import Measure
 from metrics.pipeline import Stage
 from metrics.records import COLUMNS, PartialRecords, Summary, merged
-from metrics.results import environment, replacing, table, write_per_image
+from metrics.results import write_per_image
+from runtime.environment import environment
+from runtime.files import replacing
+from runtime.tables import table
 
 COUNTS = (1_000, 10_000, 100_000)
 SIDE = 16

@@ -21,8 +21,10 @@ import torch
 
 from datautils.photos import Photos
 from degradation import RandomDegradation
-from metrics.results import environment, replacing, table
 from networks import Denoiser, make_config
+from runtime.environment import environment
+from runtime.files import replacing
+from runtime.tables import table
 from training.config import TrainConfig
 from training.data import training_batches
 from training.loop import train

@@ -11,7 +11,6 @@ from tqdm import tqdm
 from commands.cli import check_folder, chosen
 from commands.files import check_new
 from commands.ref import dataset_statistics
-from datautils import DataError
 from datautils.imagedir import ImageDir
 from datautils.loading import load_batches
 from metrics.features import DISTANCES, Detector, detectors_for
@@ -19,9 +18,11 @@ from metrics.frechet import frechet_distance
 from metrics.pixel import check_size, psnr, ssim
 from metrics.records import Mean
 from metrics.report import UNITS, shown
-from metrics.results import table, write_metrics
+from metrics.results import write_metrics
 from metrics.statistics import load_reference
-from training import distributed
+from runtime import distributed
+from runtime.errors import DataError, data_errors, one_sentence_errors
+from runtime.tables import table
 
 _PAIRED = {"psnr": psnr, "ssim": ssim}
 _FRECHET = tuple(metric for metric, (_, projected) in DISTANCES.items() if not projected)
@@ -44,9 +45,9 @@ class Calculation:
     def run(self) -> None:
         """Measure on all processes; the first prints the table and writes metrics.json."""
         with distributed.process_group() as device:
-            with distributed.one_sentence_errors():
+            with one_sentence_errors():
                 self._build(device)
-            with distributed.data_errors():
+            with data_errors():
                 values = self._paired() | self._distances(device)
             if distributed.rank():
                 return

@@ -1,9 +1,7 @@
 """What the entry scripts share: options as KEY=VALUE, and mistakes told in one sentence."""
 
 import os
-import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,19 +32,6 @@ class Count(click.ParamType):
 
 
 COUNT = Count()
-
-
-@contextmanager
-def one_sentence_errors() -> Iterator[None]:
-    """End the program with exit code 2 and one sentence where building things from the user's
-    input raises ValueError or OSError. A traceback is for our own mistakes."""
-    try:
-        yield
-    except (ValueError, OSError) as error:
-        if os.environ.get("LOCAL_RANK", "0") != "0":  # the first process says it for all
-            sys.exit(2)
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
-        sys.exit(2)
 
 
 def key_values(pairs: Iterable[str]) -> dict[str, str]:

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from training import distributed
+from runtime import distributed
 
 IMAGES = "images"
 

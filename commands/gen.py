@@ -43,8 +43,9 @@ from metrics.statistics import FeatureStatistics
 from networks import Model
 from networks.precision import DTYPES, resolve_precision
 from networks.presets import conditioning_of
+from runtime import distributed, signals
+from runtime.errors import data_errors, one_sentence_errors
 from samplers import Solver
-from training import distributed
 from zero_shot import ZeroShot
 
 _NAMES = {"invfusion": "InvFusion", "blind": "Palette"}
@@ -84,9 +85,9 @@ class Generation:
     def run(self) -> None:
         """Restore, measure, write the result files and print the table."""
         with distributed.process_group() as device:
-            with distributed.one_sentence_errors():
+            with one_sentence_errors():
                 self._build(device)
-            with distributed.data_errors(), working_folder(self.outdir) as folder:
+            with data_errors(), working_folder(self.outdir) as folder:
                 start = time.perf_counter()
                 measure = self._measure(folder, device)
                 self.stages["total"] = time.perf_counter() - start
@@ -171,7 +172,7 @@ class Generation:
             with Stage[Restored](measure, device) as stage:
                 waited = time.perf_counter()
                 for restored in stream:
-                    distributed.heed_termination()
+                    signals.heed_termination()
                     self.stages["load"] += time.perf_counter() - waited - restored.seconds
                     bar.set_postfix(family=restored.group.degradation, method=restored.method)
                     stage.put(restored)

@@ -26,7 +26,8 @@ from metrics.report import metrics_table, units
 from metrics.results import write_grid, write_metrics
 from metrics.statistics import FeatureStatistics
 from networks.precision import DTYPES, resolve_precision
-from training import distributed
+from runtime import distributed, signals
+from runtime.errors import data_errors, one_sentence_errors
 
 _METRICS = ("fid", "fd")
 _COLUMNS = 8  # of grid.png
@@ -59,9 +60,9 @@ class Unconditional:
     def run(self) -> None:
         """Generate, measure, write the result files and print the table."""
         with distributed.process_group() as device:
-            with distributed.one_sentence_errors():
+            with one_sentence_errors():
                 self._build(device)
-            with distributed.data_errors(), working_folder(self.outdir) as folder:
+            with data_errors(), working_folder(self.outdir) as folder:
                 self._generate(folder, device)
                 distributed.barrier()
                 self._finish(folder)
@@ -110,7 +111,7 @@ class Unconditional:
             self.writer = writer if self.save_images else None
             with Stage[tuple[Sequence[int], Tensor]](self._measure, device) as stage:
                 for start in range(0, len(own), self.batch):
-                    distributed.heed_termination()
+                    signals.heed_termination()
                     indices = own[start : start + self.batch]
                     began = seconds_now(device)
                     images = self._sample(indices, device)

@@ -9,12 +9,13 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from commands.cli import check_folder, one_sentence_errors
+from commands.cli import check_folder
 from datautils import ImageDataset, get_dataset
 from datautils.loading import load_batches
 from metrics.pixel import to_float
 from networks import GaussianMixture, fit_gaussian, fit_mixture, save_weights
-from training import distributed
+from runtime import distributed
+from runtime.errors import one_sentence_errors
 
 LIMIT = 4096  # values of an image: a covariance has their square
 _BATCH = 64

@@ -14,7 +14,8 @@ from datautils import ImageDataset, get_dataset
 from datautils.loading import load_batches
 from metrics.features import Detector, load_detector
 from metrics.statistics import FeatureStatistics, save_reference
-from training import distributed
+from runtime import distributed, signals
+from runtime.errors import data_errors, one_sentence_errors
 
 
 @dataclass
@@ -33,9 +34,9 @@ class ReferenceStatistics:
     def run(self) -> None:
         """Compute the statistics on all processes and write them from the first."""
         with distributed.process_group() as device:
-            with distributed.one_sentence_errors():
+            with one_sentence_errors():
                 dataset, detectors, count = self._build(device)
-            with distributed.data_errors():
+            with data_errors():
                 start = time.perf_counter()
                 statistics = dataset_statistics(
                     dataset, detectors, count, self.batch, self.workers, device
@@ -95,7 +96,7 @@ def dataset_statistics(
     statistics = {detector.name: FeatureStatistics() for detector in detectors}
     with tqdm(total=len(indices), unit="img", desc=title, disable=rank != 0) as bar:
         for images, _ in load_batches(dataset, _batches(indices, batch), workers):
-            distributed.heed_termination()
+            signals.heed_termination()
             images = images.to(device, non_blocking=True)
             for detector in detectors:
                 statistics[detector.name].update(detector(images))

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from commands.cli import check_folder, one_sentence_errors
+from commands.cli import check_folder
 from commands.loading import load_frozen
 from commands.methods import (
     COSTS,
@@ -19,16 +19,17 @@ from commands.methods import (
     cost_of,
 )
 from commands.photo import Request, Task, pose
-from commands.progress import progress
 from commands.sheet import Restored, write_restored
 from degradation import Draws, Problem, derive_seed
 from metrics.evaluate import seconds_now
 from metrics.pixel import consistency, psnr, to_uint8
-from metrics.results import table
 from networks import Model
 from networks.precision import DTYPES, resolve_precision
 from networks.presets import conditioning_of
 from networks.weights import read_summary
+from runtime.errors import one_sentence_errors
+from runtime.progress import progress
+from runtime.tables import table
 from samplers import (
     MMSE,
     CountingDenoiser,

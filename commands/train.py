@@ -15,11 +15,13 @@ from commands.methods import check_compiler
 from datautils import ImageDataset, dataset_class, get_dataset
 from degradation import Family, NoDegradation, check_noise
 from metrics.distances import reference_detectors
-from metrics.results import environment, replacing
 from metrics.statistics import load_reference
 from networks import Denoiser, Model, NetworkConfig, load_weights, make_config
+from runtime import distributed
+from runtime.environment import environment
+from runtime.errors import data_errors, one_sentence_errors
+from runtime.files import replacing
 from samplers import MMSE, Heun, Solver
-from training import distributed
 from training.checkpoint import list_checkpoints
 from training.config import TrainConfig
 from training.curves import draw_curves
@@ -33,7 +35,7 @@ from training.validation import HeldoutDistances, HeldoutImages, Validation, mem
 def run(config: TrainConfig, folder: Path, *, resume: bool, command: Sequence[str]) -> None:
     """Train in `folder`, alone or as one of several processes."""
     with distributed.process_group() as device, ExitStack() as stack:
-        with distributed.one_sentence_errors():
+        with one_sentence_errors():
             _check(config, folder, resume)
             check_folder(folder)
             dataset = get_dataset(config.data_class, "train", **config.data)
@@ -51,18 +53,18 @@ def run(config: TrainConfig, folder: Path, *, resume: bool, command: Sequence[st
             noise = noise_of(config)
             check_noise(noise, family, dataset.image_shape)
             heldout = _heldout(config, family, dataset, device)
-        with distributed.one_sentence_errors():  # all processes have come this far: they meet here
+        with one_sentence_errors():  # all processes have come this far: they meet here
             trainer = Trainer(config, denoiser, family, device)
-        with distributed.one_sentence_errors():
+        with one_sentence_errors():
             if distributed.rank() == 0:
                 stack.enter_context(_claimed(folder))
                 _check_new(folder, resume)  # another may have begun it meanwhile
-        with distributed.one_sentence_errors():  # nobody else writes checkpoints any more
+        with one_sentence_errors():  # nobody else writes checkpoints any more
             if distributed.value_of_first(resume and _begun(folder)):
                 trainer.resume(folder / "checkpoints")
             if distributed.rank() == 0:
                 _record(config, folder, command, trainer.precision)
-        with distributed.data_errors():
+        with data_errors():
             train(trainer, dataset, folder, heldout)
             if distributed.rank() == 0 and heldout.psnr:
                 draw_curves([folder], folder / "curves.png")

@@ -6,8 +6,8 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-from datautils.decode import DataError
 from datautils.streams import ImageStream
+from runtime.errors import DataError
 
 __all__ = ["DATASETS", "DataError", "ImageDataset", "ImageStream", "dataset_class", "get_dataset"]
 

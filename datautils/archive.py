@@ -15,9 +15,10 @@ from typing import Any, BinaryIO, NamedTuple, Protocol
 
 import numpy as np
 
-from datautils.decode import MAX_BYTES, DataError, FileReader, open_file, read_file
+from datautils.decode import MAX_BYTES, FileReader, open_file, read_file
 from datautils.names import EXTENSIONS, LABELS, Names, is_picture, is_unsafe, position
 from datautils.shards import Shards, shard_paths
+from runtime.errors import DataError
 
 _KINDS = "a folder or a zip file of images, or tar shards"
 _MAX_RATIO, _RATIO_FROM = 200, 16 * 2**20  # deflated pictures come nowhere near

@@ -11,6 +11,8 @@ import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
+from runtime.errors import DataError
+
 MAX_BYTES = 512 * 2**20  # no picture or list of labels is larger; what claims to be is refused
 
 # Only these are tried: of the dozens Pillow knows, one starts a PostScript interpreter.
@@ -25,10 +27,6 @@ _UPRIGHT = {  # EXIF orientation -> what turns the picture upright
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-
-
-class DataError(ValueError):
-    """A fault of a data file, in one sentence that names the file and the archive it is in."""
 
 
 def decode_image(data: bytes, name: str) -> Image.Image:

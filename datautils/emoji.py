@@ -13,13 +13,14 @@ import numpy as np
 from PIL import Image
 
 from datautils.archive import Archive
-from datautils.decode import DataError, decode_image, resize
+from datautils.decode import decode_image, resize
 from datautils.fit import check_side
 from datautils.imagedir import ImageDir
 from datautils.labels import Labels
 from datautils.loading import cores
 from datautils.originals import Original, Source
 from datautils.prepare import prepare
+from runtime.errors import DataError
 
 # In the order of their classes: the folder of the pictures in the npm package, and the white border
 # of a prepared picture, in 64ths of it.

@@ -8,9 +8,9 @@ from typing import ClassVar
 import numpy as np
 
 from datautils.archive import Archive
-from datautils.decode import DataError
 from datautils.imagedir import ImageDir, expect
 from datautils.labels import Labels
+from runtime.errors import DataError
 
 FIRST_HELDOUT = 60000
 

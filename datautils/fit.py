@@ -7,7 +7,8 @@ from collections.abc import Callable
 from PIL import Image
 from torch import Tensor
 
-from datautils.decode import DataError, centre_crop, decode_image, resize, to_tensor
+from datautils.decode import centre_crop, decode_image, resize, to_tensor
+from runtime.errors import DataError
 
 
 class Fit:

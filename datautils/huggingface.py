@@ -7,11 +7,12 @@ from typing import Any
 
 import numpy as np
 
-from datautils.decode import MAX_BYTES, DataError, read_file
+from datautils.decode import MAX_BYTES, read_file
 from datautils.fit import Fit, check_count
 from datautils.indexed import IndexedImages, check_split
 from datautils.labels import MAX_CLASSES
 from datautils.streams import ImageStream, Record
+from runtime.errors import DataError
 
 _ROWS = 64  # read at a time from a stream
 

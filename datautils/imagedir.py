@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 
 from datautils.archive import Archive, is_there, open_archive
-from datautils.decode import DataError
 from datautils.fit import Fit, check_count
 from datautils.indexed import IndexedImages, check_split
 from datautils.labels import MODES, Labels, check_range, count_classes, read_labels, same_classes
+from runtime.errors import DataError
 
 
 class ImageDir(IndexedImages):

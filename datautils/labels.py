@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from datautils.archive import Archive
-from datautils.decode import DataError
 from datautils.names import LABELS, position
 from datautils.shards import NO_LABEL, key_of
+from runtime.errors import DataError
 
 MODES = ("auto", "json", "sidecar", "subfolders", "none")
 MAX_CLASSES = 10**6  # unless more are asked for: a network has a column of weights for each

@@ -8,14 +8,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, default_collate
 
-from datautils.decode import DataError
+from runtime.errors import KILLED_LOADER, DataError, is_killed_loader
 
 _MAX_IN_A_ROW = 100  # broken images: more are no accident
 _MAX_FAULTS = 100  # sentences that are kept
-KILLED_LOADER = (
-    "a process that loads images was killed, perhaps for lack of memory (or of shared memory, "
-    "/dev/shm): take fewer --workers"
-)
 
 
 class Chunk(NamedTuple):
@@ -115,12 +111,6 @@ def collated(items: Sequence[tuple[Tensor, int]]) -> tuple[Tensor, Tensor]:
 def cores() -> int:
     """Processors this process may use: more workers would only wait for each other."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def is_killed_loader(error: BaseException) -> bool:
-    """Whether torch raised this because a process that loads was killed, which it does wherever the
-    main thread happens to be; an error of such a process begins otherwise."""
-    return isinstance(error, RuntimeError) and str(error).startswith("DataLoader worker (pid")
 
 
 def too_many(faults: Sequence[str]) -> DataError:

@@ -7,9 +7,9 @@ from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 from datautils.archive import Archive, open_archive
-from datautils.decode import DataError
 from datautils.huggingface import cell_bytes, columns, first_line, open_rows, undecoded
 from datautils.labels import read_labels
+from runtime.errors import DataError
 
 
 class Original(NamedTuple):

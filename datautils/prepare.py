@@ -24,7 +24,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from datautils.archive import open_archive
-from datautils.decode import DataError, decode_image
+from datautils.decode import decode_image
 from datautils.fit import check_side, fit
 from datautils.labels import MODES, read_labels
 from datautils.loading import cores
@@ -32,6 +32,7 @@ from datautils.names import position
 from datautils.originals import Original, Source, archive_source, hub_source
 from datautils.shards import SHARD_SUFFIXES
 from datautils.writers import ShardWriter, Writer, ZipWriter, remove
+from runtime.errors import DataError
 
 _WATCH = 1.0  # seconds between two looks for the main process
 _AHEAD = 8  # originals in memory for each worker

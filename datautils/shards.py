@@ -25,8 +25,9 @@ from typing import Any, BinaryIO, NamedTuple, Self
 import numpy as np
 from tqdm import tqdm
 
-from datautils.decode import MAX_BYTES, DataError, FileReader, open_file
+from datautils.decode import MAX_BYTES, FileReader, open_file
 from datautils.names import LABELS, Names, is_hidden, is_picture, is_unsafe, position
+from runtime.errors import DataError
 
 NO_LABEL, BAD_LABEL = -1, -2
 _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")

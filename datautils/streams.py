@@ -7,9 +7,9 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from datautils.decode import DataError
 from datautils.fit import Fit, check_count
 from datautils.indexed import check_split
+from runtime.errors import DataError
 
 
 class Record(NamedTuple):

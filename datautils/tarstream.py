@@ -12,7 +12,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-from datautils.decode import DataError
 from datautils.fit import check_count
 from datautils.names import is_picture
 from datautils.shards import (
@@ -28,6 +27,7 @@ from datautils.shards import (
     tar_errors,
 )
 from datautils.streams import ImageStream, Record
+from runtime.errors import DataError
 
 _ATTEMPTS = 4  # of which a shard behind a URL is read before a run ends
 _PAUSE = 2.0  # seconds before the second attempt; twice as long before each further one

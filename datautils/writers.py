@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Protocol, Self
 
-from datautils.decode import DataError
 from datautils.names import LABELS
+from runtime.errors import DataError
 
 _LARGEST = 10**6  # shards have six digits
 

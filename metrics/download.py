@@ -12,7 +12,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from metrics.results import replacing
+from runtime.files import replacing
 
 _CHUNK = 1 << 20  # bytes
 _TIMEOUT = 30.0  # seconds without an answer

@@ -23,9 +23,9 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from datautils import DataError
 from metrics.download import fetch, sha256_of
 from metrics.efficientnet import EfficientNetLite0
+from runtime.errors import DataError
 
 # By metric: its detector (None for the one that is chosen), and whether the images are projected
 # first onto those that explain the measurement.

@@ -7,7 +7,8 @@ from typing import Any
 
 from torch import Tensor
 
-from metrics.results import table, write_grid
+from metrics.results import write_grid
+from runtime.tables import table
 
 UNITS = {
     "psnr": "dB, uint8 images, peak 255",

@@ -7,20 +7,16 @@ a run that was cut short, never sees half of one.
 import contextlib
 import csv
 import importlib.util
-import json
 import math
-import os
-import platform
-import subprocess
-import uuid
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
+
+from runtime.environment import environment
+from runtime.files import replacing, write_json
 
 _Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
@@ -41,10 +37,7 @@ def write_metrics(
     (NaN, infinity) becomes null. Raises TypeError for a value of any other kind.
     """
     record = {"metrics": metrics, "settings": settings, "environment": environment()}
-    text = json.dumps(plain(record), indent=2, allow_nan=False, ensure_ascii=False)
-    with replacing(Path(folder) / name) as temporary:
-        # A path may hold bytes that are no UTF-8: JSON has escapes for what Python makes of them.
-        temporary.write_text(text + "\n", encoding="utf-8", errors="backslashreplace")
+    write_json(Path(folder) / name, record)
 
 
 def write_per_image(
@@ -112,82 +105,6 @@ def write_grid(
         canvas.save(temporary, format="PNG")
 
 
-def environment() -> dict[str, str | int | None]:
-    """What a result was made with: versions, machine and the commit of this checkout.
-
-    `commit` ends in "-dirty" where files differ from it, and is None outside a git checkout.
-    """
-    return {
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "numpy": np.__version__,
-        "platform": platform.platform(),
-        "cpu": _cpu(),
-        "cpu_count": os.cpu_count(),
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
-        "commit": _commit(Path(__file__).resolve().parents[1]),
-    }
-
-
-def table(headers: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    """An aligned table that is readable as plain text and valid Markdown.
-
-    Floats are shown with four significant digits, None as "-". Columns of numbers are aligned to
-    the right. Raises ValueError when a row has not one value for each header.
-    """
-    if any(len(row) != len(headers) for row in rows):
-        raise ValueError(f"every row of the table needs {len(headers)} values")
-    numeric = [
-        all(row[i] is None or isinstance(row[i], int | float) for row in rows)
-        for i in range(len(headers))
-    ]
-    cells = [list(headers)] + [[_cell(value) for value in row] for row in rows]
-    widths = [max(3, *(len(line[i]) for line in cells)) for i in range(len(headers))]
-
-    def render(line: Sequence[str]) -> str:
-        columns = zip(line, widths, numeric, strict=True)
-        return "| " + " | ".join(c.rjust(w) if n else c.ljust(w) for c, w, n in columns) + " |"
-
-    rule = [
-        "-" * (width - 1) + ":" if right else "-" * width
-        for width, right in zip(widths, numeric, strict=True)
-    ]
-    return "\n".join(render(line) for line in [cells[0], rule, *cells[1:]])
-
-
-@contextlib.contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A temporary path beside `path` that takes its place if the block ends well."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
-    try:
-        yield temporary
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def plain(value: Any) -> Any:
-    """The value in what JSON knows: dicts, lists, strings, finite numbers, bools and null."""
-    if isinstance(value, Mapping):
-        return {str(key): plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(item) for item in value]
-    if isinstance(value, Tensor | np.ndarray | np.generic):
-        return plain(value.tolist())
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    if isinstance(value, Path | torch.device | torch.dtype):
-        return str(value)
-    return value
-
-
-def _cell(value: Any) -> str:
-    if value is None:
-        return "-"
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
 def _font(size: int) -> _Font:
     """matplotlib's DejaVu Sans, which unlike Pillow's own font has †, × and σ, or else Pillow's."""
     spec = importlib.util.find_spec("matplotlib")
@@ -225,23 +142,3 @@ def _enlarged(image: Tensor, cell_h: int, cell_w: int) -> Image.Image:
     pixels = image.detach().cpu().expand(3, -1, -1).permute(1, 2, 0).contiguous().numpy()
     picture = Image.fromarray(pixels)
     return picture.resize((width * factor, height * factor), Image.Resampling.NEAREST)
-
-
-def _cpu() -> str:
-    """The processor's name where the system tells it, else its kind."""
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
-
-
-def _commit(checkout: Path) -> str | None:
-    if not (checkout / ".git").exists():  # a folder above may be a checkout of something else
-        return None
-    command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
-    try:
-        answer = subprocess.run(command, cwd=checkout, capture_output=True, text=True, check=True)
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return answer.stdout.strip()

@@ -20,10 +20,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from datautils import DataError
 from metrics.features import Detector
 from metrics.frechet import frechet_distance, square_root
-from metrics.results import environment, replacing
+from runtime.environment import environment
+from runtime.errors import DataError
+from runtime.files import replacing
 
 METADATA_KEY = "invfusion-reference"
 FORMAT_VERSION = 1

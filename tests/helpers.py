@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from degradation import Degradation
-from training import distributed
+from runtime import distributed
 from training.checkpoint import save_checkpoint
 from training.trainer import Trainer
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from training import distributed
+from runtime import distributed
 
 FORK = multiprocessing.get_context("fork")
 

@@ -17,7 +17,7 @@ from torch.distributed.run import get_args_parser
 import calculate_metrics
 import train
 from networks import Denoiser, load_weights, make_config, save_weights
-from training import distributed
+from runtime import distributed
 from training.config import TrainConfig, parse_count
 from training.log import read_log
 

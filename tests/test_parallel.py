@@ -20,7 +20,8 @@ from datautils.photos import Photos
 from degradation import Problem, RandomDegradation
 from networks import Denoiser, make_config
 from networks.dropout import Dropout, seeded
-from training import distributed
+from runtime import distributed, signals
+from runtime.errors import data_errors
 from training.checkpoint import list_checkpoints
 from training.config import TrainConfig
 from training.data import step_samples
@@ -295,7 +296,7 @@ def test_a_process_that_fails_ends_all_and_its_error_comes_first(tmp_path, error
     def run() -> None:
         dataset = Broken(16, "train", size=BATCH)
         dataset.error = error
-        with distributed.process_group(), distributed.data_errors():
+        with distributed.process_group(), data_errors():
             train(make_trainer(), dataset, tmp_path / "run")
 
     (tmp_path / "run").mkdir()
@@ -323,7 +324,7 @@ def test_a_loader_that_is_killed_while_something_else_is_done_is_told(capsys):
     batches = load_batches(Photos(16, "train", size=BATCH), [[0], [1]], 1, pin_memory=False)
     next(batches)
     (loader,) = multiprocessing.active_children()
-    with pytest.raises(SystemExit) as end, distributed.data_errors():
+    with pytest.raises(SystemExit) as end, data_errors():
         killed(loader)
     assert end.value.code == 2
     errors = capsys.readouterr().err
@@ -341,7 +342,7 @@ def on_cpu() -> None:
 
 @pytest.mark.parametrize("allocate", [on_gpu, on_cpu])
 def test_too_little_memory_is_told_in_a_sentence(allocate, capsys):
-    with pytest.raises(SystemExit) as end, distributed.data_errors():
+    with pytest.raises(SystemExit) as end, data_errors():
         allocate()
     assert end.value.code == 2
     errors = capsys.readouterr().err
@@ -350,7 +351,7 @@ def test_too_little_memory_is_told_in_a_sentence(allocate, capsys):
 
 
 def test_an_error_of_our_own_is_left_as_it_is():
-    with pytest.raises(RuntimeError, match="shapes"), distributed.data_errors():
+    with pytest.raises(RuntimeError, match="shapes"), data_errors():
         raise RuntimeError("shapes do not match")
 
 
@@ -364,7 +365,7 @@ def test_sigterm_during_a_measurement_ends_all_and_resuming_makes_up_for_it(tmp_
             distributed.check_interrupted()
             return {"Box": 10.0}
 
-        with distributed.process_group(), distributed.data_errors():
+        with distributed.process_group(), data_errors():
             trainer = make_trainer(validate_every=2 * BATCH, checkpoint_every=100 * BATCH)
             if list_checkpoints(tmp_path / "checkpoints"):
                 trainer.resume(tmp_path / "checkpoints")
@@ -373,7 +374,7 @@ def test_sigterm_during_a_measurement_ends_all_and_resuming_makes_up_for_it(tmp_
     def logged() -> list[int]:
         return [line["images"] for line in read_log(tmp_path) if "heldout_psnr" in line]
 
-    assert Processes(run, True, count=2).codes() == [distributed.RESUMABLE] * 2
+    assert Processes(run, True, count=2).codes() == [signals.RESUMABLE] * 2
     assert [int(p.name) for p in list_checkpoints(tmp_path / "checkpoints")] == [2 * BATCH]
     assert logged() == [0]
     assert Processes(run, False, count=2).codes() == [0, 0]

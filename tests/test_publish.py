@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 
 import train
 from networks import Denoiser, load_weights, make_config, read_summary, save_weights
-from training import distributed
+from runtime import signals
 from training.publish import main
 
 RUN = [
@@ -89,9 +89,9 @@ def test_weights_of_another_architecture(net: Denoiser, changes: list[str], word
 
 
 def test_a_stopped_run_has_the_weights_of_its_checkpoint(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(distributed, "asked_to_end", lambda: True)
+    monkeypatch.setattr(signals, "asked_to_end", lambda: True)
     result = CliRunner().invoke(train.main, [*RUN, "--outdir=run", "--set=validate_every=0"])
-    assert result.exit_code == distributed.RESUMABLE
+    assert result.exit_code == signals.RESUMABLE
     assert read_summary("run/weights.safetensors")["images"] == 4
     average = load_file("run/checkpoints/000000000004/average.safetensors")
     for name, tensor in load_weights("run/weights.safetensors").state_dict().items():

@@ -5,8 +5,6 @@ import importlib.util
 import json
 import math
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +13,7 @@ import torch
 from PIL import Image
 
 from metrics import results
+from runtime.files import replacing
 
 
 def strict_json(path):
@@ -90,7 +89,7 @@ def test_a_failed_write_keeps_the_old_file_and_nothing_else(tmp_path):
 def test_readers_never_see_an_unfinished_file(tmp_path):
     path = tmp_path / "file"
     path.write_text("old")
-    with results.replacing(path) as temporary:
+    with replacing(path) as temporary:
         temporary.write_text("half")
         assert temporary.parent == tmp_path  # a rename across file systems is no single step
         assert path.read_text() == "old"
@@ -212,64 +211,3 @@ def test_grid_refuses_rows_that_do_not_match(tmp_path):
     with pytest.raises(ValueError, match="at least one"):
         results.write_grid(tmp_path / "grid.png", [[None]], ["a"])
     assert os.listdir(tmp_path) == []
-
-
-def test_environment_names_versions():
-    environment = results.environment()
-    assert environment["python"] == sys.version.split()[0]
-    assert environment["torch"] == torch.__version__
-    assert environment["numpy"] == np.__version__
-    assert environment["cpu_count"] == os.cpu_count()
-    assert environment["device"]
-    assert set(environment) >= {"platform", "commit"}
-
-
-def git(folder, *arguments):
-    identity = ["-c", "user.name=a", "-c", "user.email=a@b", "-c", "commit.gpgsign=false"]
-    command = ["git", *identity, *arguments]
-    return subprocess.run(
-        command, cwd=folder, check=True, capture_output=True, text=True
-    ).stdout.strip()
-
-
-def test_commit_of_a_checkout(tmp_path):
-    git(tmp_path, "init")
-    assert results._commit(tmp_path) is None  # nothing is committed yet
-    (tmp_path / "file").write_text("1")
-    git(tmp_path, "add", "file")
-    git(tmp_path, "commit", "-m", "one")
-    git(tmp_path, "tag", "-a", "v1", "-m", "one")
-    commit = git(tmp_path, "rev-parse", "HEAD")
-    assert results._commit(tmp_path) == commit
-    (tmp_path / "file").write_text("2")
-    assert results._commit(tmp_path) == commit + "-dirty"
-    (tmp_path / "inside").mkdir()
-    assert results._commit(tmp_path / "inside") is None
-
-
-def test_commit_is_quiet_without_git(tmp_path, monkeypatch, capfd):
-    (tmp_path / ".git").mkdir()
-    assert results._commit(tmp_path) is None
-    monkeypatch.setenv("PATH", "")
-    assert results._commit(tmp_path) is None
-    assert capfd.readouterr() == ("", "")
-
-
-def test_table_is_aligned_markdown():
-    text = results.table(
-        ["method", "PSNR", "steps"],
-        [["InvFusion", 23.45678, 63], ["DPS", None, 1000], ["a", 0.00123456, None]],
-    )
-    assert text.splitlines() == [
-        "| method    |     PSNR | steps |",
-        "| --------- | -------: | ----: |",
-        "| InvFusion |    23.46 |    63 |",
-        "| DPS       |        - |  1000 |",
-        "| a         | 0.001235 |     - |",
-    ]
-
-
-def test_table_without_rows_and_with_ragged_rows():
-    assert results.table(["a", "b"], []).splitlines()[0] == "|   a |   b |"
-    with pytest.raises(ValueError, match="2 values"):
-        results.table(["a", "b"], [["x"]])

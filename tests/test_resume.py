@@ -18,9 +18,9 @@ from safetensors.torch import load_file
 
 import commands.train  # noqa: F401
 import train
-from training import distributed
+from runtime import distributed, signals
+from runtime.signals import RESUMABLE
 from training.checkpoint import list_checkpoints
-from training.distributed import RESUMABLE
 from training.log import read_log
 
 CLOCK = {"seconds", "images_per_second"}
@@ -121,7 +121,7 @@ def test_ctrl_c_spares_what_a_shell_has_started_in_the_background(interruptible)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     with distributed.process_group():
         os.kill(os.getpid(), signal.SIGINT)
-        assert not distributed.asked_to_end()
+        assert not signals.asked_to_end()
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -145,12 +145,12 @@ def test_a_signal_leaves_a_checkpoint_and_its_own_exit_code(home, whole, number,
 
 
 def test_a_second_ctrl_c_does_not_wait_for_the_step(interruptible):
-    with distributed.process_group(), distributed.deferred_termination():
+    with distributed.process_group(), signals.deferred_termination():
         os.kill(os.getpid(), signal.SIGINT)
-        assert distributed.asked_to_end()
+        assert signals.asked_to_end()
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
-    assert not distributed.asked_to_end()
+    assert not signals.asked_to_end()
 
 
 def test_ctrl_c_ends_what_writes_no_checkpoint(interruptible):

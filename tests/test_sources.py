@@ -12,7 +12,7 @@ from torch import Tensor
 
 from datautils import DataError, ImageDataset, get_dataset
 from datautils.loading import Batches, load_batches
-from training import distributed
+from runtime import distributed
 from training.data import training_batches
 
 COUNT, BATCH, SEED = 22, 8, 5

@@ -27,7 +27,7 @@ from datautils.huggingface import cell_bytes
 from datautils.imagedir import ImageDir
 from datautils.streams import Record
 from datautils.tarstream import TarStream
-from training import distributed, stream
+from runtime import distributed, stream
 from training.data import training_batches
 from training.log import read_log
 from training.stream import Lane, lane_count

@@ -18,11 +18,11 @@ from torch import Tensor
 import train
 from datautils.photos import Photos
 from degradation import RandomDegradation, make_noise
+from runtime.signals import RESUMABLE
 from samplers import MMSE
 from training import curves
 from training.checkpoint import list_checkpoints
 from training.config import TrainConfig
-from training.distributed import RESUMABLE
 from training.log import read_log
 from training.sheets import Sheet
 from training.trackers import WeightsAndBiases, flat

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from datautils.photos import Photos
 from degradation import Draws, Family, MatrixDegradation, MotionBlur, Problem, RandomDegradation
 from networks import Denoiser, load_weights, make_config, read_summary
+from runtime.errors import DivergedError
 from training import checkpoint, distributed, loop
 from training.checkpoint import (
     Progress,
@@ -32,7 +33,6 @@ from training.checkpoint import (
 from training.config import TrainConfig
 from training.curves import draw_curves
 from training.data import SampleOrder
-from training.distributed import DivergedError
 from training.log import read_log
 from training.loop import Heldout, train
 from training.loss import DenoisingLoss, MMSELoss, draw_sigma

@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from metrics.results import replacing
+from runtime.files import replacing
 from training.log import read_log
 
 _LABELS = {

@@ -7,7 +7,7 @@ from torch.utils.data import Sampler
 
 from datautils import ImageDataset, ImageStream
 from datautils.loading import Batches, load_batches
-from training import distributed
+from runtime import distributed
 from training.order import permutation
 from training.stream import StreamPart, stream_batches
 

@@ -11,8 +11,8 @@ from typing import Any, Self
 
 from tqdm import tqdm
 
-from metrics.results import plain, replacing
-from training import distributed
+from runtime import distributed
+from runtime.files import plain, replacing
 from training.trackers import Tracker, flat
 
 

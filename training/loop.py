@@ -12,7 +12,8 @@ from typing import Any
 from datautils import ImageDataset
 from datautils.loading import Batches
 from networks import save_weights
-from training import distributed, parallel
+from runtime import distributed, signals
+from training import parallel
 from training.checkpoint import Background, Progress, clear_unfinished, save_checkpoint
 from training.config import TrainConfig
 from training.data import training_batches
@@ -51,7 +52,7 @@ def train(
         clear_unfinished(folder)
     sinks = trackers(trainer.config, folder, images) if first else ()
     with (
-        distributed.deferred_termination(),
+        signals.deferred_termination(),
         RunLog(folder, trainer.config.duration, images, sinks) as log,
         distributed.Pulse() as pulse,
     ):
@@ -65,7 +66,7 @@ def train(
     if stopped:
         if first:
             print(f"stopped after {trainer.progress.images} images: --resume {folder} goes on")
-        sys.exit(distributed.RESUMABLE)
+        sys.exit(signals.RESUMABLE)
     return folder / WEIGHTS
 
 
@@ -107,7 +108,7 @@ class _Run:
         stop = self._look(over, resumed=images > 0)
         while not over and not stop:
             self.trainer.step(*next(self.batches), fraction)
-            asked, seconds = self.pulse.beat(distributed.asked_to_end(), self._seconds_of_first())
+            asked, seconds = self.pulse.beat(signals.asked_to_end(), self._seconds_of_first())
             fraction, stop = _fraction(config, self.progress.images, seconds), bool(asked)
             over = fraction >= 1
             self.log.advance(config.batch, fraction)
@@ -180,7 +181,7 @@ class _Run:
                     if resumed and distributed.value_of_first(self.log.holds(name, images)):
                         continue
                     look()
-        except distributed.Interrupted:
+        except signals.Interrupted:
             self._write(over=False, stop=True)
             return True
         return False
@@ -205,7 +206,7 @@ class _Run:
     def _draw(self) -> None:
         assert self.heldout.sheet
         name = f"sheets/{self.progress.images:012d}.png"
-        with self.trainer.averaged() as denoiser, suppress(distributed.Interrupted):
+        with self.trainer.averaged() as denoiser, suppress(signals.Interrupted):
             if distributed.rank() == 0:
                 self.heldout.sheet(denoiser, self.folder / name)
         distributed.check_interrupted()

@@ -11,7 +11,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from networks import Denoiser
 from networks.invfusion import Block
-from training import distributed
+from runtime import distributed
 
 
 def shard(module: nn.Module) -> None:

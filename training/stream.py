@@ -12,9 +12,10 @@ from collections.abc import Iterator, Sequence
 from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
 
-from datautils import DataError, ImageStream
+from datautils import ImageStream
 from datautils.loading import Batches, Chunk, collated, cores, load_chunks, too_many
 from datautils.streams import Record
+from runtime.errors import DataError
 from training.order import permutation
 
 MAX_LANES = 32

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import numpy as np
 from PIL import Image
 
-from metrics.results import replacing
+from runtime.files import replacing
 from training.config import TrainConfig
 
 _PACKAGES = {"tensorboard": "tensorboard", "wandb": "wandb"}

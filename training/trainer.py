@@ -19,7 +19,9 @@ from metrics.pixel import to_float
 from networks import Denoiser
 from networks.dropout import seeded
 from networks.precision import DTYPES, resolve_precision
-from training import distributed, parallel
+from runtime import distributed, signals
+from runtime.errors import DivergedError
+from training import parallel
 from training.augment import Augment
 from training.averages import power_decay, power_exponent
 from training.checkpoint import (
@@ -194,7 +196,7 @@ class Trainer:
         """
         self.progress.skipped, self.progress.skipped_in_a_row, most = self.skips.tolist()
         if most > self.config.max_skipped:
-            raise distributed.DivergedError(
+            raise DivergedError(
                 f"gradients were not finite for {most} steps in a row, before step "
                 f"{self.progress.step}: lower the learning rate or use bf16 or fp32; the last "
                 "checkpoint is of the weights before"
@@ -314,8 +316,8 @@ class Trainer:
             average = parallel.denoiser_of(self.denoiser, tensors)
 
         def estimate(x: Tensor, sigma: Tensor | float, problem: Any) -> Tensor:
-            if distributed.asked_to_end():
-                raise distributed.Interrupted
+            if signals.asked_to_end():
+                raise signals.Interrupted
             with self.autocast():
                 return average(x, sigma, problem)
 

@@ -15,8 +15,8 @@ from metrics.features import Detector
 from metrics.pixel import psnr, to_uint8
 from metrics.records import Mean
 from metrics.statistics import FeatureStatistics, Reference
+from runtime import distributed, signals
 from samplers import MMSE, Solver
-from training import distributed
 
 SEED = 1  # its own, so that the operators are not those of the evaluation afterwards
 
@@ -75,7 +75,7 @@ class Validation:
         """
         families = self.images.families
         values: dict[str, list[float]] = {name: [] for name in families}
-        with suppress(distributed.Interrupted):
+        with suppress(signals.Interrupted):
             for restored in self.images.restored(
                 self.indices, {"mmse": restoring(MMSE(), denoiser)}
             ):
@@ -126,7 +126,7 @@ class HeldoutDistances:
             disable=distributed.rank() != 0,
         )  # fmt: skip
         methods = {"sample": restoring(self.solver, denoiser)}
-        with suppress(distributed.Interrupted), bar:
+        with suppress(signals.Interrupted), bar:
             for restored in self.images.restored(self.indices, methods):
                 group = restored.group
                 x = restored.x[: len(group.indices)]

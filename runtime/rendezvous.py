@@ -6,12 +6,18 @@ agree on a name that no start has used.
 """
 
 import datetime
+import os
 import time
 import uuid
 
 import torch.distributed as dist
 
 _POLL = 0.01  # seconds
+
+
+def launched() -> bool:
+    """Whether this process is one of several that torchrun, or another launcher, has started."""
+    return "WORLD_SIZE" in os.environ
 
 
 def fresh_store(timeout: datetime.timedelta) -> tuple[dist.Store, int, int]:

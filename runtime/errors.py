@@ -1,0 +1,83 @@
+"""Errors that are not ours: one sentence and exit code 2. A traceback is for our own mistakes."""
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+KILLED_LOADER = (
+    "a process that loads images was killed, perhaps for lack of memory (or of shared memory, "
+    "/dev/shm): take fewer --workers"
+)
+
+
+class DataError(ValueError):
+    """A fault of a data file, in one sentence that names the file and the archive it is in."""
+
+
+class DivergedError(Exception):
+    """Training that no longer gets anywhere, in one sentence."""
+
+
+@contextmanager
+def one_sentence_errors() -> Iterator[None]:
+    """End the program with exit code 2 and one sentence if the block raises ValueError or OSError.
+
+    For blocks that build things from the user's input. Within a process group every process has to
+    enter it: all of them end if one fails, and the first process prints the first sentence.
+    """
+    error = None
+    try:
+        yield
+    except (ValueError, OSError) as caught:
+        error = " ".join(str(caught).split())
+    # Importing torch takes seconds, and without this module there is no process group.
+    distributed = sys.modules.get("runtime.distributed")
+    told = [text for text in distributed.gather(error) if text] if distributed else [error]
+    if told and told[0] is not None:
+        if os.environ.get("LOCAL_RANK", "0") == "0" and not (distributed and distributed.rank()):
+            print(f"error: {told[0]}", file=sys.stderr, flush=True)
+        sys.exit(2)
+
+
+@contextmanager
+def data_errors() -> Iterator[None]:
+    """End this process with exit code 2 and one sentence if data cannot be read or written,
+    training has diverged, or memory does not suffice.
+
+    Under torchrun the others then end too: unlike `one_sentence_errors` this waits for nobody.
+    """
+    from runtime.distributed import claim_failure  # imports torch
+
+    try:
+        yield
+    except Exception as error:
+        sentence = _sentence(error)
+        if sentence is None:
+            raise
+        claim_failure()
+        print(f"error: {' '.join(sentence.split())}", file=sys.stderr, flush=True)
+        sys.exit(2)
+
+
+def is_killed_loader(error: BaseException) -> bool:
+    """Whether torch raised this because a process that loads was killed, which it does wherever the
+    main thread happens to be; an error of such a process begins otherwise."""
+    return isinstance(error, RuntimeError) and str(error).startswith("DataLoader worker (pid")
+
+
+def _sentence(error: Exception) -> str | None:
+    """What is said of an error that is no mistake of ours; None for one that is."""
+    import torch  # takes seconds
+
+    if isinstance(error, DataError | OSError | DivergedError):
+        return str(error)
+    if is_killed_loader(error):
+        return KILLED_LOADER
+    on_cpu = isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
+    if on_cpu or isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return (
+            "memory does not suffice: take a smaller --batch; in training a smaller --batch-gpu "
+            "leaves the batch as it is, and --set recompute=[0,1] keeps fewer activations"
+        )
+    return None

@@ -1,0 +1,55 @@
+"""Files that are written whole: under a temporary name in their folder, then renamed.
+
+A reader, or a run that was cut short, never sees half of one.
+"""
+
+import contextlib
+import json
+import math
+import os
+import uuid
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A temporary path beside `path` that takes its place if the block ends well."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def plain(value: Any) -> Any:
+    """The value in what JSON knows: dicts, lists, strings, finite numbers, bools and null."""
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    if isinstance(value, Tensor | np.ndarray | np.generic):
+        return plain(value.tolist())
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, Path | torch.device | torch.dtype):
+        return str(value)
+    return value
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a value as strict JSON, indented; see `plain` for what it may hold.
+
+    Raises TypeError for a value of any other kind.
+    """
+    text = json.dumps(plain(value), indent=2, allow_nan=False, ensure_ascii=False)
+    with replacing(path) as temporary:
+        # A path may hold bytes that are no UTF-8: JSON has escapes for what Python makes of them.
+        temporary.write_text(text + "\n", encoding="utf-8", errors="backslashreplace")

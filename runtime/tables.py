@@ -1,0 +1,36 @@
+"""Tables as text."""
+
+from collections.abc import Sequence
+from typing import Any
+
+
+def table(headers: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    """An aligned table that is readable as plain text and valid Markdown.
+
+    Floats are shown with four significant digits, None as "-". Columns of numbers are aligned to
+    the right. Raises ValueError when a row has not one value for each header.
+    """
+    if any(len(row) != len(headers) for row in rows):
+        raise ValueError(f"every row of the table needs {len(headers)} values")
+    numeric = [
+        all(row[i] is None or isinstance(row[i], int | float) for row in rows)
+        for i in range(len(headers))
+    ]
+    cells = [list(headers)] + [[_cell(value) for value in row] for row in rows]
+    widths = [max(3, *(len(line[i]) for line in cells)) for i in range(len(headers))]
+
+    def render(line: Sequence[str]) -> str:
+        columns = zip(line, widths, numeric, strict=True)
+        return "| " + " | ".join(c.rjust(w) if n else c.ljust(w) for c, w, n in columns) + " |"
+
+    rule = [
+        "-" * (width - 1) + ":" if right else "-" * width
+        for width, right in zip(widths, numeric, strict=True)
+    ]
+    return "\n".join(render(line) for line in [cells[0], rule, *cells[1:]])
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
