@@ -10,8 +10,9 @@ from typing import Any
 import click
 
 from commands.allocation import keep_memory
-from commands.cli import COUNT, key_values, options_of
+from commands.cli import COUNT
 from runtime.errors import one_sentence_errors
+from runtime.options import key_values
 
 SHOW = {"help_option_names": ["-h", "--help"], "show_default": True}
 FILE = click.Path(path_type=Path)
@@ -148,7 +149,7 @@ def main() -> None:
 def ref(**options: Any) -> None:
     """Compute the statistics of a data set's features that restorations are compared with."""
     with one_sentence_errors():
-        options["data_opt"] = options_of(options["data_opt"])
+        options["data_opt"] = key_values(options["data_opt"])
 
     from commands.ref import ReferenceStatistics  # importing torch takes seconds: not for --help
 
@@ -170,7 +171,7 @@ def ref(**options: Any) -> None:
 def prior(**options: Any) -> None:
     """Fit a Gaussian mixture to a data set: a denoiser for zero-shot samplers without training."""
     with one_sentence_errors():
-        options["data_opt"] = options_of(options["data_opt"])
+        options["data_opt"] = key_values(options["data_opt"])
 
     from commands.prior import PriorFit
 
@@ -268,7 +269,7 @@ def prior(**options: Any) -> None:
 def gen(**options: Any) -> None:
     """Restore a data set under each degradation and measure the result."""
     with one_sentence_errors():
-        options["data_opt"] = options_of(options["data_opt"])
+        options["data_opt"] = key_values(options["data_opt"])
         options["degradation_opt"] = key_values(options["degradation_opt"])
         options["sampler_opt"] = key_values(options["sampler_opt"])
 

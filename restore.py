@@ -7,8 +7,8 @@ from typing import Any
 import click
 
 from commands.allocation import keep_memory
-from commands.cli import key_values
 from runtime.errors import one_sentence_errors
+from runtime.options import key_values
 
 SHIPPED = Path(__file__).parent / "checkpoints" / "photos64-invfusion.safetensors"
 FILE = click.Path(path_type=Path)

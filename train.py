@@ -12,8 +12,9 @@ from typing import Any
 import click
 
 from commands.allocation import keep_memory
-from commands.cli import COUNT, Count, key_values, options_of
+from commands.cli import COUNT, Count
 from runtime.errors import one_sentence_errors
+from runtime.options import key_values
 from training.config import PRECISIONS, TrainConfig
 
 FOLDER = click.Path(file_okay=False, path_type=Path)
@@ -175,7 +176,7 @@ def main(
     Exit code 75: SIGTERM or Ctrl-C came, a checkpoint is written, and --resume goes on.
     """
     with one_sentence_errors():
-        overrides = options_of(settings)
+        overrides: dict[str, Any] = dict(key_values(settings))
         overrides |= {key: value for key, value in options.items() if value is not None}
         if degradation_opt:
             overrides["degradation_opt"] = key_values(degradation_opt)
@@ -193,7 +194,11 @@ def main(
                 "it goes on with the run"
             )
         source = resume / "config.yaml" if resume else config_file or _published(overrides)
-        config = TrainConfig.load(source, overrides, options_of(data_opt))
+        config = TrainConfig.load(source, overrides)
+        if data_opt:
+            from commands.train import with_data_options  # importing torch takes seconds
+
+            config = with_data_options(config, key_values(data_opt))
         folder = resume or outdir or Path("experiments") / (name or config.preset)
         before = folder / "config.yaml"
         if resume is None and keep_going and before.exists():

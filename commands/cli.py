@@ -6,11 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import click
-import yaml
 
-from training.config import parse_count
-
-_PATHS = ("path", "heldout_path")  # of data sets
+from runtime.options import parse_count
 
 
 class Count(click.ParamType):
@@ -32,15 +29,6 @@ class Count(click.ParamType):
 
 
 COUNT = Count()
-
-
-def key_values(pairs: Iterable[str]) -> dict[str, str]:
-    """{"key": "value"} of texts such as "key=value". Raises ValueError."""
-    split = [pair.partition("=") for pair in pairs]
-    for pair, (key, equals, _) in zip(pairs, split, strict=True):
-        if not key or not equals:
-            raise ValueError(f"'{pair}' is no option such as key=value")
-    return {key: value for key, _, value in split}
 
 
 def options_by_name(
@@ -68,18 +56,6 @@ def check_once(option: str, names: Sequence[str]) -> None:
     for i, name in enumerate(names):
         if name in names[:i]:
             raise ValueError(f"{option} {name} is given twice: give every one once")
-
-
-def options_of(pairs: Iterable[str]) -> dict[str, Any]:
-    """The same with values read as YAML: numbers, booleans, text. Paths stay text: a folder may be
-    called 2024."""
-    try:
-        return {
-            key: value if key in _PATHS else yaml.safe_load(value)
-            for key, value in key_values(pairs).items()
-        }
-    except yaml.YAMLError:
-        raise ValueError(f"{' '.join(pairs)} holds a value that is no valid YAML") from None
 
 
 def check_folder(folder: Path) -> None:

@@ -21,6 +21,7 @@ from runtime import distributed
 from runtime.environment import environment
 from runtime.errors import data_errors, one_sentence_errors
 from runtime.files import replacing
+from runtime.options import arguments
 from samplers import MMSE, Heun, Solver
 from training.checkpoint import list_checkpoints
 from training.config import TrainConfig
@@ -68,6 +69,12 @@ def run(config: TrainConfig, folder: Path, *, resume: bool, command: Sequence[st
             train(trainer, dataset, folder, heldout)
             if distributed.rank() == 0 and heldout.psnr:
                 draw_curves([folder], folder / "curves.png")
+
+
+def with_data_options(config: TrainConfig, options: dict[str, str]) -> TrainConfig:
+    """The settings with more options of the data set, given as text. Raises ValueError."""
+    cls, what = dataset_class(config.data_class), f"dataset '{config.data_class}'"
+    return replace(config, data=arguments(cls, config.data | options, what, fixed=("split",)))
 
 
 def check_names(config: TrainConfig) -> None:

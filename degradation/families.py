@@ -1,15 +1,8 @@
 """The families by name: the mixture of several, and building one from options given as text."""
 
-import contextlib
-import dataclasses
-import difflib
-import importlib
-import math
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
-
-from torch import Tensor
 
 from degradation.base import Degradation
 from degradation.blur import (
@@ -33,6 +26,7 @@ from degradation.inpainting import (
 )
 from degradation.mask import NullOperator
 from degradation.projections import Colourisation, Hadamard, MatrixDegradation
+from runtime.registry import Registry
 
 
 @dataclass(frozen=True)
@@ -80,7 +74,19 @@ class RandomDegradation(Family):
         return self.members[member].sample(image_shape, inner, seeds, device)
 
 
-FAMILIES: dict[str, type[Family]] = {
+def _family(text: str) -> Family:
+    return get_family(text.strip())
+
+
+FAMILIES = Registry(
+    "degradation",
+    Family,
+    {
+        Family | None: _family,
+        tuple[Family, ...]: lambda text: tuple(map(_family, text.split(","))),
+    },
+)
+FAMILIES |= {
     family.__name__: family
     for family in (
         MissingPatches,
@@ -112,29 +118,7 @@ def family_class(name: str) -> type[Family]:
 
     Raises ValueError with the names that are most like it.
     """
-    short = name.removeprefix("degradation.")
-    if short in FAMILIES:
-        return FAMILIES[short]
-    module, _, attribute = name.rpartition(".")
-    found = None
-    with contextlib.suppress(ModuleNotFoundError, ValueError):
-        found = getattr(importlib.import_module(module), attribute, None)
-    if isinstance(found, type) and issubclass(found, Family):
-        return found
-    if found is not None:
-        raise ValueError(f"degradation '{name}' is no family of operators, a class made of Family")
-    near = _nearest(short)
-    raise ValueError(
-        f"unknown degradation '{name}'{f': is it {near}?' if near else ''} "
-        "(`python -m degradation` lists all; one of your own is given as module.Class)"
-    )
-
-
-def _nearest(name: str) -> str:
-    """The known names that are most like this one, in words; empty where none is."""
-    known = {known.lower(): known for known in FAMILIES}
-    found = difflib.get_close_matches(name.rpartition(".")[2].lower(), known, n=3, cutoff=0.5)
-    return " or ".join(known[match] for match in found)
+    return FAMILIES.find(name)
 
 
 def get_family(name: str, options: Mapping[str, Any] | None = None) -> Family:
@@ -144,59 +128,4 @@ def get_family(name: str, options: Mapping[str, Any] | None = None) -> Family:
     or any other value that is no text, as it is. Raises ValueError, in one sentence, for an unknown
     name, an unknown or missing option (with the known ones), and a value out of range.
     """
-    family = family_class(name)
-    fields = {f.name: f for f in dataclasses.fields(family)}
-    values = {}
-    for key, value in (options or {}).items():
-        if key not in fields:
-            known = f"it has {', '.join(fields)}" if fields else "it has none"
-            raise ValueError(f"degradation '{name}' has no option '{key}'; {known}")
-        values[key] = _converted(family, fields[key], value) if isinstance(value, str) else value
-    for key, f in fields.items():
-        if key not in values and f.default is f.default_factory is dataclasses.MISSING:
-            raise ValueError(f"degradation '{name}' needs the option '{key}'")
-    return family(**values)
-
-
-def _converted(family: type[Family], option: dataclasses.Field, text: str) -> Any:
-    """The value of an option given as text, by the type of its field."""
-    if option.type in _FAMILY_PARSERS:
-        return _FAMILY_PARSERS[option.type](text)  # its own message says what is wrong
-    if option.type not in _PARSERS:
-        raise ValueError(f"{family.__name__} option {option.name} cannot be given as text")
-    parse, accepted = _PARSERS[option.type]
-    try:
-        return parse(text)
-    except (ValueError, KeyError):
-        name = family.__name__
-        raise ValueError(f"{name} option {option.name}={text!r} must be {accepted}") from None
-
-
-def _number(text: str) -> float:
-    value = float(text)
-    if not math.isfinite(value):
-        raise ValueError
-    return value
-
-
-def _tuple_of(parse: Callable[[str], Any]) -> Callable[[str], tuple]:
-    return lambda text: tuple(parse(part) for part in text.split(","))
-
-
-def _no_tensor(text: str) -> Tensor:
-    raise ValueError
-
-
-_PARSERS: dict[Any, tuple[Callable[[str], Any], str]] = {
-    int: (int, "a whole number"),
-    float: (_number, "a number"),
-    str: (str, "a text"),
-    bool: (lambda text: {"true": True, "false": False}[text.lower()], "true or false"),
-    tuple[int, ...]: (_tuple_of(int), "whole numbers such as 2,4"),
-    tuple[float, ...]: (_tuple_of(_number), "numbers such as 0.5,2"),
-    Tensor: (_no_tensor, "a tensor"),
-}
-_FAMILY_PARSERS: dict[Any, Callable[[str], Any]] = {
-    Family | None: lambda text: get_family(text.strip()),
-    tuple[Family, ...]: _tuple_of(lambda text: get_family(text.strip())),
-}
+    return FAMILIES.build(name, options)

@@ -1,7 +1,6 @@
 """What a solver is: `solver(denoiser, noise, problem, rng) → samples`, built from its options."""
 
 import dataclasses
-import typing
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
@@ -9,6 +8,7 @@ import torch
 from torch import Tensor
 
 from degradation import Degradation, Draws, Problem
+from runtime.registry import Registry
 
 Denoiser = Callable[[Tensor, Tensor | float, Problem], Tensor]
 Callback = Callable[[int, Tensor], None]
@@ -105,54 +105,22 @@ class OnGrid:
         return karras_grid(self.num_steps, self.sigma_min, self.sigma_max, self.rho).tolist()
 
 
-_REGISTRY: dict[str, type] = {}
-
-
-def register(name: str) -> Callable[[type], type]:
-    """Class decorator: give a solver's dataclass its name on the command line."""
-
-    def add(solver: type) -> type:
-        _REGISTRY[name] = solver
-        return solver
-
-    return add
+SAMPLERS = Registry("sampler")
+register = SAMPLERS.register
 
 
 def solver_names() -> list[str]:
     """The names that `make_solver` knows."""
-    return sorted(_REGISTRY)
+    return sorted(SAMPLERS)
 
 
-def make_solver(name: str, options: Mapping[str, str] | None = None) -> Solver:
-    """Build a solver from its name and options given as text, such as {"num_steps": "16"}.
+def make_solver(name: str, options: Mapping[str, Any] | None = None) -> Solver:
+    """Build a solver from its name, or module.Class, and its options: {"num_steps": "16"}.
 
-    Raises ValueError for an unknown name or option, or a value out of range, with the known ones.
+    Options are given as text or as values. Raises ValueError for an unknown name or option, or a
+    value out of range, with the known ones.
     """
-    if name not in _REGISTRY:
-        raise ValueError(f"unknown sampler '{name}'; known are {', '.join(solver_names())}")
-    solver = _REGISTRY[name]
-    types = typing.get_type_hints(solver)
-    known = [field.name for field in dataclasses.fields(solver)]
-    values: dict[str, Any] = {}
-    for key, text in (options or {}).items():
-        if key not in known:
-            raise ValueError(f"sampler '{name}' has no option '{key}'; it has {', '.join(known)}")
-        if types[key] not in _READERS:
-            raise ValueError(f"sampler '{name}' option {key} cannot be given as text")
-        read, accepted = _READERS[types[key]]
-        try:
-            values[key] = read(text)
-        except (ValueError, KeyError):
-            raise ValueError(f"sampler '{name}' option {key}={text!r} must be {accepted}") from None
-    return solver(**values)
-
-
-_READERS: dict[type, tuple[Callable[[str], Any], str]] = {
-    int: (int, "a whole number"),
-    float: (float, "a number"),
-    str: (str, "a text"),
-    bool: (lambda text: {"true": True, "false": False}[text.lower()], "true or false"),
-}
+    return SAMPLERS.build(name, options)
 
 
 def check_operator(solver: Solver, operator: Degradation) -> None:

@@ -18,7 +18,8 @@ import calculate_metrics
 import train
 from networks import Denoiser, load_weights, make_config, save_weights
 from runtime import distributed
-from training.config import TrainConfig, parse_count
+from runtime.options import parse_count
+from training.config import TrainConfig
 from training.log import read_log
 
 ROOT = Path(train.__file__).parent
@@ -97,8 +98,8 @@ def assert_names(sentence: str, words: str) -> None:
 TRAIN_REFUSALS = [
     ("--preset=huge", "'huge' FFHQ64 small32 tiny"),
     ("--degradation=Blurr", "'Blurr' MotionBlur"),
-    ("--data-class=datautils.photos.Fotos", "datautils.photos.Fotos datautils.photos.Photos"),
-    ("--data-class=nowhere", "'nowhere' datautils.photos.Photos"),
+    ("--data-class=datautils.photos.Fotos", "datautils.photos.Fotos Photos"),
+    ("--data-class=nowhere", "'nowhere' Photos ImageDir"),
     ("--data-class=datautils.photos", "datautils.photos"),
     ("--data-opt=colour=3", "'colour' resolution size"),
     ("--data-opt=resolution", "'resolution' key=value"),
@@ -153,7 +154,7 @@ def test_train_refuses_in_a_sentence(argument, words):
 CONFIG_REFUSALS = {
     "unknown setting": ("presett: tiny", "presett preset degradation"),
     "unknown setting that is a number": ("3: 4\nfoo: 5", "preset degradation"),
-    "list for a count": ("batch: [1, 2]", "batch count"),
+    "list for a count": ("batch: [1, 2]", "batch whole"),
     "text for a count": ("batch: lots", "batch 'lots' 64Ki"),
     "fraction for a count": ("batch: 1.5", "batch 1.5"),
     "text for a number": ("lr: fast", "lr 'fast' number"),
@@ -447,7 +448,7 @@ GEN_REFUSALS = [
     ("--sampler-opt=sigma", "'sigma' key=value"),
     ("--metrics=psnr,beauty", "'beauty' psnr ssim consistency"),
     ("--baselines=pinv,magic", "'magic' pinv fill gaussian"),
-    ("--data=nowhere", "'nowhere' datautils.photos.Photos"),
+    ("--data=nowhere", "'nowhere' Photos ImageDir"),
     ("--data-opt=colour=3", "'colour' resolution size"),
     ("--data-opt=resolution=wide", "resolution wide"),
     ("--data-opt=resolution=32", "good.safetensors 16 32"),

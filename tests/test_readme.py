@@ -8,7 +8,7 @@ import torch
 
 from degradation import Draws, Problem
 from samplers import make_solver
-from samplers.base import _REGISTRY
+from samplers.base import SAMPLERS
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
@@ -43,7 +43,7 @@ def test_the_new_operator():
 
 
 def test_the_new_solver(monkeypatch):
-    monkeypatch.setattr("samplers.base._REGISTRY", dict(_REGISTRY))
+    monkeypatch.setattr("samplers.base.SAMPLERS", dict(SAMPLERS))
     run("TwoSteps")
     problem = Problem.without_measurement(2, (3, 4, 4))
     solver = make_solver("two_steps", {"sigma": "0.5"})

@@ -15,7 +15,7 @@ from benchmarks.solver_cost import cost_table
 from benchmarks.solver_quality import zero_shot
 from degradation import Draws, Mask, Problem
 from samplers import CountingDenoiser, make_solver, solver_names
-from samplers.base import _REGISTRY, OnGrid
+from samplers.base import SAMPLERS, OnGrid
 from zero_shot import ZeroShot
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -35,15 +35,15 @@ def test_every_solver_stands_in_the_table() -> None:
     assert set(ROWS) == set(solver_names())
     split = TEXT.index("## For denoisers that know images alone")
     for name in ROWS:
-        assert (TEXT.index(f"| `{name}`") > split) == issubclass(_REGISTRY[name], ZeroShot)
+        assert (TEXT.index(f"| `{name}`") > split) == issubclass(SAMPLERS[name], ZeroShot)
 
 
 @pytest.mark.parametrize("name", list(ROWS))
 def test_options_and_defaults(name: str) -> None:
-    fields = {f.name: f.default for f in dataclasses.fields(_REGISTRY[name])}
+    fields = {f.name: f.default for f in dataclasses.fields(SAMPLERS[name])}
     told = dict(re.findall(r"`?(\w+)`? \(([^)]*)\)", ROWS[name][5]))
     on_grid = "steps" in told
-    assert on_grid == issubclass(_REGISTRY[name], OnGrid)
+    assert on_grid == issubclass(SAMPLERS[name], OnGrid)
     if on_grid:  # which stands for four
         told["num_steps"] = told.pop("steps")
         fields = {option: value for option, value in fields.items() if option not in LEVELS}
@@ -58,7 +58,7 @@ def test_options_and_defaults(name: str) -> None:
 
 @pytest.mark.parametrize("name", list(ROWS))
 def test_costs_and_needs(name: str) -> None:
-    assert ROWS[name][4] == ", ".join(sorted(getattr(_REGISTRY[name], "needs", ())))
+    assert ROWS[name][4] == ", ".join(sorted(getattr(SAMPLERS[name], "needs", ())))
     told = int(ROWS[name][2]), int(ROWS[name][3])
     if name in COUNTS:  # which a test of its own makes sure of
         assert told == COUNTS[name]
@@ -109,7 +109,7 @@ def test_linked_files_are_there(path: str) -> None:
 
 
 def test_the_examples_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("samplers.base._REGISTRY", dict(_REGISTRY))
+    monkeypatch.setattr("samplers.base.SAMPLERS", dict(SAMPLERS))
     use, add = re.findall(r"```python\n(.*?)```", TEXT, re.S)
     used: dict[str, Any] = {}
     exec(use, used)

@@ -31,7 +31,7 @@ from samplers import (
     make_solver,
     solver_names,
 )
-from samplers.base import _REGISTRY
+from samplers.base import SAMPLERS
 from zero_shot import (
     DAPS,
     DDNM,
@@ -103,12 +103,12 @@ def posed(op: Degradation, noise_level: float | Tensor = 0.0, seed: int = 3) -> 
 
 
 def test_all_are_known_by_name() -> None:
-    known = {name for name in solver_names() if issubclass(_REGISTRY[name], ZeroShot)}
+    known = {name for name in solver_names() if issubclass(SAMPLERS[name], ZeroShot)}
     assert known == {name.split()[0] for name in QUICK}
     for name in known:
-        assert dataclasses.is_dataclass(_REGISTRY[name])
-        assert make_solver(name) == _REGISTRY[name]()
-        assert _REGISTRY[name].__doc__ and "20" in _REGISTRY[name].__doc__  # year of its source
+        assert dataclasses.is_dataclass(SAMPLERS[name])
+        assert make_solver(name) == SAMPLERS[name]()
+        assert SAMPLERS[name].__doc__ and "20" in SAMPLERS[name].__doc__  # year of its source
 
 
 COUNTS = {
@@ -450,7 +450,7 @@ def wrong_options() -> list[tuple[str, str, str]]:
     return [
         (name, field.name, wrong[getattr(field.type, "__name__", str(field.type))])
         for name in COUNTS
-        for field in dataclasses.fields(_REGISTRY[name])
+        for field in dataclasses.fields(SAMPLERS[name])
     ]
 
 

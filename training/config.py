@@ -1,16 +1,13 @@
 """The settings of a training run: one YAML file, overridden by command-line options."""
 
 import dataclasses
-import math
-import re
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import UnionType
-from typing import Any, Self, get_args, get_origin
+from typing import Any, Self, get_origin
 
 import yaml
 
+from runtime.options import read
 from training.averages import WIDEST
 
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
@@ -30,7 +27,6 @@ _FREE = (
     *("compile", "recompute", "fsdp", "tensorboard", "wandb"),
 )
 _SHARES = ("mmse_share", "clean_share", "label_dropout", "cooldown", "augment")
-_UNITS = {"": 1, "k": 10**3, "m": 10**6, "ki": 2**10, "mi": 2**20, "gi": 2**30}
 
 
 @dataclass(frozen=True)
@@ -188,10 +184,8 @@ class TrainConfig:
         _require(self.precision in PRECISIONS, "precision", self.precision, " or ".join(PRECISIONS))
 
     @classmethod
-    def load(
-        cls, path: Path | None, overrides: dict[str, Any], data: dict[str, Any] | None = None
-    ) -> Self:
-        """Defaults, then the YAML file, then the overrides; `data` adds options of the data set.
+    def load(cls, path: Path | None, overrides: dict[str, Any]) -> Self:
+        """Defaults, then the YAML file, then the overrides, text or values.
 
         Raises ValueError that names the file and the setting at fault.
         """
@@ -203,11 +197,7 @@ class TrainConfig:
                 raise ValueError(f"{where}unknown setting '{name}'; known are {', '.join(types)}")
         values |= overrides
         try:
-            if data:
-                values["data"] = _convert("data", values.get("data", {}), types["data"]) | data
-            return cls(
-                **{name: _convert(name, value, types[name]) for name, value in values.items()}
-            )
+            return cls(**{name: read(value, types[name], name) for name, value in values.items()})
         except ValueError as error:
             raise ValueError(f"{path}: {error}" if path else str(error)) from None
 
@@ -234,22 +224,6 @@ def _types() -> dict[str, Any]:
     return {f.name: f.type for f in dataclasses.fields(TrainConfig)}
 
 
-def parse_count(text: str | int) -> int:
-    """A count such as 4096, 64Ki, 8Mi, 10k or 2^25. Raises ValueError."""
-    if isinstance(text, int) and not isinstance(text, bool):
-        return text
-    text = str(text).strip()
-    if power := re.fullmatch(r"2\^(\d{1,2})", text):
-        return int(2 ** int(power[1]))
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([a-zA-Z]*)", text)
-    if not match or match[2].lower() not in _UNITS:
-        raise ValueError(f"'{text}' is no count such as 4096, 64Ki, 8Mi or 2^25")
-    count = float(match[1]) * _UNITS[match[2].lower()]
-    if count != int(count):
-        raise ValueError(f"'{text}' is no whole number")
-    return int(count)
-
-
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
         values = yaml.safe_load(path.read_text())
@@ -260,51 +234,6 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise ValueError(f"{path} must hold settings as 'name: value' lines")
     return values
-
-
-def _convert(name: str, value: Any, kind: Any) -> Any:
-    """Bring a value from YAML or the command line to the type of its field."""
-    optional = isinstance(kind, UnionType)
-    if optional:
-        kind = get_args(kind)[0]
-    if value is None and optional:
-        return None
-    parse, accepted = _PARSERS[get_origin(kind) or kind]
-    try:
-        return parse(value)
-    except (TypeError, ValueError):
-        raise ValueError(f"{name}={value!r} must be {accepted}") from None
-
-
-def _instance(kind: type) -> Callable[[Any], Any]:
-    def check(value: Any) -> Any:
-        if not isinstance(value, kind):
-            raise TypeError
-        return value
-
-    return check
-
-
-def _number(value: Any) -> float:
-    if isinstance(value, bool) or not math.isfinite(float(value)):
-        raise ValueError
-    return float(value)
-
-
-def _numbers(value: Any) -> tuple[float, ...]:
-    if isinstance(value, str):
-        raise TypeError
-    return tuple(_number(item) for item in value)
-
-
-_PARSERS: dict[type, tuple[Callable[[Any], Any], str]] = {
-    bool: (_instance(bool), "true or false"),
-    int: (parse_count, "a count such as 4096, 64Ki or 2^25"),
-    float: (_number, "a finite number"),
-    str: (_instance(str), "a text"),
-    dict: (_instance(dict), "a mapping of names to values"),
-    tuple: (_numbers, "a list of numbers"),
-}
 
 
 def _require(condition: bool, name: str, value: Any, accepted: str) -> None:

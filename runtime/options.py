@@ -1,0 +1,148 @@
+"""Options by name: read from text, or checked, by the types that a class declares for them."""
+
+import inspect
+import math
+import os
+import re
+import types
+import typing
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import yaml
+
+Reader = Callable[[Any], Any]
+_UNITS = {"": 1, "k": 10**3, "m": 10**6, "ki": 2**10, "mi": 2**20, "gi": 2**30}
+
+
+def key_values(pairs: Iterable[str]) -> dict[str, str]:
+    """{"key": "value"} of texts such as "key=value". Raises ValueError for any other text."""
+    split = [pair.partition("=") for pair in pairs]
+    for pair, (key, equals, _) in zip(pairs, split, strict=True):
+        if not key or not equals:
+            raise ValueError(f"'{pair}' is no option such as key=value")
+    return {key: value for key, _, value in split}
+
+
+def arguments(
+    cls: type,
+    options: Mapping[str, Any],
+    what: str,
+    fixed: Iterable[str] = (),
+    readers: Mapping[Any, Reader] | None = None,
+) -> dict[str, Any]:
+    """The keyword arguments of a class from options by name, given as text or as values.
+
+    what: the class in a message, such as "sampler 'heun'"; fixed: parameters that are no options;
+    readers: how text is read for types that are not built in. Raises ValueError for an unknown
+    option (with the known ones), a missing one, and a value of another type.
+    """
+    parameters = {k: p for k, p in inspect.signature(cls).parameters.items() if k not in fixed}
+    any_other = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    named = {k: p for k, p in parameters.items() if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)}
+    kinds = typing.get_type_hints(cls.__init__)  # type: ignore[misc]
+    values = {}
+    for key, value in options.items():
+        if key not in named and not any_other:
+            known = f"it has {', '.join(named)}" if named else "it has none"
+            raise ValueError(f"{what} has no option '{key}'; {known}")
+        values[key] = read(value, kinds.get(key, Any), f"{what} option {key}", readers)
+    for key, parameter in named.items():
+        if key not in values and parameter.default is parameter.empty:
+            raise ValueError(f"{what} needs the option '{key}'")
+    return values
+
+
+def read(value: Any, kind: Any, name: str, readers: Mapping[Any, Reader] | None = None) -> Any:
+    """A value of the type `kind` from text, or from what YAML makes of it.
+
+    Raises ValueError, which says what is accepted.
+    """
+    if readers and kind in readers:
+        return readers[kind](value) if isinstance(value, str) else value
+    parse, accepted = _parser(kind)
+    try:
+        return parse(value)
+    except (TypeError, ValueError, KeyError, yaml.YAMLError):
+        raise ValueError(f"{name}={value!r} must be {accepted}") from None
+
+
+def parse_count(text: Any) -> int:
+    """A count such as 4096, 64Ki, 8Mi, 10k or 2^25. Raises ValueError."""
+    if isinstance(text, int) and not isinstance(text, bool):
+        return text
+    text = str(text).strip()
+    if power := re.fullmatch(r"2\^(\d{1,2})", text):
+        return int(2 ** int(power[1]))
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([a-zA-Z]*)", text)
+    if not match or match[2].lower() not in _UNITS:
+        raise ValueError(f"'{text}' is no count such as 4096, 64Ki, 8Mi or 2^25")
+    count = float(match[1]) * _UNITS[match[2].lower()]
+    if count != int(count):
+        raise ValueError(f"'{text}' is no whole number")
+    return int(count)
+
+
+def _parser(kind: Any) -> tuple[Reader, str]:
+    """How a value of a type is read, and what is accepted, in words."""
+    origin, inner = typing.get_origin(kind), typing.get_args(kind)
+    if origin in (typing.Union, types.UnionType):
+        kinds = [k for k in inner if k is not type(None)]
+        parse, accepted = _parser(str if str in kinds else kinds[0])
+        if type(None) not in inner:
+            return parse, accepted
+        empty = (None,) if str in kinds else (None, "none", "null")
+        return lambda value: None if value in empty else parse(value), f"{accepted}, or none"
+    if origin is tuple:
+        parse, _ = _parser(inner[0])
+        return lambda value: tuple(parse(item) for item in _items(value)), _SEVERAL[inner[0]]
+    return _PARSERS.get(origin or kind, (_no_text, "given as a value, not as text"))
+
+
+def _items(value: Any) -> list:
+    if isinstance(value, str):
+        text = value.strip().removeprefix("[").removesuffix("]")
+        return text.split(",") if text else []
+    if not isinstance(value, list | tuple):
+        raise TypeError
+    return list(value)
+
+
+def _flag(value: Any) -> bool:
+    return value if isinstance(value, bool) else {"true": True, "false": False}[value.lower()]
+
+
+def _number(value: Any) -> float:
+    if isinstance(value, bool) or not math.isfinite(float(value)):
+        raise ValueError
+    return float(value)
+
+
+def _text(value: Any) -> str | os.PathLike:
+    if not isinstance(value, str | os.PathLike):
+        raise TypeError
+    return value
+
+
+def _mapping(value: Any) -> dict:
+    found = yaml.safe_load(value) if isinstance(value, str) else value
+    if not isinstance(found, dict):
+        raise TypeError
+    return found
+
+
+def _no_text(value: Any) -> Any:
+    if isinstance(value, str):
+        raise TypeError
+    return value
+
+
+_PARSERS: dict[Any, tuple[Reader, str]] = {
+    bool: (_flag, "true or false"),
+    int: (parse_count, "a whole number such as 4096, 64Ki or 2^25"),
+    float: (_number, "a number"),
+    str: (_text, "a text"),
+    dict: (_mapping, "a mapping of names to values"),
+    Any: (lambda value: value, "anything"),
+}
+_SEVERAL = {int: "whole numbers such as 2,4", float: "numbers such as 0.5,2", str: "texts"}

@@ -1,0 +1,88 @@
+"""Classes by the names that the command line knows, and one of the user's own as module.Class."""
+
+import difflib
+import importlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from runtime.options import Reader, arguments
+
+
+class Registry(dict[str, Any]):
+    """The classes of one kind by name.
+
+    A value is a class, or "module.Class" for one whose import takes long. A name that is not among
+    them is read as the module.Class of the user's own.
+    """
+
+    def __init__(
+        self,
+        kind: str,
+        base: type = object,
+        readers: Mapping[Any, Reader] | None = None,
+    ):
+        """kind: what the classes are in a message, such as "sampler"; base: what a class of the
+        user's own has to be a subclass of; readers: how text is read for the types of options that
+        are not built in."""
+        super().__init__()
+        self.kind, self.base, self.readers = kind, base, readers
+
+    def register(self, name: str) -> Callable[[type], type]:
+        """Class decorator that gives a class its name."""
+
+        def add(cls: type) -> type:
+            self[name] = cls
+            return cls
+
+        return add
+
+    def find(self, name: str) -> Any:
+        """The class of a name.
+
+        Raises ValueError if there is none, with the names most like it or all of them.
+        """
+        known = self.get(name, name)
+        found = _imported(known, self.kind) if isinstance(known, str) else known
+        if found is None:
+            raise ValueError(f"unknown {self.kind} '{name}'{self._near(name)}")
+        if not (isinstance(found, type) and issubclass(found, self.base)):
+            kinds = "class" if self.base is object else f"subclass of {self.base.__name__}"
+            raise ValueError(f"{self.kind} '{name}' is no {kinds}")
+        return found
+
+    def build(self, name: str, options: Mapping[str, Any] | None = None, **fixed: Any) -> Any:
+        """An object of the named class. Options are text or values; `fixed` are arguments besides.
+
+        Raises ValueError, in one sentence, for an unknown name, an unknown or missing option, and
+        a value that is not accepted.
+        """
+        cls = self.find(name)
+        what = f"{self.kind} '{name}'"
+        return cls(**fixed, **arguments(cls, options or {}, what, fixed, self.readers))
+
+    def _near(self, name: str) -> str:
+        by_lower = {known.lower(): known for known in self}
+        wanted = name.rpartition(".")[2].lower()
+        near = difflib.get_close_matches(wanted, by_lower, n=3, cutoff=0.6)
+        if near:
+            return f": is it {' or '.join(by_lower[match] for match in near)}?"
+        return f"; known are {', '.join(sorted(self))}, and module.Class of your own"
+
+
+def _imported(name: str, kind: str) -> Any:
+    """What "module.Class" names; None if there is no such module, or nothing of this name in it.
+
+    Raises ValueError if the module is there and cannot be imported.
+    """
+    module, _, attribute = name.rpartition(".")
+    if not module or not all(name.split(".")):
+        return None
+    try:
+        return getattr(importlib.import_module(module), attribute, None)
+    except ImportError as error:
+        # A module that this one imports may be missing; only this one, or a package around it,
+        # makes the name unknown.
+        missing = error.name if isinstance(error, ModuleNotFoundError) else None
+        if missing and f"{module}.".startswith(f"{missing}."):
+            return None
+        raise ValueError(f"{kind} '{name}' cannot be imported: {error}") from error

@@ -1,0 +1,100 @@
+"""Options are read from text by the types that a class declares, and classes found by name."""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from runtime.options import arguments, key_values, read
+from runtime.registry import Registry
+
+
+class Data:
+    def __init__(
+        self, path: str | Path, split: str, config: str | None = None, *, size: int | None = None
+    ):
+        self.values = path, split, config, size
+
+
+@pytest.mark.parametrize(
+    ("text", "kind", "value"),
+    [
+        ("16", int, 16),
+        ("4Ki", int, 4096),
+        ("2^20", int, 2**20),
+        ("1e-3", float, 1e-3),
+        ("False", bool, False),
+        ("no", str, "no"),
+        ("2024", str | None, "2024"),
+        ("no", str | Path, "no"),
+        (Path("a"), str | Path, Path("a")),
+        ("none", int | None, None),
+        ("2,4", tuple[int, ...], (2, 4)),
+        ("[0.5, 2]", tuple[float, ...], (0.5, 2.0)),
+        ([1, 2], tuple[int, ...], (1, 2)),
+        ("{a: 1}", dict[str, Any], {"a": 1}),
+        ("anything", Any, "anything"),
+    ],
+)
+def test_values_are_read_by_their_type(text: Any, kind: Any, value: Any) -> None:
+    found = read(text, kind, "option")
+    assert found == value and type(found) is type(value)
+
+
+@pytest.mark.parametrize(
+    ("text", "kind", "accepted"),
+    [
+        ("2.5", int, "a whole number"),
+        (True, int, "a whole number"),
+        ("nan", float, "a number"),
+        ("inf", float, "a number"),
+        ("yes", bool, "true or false"),
+        (False, str | None, "a text, or none"),
+        ("2,", tuple[int, ...], "whole numbers such as 2,4"),
+        ("2", dict[str, Any], "a mapping of names to values"),
+        ("x", object, "given as a value, not as text"),
+    ],
+)
+def test_values_of_another_type_are_refused(text: Any, kind: Any, accepted: str) -> None:
+    with pytest.raises(ValueError, match=f"^size={re.escape(repr(text))} must be {accepted}"):
+        read(text, kind, "size")
+
+
+def test_arguments_follow_the_signature() -> None:
+    given = {"path": "2024", "config": "no", "size": "8"}
+    found = arguments(Data, given, "data set 'Data'", fixed=("split",))
+    assert found == {"path": "2024", "config": "no", "size": 8}
+    with pytest.raises(ValueError, match="data set 'Data' needs the option 'path'"):
+        arguments(Data, {}, "data set 'Data'", fixed=("split",))
+    with pytest.raises(ValueError, match=r"no option 'split'; it has path, config, size$"):
+        arguments(Data, {"split": "train"}, "data set 'Data'", fixed=("split",))
+
+
+def test_key_values() -> None:
+    assert key_values(["a=1", "b=x=y"]) == {"a": "1", "b": "x=y"}
+    with pytest.raises(ValueError, match="'a' is no option such as key=value"):
+        key_values(["a"])
+
+
+def test_a_registry_builds_by_name_and_by_module(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    registry = Registry("sampler")
+
+    @registry.register("steps")
+    @dataclass
+    class Steps:
+        count: int = 3
+
+    (tmp_path / "my_samplers.py").write_text(
+        "from dataclasses import dataclass\n@dataclass\nclass Mine:\n    rate: float = 1\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert registry.build("steps", {"count": "5"}) == Steps(5)
+    assert registry.build("my_samplers.Mine", {"rate": "2"}).rate == 2.0
+    with pytest.raises(ValueError, match=r"unknown sampler 'stebs': is it steps\?"):
+        registry.find("stebs")
+    with pytest.raises(ValueError, match="unknown sampler 'x'; known are steps, and module.Class"):
+        registry.find("x")
