@@ -43,7 +43,7 @@ def test_the_new_operator():
 
 
 def test_the_new_solver(monkeypatch):
-    monkeypatch.setattr("samplers.base.SAMPLERS", dict(SAMPLERS))
+    monkeypatch.setitem(SAMPLERS, "two_steps", None)
     run("TwoSteps")
     problem = Problem.without_measurement(2, (3, 4, 4))
     solver = make_solver("two_steps", {"sigma": "0.5"})

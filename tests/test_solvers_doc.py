@@ -109,7 +109,7 @@ def test_linked_files_are_there(path: str) -> None:
 
 
 def test_the_examples_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("samplers.base.SAMPLERS", dict(SAMPLERS))
+    monkeypatch.setitem(SAMPLERS, "null_space", None)
     use, add = re.findall(r"```python\n(.*?)```", TEXT, re.S)
     used: dict[str, Any] = {}
     exec(use, used)
