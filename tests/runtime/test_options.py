@@ -97,6 +97,6 @@ def test_a_registry_builds_by_name_and_by_module(
     with pytest.raises(ValueError, match=r"unknown sampler 'stebs': is it steps\?"):
         registry.find("stebs")
     with pytest.raises(
-        ValueError, match=r"unknown sampler .x.; known are steps, and module\.Class"
+        ValueError, match=r"sampler .x.; known are steps, and module\.Class"
     ):
         registry.find("x")
