@@ -23,12 +23,12 @@ from datautils.photos import Photos
 from degradation import (
     FAMILIES,
     Colourisation,
-    Degradation,
     Draws,
     Family,
     FixedKernel,
     FixedMask,
     GaussianNoise,
+    LinearOperator,
     MotionBlur,
     get_family,
 )
@@ -131,7 +131,7 @@ def measure_costs() -> list[dict[str, Any]]:
     return rows
 
 
-def cost(operator: Degradation) -> tuple[float, float]:
+def cost(operator: LinearOperator) -> tuple[float, float]:
     """Milliseconds of H and of H† on a stack of 32 images for each of the 8 operators."""
     x = torch.randn(BATCH, STACK, *SHAPE)
     y = operator.H(x)

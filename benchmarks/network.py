@@ -27,7 +27,14 @@ from torch import Tensor
 
 from benchmarks.naming import name_option
 from commands.allocation import keep_memory
-from degradation import Degradation, Draws, MatrixDegradation, MissingPatches, MotionBlur, Problem
+from degradation import (
+    Draws,
+    LinearOperator,
+    MatrixDegradation,
+    MissingPatches,
+    MotionBlur,
+    Problem,
+)
 from networks import Denoiser, NetworkConfig, layers, make_config, products
 from networks import invfusion as network
 from networks.attention import BACKENDS, use_backend
@@ -46,7 +53,7 @@ from samplers import Heun
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 from plain_attention import DenseNeighbourhood
 from plain_layers import plain_gate, plain_norm
-from plain_network import PlainProblem
+from plain_network import plain_problem
 from plain_operators import PlainBlur, PlainMask, PlainMatrix
 
 RESULTS = Path(__file__).parent / "results"
@@ -95,7 +102,7 @@ def device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def problems(cell: Cell, operator: Degradation, clean: Tensor) -> Callable[[], Problem]:
+def problems(cell: Cell, operator: LinearOperator, clean: Tensor) -> Callable[[], Problem]:
     """The problem that a call is given: of the plain path, the plain operator's."""
     if cell.path != "plain":
         return lambda: Problem(operator, operator.H(clean))
@@ -108,10 +115,10 @@ def problems(cell: Cell, operator: Degradation, clean: Tensor) -> Callable[[], P
         plain = PlainMatrix(operator.large, shape)  # type: ignore[attr-defined]
     else:
         plain = PlainMask(operator.mask, shape)  # type: ignore[attr-defined]
-    return lambda: PlainProblem(plain, clean)
+    return lambda: plain_problem(plain, clean)
 
 
-def workload(cell: Cell, denoiser: Denoiser, operator: Degradation) -> Callable[[], Any]:
+def workload(cell: Cell, denoiser: Denoiser, operator: LinearOperator) -> Callable[[], Any]:
     """What is timed. A problem lasts for a whole sampling run, and for one training step."""
     place = device()
     clean = torch.randn(cell.batch, *operator.image_shape, device=place)

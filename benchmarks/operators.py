@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from degradation import DenseMatrix, Draws, MatrixDegradation, MissingPatches, MotionBlur
-from degradation.features import FeatureMap, ImageFeatures, MaskedFeatures, mix
 from degradation.motion import motion_kernels
 from degradation.randomness import compile_draws
+from networks.features import FeatureMap, ImageFeatures, MaskedFeatures, mix
 from runtime.environment import environment
 from runtime.files import replacing
 from runtime.tables import table

@@ -112,9 +112,7 @@ def check_operators(
     solvers: Mapping[str, Solver], families: Mapping[str, Family], shape: tuple[int, int, int]
 ) -> None:
     """Raise ValueError where a solver needs what the operators of a family do not have."""
-    demanding = [
-        solver for solver in solvers.values() if "spectrum" in getattr(solver, "needs", ())
-    ]
+    demanding = [solver for solver in solvers.values() if "spectrum" in solver.needs]
     for family in families.values() if demanding else ():
         for structure in family.structures():
             operator = family.sample(shape, structure, [0])

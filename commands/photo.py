@@ -14,10 +14,11 @@ from datautils.decode import centre_crop, read_image, read_kernel, read_mask, re
 from degradation import (
     Blur,
     Colourisation,
-    Degradation,
+    Diagonalisable,
     Draws,
     GaussianNoise,
     Hadamard,
+    LinearOperator,
     Mask,
     MatrixDegradation,
     MotionBlur,
@@ -107,7 +108,7 @@ class Task:
     @property
     def exact(self) -> bool:
         """Whether images are projected onto Hx = y: without noise, by an exact H†."""
-        exact = self.problem.degradation.diagonalisable
+        exact = isinstance(self.problem.degradation, Diagonalisable)
         return exact and not bool(self.problem.noise_level.any())
 
 
@@ -185,7 +186,7 @@ def _blurred(
 def _task(
     request: Request,
     photo: Tensor,
-    operator: Degradation,
+    operator: LinearOperator,
     tiling: Tiling,
     blur: TileBlur | None = None,
 ) -> Task:
@@ -253,7 +254,7 @@ def _problem_seed(request: Request) -> int:
     return derive_seed(request.seed, "restore", "problem")
 
 
-def _problem(request: Request, operator: Degradation, y: Tensor) -> Problem:
+def _problem(request: Request, operator: LinearOperator, y: Tensor) -> Problem:
     """Of a measurement that has its noise already."""
     noise = request.noise()
     noise.check(operator)

@@ -1,6 +1,6 @@
 """Operators H of y = Hx + n, the random families they are drawn from, noise, and the problem."""
 
-from degradation.base import Degradation
+from degradation.base import Diagonalisable, LinearOperator, diagonalisable
 from degradation.blur import (
     AveragePool,
     Bicubic,
@@ -58,8 +58,8 @@ __all__ = [
     "CentreBox",
     "ChannelProduct",
     "Colourisation",
-    "Degradation",
     "DenseMatrix",
+    "Diagonalisable",
     "DrawnNoise",
     "Draws",
     "Family",
@@ -70,6 +70,7 @@ __all__ = [
     "GaussianNoise",
     "Hadamard",
     "HalfImage",
+    "LinearOperator",
     "Mask",
     "MatrixDegradation",
     "MissingBox",
@@ -90,6 +91,7 @@ __all__ = [
     "ValidRegion",
     "check_noise",
     "derive_seed",
+    "diagonalisable",
     "family_class",
     "get_family",
     "make_noise",

@@ -3,13 +3,10 @@
 import copy
 import math
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Self
+from typing import Self
 
 import torch
 from torch import Tensor
-
-if TYPE_CHECKING:
-    from degradation.features import FeatureMap
 
 
 def per_image(value: Tensor, like: Tensor) -> Tensor:
@@ -37,87 +34,50 @@ def full_precision(x: Tensor) -> Tensor:
     return x if x.dtype == torch.float64 else x.float()
 
 
-class Degradation:
-    """A batch of B linear operators H = U diag(s) Vᵀ on images of shape (C, h, w).
+class LinearOperator:
+    """A batch of B linear operators H on images of shape (C, h, w), known by H, Hᵀ and H†.
 
     Two forms go through every method, told apart by the number of dimensions: one image for each
     operator, `[B, C, h, w]` with measurements `[B, M]`, or a stack of K images that share it,
-    `[B, K, C, h, w]` with `[B, K, M]`. Spectral coordinates are `[B, R]` or `[B, K, R]`.
-
-    A diagonalisable operator defines `s` and the four maps; the rest is derived here and
-    overridden where an operator can do it faster. `tensors` names the attributes that hold one
-    entry for each image of the batch.
+    `[B, K, C, h, w]` with `[B, K, M]`. `tensors` names the attributes that hold one entry for each
+    image of the batch.
     """
 
     image_shape: tuple[int, int, int]
     tensors: tuple[str, ...] = ()
-    diagonalisable: bool = True
-    """Whether there are `s` and the four maps; if not, H, H_adjoint and H_pinv are all there is."""
-
-    # ---- the thin SVD -------------------------------------------------------------------------
-
-    @property
-    def s(self) -> Tensor:
-        """Singular values `[B, R]`, zero for a dropped or missing direction."""
-        raise NotImplementedError
-
-    def Vt(self, x: Tensor) -> Tensor:
-        """Coordinates of images in the right singular directions (zero where s = 0)."""
-        raise NotImplementedError
-
-    def V(self, z: Tensor) -> Tensor:
-        """Transpose of `Vt`: spectral coordinates to images."""
-        raise NotImplementedError
-
-    def Ut(self, y: Tensor) -> Tensor:
-        """Coordinates of measurements in the left singular directions (zero where s = 0)."""
-        raise NotImplementedError
-
-    def U(self, z: Tensor) -> Tensor:
-        """Transpose of `Ut`: spectral coordinates to measurements."""
-        raise NotImplementedError
-
-    # ---- derived once for all operators -------------------------------------------------------
 
     def H(self, x: Tensor) -> Tensor:
         """Measure: `[B, (K,) C, h, w]` to `[B, (K,) M]`."""
-        z = self.Vt(x)
-        return self.U(per_image(self.s, z) * z)
+        raise NotImplementedError
 
     def H_adjoint(self, y: Tensor) -> Tensor:
         """Hᵀy: `[B, (K,) M]` to `[B, (K,) C, h, w]`."""
-        z = self.Ut(y)
-        return self.V(per_image(self.s, z) * z)
+        raise NotImplementedError
 
     def H_pinv(self, y: Tensor, noise_level: float | Tensor = 0.0) -> Tensor:
         """Hᵀ(HHᵀ + σ²I)⁻¹y; at noise level σ = 0 the Moore-Penrose pseudo-inverse H†y."""
-        z = self.Ut(y)
-        return self.V(per_image(self.gain(noise_level), z) * z)
+        raise NotImplementedError
 
-    def gain(self, noise_level: float | Tensor = 0.0) -> Tensor:
-        """s / (s² + σ²) `[B, R]`, zero where s = 0. noise_level: a number or a tensor `[B]`."""
-        return regularised_gain(self.s, noise_level)
+    def clean(self, y: Tensor) -> Tensor:
+        """HH†y: the part of a measurement that lies in the range of H."""
+        return self.H(self.H_pinv(y))
 
     def project(self, x: Tensor, y: Tensor) -> Tensor:
         """The image nearest to x whose measurement is y: x + H†(y − Hx)."""
         return x + self.H_pinv(y - self.H(x))
-
-    def clean(self, y: Tensor) -> Tensor:
-        """UUᵀy: the part of a measurement that lies in the range of H."""
-        return self.U(self.Ut(y))
 
     @property
     def rows(self) -> Tensor:
         """Which measurement rows exist, bool `[B, M]`."""
         raise NotImplementedError
 
-    def measurement_image(self, y: Tensor) -> Tensor | None:
-        """Measurements `[B, M]` as pictures `[B, C', h', w']`, or None where they are none."""
-        return None
+    @property
+    def largest_gain(self) -> Tensor:
+        """‖H‖ `[B]`, roughly if the operator has no SVD."""
+        raise NotImplementedError
 
-    def feature_map(self, y: Tensor, noise_level: Tensor, patch: int) -> "FeatureMap | None":
-        """The operator in the layout of a network's tokens (`features.FeatureMap`), where that is
-        cheaper than turning features into images and back; else None."""
+    def measurement_image(self, y: Tensor) -> Tensor | None:
+        """Measurements `[B, M]` as pictures `[B, C', h', w']`, or None if they are none."""
         return None
 
     # ---- the batch ----------------------------------------------------------------------------
@@ -166,17 +126,72 @@ class Degradation:
         if shape != self.image_shape:
             raise ValueError(f"this operator acts on images {self.image_shape}, not {shape}")
 
-    def check_diagonalisable(self, wanted: str) -> None:
-        """Raise ValueError where there is no SVD, which `wanted` needs."""
-        if not self.diagonalisable:
-            raise ValueError(
-                f"{wanted} needs the singular value decomposition of the operator, which "
-                f"{type(self).__name__} does not have"
-            )
-
     def unflatten(self, x: Tensor) -> Tensor:
         """Vectors `[B, (K,) C·h·w]` to images."""
         return x.unflatten(-1, self.image_shape)
+
+
+class Diagonalisable(LinearOperator):
+    """Operators with a thin SVD, H = U diag(s) Vᵀ.
+
+    A subclass defines `s` and the four maps; the rest is derived here and overridden if an
+    operator can do it faster. Spectral coordinates are `[B, R]` or `[B, K, R]`.
+    """
+
+    @property
+    def s(self) -> Tensor:
+        """Singular values `[B, R]`, zero for a dropped or missing direction."""
+        raise NotImplementedError
+
+    def Vt(self, x: Tensor) -> Tensor:
+        """Coordinates of images in the right singular directions (zero where s = 0)."""
+        raise NotImplementedError
+
+    def V(self, z: Tensor) -> Tensor:
+        """Transpose of `Vt`: spectral coordinates to images."""
+        raise NotImplementedError
+
+    def Ut(self, y: Tensor) -> Tensor:
+        """Coordinates of measurements in the left singular directions (zero where s = 0)."""
+        raise NotImplementedError
+
+    def U(self, z: Tensor) -> Tensor:
+        """Transpose of `Ut`: spectral coordinates to measurements."""
+        raise NotImplementedError
+
+    def H(self, x: Tensor) -> Tensor:
+        z = self.Vt(x)
+        return self.U(per_image(self.s, z) * z)
+
+    def H_adjoint(self, y: Tensor) -> Tensor:
+        z = self.Ut(y)
+        return self.V(per_image(self.s, z) * z)
+
+    def H_pinv(self, y: Tensor, noise_level: float | Tensor = 0.0) -> Tensor:
+        z = self.Ut(y)
+        return self.V(per_image(self.gain(noise_level), z) * z)
+
+    def gain(self, noise_level: float | Tensor = 0.0) -> Tensor:
+        """s / (s² + σ²) `[B, R]`, zero where s = 0. noise_level: a number or a tensor `[B]`."""
+        return regularised_gain(self.s, noise_level)
+
+    def clean(self, y: Tensor) -> Tensor:
+        """UUᵀy = HH†y."""
+        return self.U(self.Ut(y))
+
+    @property
+    def largest_gain(self) -> Tensor:
+        return self.s.amax(1)
+
+
+def diagonalisable(operator: LinearOperator, wanted: str) -> Diagonalisable:
+    """The operator, which `wanted` needs the SVD of. Raises ValueError if it has none."""
+    if not isinstance(operator, Diagonalisable):
+        raise ValueError(
+            f"{wanted} needs the singular value decomposition of the operator, which "
+            f"{type(operator).__name__} does not have"
+        )
+    return operator
 
 
 def regularised_gain(s: Tensor, noise_level: float | Tensor) -> Tensor:

@@ -6,10 +6,10 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from degradation.base import Degradation, full_precision, per_image
+from degradation.base import Diagonalisable, diagonalisable, full_precision, per_image
 
 
-class ChannelProduct(Degradation):
+class ChannelProduct(Diagonalisable):
     """H = A ⊗ S: the channels are mixed by A, and S measures each of the m mixtures.
 
     mixing: A, `[B, m, C]`, on any device (so small, it is factorised fastest on the CPU); measured:
@@ -22,14 +22,13 @@ class ChannelProduct(Degradation):
 
     tensors = ("right", "left", "values", "present")
 
-    def __init__(self, mixing: Tensor, measured: Degradation, tol: float = 1e-3):
+    def __init__(self, mixing: Tensor, measured: Diagonalisable, tol: float = 1e-3):
         if measured.image_shape[0] != 1:
             raise ValueError(
                 f"the mixtures are images of one channel, but {type(measured).__name__} measures "
                 f"images {measured.image_shape}"
             )
-        if not measured.diagonalisable:
-            raise ValueError(f"{type(measured).__name__} has no SVD to make that of a product from")
+        diagonalisable(measured, "a product of operators")
         if mixing.ndim != 3 or len(mixing) != len(measured):
             raise ValueError(
                 f"mixing must be [{len(measured)}, m, C] for as many operators, "

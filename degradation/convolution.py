@@ -3,15 +3,20 @@
 import torch
 from torch import Tensor
 
-from degradation.base import Degradation, apply_matrix, full_precision, per_image, regularised_gain
-from degradation.features import FeatureMap, MatrixFeatures, PhaseFeatures
+from degradation.base import (
+    Diagonalisable,
+    apply_matrix,
+    full_precision,
+    per_image,
+    regularised_gain,
+)
 
 # Up to this many samples a plane H is a matrix: a product with it beats the fast transforms.
 _SMALL = 64
 _LARGEST = 2**20  # values of such a matrix: 4 MiB an image, and as much for its orthonormal rows
 
 
-class StridedConvolution(Degradation):
+class StridedConvolution(Diagonalisable):
     """y = (k ∗ x)[::s, ::s], circular, measured in the pixel domain; M = C·(h/s)·(w/s).
 
     kernel: `[B, kh, kw]`, no larger than the image, centre at index (kh // 2, kw // 2); the
@@ -72,20 +77,12 @@ class StridedConvolution(Degradation):
         return self.measure_phases(polyphase(x, self.stride))
 
     def H_adjoint(self, y: Tensor) -> Tensor:
-        return self._spread(self._planes(y))
+        return self._spread(self.planes(y))
 
     def H_pinv(self, y: Tensor, noise_level: float | Tensor = 0.0) -> Tensor:
         if self.small:
-            return self._combine(_by_colour(self._gain_matrix(noise_level), self._planes(y)))
-        return merge_phases(self.phases_pinv(y, self._inverse(noise_level)), self.stride)
-
-    def feature_map(self, y: Tensor, noise_level: Tensor, patch: int) -> FeatureMap | None:
-        if self.small:
-            matrices = self.matrix, self.normal, self._gain_matrix(noise_level)
-            return MatrixFeatures(*matrices, self._planes(y), self.image_shape[1:], patch)
-        if self.stride % patch and patch % self.stride:
-            return None
-        return PhaseFeatures(self, self._inverse(noise_level), y, patch)
+            return self._combine(_by_colour(self.gain_matrix(noise_level), self.planes(y)))
+        return merge_phases(self.phases_pinv(y, self.inverse(noise_level)), self.stride)
 
     @property
     def rows(self) -> Tensor:
@@ -109,7 +106,7 @@ class StridedConvolution(Degradation):
 
     def V(self, z: Tensor) -> Tensor:
         if self.small:
-            return self._combine(self._planes(self._hartley(self._kept(full_precision(z)))))
+            return self._combine(self.planes(self._hartley(self._kept(full_precision(z)))))
         return self.H_adjoint(self._hartley(self._scaled(full_precision(z))))
 
     def Ut(self, y: Tensor) -> Tensor:
@@ -132,7 +129,7 @@ class StridedConvolution(Degradation):
 
     def _times(self, z: Tensor, factors: Tensor) -> Tensor:
         """Spectral coordinates of every colour times the same factors `[B, h/s, w/s]`."""
-        planes = self._planes(z)
+        planes = self.planes(z)
         return (planes * per_image(factors.flatten(1)[:, None], planes)).flatten(-2)
 
     # ---- the coarse grid ----------------------------------------------------------------------
@@ -145,11 +142,11 @@ class StridedConvolution(Degradation):
 
     def phases_pinv(self, y: Tensor, inverse: Tensor) -> Tensor:
         """The polyphase components of Hᵀ(HHᵀ + σ²I)⁻¹y, `inverse` the spectrum of the inverse."""
-        coarse = torch.fft.rfft2(self._planes(y).unflatten(-1, self.coarse))
+        coarse = torch.fft.rfft2(self.planes(y).unflatten(-1, self.coarse))
         coarse = coarse * per_image(inverse[:, None, :, : coarse.shape[-1]], coarse)
         return self._spread_spectrum(coarse)
 
-    def _planes(self, y: Tensor) -> Tensor:
+    def planes(self, y: Tensor) -> Tensor:
         """Measurements by colour, `[B, (K,) C, h/s·w/s]`."""
         return full_precision(y).unflatten(-1, (self.image_shape[0], -1))
 
@@ -174,11 +171,11 @@ class StridedConvolution(Degradation):
         spectrum = torch.view_as_complex(self.spectrum).unsqueeze(1)
         return per_image(spectrum, like)
 
-    def _gain_matrix(self, noise_level: float | Tensor) -> Tensor:
+    def gain_matrix(self, noise_level: float | Tensor) -> Tensor:
         """(HHᵀ)^½·(HHᵀ + σ²I)⁻¹ of one colour, `[B, n, n]`: with Nᵀ before it H†."""
         return _circulant(regularised_gain(self.values, noise_level))
 
-    def _inverse(self, noise_level: float | Tensor) -> Tensor:
+    def inverse(self, noise_level: float | Tensor) -> Tensor:
         """Spectrum of (HHᵀ + σ²I)⁻¹ where H is not zero, `[B, h/s, w/s]`."""
         values = self.values
         return regularised_gain(values, noise_level) / torch.where(values > 0, values, 1)

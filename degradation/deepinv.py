@@ -6,10 +6,10 @@ from typing import Any
 
 from torch import Tensor
 
-from degradation.base import Degradation
+from degradation.base import LinearOperator
 
 
-def to_deepinv(operator: Degradation) -> Any:
+def to_deepinv(operator: LinearOperator) -> Any:
     """A `deepinv.physics.LinearPhysics` with A, A_adjoint and A_dagger of an operator.
 
     A maps a batch of as many images as there are operators, or a whole multiple (block after
@@ -33,7 +33,7 @@ def _physics_class() -> type:
     class OperatorPhysics(base):
         """A x = Hx with H of InvFusion."""
 
-        def __init__(self, operator: Degradation):
+        def __init__(self, operator: LinearOperator):
             self.operator = operator  # first: the constructor below moves the module
             super().__init__(img_size=operator.image_shape, device=operator.rows.device)
 
@@ -49,7 +49,7 @@ def _physics_class() -> type:
         def A_dagger(self, y: Tensor, **kwargs: Any) -> Tensor:
             return self._of(len(y)).H_pinv(y.flatten(1))
 
-        def _of(self, n: int) -> Degradation:
+        def _of(self, n: int) -> LinearOperator:
             times, rest = divmod(n, len(self.operator))
             if rest or not times:
                 raise ValueError(f"{n} images for {len(self.operator)} operators")

@@ -4,7 +4,7 @@ from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from degradation.base import Degradation
+from degradation.base import LinearOperator
 from degradation.blur import (
     AveragePool,
     Bicubic,
@@ -69,7 +69,7 @@ class RandomDegradation(Family):
         structure: tuple[int, Any],
         seeds: Sequence[int],
         device: Device = "cpu",
-    ) -> Degradation:
+    ) -> LinearOperator:
         member, inner = structure
         return self.members[member].sample(image_shape, inner, seeds, device)
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from degradation.base import Degradation
+from degradation.base import LinearOperator
 from degradation.randomness import Draws
 
 Shape = tuple[int, int, int]
@@ -35,7 +35,7 @@ class Family:
 
     def sample(
         self, image_shape: Shape, structure: Any, seeds: Sequence[int], device: Device = "cpu"
-    ) -> Degradation:
+    ) -> LinearOperator:
         """A batch of operators of this structure, one for each seed."""
         raise NotImplementedError
 
@@ -52,9 +52,9 @@ class Family:
                     f"there is not memory enough for one operator of {type(self).__name__} on "
                     f"images {image_shape}"
                 ) from None
-            if not isinstance(operator, Degradation):
+            if not isinstance(operator, LinearOperator):
                 raise ValueError(
-                    f"{type(self).__name__}.sample must return a Degradation, "
+                    f"{type(self).__name__}.sample must return a LinearOperator, "
                     f"not {type(operator).__name__}"
                 )
 

@@ -6,12 +6,12 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from degradation.base import Degradation, full_precision, per_image, regularised_gain
+from degradation.base import Diagonalisable, full_precision, per_image, regularised_gain
 
 _RADIX = 64  # a pass is a product with a matrix of at most this size
 
 
-class BlockHadamard(Degradation):
+class BlockHadamard(Diagonalisable):
     """y = P W D x: random signs D, the Walsh-Hadamard transform W of blocks, M rows P of it.
 
     signs: ±1, `[B, C·h·w]` (int8 is enough); index: rows that are kept, int64 `[B, M]`, each once.

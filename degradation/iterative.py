@@ -1,21 +1,16 @@
 """Operators that are known by H and Hᵀ alone: H† by conjugate gradients."""
 
-import warnings
-from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from degradation.base import Degradation, full_precision
-
-Linear = Callable[[Tensor], Tensor]
-
-_LOOK = 4  # steps between two looks at whether all are done: each waits for the device
+from degradation.base import LinearOperator, full_precision
+from degradation.solve import Linear, least_squares
 
 
-class Iterative(Degradation):
+class Iterative(LinearOperator):
     """A linear operator without an SVD: a subclass gives `_measure`, `_spread`, `norm` and `rows`.
 
     H_pinv is Hᵀ(HHᵀ + σ²I)⁻¹y with σ the noise level, but at least `floor` times ‖H‖: where a
@@ -30,8 +25,6 @@ class Iterative(Degradation):
     level where that is above the floor, another solution by conjugate gradients. What the subclass
     calls need not be differentiable itself.
     """
-
-    diagonalisable = False
 
     tol: float = 1e-6
     max_iter: int = 500
@@ -62,9 +55,9 @@ class Iterative(Degradation):
         system = self._system()
         return self.unflatten(self._on_stacks(lambda v: _Solve.apply(v, sigma, system), y))
 
-    def clean(self, y: Tensor) -> Tensor:
-        """HH†y."""
-        return self.H(self.H_pinv(y))
+    @property
+    def largest_gain(self) -> Tensor:
+        return self.norm
 
     def _on_stacks(self, fn: Linear, v: Tensor) -> Tensor:
         """fn, a map of vectors `[B, K, n]`, of `[B, (K,) n]` in the operator's own precision."""
@@ -81,33 +74,6 @@ class Iterative(Degradation):
                 return self._spread(y).flatten(-3)
 
         return _System(measure, spread, self.norm[:, None, None], self.tol, self.max_iter)
-
-    # ---- what needs the SVD -------------------------------------------------------------------
-
-    @property
-    def s(self) -> Tensor:
-        self._refuse("s")
-
-    def gain(self, noise_level: float | Tensor = 0.0) -> Tensor:
-        self._refuse("gain")
-
-    def Vt(self, x: Tensor) -> Tensor:
-        self._refuse("Vt")
-
-    def V(self, z: Tensor) -> Tensor:
-        self._refuse("V")
-
-    def Ut(self, y: Tensor) -> Tensor:
-        self._refuse("Ut")
-
-    def U(self, z: Tensor) -> Tensor:
-        self._refuse("U")
-
-    def _refuse(self, name: str) -> NoReturn:
-        raise NotImplementedError(
-            f"{type(self).__name__} has no singular value decomposition, so no {name}: only H, "
-            "H_adjoint, H_pinv and what follows from them"
-        )
 
 
 @dataclass(frozen=True)
@@ -127,49 +93,10 @@ class _System:
         return replace(self, forward=self.adjoint, adjoint=self.forward)
 
     def solve(self, y: Tensor, sigma: Tensor) -> Tensor:
-        """argmin ‖Ax − y‖² + σ²‖x‖², of smallest norm: (AᵀA + σ²I)⁻¹Aᵀy, for each row of y.
-
-        sigma: `[B, 1, 1]`.
-
-        Conjugate gradients for least squares (Björck, Numerical Methods for Least Squares
-        Problems, 1996, algorithm 7.4.1) with a damping σ: all steps are the same for one image
-        alone as in a batch, where rows that are done wait.
-        """
-        variance, residual = sigma.square(), y
-        direction = slope = self.adjoint(y)
-        energy = _energy(slope)
-        x = torch.zeros_like(slope) + 0 * energy  # NaN, of which no energy is above another, stays
-        # Aᵀ of the rounding errors of y: less than that cannot be reached.
-        rounding = (4 * torch.finfo(y.dtype).eps * self.norm).square() * _energy(y)
-        enough = torch.maximum(self.tol**2 * energy, rounding)
-        for step_number in range(self.max_iter):
-            active = energy > enough
-            if step_number % _LOOK == 0 and not active.any():
-                return x
-            image = self.forward(direction)
-            curvature = _energy(image) + variance * _energy(direction)
-            step = torch.where(active & (curvature > 0), energy / curvature, 0)
-            x, residual = x + step * direction, residual - step * image
-            slope = self.adjoint(residual) - variance * x
-            before, energy = energy, torch.where(active, _energy(slope), energy)
-            direction = torch.where(active, slope + energy / before * direction, direction)
-        self._warn(energy, enough)
-        return x
-
-    def _warn(self, energy: Tensor, enough: Tensor) -> None:
-        open_rows = int((energy > enough).sum())
-        if open_rows:
-            warnings.warn(
-                f"conjugate gradients stopped after {self.max_iter} steps before {open_rows} of "
-                f"{energy.numel()} images reached the tolerance {self.tol:g}: raise max_iter or "
-                "floor",
-                stacklevel=2,
-            )
-
-
-def _energy(v: Tensor) -> Tensor:
-    """Squared lengths of vectors, `[..., n]` to `[..., 1]`."""
-    return v.square().sum(-1, keepdim=True)
+        """`least_squares` of this map. sigma: `[B, 1, 1]`."""
+        return least_squares(
+            self.forward, self.adjoint, y, sigma, self.max_iter, self.tol, self.norm
+        )
 
 
 class _Apply(torch.autograd.Function):

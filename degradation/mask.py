@@ -3,11 +3,10 @@
 import torch
 from torch import Tensor
 
-from degradation.base import Degradation, full_precision, per_image, regularised_gain
-from degradation.features import MaskedFeatures
+from degradation.base import Diagonalisable, full_precision, per_image, regularised_gain
 
 
-class Mask(Degradation):
+class Mask(Diagonalisable):
     """Keep the visible pixels and zero the others; M = C·h·w, s is the mask itself.
 
     mask: `[B, 1 or C, h, w]`, 1 (or True) = visible, shared by the channels where it has one.
@@ -54,9 +53,6 @@ class Mask(Degradation):
         x = self.unflatten(full_precision(y))
         return x * per_image(regularised_gain(self.mask, noise_level), x)
 
-    def feature_map(self, y: Tensor, noise_level: Tensor, patch: int) -> MaskedFeatures:
-        return MaskedFeatures(self.mask, self.unflatten(y), noise_level, patch)
-
     @property
     def rows(self) -> Tensor:
         return self.s > 0
@@ -69,7 +65,7 @@ class Mask(Degradation):
         return x * per_image(self.mask, x)
 
 
-class NullOperator(Degradation):
+class NullOperator(Diagonalisable):
     """No measurement at all: one row, which does not exist. H†y and Hᵀy are zero."""
 
     tensors = ("zero",)

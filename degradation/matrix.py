@@ -6,14 +6,13 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from degradation.base import Degradation, apply_matrix, full_precision, per_image
-from degradation.features import RowFeatures
+from degradation.base import Diagonalisable, apply_matrix, full_precision, per_image
 
 # Below this ratio of singular values float32 products cost accuracy: Vᵀ is then made in float64.
 _WELL_CONDITIONED = 0.1
 
 
-class DenseMatrix(Degradation):
+class DenseMatrix(Diagonalisable):
     """y = Wx for a matrix W of M rows for each image: one large tensor and small factors of it.
 
     matrix: `[B, M, C·h·w]`; a row of zeros does not exist. The SVD comes from a float64
@@ -94,9 +93,9 @@ class DenseMatrix(Degradation):
     def rows(self) -> Tensor:
         return self.present
 
-    def feature_map(self, y: Tensor, noise_level: Tensor, patch: int) -> RowFeatures:
-        inverse = self.to_z.mT @ (self.gain(noise_level)[..., None] * self.left.mT)
-        return RowFeatures(self, y, patch, self.large, inverse)
+    def row_inverse(self, noise_level: float | Tensor) -> Tensor:
+        """A small matrix `[B, M, M]`: H†y is `large`ᵀ times its product with y."""
+        return self.to_z.mT @ (self.gain(noise_level)[..., None] * self.left.mT)
 
     def _rework(self, tol: float) -> None:
         """Put an accurate Vᵀ in the place of W for the images where W is ill conditioned."""

@@ -7,7 +7,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from degradation.base import Degradation
+from degradation.base import LinearOperator
 from degradation.family import Family
 from degradation.mask import Mask
 from degradation.problem import Problem
@@ -26,7 +26,7 @@ class Noise(Protocol):
 
     def measure(
         self,
-        degradation: Degradation,
+        degradation: LinearOperator,
         x: Tensor,
         draws: Draws,
         class_labels: Tensor | None = None,
@@ -34,11 +34,11 @@ class Noise(Protocol):
         """The problem of clean images x `[B, C, h, w]`, the noise drawn from each image's seed."""
         ...
 
-    def level_of(self, degradation: Degradation, y: Tensor) -> Tensor:
+    def level_of(self, degradation: LinearOperator, y: Tensor) -> Tensor:
         """Standard deviation of the noise on measurements y `[B, M]`, as far as y tells: `[B]`."""
         ...
 
-    def check(self, degradation: Degradation) -> None:
+    def check(self, degradation: LinearOperator) -> None:
         """Raise ValueError for operators that cannot be measured so."""
         ...
 
@@ -58,7 +58,7 @@ class GaussianNoise:
 
     def measure(
         self,
-        degradation: Degradation,
+        degradation: LinearOperator,
         x: Tensor,
         draws: Draws,
         class_labels: Tensor | None = None,
@@ -70,11 +70,11 @@ class GaussianNoise:
             y = y + self.level * noise * degradation.rows
         return Problem(degradation, y, self.level, class_labels)
 
-    def level_of(self, degradation: Degradation, y: Tensor) -> Tensor:
+    def level_of(self, degradation: LinearOperator, y: Tensor) -> Tensor:
         """The level itself, `[B]`."""
         return torch.full((len(y),), self.level, device=y.device)
 
-    def check(self, degradation: Degradation) -> None:
+    def check(self, degradation: LinearOperator) -> None:
         """Any operator will do."""
 
 
@@ -100,7 +100,7 @@ class DrawnNoise:
 
     def measure(
         self,
-        degradation: Degradation,
+        degradation: LinearOperator,
         x: Tensor,
         draws: Draws,
         class_labels: Tensor | None = None,
@@ -114,13 +114,13 @@ class DrawnNoise:
         y = y + level[:, None] * noise * degradation.rows
         return Problem(degradation, y, level, class_labels)
 
-    def level_of(self, degradation: Degradation, y: Tensor) -> Tensor:
+    def level_of(self, degradation: LinearOperator, y: Tensor) -> Tensor:
         """The root mean square of the levels, `[B]`: y tells no more."""
         square = (self.lowest**2 + self.lowest * self.highest + self.highest**2) / 3
         level = math.sqrt((1 - self.clean_share) * square)
         return torch.full((len(y),), level, device=y.device)
 
-    def check(self, degradation: Degradation) -> None:
+    def check(self, degradation: LinearOperator) -> None:
         """Any operator will do."""
 
 
@@ -147,7 +147,7 @@ class PoissonNoise:
 
     def measure(
         self,
-        degradation: Degradation,
+        degradation: LinearOperator,
         x: Tensor,
         draws: Draws,
         class_labels: Tensor | None = None,
@@ -166,7 +166,7 @@ class PoissonNoise:
         y = y.masked_scatter(rows, (2 / self.peak * counts - 1).to(y))
         return Problem(degradation, y, self.level_of(degradation, y), class_labels)
 
-    def level_of(self, degradation: Degradation, y: Tensor) -> Tensor:
+    def level_of(self, degradation: LinearOperator, y: Tensor) -> Tensor:
         """√(2 (v + 1)/λ), root mean square over the existing rows, with y in the place of v: `[B]`.
 
         The mean of y is v (but for those below −1), so its square is right on average. At least
@@ -177,7 +177,7 @@ class PoissonNoise:
         photons = (self.peak / 2 * torch.where(rows, y + 1, 0)).sum(1).clamp(min=1)
         return 2 / self.peak * torch.where(count > 0, photons / count.clamp(min=1), 0).sqrt()
 
-    def check(self, degradation: Degradation) -> None:
+    def check(self, degradation: LinearOperator) -> None:
         """Every row must see a white image as white, and no random image of 0 and 1 as darker than
         black; the weights of one row, as a sample, must not be negative."""
         rows = degradation.rows
@@ -196,7 +196,7 @@ class PoissonNoise:
             raise ValueError(_refusal(degradation))
 
 
-def _refusal(degradation: Degradation) -> str:
+def _refusal(degradation: LinearOperator) -> str:
     return (
         f"Poisson noise needs measurements that are intensities, and "
         f"{type(degradation).__name__} here gives others: use masks, or blur with weights that are "
@@ -204,7 +204,7 @@ def _refusal(degradation: Degradation) -> str:
     )
 
 
-def _precision(degradation: Degradation) -> torch.dtype:
+def _precision(degradation: LinearOperator) -> torch.dtype:
     """The real type that an operator computes in."""
     for name in degradation.tensors:
         dtype: torch.dtype = getattr(degradation, name).dtype

@@ -1,46 +1,44 @@
 """What a solver is given: an operator, the measurement, the level of its noise, the class."""
 
-from collections.abc import Callable
-from contextlib import nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any, Self
 
 import torch
 from torch import Tensor
 
-from degradation.base import Degradation
-from degradation.features import FeatureMap, ImageFeatures
+from degradation.base import LinearOperator
 from degradation.mask import NullOperator
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False, init=False)
 class Problem:
-    """A batch of B inverse problems y = Hx + n.
+    """A batch of B inverse problems y = Hx + n. It does not change once it is made.
 
     y: measurements `[B, M]`; noise_level: standard deviation of (the Gaussian equivalent of) n,
-    `[B]` or a number; class_labels: int64 `[B]`, -1 the null class, or None.
+    `[B]` or a number, kept as `[B]`; class_labels: int64 `[B]`, -1 the null class, or None;
+    prepared: what a denoiser computed of H, y and the noise level for a sampling run, by its own
+    `prepare`.
     """
 
-    degradation: Degradation
+    degradation: LinearOperator
     y: Tensor
     noise_level: Tensor
-    class_labels: Tensor | None = None
-    _known: dict[str | int, Any] = field(init=False, repr=False, compare=False)
+    class_labels: Tensor | None
+    prepared: Any
 
     def __init__(
         self,
-        degradation: Degradation,
+        degradation: LinearOperator,
         y: Tensor,
         noise_level: float | Tensor = 0.0,
         class_labels: Tensor | None = None,
+        prepared: Any = None,
     ):
         precision = torch.float64 if y.dtype == torch.float64 else torch.float32
         level = torch.as_tensor(noise_level, dtype=precision, device=y.device)
-        object.__setattr__(self, "degradation", degradation)
-        object.__setattr__(self, "y", y)
-        object.__setattr__(self, "noise_level", level.expand(len(y)).contiguous())
-        object.__setattr__(self, "class_labels", class_labels)
-        object.__setattr__(self, "_known", {})  # what was computed of H and y already
+        self.degradation, self.y = degradation, y
+        self.noise_level = level.expand(len(y)).contiguous()
+        self.class_labels, self.prepared = class_labels, prepared
 
     @classmethod
     def without_measurement(
@@ -97,17 +95,11 @@ class Problem:
 
     def with_classes(self, class_labels: Tensor | None) -> Self:
         """The same measurements with other class labels."""
-        other = replace(self, class_labels=class_labels)
-        object.__setattr__(other, "_known", self._known)
-        return other
+        return replace(self, class_labels=class_labels)
 
     def pinv(self) -> Tensor:
-        """H†y, regularised by the noise level, `[B, C, h, w]`; computed once."""
-        return self._once("pinv", lambda: self.degradation.H_pinv(self.y, self.noise_level))
-
-    def features(self, patch: int) -> FeatureMap:
-        """The operator on features of tokens of p×p pixels; made once for each patch size."""
-        return self._once(patch, lambda: self._feature_map(patch))
+        """H†y, regularised by the noise level, `[B, C, h, w]`."""
+        return self.degradation.H_pinv(self.y, self.noise_level)
 
     def residual(self, x: Tensor) -> Tensor:
         """y − Hx `[B, M]`."""
@@ -116,20 +108,3 @@ class Problem:
     def project(self, x: Tensor) -> Tensor:
         """x + H†(y − Hx) with H† regularised by the noise level, `[B, C, h, w]`."""
         return x + self.degradation.H_pinv(self.residual(x), self.noise_level)
-
-    def _once(self, key: str | int, compute: Callable[[], Any]) -> Any:
-        # Not functools.cached_property, whose lock torch.compile cannot trace.
-        if self.y.requires_grad:
-            return compute()
-        if key not in self._known:
-            # For later too, when gradients may be wanted; a compiler has no such mode.
-            lasting = not torch.compiler.is_compiling() and torch.is_inference_mode_enabled()
-            with torch.inference_mode(False) if lasting else nullcontext():
-                self._known[key] = compute()
-        return self._known[key]
-
-    def _feature_map(self, patch: int) -> FeatureMap:
-        arguments = self.y, self.noise_level, patch
-        with torch.autocast(self.y.device.type, enabled=False):
-            found = self.degradation.feature_map(*arguments)
-        return found or ImageFeatures(self.degradation, *arguments)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from degradation.base import Degradation
+from degradation.base import diagonalisable
 from degradation.channels import ChannelProduct
 from degradation.family import Device, Family, Shape, check_share
 from degradation.hadamard import BlockHadamard
@@ -94,13 +94,11 @@ class Colourisation(Family):
     ) -> ChannelProduct:
         mixing = self._mixing(image_shape[0]).expand(len(seeds), -1, -1)
         grey: Shape = (1, *image_shape[1:])
-        measured: Degradation
         if self.of is None:
             everything = Mask(torch.ones(1, *grey), grey).to(device, non_blocking=True)
-            measured = everything.expand(len(seeds))
-        else:
-            measured = self.of.sample(grey, structure, seeds, device)
-        return ChannelProduct(mixing, measured)
+            return ChannelProduct(mixing, everything.expand(len(seeds)))
+        measured = self.of.sample(grey, structure, seeds, device)
+        return ChannelProduct(mixing, diagonalisable(measured, "Colourisation"))
 
     def _mixing(self, channels: int) -> Tensor:
         """Weights of the channels, `[1, C]`."""

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from degradation.base import Degradation, full_precision
+from degradation.base import Diagonalisable, LinearOperator, full_precision
 from degradation.convolution import StridedConvolution
 from degradation.iterative import Iterative
 from degradation.matrix import DenseMatrix
@@ -102,7 +102,7 @@ def _matrix(weights: Tensor, geometry: _Geometry, size: tuple[int, int]) -> Tens
     return matrix.scatter_(2, pixel.expand(len(weights), -1, -1), values)
 
 
-class _Valid(Degradation):
+class _Valid(LinearOperator):
     """What both forms share: y has the form of a whole blurred picture, M = C·(h/s)·(w/s) as in
     `StridedConvolution`, and the samples that are not valid do not exist."""
 
@@ -118,7 +118,7 @@ class _Valid(Degradation):
         return y.unflatten(-1, (self.image_shape[0], *self.geometry.coarse))
 
 
-class ValidConvolution(_Valid):
+class ValidConvolution(_Valid, Diagonalisable):
     """y = (k ∗ x)[::s, ::s] without wrap-around, with its SVD, for small images.
 
     kernel: `[B, kh, kw]`, centre at (kh // 2, kw // 2); its borders of zeros do not count. The

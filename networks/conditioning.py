@@ -8,11 +8,13 @@ singular: without noise the measured directions are known, and their variance is
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
+from typing import cast
 
 import torch
 from torch import Tensor
 
-from degradation import Problem
+from degradation import Diagonalisable, Problem, diagonalisable
 from networks.analytic import GaussianMixture
 
 _ROUNDING = 1e-12  # of the sum of all t: below it a direction was not measured
@@ -22,19 +24,22 @@ _DEGENERATE = 1e-9  # of the sum of all s: standard deviation of a value that mu
 class ConditionalDenoiser:
     """E[x0 | x, y] for x = x0 + σε, exactly: what a network trained on the problem approximates.
 
-    Its posterior is computed once for a problem, as long as that is the same object. Several
-    samples of few problems are cheaper by `posterior(prior, problem)`, which is a denoiser itself.
+    A sampling run computes its posterior once (`prepare`). Several samples of few problems are
+    cheaper by `posterior(prior, problem)`, which is a denoiser itself.
     """
 
     def __init__(self, prior: GaussianMixture):
         self.prior = prior
-        self._known: tuple[Problem, GaussianMixture] | None = None
+
+    def prepare(self, problem: Problem) -> Problem:
+        """The problem with its posterior."""
+        if isinstance(problem.prepared, GaussianMixture):
+            return problem
+        return replace(problem, prepared=posterior(self.prior, problem))
 
     def __call__(self, x: Tensor, sigma: Tensor | float, problem: Problem) -> Tensor:
         """x `[B, C, h, w]`, sigma a number or `[B]`; the estimate `[B, C, h, w]` of x0."""
-        if self._known is None or self._known[0] is not problem:
-            self._known = problem, posterior(self.prior, problem)
-        return self._known[1](x, sigma)
+        return self.prepare(problem).prepared(x, sigma)
 
 
 def posterior(prior: GaussianMixture, problem: Problem) -> GaussianMixture:
@@ -45,7 +50,7 @@ def posterior(prior: GaussianMixture, problem: Problem) -> GaussianMixture:
     Takes an SVD of D×D for each problem and covariance. Raises ValueError for operators without
     SVD.
     """
-    problem.degradation.check_diagonalisable("the exact posterior")
+    diagonalisable(problem.degradation, "the exact posterior")
     priors = _one_each(prior, problem)
     parts = [_condition(one, problem[[i]]) for i, one in enumerate(priors)]
     log_weights, means, variances, basis = (torch.cat(of) for of in zip(*parts, strict=True))
@@ -59,7 +64,7 @@ def posterior_mean(prior: GaussianMixture, problem: Problem) -> Tensor:
     The mean of `posterior`, in less time and for larger images: only matrices of the size of the
     measurement are factorised. Raises ValueError likewise.
     """
-    problem.degradation.check_diagonalisable("the exact posterior mean")
+    diagonalisable(problem.degradation, "the exact posterior mean")
     priors = _one_each(prior, problem)
     means = [_estimate(one, problem[[i]]) for i, one in enumerate(priors)]
     return torch.stack(means).unflatten(-1, prior.image_shape).to(problem.y)
@@ -77,7 +82,7 @@ def _one_each(prior: GaussianMixture, problem: Problem) -> list[GaussianMixture]
 
 def _measurement(problem: Problem) -> tuple[Callable[[Tensor], Tensor], Tensor]:
     """diag(s)Vᵀ in the r directions that exist, a map of vectors `[n, D]` to `[n, r]`, and Uᵀy."""
-    operator = problem.degradation.to(torch.float64)
+    operator = cast(Diagonalisable, problem.degradation).to(torch.float64)
     exists = operator.s[0] > 0
 
     def measure(x: Tensor) -> Tensor:
@@ -109,7 +114,7 @@ def _condition(prior: GaussianMixture, problem: Problem) -> tuple[Tensor, Tensor
     exists = torch.arange(roots.shape[-1], device=rank.device) < rank[:, None]
     variances = torch.where(exists, roots.square(), 0)
 
-    known = (_DEGENERATE * problem.degradation.s.double().sum()) ** 2
+    known = (_DEGENERATE * cast(Diagonalisable, problem.degradation).s.double().sum()) ** 2
     total = torch.where(seen | (variance > 0), total, known)[:, None]
     evidence = -(innovation.square() / total + (math.tau * total).log()).sum((-1, -2)) / 2
     return (prior.log_weights + evidence, means[None], variances[None], basis[None])

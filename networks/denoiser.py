@@ -1,13 +1,16 @@
 """EDM preconditioning around the network, and the learned uncertainty of the training loss."""
 
 import math
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from degradation import Problem
 from networks.compiling import allow_graphs
+from networks.features import FeatureMap
 from networks.invfusion import InvFusion, NetworkConfig
 
 
@@ -30,6 +33,15 @@ class LogVariance(nn.Module):
         with torch.autocast(c_noise.device.type, enabled=False):
             features = math.sqrt(2) * torch.cos(c_noise[:, None] * self.freqs + self.phases)
             return self.linear(features).squeeze(-1)
+
+
+class Inputs(NamedTuple):
+    """What a network takes of a problem: it depends on H, y and the noise level alone."""
+
+    pinv: Tensor | None
+    """H†y `[B, C, h, w]`, None for a network that does not see it."""
+    features: Sequence[FeatureMap | None]
+    """The operator on the tokens of each level, None for a level without such layers."""
 
 
 class Denoiser(nn.Module):
@@ -57,6 +69,13 @@ class Denoiser(nn.Module):
         Raises ValueError where x, the problem and the network are not of one size.
         """
         return self._estimate(x, sigma, problem, augment_labels)[0]
+
+    def prepare(self, problem: Problem) -> Problem:
+        """The problem with H†y and the operator on tokens, computed once for a sampling run."""
+        if isinstance(problem.prepared, Inputs):
+            return problem
+        pinv = problem.pinv().float() if self.config.in_mult == 2 else None
+        return replace(problem, prepared=Inputs(pinv, self.net.features(problem)))
 
     def compile(self, **options: Any) -> None:
         """Compile the network in place: what `torch.compile` makes of one call of it.
@@ -104,6 +123,7 @@ class Denoiser(nn.Module):
         self, x: Tensor, sigma: Tensor | float, problem: Problem, augment_labels: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         self._check(x, problem)
+        problem = self.prepare(problem)
         x = x.float()
         if isinstance(sigma, Tensor):
             sigma = sigma.to(x.device, torch.float32).expand(len(x))
@@ -112,7 +132,7 @@ class Denoiser(nn.Module):
         total = (sigma.square() + self.config.sigma_data**2).sqrt()[:, None, None, None]
         inputs = x / total
         if self.config.in_mult == 2:
-            inputs = torch.cat((inputs, problem.pinv().float()), 1)
+            inputs = torch.cat((inputs, problem.prepared.pinv), 1)
         mean, rest = self._run(inputs, sigma, problem, augment_labels)
         c_out = self.output_scale(sigma)[:, None, None, None]
         return (self.config.sigma_data / total).square() * x + c_out * mean, rest
@@ -128,6 +148,7 @@ class Denoiser(nn.Module):
     def _run(
         self, inputs: Tensor, sigma: Tensor, problem: Problem, augment_labels: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        out = self.net(inputs, sigma.log() / 4, problem, augment_labels).float()
+        features = problem.prepared.features
+        out = self.net(inputs, sigma.log() / 4, problem, augment_labels, features).float()
         mean, rest = out.tensor_split([self.config.image_shape[0]], 1)
         return mean, rest

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from degradation import Degradation, DenseMatrix, StridedConvolution
+from degradation import DenseMatrix, LinearOperator, StridedConvolution
 from networks.invfusion import LevelConfig, NetworkConfig
 
 
@@ -41,7 +41,7 @@ def operation_counter() -> FlopCounterMode:
     return FlopCounterMode(display=False, custom_mapping=formulas)
 
 
-def count_operations(config: NetworkConfig, operator: Degradation | None = None) -> Operations:
+def count_operations(config: NetworkConfig, operator: LinearOperator | None = None) -> Operations:
     """operator: what the feature layers apply; its batch does not matter, None for none."""
     sums = {name: 0.0 for name in ("linear", "attention", "mixing", "operator")}
     sums["linear"] += _between_levels(config)
@@ -86,7 +86,7 @@ def _attention(level: LevelConfig, h: int, w: int) -> float:
     return 4.0 * keys * level.width
 
 
-def _round_trip(operator: Degradation) -> float:
+def _round_trip(operator: LinearOperator) -> float:
     """H and H† of one image; of operators that are neither matrix nor blur nothing is counted."""
     n, rows = operator.numel, operator.rows.shape[1]
     if isinstance(operator, DenseMatrix):

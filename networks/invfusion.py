@@ -14,11 +14,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from degradation import Problem
+from degradation import Diagonalisable, Problem
 from degradation.base import full_precision
-from degradation.features import FeatureMap, mix
 from networks.attention import Attention, backend_in_use, make_attention
 from networks.dropout import Dropout, Repeated
+from networks.features import FeatureMap, feature_map, mix
 from networks.layers import (
     AdaRMSNorm,
     AxialRoPE,
@@ -272,19 +272,29 @@ class InvFusion(nn.Module):
         c_noise: Tensor,
         problem: Problem,
         augment_labels: Tensor | None = None,
+        features: Sequence[FeatureMap | None] | None = None,
     ) -> Tensor:
-        """c_noise `[B]` is ln(σ)/4; augment_labels `[B, 9]`, zero when omitted."""
-        features = [
-            problem.features(self.config.patch * 2**i) if level.joint else None
-            for i, level in enumerate(self.config.levels)
-        ]
+        """c_noise `[B]` is ln(σ)/4; augment_labels `[B, 9]`, zero when omitted; features: those of
+        the problem, if they are computed already."""
+        features = self.features(problem) if features is None else features
         # Iterations end when they have converged: nothing that a compiler can know.
-        compiled = self.compiled if problem.degradation.diagonalisable else None
+        compiled = self.compiled if isinstance(problem.degradation, Diagonalisable) else None
         level = problem.noise_level.float() if self.config.noise_conditioning else None
         return (compiled or InvFusion.transform)(
             self, x, c_noise, problem.class_labels, augment_labels, level, features,
             self._places(x.device),
         )  # fmt: skip
+
+    def features(self, problem: Problem) -> list[FeatureMap | None]:
+        """The operator on the tokens of each level, None for a level without such layers."""
+        y, level = problem.y, problem.noise_level
+        with torch.autocast(y.device.type, enabled=False):
+            return [
+                feature_map(problem.degradation, y, level, self.config.patch * 2**i)
+                if level_config.joint
+                else None
+                for i, level_config in enumerate(self.config.levels)
+            ]
 
     def transform(
         self,

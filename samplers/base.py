@@ -2,16 +2,16 @@
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol
+from itertools import pairwise
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor
 
-from degradation import Degradation, Draws, Problem
+from degradation import Draws, LinearOperator, Problem, diagonalisable
 from runtime.registry import Registry
 
 Denoiser = Callable[[Tensor, Tensor | float, Problem], Tensor]
-Callback = Callable[[int, Tensor], None]
 
 
 class RandnLike(Protocol):
@@ -20,22 +20,61 @@ class RandnLike(Protocol):
     def randn_like(self, x: Tensor) -> Tensor: ...
 
 
-class Solver(Protocol):
-    """noise: standard normal `[B, C, h, w]`; returns restored images in [-1, 1] of that shape.
+def prepared(denoiser: Denoiser, problem: Problem) -> Problem:
+    """The problem with what the denoiser computes of it alone, for a whole sampling run.
 
-    A callback sees the number of each step and the denoiser's estimate in it. A class attribute
-    `needs` names what else a solver asks for: "spectrum", the SVD of the operator (`check_operator`
-    refuses one without it), "gradient", a denoiser that can be differentiated.
+    A denoiser may have a method `prepare(problem)`, which fills the problem's field `prepared`.
+    """
+    prepare = getattr(denoiser, "prepare", None)
+    return prepare(problem) if prepare else problem
+
+
+@dataclasses.dataclass
+class Run:
+    """One sampling run: what its steps share."""
+
+    denoiser: Denoiser
+    problem: Problem
+    told: Problem
+    """What the denoiser is told: the problem, or of a zero-shot solver its class labels only."""
+    rng: RandnLike
+    index: int = 0
+    """Number of the present step."""
+    memory: Any = None
+    """What a solver keeps from step to step."""
+
+    def estimate(self, x: Tensor, sigma: Tensor | float) -> Tensor:
+        """The denoiser's E[x0 | x, ...] `[B, C, h, w]` at noise level sigma."""
+        return self.denoiser(x, sigma, self.told)
+
+
+class Solver:
+    """`solver(denoiser, noise, problem, rng)`; a dataclass of its options.
+
+    needs: what else it asks for: "spectrum", the SVD of the operator (`check_operator` raises
+    ValueError for an operator without one), "gradient", a denoiser that can be differentiated.
     """
 
+    needs: ClassVar[frozenset[str]] = frozenset()
+
     def __call__(
-        self,
-        denoiser: Denoiser,
-        noise: Tensor,
-        problem: Problem,
-        rng: RandnLike,
-        callback: Callback | None = None,
-    ) -> Tensor: ...
+        self, denoiser: Denoiser, noise: Tensor, problem: Problem, rng: RandnLike
+    ) -> Tensor:
+        """Restored images in [-1, 1], `[B, C, h, w]`, one for each problem.
+
+        noise: standard normal `[B, C, h, w]`, where the run starts. Raises ValueError if the
+        operator or the denoiser lacks what the solver needs.
+        """
+        raise NotImplementedError
+
+    def begin(self, denoiser: Denoiser, problem: Problem, rng: RandnLike) -> Run:
+        """A new run."""
+        check_operator(self, problem.degradation)
+        return Run(denoiser, problem, prepared(denoiser, self.tell(problem)), rng)
+
+    def tell(self, problem: Problem) -> Problem:
+        """What the denoiser is told of the problem."""
+        return problem
 
 
 class CountingDenoiser:
@@ -50,6 +89,10 @@ class CountingDenoiser:
         self.denoiser, self.images = denoiser, images
         self.calls = 0
         self.backward_passes = 0
+
+    def prepare(self, problem: Problem) -> Problem:
+        """What the denoiser inside prepares."""
+        return prepared(self.denoiser, problem)
 
     def __call__(self, x: Tensor, sigma: Tensor | float, problem: Problem) -> Tensor:
         estimate = self.denoiser(x, sigma, problem)
@@ -88,8 +131,8 @@ def karras_grid(
 
 
 @dataclasses.dataclass(frozen=True)
-class OnGrid:
-    """The options of a solver that goes down the noise levels of EDM."""
+class OnGrid(Solver):
+    """A solver that goes down the noise levels of EDM: a subclass writes `step`."""
 
     num_steps: int = 32
     sigma_min: float = 0.002
@@ -100,12 +143,30 @@ class OnGrid:
         check_range(self, num_steps=(2, 10**6), sigma_max=(1e-9, 1e6), rho=(1e-3, 1e3))
         check_range(self, sigma_min=(1e-9, self.sigma_max))
 
+    def __call__(
+        self, denoiser: Denoiser, noise: Tensor, problem: Problem, rng: RandnLike
+    ) -> Tensor:
+        run = self.begin(denoiser, problem, rng)
+        grid = self.grid()
+        x = self.start(run, noise, grid[0])
+        for run.index, (sigma, following) in enumerate(pairwise(grid)):
+            x = self.step(run, x, sigma, following)
+        return x
+
     def grid(self) -> list[float]:
         """Noise levels from sigma_max to sigma_min, then 0: num_steps + 1 numbers."""
         return karras_grid(self.num_steps, self.sigma_min, self.sigma_max, self.rho).tolist()
 
+    def start(self, run: Run, noise: Tensor, sigma: float) -> Tensor:
+        """The image x at the first level, from unit noise; both `[B, C, h, w]`."""
+        return noise * sigma
 
-SAMPLERS = Registry("sampler")
+    def step(self, run: Run, x: Tensor, sigma: float, following: float) -> Tensor:
+        """x moved from level `sigma` to the next one, which is 0 in the last step."""
+        raise NotImplementedError
+
+
+SAMPLERS = Registry("sampler", Solver)
 register = SAMPLERS.register
 
 
@@ -123,10 +184,10 @@ def make_solver(name: str, options: Mapping[str, Any] | None = None) -> Solver:
     return SAMPLERS.build(name, options)
 
 
-def check_operator(solver: Solver, operator: Degradation) -> None:
-    """Raise ValueError where a solver needs the SVD of an operator that has none."""
-    if "spectrum" in getattr(solver, "needs", ()):
-        operator.check_diagonalisable(f"sampler {type(solver).__name__}")
+def check_operator(solver: Solver, operator: LinearOperator) -> None:
+    """Raise ValueError if a solver needs the SVD of an operator that has none."""
+    if "spectrum" in solver.needs:
+        diagonalisable(operator, f"sampler {type(solver).__name__}")
 
 
 def check_choice(solver: object, **choices: tuple[str, ...]) -> None:

@@ -5,8 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 from torch import Tensor
 
-from degradation import Problem
-from samplers.base import Callback, Denoiser, OnGrid, RandnLike, check_range, register
+from samplers.base import OnGrid, Run, check_range, register
 
 
 @register("deis")
@@ -27,27 +26,12 @@ class DEIS(OnGrid):
         super().__post_init__()
         check_range(self, order=(1, 4))
 
-    def __call__(
-        self,
-        denoiser: Denoiser,
-        noise: Tensor,
-        problem: Problem,
-        rng: RandnLike,
-        callback: Callback | None = None,
-    ) -> Tensor:
-        """One posterior sample for each problem of the batch."""
-        grid = self.grid()
-        x = noise * grid[0]
-        slopes: list[Tensor] = []
-        for step, sigma in enumerate(grid[:-1]):
-            estimate = denoiser(x, sigma, problem)
-            if callback:
-                callback(step, estimate)
-            slopes = [(x - estimate) / sigma, *slopes[: self.order - 1]]
-            nodes = [grid[step - j] for j in range(len(slopes))]
-            weights = adams_bashforth(nodes, grid[step + 1])
-            x = x + sum(w * slope for w, slope in zip(weights, slopes, strict=True))
-        return x
+    def step(self, run: Run, x: Tensor, sigma: float, following: float) -> Tensor:
+        latest = sigma, (x - run.estimate(x, sigma)) / sigma
+        run.memory = [latest, *(run.memory or [])[: self.order - 1]]
+        levels, slopes = zip(*run.memory, strict=True)
+        weights = adams_bashforth(list(levels), following)
+        return x + sum(w * slope for w, slope in zip(weights, slopes, strict=True))
 
 
 def adams_bashforth(nodes: list[float], end: float) -> list[float]:

@@ -2,12 +2,10 @@
 
 import math
 from dataclasses import dataclass
-from itertools import pairwise
 
 from torch import Tensor
 
-from degradation import Problem
-from samplers.base import Callback, Denoiser, OnGrid, RandnLike, check_range, register
+from samplers.base import OnGrid, Run, check_range, register
 
 
 @register("dpm")
@@ -28,32 +26,19 @@ class DPM(OnGrid):
         super().__post_init__()
         check_range(self, eta=(0, 1e3))
 
-    def __call__(
-        self,
-        denoiser: Denoiser,
-        noise: Tensor,
-        problem: Problem,
-        rng: RandnLike,
-        callback: Callback | None = None,
-    ) -> Tensor:
-        """One posterior sample for each problem of the batch."""
-        grid = self.grid()
-        x, before, width = noise * grid[0], None, 0.0
-        for step, (sigma, following) in enumerate(pairwise(grid)):
-            estimate = denoiser(x, sigma, problem)
-            if callback:
-                callback(step, estimate)
-            if not following:
-                x = estimate
-                break
-            h = math.log(sigma / following)
-            forward = estimate
-            if before is not None:
-                forward = estimate + h / (2 * width) * (estimate - before)
-            kept = math.exp(-(1 + self.eta) * h)  # of x; the noise fills up what it loses
-            x = kept * x + (1 - kept) * forward
-            if self.eta:
-                spread = following * math.sqrt(-math.expm1(-2 * self.eta * h))
-                x = x + spread * rng.randn_like(x)
-            before, width = estimate, h
+    def step(self, run: Run, x: Tensor, sigma: float, following: float) -> Tensor:
+        estimate = run.estimate(x, sigma)
+        if not following:
+            return estimate
+        h = math.log(sigma / following)
+        forward = estimate
+        if run.memory is not None:
+            before, width = run.memory
+            forward = estimate + h / (2 * width) * (estimate - before)
+        run.memory = estimate, h
+        kept = math.exp(-(1 + self.eta) * h)  # of x; the noise fills up what it loses
+        x = kept * x + (1 - kept) * forward
+        if self.eta:
+            spread = following * math.sqrt(-math.expm1(-2 * self.eta * h))
+            x = x + spread * run.rng.randn_like(x)
         return x

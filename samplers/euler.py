@@ -1,12 +1,10 @@
 """Euler's method on the probability-flow ODE, which is DDIM in variance-exploding notation."""
 
 from dataclasses import dataclass
-from itertools import pairwise
 
 from torch import Tensor
 
-from degradation import Problem
-from samplers.base import Callback, Denoiser, OnGrid, RandnLike, register
+from samplers.base import OnGrid, Run, register
 
 
 @register("euler")
@@ -16,20 +14,5 @@ class Euler(OnGrid):
 
     num_steps: int = 64
 
-    def __call__(
-        self,
-        denoiser: Denoiser,
-        noise: Tensor,
-        problem: Problem,
-        rng: RandnLike,
-        callback: Callback | None = None,
-    ) -> Tensor:
-        """One posterior sample for each problem of the batch."""
-        grid = self.grid()
-        x = noise * grid[0]
-        for step, (sigma, following) in enumerate(pairwise(grid)):
-            estimate = denoiser(x, sigma, problem)
-            if callback:
-                callback(step, estimate)
-            x = x + (following - sigma) / sigma * (x - estimate)
-        return x
+    def step(self, run: Run, x: Tensor, sigma: float, following: float) -> Tensor:
+        return x + (following - sigma) / sigma * (x - run.estimate(x, sigma))

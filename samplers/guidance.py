@@ -1,12 +1,10 @@
 """Guidance by class (Ho and Salimans, "Classifier-free diffusion guidance", 2022)."""
 
-import weakref
-
 import torch
 from torch import Tensor
 
 from degradation import Problem
-from samplers.base import Denoiser
+from samplers.base import Denoiser, prepared
 
 
 class Guided:
@@ -19,7 +17,10 @@ class Guided:
 
     def __init__(self, denoiser: Denoiser, scale: float):
         self.denoiser, self.scale = denoiser, scale
-        self._nulls: dict[int, Problem] = {}
+
+    def prepare(self, problem: Problem) -> Problem:
+        """What the denoiser inside prepares; it serves both evaluations."""
+        return prepared(self.denoiser, problem)
 
     def __call__(self, x: Tensor, sigma: Tensor | float, problem: Problem) -> Tensor:
         """x `[B, C, h, w]`, sigma a number or `[B]`; returns the guided estimate `[B, C, h, w]`.
@@ -30,19 +31,10 @@ class Guided:
             raise ValueError("guidance needs a problem with class labels")
         if self.scale == 1:
             return self.denoiser(x, sigma, problem)
+        null = problem.with_classes(torch.full_like(problem.class_labels, -1))
         if self.scale == 0:
-            return self.denoiser(x, sigma, self._null(problem))
+            return self.denoiser(x, sigma, null)
         # Side by side in one batch they would need twice the memory and, but for single images,
         # the same time.
-        known = self.denoiser(x, sigma, problem)
-        null = self.denoiser(x, sigma, self._null(problem))
-        return null + self.scale * (known - null)
-
-    def _null(self, problem: Problem) -> Problem:
-        """The problem without its classes, made once; what H and y give is computed for both."""
-        assert problem.class_labels is not None
-        key = id(problem)
-        if key not in self._nulls:
-            self._nulls[key] = problem.with_classes(torch.full_like(problem.class_labels, -1))
-            weakref.finalize(problem, self._nulls.pop, key, None)
-        return self._nulls[key]
+        known, unknown = self.denoiser(x, sigma, problem), self.denoiser(x, sigma, null)
+        return unknown + self.scale * (known - unknown)

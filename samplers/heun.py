@@ -2,12 +2,10 @@
 
 import math
 from dataclasses import dataclass
-from itertools import pairwise
 
 from torch import Tensor
 
-from degradation import Problem
-from samplers.base import Callback, Denoiser, OnGrid, RandnLike, check_range, register
+from samplers.base import OnGrid, Run, check_range, register
 
 
 @register("heun")
@@ -30,29 +28,14 @@ class Heun(OnGrid):
         check_range(self, churn=(0, math.inf), churn_max=(0, math.inf), churn_noise=(0, 1e3))
         check_range(self, churn_min=(0, self.churn_max))
 
-    def __call__(
-        self,
-        denoiser: Denoiser,
-        noise: Tensor,
-        problem: Problem,
-        rng: RandnLike,
-        callback: Callback | None = None,
-    ) -> Tensor:
-        """One posterior sample for each problem of the batch."""
-        grid = self.grid()
-        x = noise * grid[0]
-        for step, (sigma, following) in enumerate(pairwise(grid)):
-            if self.churn and self.churn_min <= sigma <= self.churn_max:
-                raised = sigma * (1 + min(self.churn / self.num_steps, math.sqrt(2) - 1))
-                spread = math.sqrt(raised**2 - sigma**2) * self.churn_noise
-                x, sigma = x + spread * rng.randn_like(x), raised
-            estimate = denoiser(x, sigma, problem)
-            if callback:
-                callback(step, estimate)
-            slope = (x - estimate) / sigma
-            euler = x + (following - sigma) * slope
-            if following:
-                end = (euler - denoiser(euler, following, problem)) / following
-                euler = x + (following - sigma) * (slope + end) / 2
-            x = euler
-        return x
+    def step(self, run: Run, x: Tensor, sigma: float, following: float) -> Tensor:
+        if self.churn and self.churn_min <= sigma <= self.churn_max:
+            raised = sigma * (1 + min(self.churn / self.num_steps, math.sqrt(2) - 1))
+            spread = math.sqrt(raised**2 - sigma**2) * self.churn_noise
+            x, sigma = x + spread * run.rng.randn_like(x), raised
+        slope = (x - run.estimate(x, sigma)) / sigma
+        euler = x + (following - sigma) * slope
+        if not following:
+            return euler
+        end = (euler - run.estimate(euler, following)) / following
+        return x + (following - sigma) * (slope + end) / 2

@@ -5,12 +5,12 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from degradation import Problem
-from samplers.base import Callback, Denoiser, RandnLike, check_range, register
+from samplers.base import Denoiser, RandnLike, Solver, check_range, register
 
 
 @register("mmse")
 @dataclass(frozen=True)
-class MMSE:
+class MMSE(Solver):
     """D(σ·noise, σ) at σ = 100: the image drowns in noise, so E[x0 | x, y] = E[x0 | y] (Eq. 8)."""
 
     sigma: float = 100.0
@@ -19,15 +19,6 @@ class MMSE:
         check_range(self, sigma=(1e-3, 1e6))
 
     def __call__(
-        self,
-        denoiser: Denoiser,
-        noise: Tensor,
-        problem: Problem,
-        rng: RandnLike,
-        callback: Callback | None = None,
+        self, denoiser: Denoiser, noise: Tensor, problem: Problem, rng: RandnLike
     ) -> Tensor:
-        """The estimate `[B, C, h, w]` for each problem of the batch."""
-        estimate = denoiser(self.sigma * noise, self.sigma, problem)
-        if callback:
-            callback(0, estimate)
-        return estimate
+        return denoiser(self.sigma * noise, self.sigma, problem)

@@ -1,14 +1,15 @@
 """A photograph larger than the network: its denoiser works on overlapping tiles of it."""
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from degradation import Mask, NullOperator, Problem, ValidConvolution, ValidRegion
-from samplers.base import Denoiser
+from samplers.base import Denoiser, prepared
 
 TileBlur = ValidConvolution | ValidRegion
 
@@ -118,8 +119,7 @@ class Tiled:
     """A denoiser of images of any size: one of tiles, run on all of them at once and blended.
 
     Every solver works on the whole image, so neighbouring tiles see the same noise and agree.
-    With a single tile it is the denoiser itself. batch: tiles in one call of it. The
-    problem is cut up once for a sampling run.
+    With a single tile it is the denoiser itself. batch: tiles in one call of it.
 
     project: for y without noise. A tile leaves out the samples of a blur that see beyond it, and
     neighbours need not agree; E[x0 | x, y] lies in {x: Hx = y}, so a projection of the blended
@@ -138,28 +138,35 @@ class Tiled:
         self.denoiser, self.tiling, self.batch, self.blur = denoiser, tiling, batch, blur
         self.project = project and len(tiling) > 1
         self.progress = progress
-        self._known: tuple[Problem, list[Problem]] | None = None
 
     def __call__(self, x: Tensor, sigma: Tensor | float, problem: Problem) -> Tensor:
         """x `[B, C, H, W]`, sigma a number or `[B]`; the estimate `[B, C, H, W]` of x0."""
-        tiles = self.tiling.cut(x)
+        count = len(self.tiling)
         noise = torch.as_tensor(sigma, dtype=torch.float32, device=x.device).expand(len(x))
-        noise = noise.repeat_interleave(len(self.tiling))
-        parts = zip(tiles.split(self.batch), noise.split(self.batch), strict=True)
+        tiles = self.tiling.cut(x).split(self.batch)
+        levels = noise.repeat_interleave(count).split(self.batch)
+        labels: Sequence[Tensor | None] = [None] * len(tiles)
+        if problem.class_labels is not None:
+            labels = problem.class_labels.repeat_interleave(count).split(self.batch)
+        problems = self.prepare(problem).prepared.problems
         estimates = []
-        for (part, level), local in zip(parts, self.problems(problem), strict=True):
-            estimates.append(self.denoiser(part, level, local))
+        for tile, level, label, local in zip(tiles, levels, labels, problems, strict=True):
+            estimates.append(self.denoiser(tile, level, local.with_classes(label)))
             self.progress()
         estimate = self.tiling.blend(torch.cat(estimates))
         return problem.project(estimate) if self.project else estimate
 
-    def problems(self, problem: Problem) -> list[Problem]:
-        """The problems of the tiles, in batches; the same objects as long as the problem is."""
-        if self._known is None or self._known[0] is not problem:
-            local = problem
-            if len(self.tiling) > 1:
-                local = tile_problems(problem, self.tiling, self.blur)
-            starts = range(0, len(local), self.batch)
-            whole = len(starts) == 1
-            self._known = problem, [local if whole else local[i : i + self.batch] for i in starts]
-        return self._known[1]
+    def prepare(self, problem: Problem) -> Problem:
+        """The problem with those of its tiles, in batches."""
+        if isinstance(problem.prepared, _Tiles):
+            return problem
+        local = problem
+        if len(self.tiling) > 1:
+            local = tile_problems(problem, self.tiling, self.blur)
+        starts = range(0, len(local), self.batch)
+        parts = [local] if len(starts) == 1 else [local[i : i + self.batch] for i in starts]
+        return replace(problem, prepared=_Tiles([prepared(self.denoiser, p) for p in parts]))
+
+
+class _Tiles(NamedTuple):
+    problems: list[Problem]

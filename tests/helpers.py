@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from degradation import Degradation
+from degradation import LinearOperator
 from runtime import distributed
 from training.checkpoint import save_checkpoint
 from training.trainer import Trainer
@@ -19,11 +19,11 @@ def gaussian(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> 
     return torch.randn(*shape, generator=generator, dtype=torch.float64).to(dtype)
 
 
-def precision(op: Degradation) -> torch.dtype:
+def precision(op: LinearOperator) -> torch.dtype:
     return op.s.dtype
 
 
-def measurements(op: Degradation) -> int:
+def measurements(op: LinearOperator) -> int:
     """Number M of measurement rows."""
     return op.rows.shape[1]
 
@@ -37,12 +37,12 @@ def matrix(
     return linear(basis).flatten(2).mT
 
 
-def dense(op: Degradation) -> Tensor:
+def dense(op: LinearOperator) -> Tensor:
     """H as matrices `[B, M, C·h·w]`."""
     return matrix(op.H, len(op), op.image_shape, precision(op))
 
 
-def dense_pinv(op: Degradation, noise_level: float | Tensor = 0.0) -> Tensor:
+def dense_pinv(op: LinearOperator, noise_level: float | Tensor = 0.0) -> Tensor:
     """H† as matrices `[B, C·h·w, M]`."""
 
     def pinv(y: Tensor) -> Tensor:
@@ -74,15 +74,15 @@ def assert_penrose(H: Tensor, pinv: Tensor, tol: float) -> None:
     assert_near((pinv @ H).mT, pinv @ H, tol)
 
 
-def images(op: Degradation, *stack: int, seed: int = 1) -> Tensor:
+def images(op: LinearOperator, *stack: int, seed: int = 1) -> Tensor:
     return gaussian(len(op), *stack, *op.image_shape, seed=seed, dtype=precision(op))
 
 
-def data(op: Degradation, *stack: int, seed: int = 2) -> Tensor:
+def data(op: LinearOperator, *stack: int, seed: int = 2) -> Tensor:
     return gaussian(len(op), *stack, measurements(op), seed=seed, dtype=precision(op))
 
 
-def check_laws(op: Degradation, seed: int, tol: float) -> None:
+def check_laws(op: LinearOperator, seed: int, tol: float) -> None:
     """Adjoint and Penrose identities on random images and measurements."""
     x, y = images(op, seed=seed), data(op, seed=seed + 1)
 

@@ -1,18 +1,15 @@
-"""The problem handed to a network in the plainest form: operators of `plain_operators`, features as
-images. With `plain_attention` it is the network that the fast one is timed against."""
+"""A network in the plainest form: operators of `plain_operators`, features as images. With
+`plain_attention` it is the network that the fast one is timed against."""
 
 from typing import Any
 
 from torch import Tensor
 
-from degradation import Problem
-from degradation.features import ImageFeatures
+from degradation import LinearOperator, Problem
 
 
-class _PlainOperator:
+class PlainOperator(LinearOperator):
     """One of `plain_operators`, on single images too; without noise."""
-
-    diagonalisable = True
 
     def __init__(self, operator: Any):
         self.operator, self.image_shape = operator, operator.image_shape
@@ -24,15 +21,7 @@ class _PlainOperator:
         return self.operator.H_pinv(y) if y.ndim == 3 else self.operator.H_pinv(y[:, None])[:, 0]
 
 
-class PlainProblem(Problem):
-    """Measurements of images x by a plain operator; nothing is kept from one call to the next."""
-
-    def __init__(self, operator: Any, x: Tensor):
-        plain: Any = _PlainOperator(operator)
-        super().__init__(plain, plain.H(x))
-
-    def pinv(self) -> Tensor:
-        return self.degradation.H_pinv(self.y)
-
-    def features(self, patch: int) -> ImageFeatures:
-        return ImageFeatures(self.degradation, self.y, self.noise_level, patch)
+def plain_problem(operator: Any, x: Tensor) -> Problem:
+    """Measurements of images x by a plain operator."""
+    plain = PlainOperator(operator)
+    return Problem(plain, plain.H(x))

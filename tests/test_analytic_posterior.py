@@ -12,9 +12,9 @@ from torch import Tensor
 from degradation import (
     BlockHadamard,
     ChannelProduct,
-    Degradation,
     DenseMatrix,
     Draws,
+    LinearOperator,
     Mask,
     NullOperator,
     Problem,
@@ -68,7 +68,7 @@ kinds = pytest.mark.parametrize("kind", ["one", "three", "shared"])
 operators = pytest.mark.parametrize("name", OPERATORS)
 
 
-def measured(prior: GaussianMixture, operator: Degradation, noise_level: float) -> Problem:
+def measured(prior: GaussianMixture, operator: LinearOperator, noise_level: float) -> Problem:
     x = prior.sample(Draws(range(len(operator))))
     y = operator.H(x)
     y = y + noise_level * gaussian(*y.shape, seed=7) * operator.rows
@@ -246,8 +246,11 @@ def test_the_conditional_denoiser_computes_a_posterior_once(monkeypatch):
     prior = prior_of("three")
     problem, denoiser = measured(prior, mask(), 0.1), ConditionalDenoiser(prior_of("three"))
     x = gaussian(2, *SHAPE)
-    first = denoiser(x, 1.0, problem)
-    assert torch.equal(denoiser(x, 1.0, problem), first) and len(calls) == 1
+    once = denoiser.prepare(problem)
+    assert denoiser.prepare(once) is once
+    first = denoiser(x, 1.0, once)
+    assert torch.equal(denoiser(x, 0.5, once), denoiser(x, 0.5, once)) and len(calls) == 1
+    torch.testing.assert_close(first, posterior(prior, problem)(x, 1.0))
     other = measured(prior, matrix(), 0.1)
     torch.testing.assert_close(denoiser(x, 1.0, other), posterior(prior, other)(x, 1.0))
     assert len(calls) == 2

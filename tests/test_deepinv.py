@@ -9,11 +9,11 @@ from helpers import assert_near, gaussian, matrix, regularised_inverse
 from torchvision_on_cpu import declare_operators
 
 from degradation import (
-    Degradation,
     DenseMatrix,
     Draws,
     FromPhysics,
     GaussianNoise,
+    LinearOperator,
     Mask,
     PhysicsFamily,
     StridedConvolution,
@@ -113,7 +113,7 @@ def test_training_and_sampling(deepinv: Any, name: str) -> None:
 # ---- ours as theirs
 
 
-def operators() -> dict[str, Degradation]:
+def operators() -> dict[str, LinearOperator]:
     kernel = torch.rand(2, 3, 3) / 9
     return {
         "mask": Mask((gaussian(2, 1, 16, 16) > 0).float()),

@@ -367,5 +367,5 @@ def test_a_family_that_returns_no_operator_is_refused():
         def sample(self, image_shape, structure, seeds, device="cpu"):
             return None
 
-    with pytest.raises(ValueError, match=r"Nothing.sample must return a Degradation, not NoneType"):
+    with pytest.raises(ValueError, match=r"must return a LinearOperator, not NoneType"):
         Nothing().check((3, 8, 8))

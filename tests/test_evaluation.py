@@ -14,11 +14,11 @@ from torch import Tensor
 
 from datautils.photos import Photos
 from degradation import (
-    Degradation,
     DenseMatrix,
     Draws,
     Family,
     GaussianNoise,
+    LinearOperator,
     Mask,
     MatrixDegradation,
     MissingPatches,
@@ -232,7 +232,7 @@ def test_groups_share_a_structure_and_take_every_image_once(family, batch):
 SHAPE = (3, 8, 4)  # neither square nor grey
 
 
-def operators(dtype: torch.dtype = torch.float64) -> dict[str, Degradation]:
+def operators(dtype: torch.dtype = torch.float64) -> dict[str, LinearOperator]:
     """Two images each."""
     mask = (gaussian(2, 1, 8, 4, seed=3) > 0.3).to(dtype)
     matrix = gaussian(2, 7, 96, seed=4, dtype=dtype) / 10

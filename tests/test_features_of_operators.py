@@ -15,12 +15,14 @@ from degradation import (
     Problem,
     StridedConvolution,
 )
-from degradation.features import (
+from networks import PRESETS, Denoiser
+from networks.features import (
     ImageFeatures,
     MaskedFeatures,
     MatrixFeatures,
     PhaseFeatures,
     RowFeatures,
+    feature_map,
     mix,
 )
 
@@ -70,7 +72,7 @@ def test_a_layer_in_tokens_is_the_layer_on_images(kind, level, monkeypatch):
     tokens = gaussian(2, 6, 12, PATCH * PATCH * STACK * 3, seed=5).requires_grad_()
     weight = gaussian(STACK, STACK + 1, seed=6).requires_grad_()
     bias = gaussian(STACK, seed=7).requires_grad_()
-    features = problem.features(PATCH)
+    features = feature_map(operator, y, problem.noise_level, PATCH)
     small = getattr(operator, "small", True)
     assert type(features) is (
         KINDS[kind] if small or issubclass(KINDS[kind], ImageFeatures) else PhaseFeatures
@@ -86,31 +88,29 @@ def test_a_layer_in_tokens_is_the_layer_on_images(kind, level, monkeypatch):
         torch.testing.assert_close(a, torch.zeros_like(a) if b is None else b, rtol=1e-7, atol=1e-7)
 
 
-def test_features_are_made_once_for_a_problem():
-    operator = operators()["mask"]
-    problem = Problem(operator, operator.H(gaussian(2, *SHAPE)), 0.1)
-    assert problem.features(2) is problem.features(2)
-    assert problem.features(2) is not problem.features(4)
-    assert problem[:1].features(2) is not problem.features(2)
-
-
 def test_features_made_under_autocast_are_exact():
-    operator = operators()["matrix"].to(torch.float32)  # double precision is never shortened
-    y, tokens = gaussian(2, 6).float(), gaussian(2, 6, 12, 240, seed=3).float()
+    shape = PRESETS["tiny"].image_shape
+    denoiser = Denoiser(PRESETS["tiny"])
+    operator = DenseMatrix(gaussian(2, 6, math.prod(shape), seed=3).float(), shape)
+    problem = Problem(operator, gaussian(2, 6).float(), 0.1)
     with torch.autocast("cpu", torch.bfloat16):
-        short = Problem(operator, y, 0.1).features(PATCH)
-    exact = Problem(operator, y, 0.1).features(PATCH)
-    assert torch.equal(short.H_pinv(short.H(tokens)), exact.H_pinv(exact.H(tokens)))
+        short = denoiser.net.features(problem)
+    exact = denoiser.net.features(problem)
+    assert torch.equal(short[0].inverse, exact[0].inverse)
 
 
-def test_what_was_made_without_gradients_serves_with_them():
-    operator = operators()["matrix"]
-    problem = Problem(operator, operator.H(gaussian(2, *SHAPE, seed=4)))
-    with torch.inference_mode():
-        problem.pinv(), problem.features(PATCH)
-    x = gaussian(2, *SHAPE, seed=5).requires_grad_()
-    (x * problem.pinv()).sum().backward()
-    assert torch.equal(x.grad, problem.pinv())
+def test_a_run_prepares_a_problem_once():
+    shape = PRESETS["tiny"].image_shape
+    denoiser = Denoiser(PRESETS["tiny"])
+    operator = Mask((gaussian(2, 1, *shape[1:], seed=2) > 0).float(), shape)
+    problem = Problem(operator, operator.H(gaussian(2, *shape).float()), 0.1)
+    once = denoiser.prepare(problem)
+    assert denoiser.prepare(once) is once and problem.prepared is None
+    assert once.with_classes(torch.tensor([0, 1])).prepared is once.prepared
+    assert once[:1].prepared is None and once.unconditional().prepared is None
+    x = gaussian(2, *shape, seed=5).float()
+    with torch.no_grad():
+        assert torch.equal(denoiser(x, 1.0, once), denoiser(x, 1.0, problem))
 
 
 def test_a_measurement_may_have_a_gradient():

@@ -133,7 +133,10 @@ def test_checker_finds_an_import_against_the_order(path: str, source: str, culpr
 @pytest.mark.parametrize(
     ("path", "source"),
     [
-        ("degradation/mask.py", "import torch\nfrom . import base\nfrom .base import Degradation"),
+        (
+            "degradation/mask.py",
+            "import torch\nfrom . import base\nfrom .base import Mask",
+        ),
         ("networks/blocks/attention.py", "from ..presets import P\nfrom degradation import Mask"),
         ("training/loop.py", "import degradation, networks, samplers, metrics, runtime"),
         ("training/loop.py", "from datautils.folder import ImageFolder"),

@@ -28,6 +28,7 @@ from networks import (
     from_reference,
     make_config,
 )
+from networks.features import feature_map
 from networks.flops import count_operations, operation_counter
 from networks.invfusion import FeatureDegradation
 from networks.layers import AxialRoPE, axial_positions, rotate
@@ -176,7 +177,8 @@ def test_feature_degradation_by_hand(family: str, noise_level: float) -> None:
         images[:, k] = operator.H_pinv(gelu.float(), noise_level)
     for i, j, p, q, k, c in sites:
         expected[:, i, j, ((p * 2 + q) * 3 + k) * 3 + c] = images[:, k, c, 2 * i + p, 2 * j + q]
-    close(layer(x, problem.features(2)), expected, 2e-5)
+    features = feature_map(problem.degradation, problem.y, problem.noise_level, 2)
+    close(layer(x, features), expected, 2e-5)
     assert expected.abs().max() > 0.1
 
 
@@ -588,9 +590,7 @@ def test_operations_are_those_of_the_products_that_run(conditioning: str) -> Non
     problem = make_problem("MatrixDegradation")
     counter = operation_counter()
     with torch.no_grad(), counter, sdpa_kernel(SDPBackend.MATH):  # as products, which it counts
-        problem.pinv()
-        for i in range(len(denoiser.config.levels)):
-            problem.features(denoiser.config.patch * 2**i)
+        problem = denoiser.prepare(problem)
         before = counter.get_total_flops()
         denoiser(torch.randn(len(problem), 3, 16, 16), 1.0, problem)
     conditions = sum(

@@ -16,11 +16,11 @@ from calculate_metrics import main
 from datautils.photos import Photos
 from degradation import (
     Box,
-    Degradation,
     DenseMatrix,
     Draws,
     FromPhysics,
     GaussianNoise,
+    LinearOperator,
     Mask,
     MatrixDegradation,
     MotionBlur,
@@ -232,7 +232,7 @@ def test_truncation_leaves_intensities_below_black_that_become_black() -> None:
         SRConv().sample(SMALL, 2, [1]),
     ],
 )
-def test_other_operators_are_refused(operator: Degradation) -> None:
+def test_other_operators_are_refused(operator: LinearOperator) -> None:
     with pytest.raises(ValueError, match="use masks, or blur with weights that are not negative"):
         PoissonNoise(1.0).check(operator)
 

@@ -19,6 +19,7 @@ from samplers import (
     CountingDenoiser,
     Euler,
     Heun,
+    Solver,
     base,
     karras_grid,
     make_solver,
@@ -377,7 +378,7 @@ def test_a_new_solver_is_one_decorated_dataclass(monkeypatch):
 
     @register("start")
     @dataclass(frozen=True)
-    class Start:
+    class Start(Solver):
         scale: float = 1.0
 
         def __call__(self, denoiser, noise, problem, rng):
@@ -426,18 +427,3 @@ def test_mmse_replays_the_recorded_run(recorded):
     problem = Problem.without_measurement(2, (3, 8, 8))
     out = MMSE()(denoiser, records["meta"]["noise"], problem, NoNoise())
     torch.testing.assert_close(out, records["runs"]["mse"]["out"], rtol=0, atol=1e-5)
-
-
-@pytest.mark.parametrize(
-    ("solver", "steps"), [(Heun(5), 5), (Euler(4), 4), (MMSE(), 1), (DPM(3), 3), (DEIS(6), 6)]
-)
-def test_a_callback_sees_every_step(solver, steps):
-    seen = []
-    noise = torch.randn(2, 3, 4, 4)
-    problem = Problem.without_measurement(2, (3, 4, 4))
-    halved = solver(
-        lambda x, sigma, problem: x / 2, noise, problem, Draws([0, 1]),
-        lambda step, estimate: seen.append((step, estimate.shape)),
-    )  # fmt: skip
-    assert seen == [(step, noise.shape) for step in range(steps)]
-    assert halved.shape == noise.shape

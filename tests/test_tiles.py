@@ -156,7 +156,8 @@ def test_one_tile_is_the_network_bit_for_bit(batch: int) -> None:
             assert torch.equal(tiled(noisy, sigma, problem), expected)
             assert not torch.equal(expected, x)
     assert counter.calls == 4
-    assert tiled.problems(problem)[0] is problem
+    (local,) = tiled.prepare(problem).prepared.problems
+    assert local.degradation is operator and local.y is problem.y
 
 
 def test_batches_of_tiles_do_not_change_the_result() -> None:
@@ -175,7 +176,8 @@ def test_batches_of_tiles_do_not_change_the_result() -> None:
         alone = Tiled(denoiser, tiling, 12)(x[1:], 3.0, problem[1:])
         assert_near(alone, whole(x, sigma, problem)[1:], 1e-5)
     assert [counter.calls for counter in counters] == [2, 3]
-    assert parts.problems(problem)[0] is parts.problems(problem)[0]  # cut up once for a run
+    once = parts.prepare(problem)
+    assert parts.prepare(once) is once  # cut up once for a run
 
 
 def test_the_estimate_of_tiles_is_the_estimate_of_the_whole_where_pixels_do_not_interact() -> None:

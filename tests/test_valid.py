@@ -16,9 +16,9 @@ from helpers import (
 from torch import Tensor
 
 from degradation import (
-    Degradation,
     Draws,
     GaussianNoise,
+    LinearOperator,
     MotionBlur,
     SRConv,
     StridedConvolution,
@@ -180,7 +180,9 @@ def test_many_tiles_share_one_matrix() -> None:
         (torch.full((1, 3, 3), torch.nan), 1, "finite"),
     ],
 )
-def test_refusals(operator: type[Degradation], kernel: Tensor, stride: int, sentence: str) -> None:
+def test_refusals(
+    operator: type[LinearOperator], kernel: Tensor, stride: int, sentence: str
+) -> None:
     with pytest.raises(ValueError, match=sentence):
         operator(kernel, stride, SHAPE)  # type: ignore[call-arg]
 

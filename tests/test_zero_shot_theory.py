@@ -12,8 +12,10 @@ from helpers import dense, gaussian
 from test_zero_shot import make_prior, operators, posed
 from torch import Tensor
 
-from degradation import Degradation, DenseMatrix, Draws, Mask, NullOperator, Problem
+from degradation import DenseMatrix, Draws, LinearOperator, Mask, NullOperator, Problem
+from degradation.solve import least_squares
 from samplers import Euler, karras_grid
+from samplers.base import Run
 from zero_shot import (
     DAPS,
     DDNM,
@@ -29,7 +31,6 @@ from zero_shot import (
     REDDiff,
 )
 from zero_shot.base import ancestral, ddpm_grid, explain
-from zero_shot.dds import conjugate_gradients
 from zero_shot.mcgdiff import resampled, systematic
 from zero_shot.mgps import SCHEDULES, bridge
 
@@ -53,7 +54,7 @@ class Recorded:
     def problem(self, family: str, noise_level: float) -> Problem:
         entry = self.records["degradations"][family]
         y = (entry["y_noisy0_1"] if noise_level else entry["y"])[:, 0]
-        op: Degradation
+        op: LinearOperator
         if family == "matrix":
             op = DenseMatrix(entry["tensors"]["deg_matrix"], (3, 8, 8))
         elif family == "none":
@@ -95,7 +96,7 @@ def test_ddnm_replays_the_recorded_runs(recorded, family, noise_level):
 class TwoDraws:
     """Draws of the recorded DDRM runs: the second of every step, negative, in the range of Hᵀ."""
 
-    def __init__(self, bank: Tensor, op: Degradation):
+    def __init__(self, bank: Tensor, op: LinearOperator):
         self.bank, self.op, self.calls = bank, op, 0
 
     def randn_like(self, x: Tensor) -> Tensor:
@@ -168,7 +169,7 @@ def test_dps_replays_the_recorded_runs_as_one_image(recorded, family, noise_leve
     """There the norm is that of the batch, and of rows that do not exist, which have noise too:
     here the batch is one image of six channels, and all rows exist."""
     problem = recorded.problem(family, noise_level)
-    op: Degradation = problem.degradation
+    op: LinearOperator = problem.degradation
     if isinstance(op, Mask):
         op = AllRowsOfMask(op.mask.expand(2, 3, 8, 8).reshape(1, 6, 8, 8), (6, 8, 8))
     else:
@@ -717,8 +718,8 @@ def test_langevin_dynamics_settle_where_the_exact_step_does():
     solver = DAPS(langevin_steps=4000, lr=2e-3)
     mean, tau = gaussian(1, 3, 2, 2, seed=5), torch.full((1,), 0.2).double()
     exact = explain(problem, mean, 0.5, tau, Silent())
-    lr = torch.full((1, 1, 1, 1), solver.lr).double()
-    found = solver._langevin(problem, mean, 0.5, tau.view(1, 1, 1, 1), lr, Silent())
+    run = Run(small()[0], problem, problem, Silent())
+    found = solver._langevin(run, mean, 0.5, tau)
     torch.testing.assert_close(found, exact, rtol=0, atol=1e-6)
     assert (found - mean).abs().max() > 0.1
 
@@ -763,16 +764,24 @@ def test_the_bridge_is_the_conditional_gaussian():
     assert spread**2 == pytest.approx((increments[0] - gain * increments[0]).item())
 
 
-def test_conjugate_gradients_solve_every_image_by_itself():
+def test_a_few_conjugate_gradients_solve_every_image_by_itself():
     op = operators(3)["matrix"]
-    target, start = gaussian(3, *SHAPE), gaussian(3, *SHAPE, seed=1)
-    damping = torch.tensor([1.0, 0.1, 3.0]).double().view(3, 1, 1, 1)
-    start[2] = conjugate_gradients(op, target, start, damping, 60)[2]  # done before it begins
-    x = conjugate_gradients(op, target, start, damping, 60)
-    torch.testing.assert_close(op.H_adjoint(op.H(x)) + damping * x, target)
-    alone = conjugate_gradients(op[[1]], target[1:2], start[1:2], damping[1:2], 3)
-    together = conjugate_gradients(op, target, start, damping, 3)
-    torch.testing.assert_close(alone, together[1:2])
+    y, sigma = op.H(gaussian(3, *SHAPE)), torch.tensor([1.0, 0.1, 3.0]).double().view(3, 1, 1)
+    y[2] = 0  # done before it begins
+
+    def solved(index: list[int], steps: int) -> Tensor:
+        part = op[index]
+        return least_squares(
+            lambda v: part.H(part.unflatten(v)),
+            lambda y: part.H_adjoint(y).flatten(-3),
+            y[index, None],
+            sigma[index],
+            steps,
+        )[:, 0].view(len(index), *SHAPE)
+
+    x = solved([0, 1, 2], 60)
+    torch.testing.assert_close(x, op.H_pinv(y, sigma.flatten()))
+    torch.testing.assert_close(solved([1], 3), solved([0, 1, 2], 3)[1:2])
 
 
 def test_systematic_resampling_is_unbiased():

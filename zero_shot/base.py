@@ -1,71 +1,41 @@
-"""What zero-shot solvers share: the unconditional denoiser and its gradient, grids, moves."""
+"""What zero-shot solvers share: the gradient of the denoiser, grids, moves."""
 
 import math
 from collections.abc import Callable
-from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from degradation import Degradation, Problem
-from degradation.iterative import Iterative
-from samplers.base import Denoiser, RandnLike
+from degradation import Problem
+from samplers.base import RandnLike, Run, Solver
 
 Pullback = Callable[[Tensor], Tensor]
 
 
-class ZeroShot:
-    """A solver that asks the denoiser about images alone, and uses H and y itself.
+class ZeroShot(Solver):
+    """A solver that asks the denoiser about images alone, and uses H and y itself."""
 
-    needs: "spectrum" where it takes the SVD of H, "gradient" where it differentiates the denoiser.
+    def tell(self, problem: Problem) -> Problem:
+        return problem.unconditional()
+
+
+def linearised(run: Run, x: Tensor, sigma: float) -> tuple[Tensor, Pullback]:
+    """E[x0 | x], and the map v → Jᵀv with J = ∂E[x0 | x]/∂x, which can be asked once.
+
+    Raises ValueError if the denoiser has no gradient.
     """
+    x = x.detach().requires_grad_()
+    with torch.enable_grad():
+        estimate = run.estimate(x, sigma)
+    if not estimate.requires_grad:
+        raise ValueError("this solver needs the gradient of the denoiser, which has none")
 
-    needs: ClassVar[frozenset[str]] = frozenset()
+    def pullback(v: Tensor) -> Tensor:
+        # What ran in full precision on the way there does so on the way back.
+        with torch.autocast(x.device.type, enabled=False):
+            return torch.autograd.grad(estimate, x, v)[0]
 
-
-class Prior:
-    """A denoiser that is told the class of a problem, but neither H nor y."""
-
-    def __init__(self, denoiser: Denoiser, problem: Problem):
-        self.denoiser, self.problem = denoiser, problem.unconditional()
-        self._several: dict[int, Problem] = {1: self.problem}
-
-    def __call__(self, x: Tensor, sigma: float) -> Tensor:
-        """E[x0 | x] of images `[B, C, h, w]` at noise level sigma."""
-        return self.denoiser(x, sigma, self.problem)
-
-    def of_particles(self, x: Tensor, sigma: float, batch: int) -> Tensor:
-        """E[x0 | x] of K particles of each image, `[B, K, C, h, w]`.
-
-        In calls of as many particles as keep within `batch` images, at least one of each image.
-        """
-        parts = []
-        for part in x.split(max(1, batch // len(x)), 1):
-            count = part.shape[1]
-            if count not in self._several:
-                self._several[count] = self.problem.expand(count)
-            blocks = part.movedim(1, 0).flatten(0, 1)  # as `Problem.expand` orders them
-            estimate = self.denoiser(blocks, sigma, self._several[count])
-            parts.append(estimate.unflatten(0, (count, -1)).movedim(0, 1))
-        return torch.cat(parts, 1)
-
-    def linearised(self, x: Tensor, sigma: float) -> tuple[Tensor, Pullback]:
-        """E[x0 | x], and the map v → Jᵀv with J = ∂E[x0 | x]/∂x, which can be asked once.
-
-        Raises ValueError where the denoiser has no gradient.
-        """
-        x = x.detach().requires_grad_()
-        with torch.enable_grad():
-            estimate = self(x, sigma)
-        if not estimate.requires_grad:
-            raise ValueError("this solver needs the gradient of the denoiser, which has none")
-
-        def pullback(v: Tensor) -> Tensor:
-            # What ran in full precision on the way there does so on the way back.
-            with torch.autocast(x.device.type, enabled=False):
-                return torch.autograd.grad(estimate, x, v)[0]
-
-        return estimate.detach(), pullback
+    return estimate.detach(), pullback
 
 
 def ddpm_grid(num_steps: int) -> list[float]:
@@ -95,11 +65,6 @@ def column(values: Tensor) -> Tensor:
 def squared_norm(x: Tensor) -> Tensor:
     """‖x‖² of every image, `[B, ...]` to `[B]`."""
     return x.flatten(1).square().sum(1)
-
-
-def largest_gain(operator: Degradation) -> Tensor:
-    """‖H‖ `[B]`, roughly where the operator has no SVD."""
-    return operator.norm if isinstance(operator, Iterative) else operator.s.amax(1)
 
 
 def explain(problem: Problem, mean: Tensor, spread: float, level: Tensor, rng: RandnLike) -> Tensor:

@@ -1,15 +1,13 @@
 """DAPS: annealed noise, between whose levels the samples are decoupled."""
 
 from dataclasses import dataclass
-from itertools import pairwise
 
 import torch
 from torch import Tensor
 
-from degradation import Problem
-from samplers.base import Callback, Denoiser, OnGrid, RandnLike, check_choice, check_range, register
+from samplers.base import OnGrid, Run, check_choice, check_range, register
 from samplers.euler import Euler
-from zero_shot.base import Prior, ZeroShot, column, explain, largest_gain
+from zero_shot.base import ZeroShot, column, explain
 
 
 @register("daps")
@@ -51,43 +49,27 @@ class DAPS(ZeroShot, OnGrid):
         check_choice(self, inner=("langevin", "exact"))
 
     @torch.no_grad()
-    def __call__(
-        self,
-        denoiser: Denoiser,
-        noise: Tensor,
-        problem: Problem,
-        rng: RandnLike,
-        callback: Callback | None = None,
-    ) -> Tensor:
-        """One restoration of each problem."""
-        prior, grid = Prior(denoiser, problem), self.grid()
-        tau = problem.noise_level.clamp(min=self.noise_floor)
-        curvature = (largest_gain(problem.degradation) / tau).square()
-        x = grid[0] * noise
-        for step, (sigma, following) in enumerate(pairwise(grid)):
-            # The last level is sigma_min up to rounding, and may be that of the ODE.
-            ode = Euler(self.ode_steps, min(self.ode_sigma_min, sigma), sigma, self.rho)
-            x = ode(prior.denoiser, x / sigma, prior.problem, rng)
-            if callback:
-                callback(step, x)
-            if self.released and not following:
-                break
-            if self.inner == "exact":
-                x = explain(problem, x, sigma, tau, rng)
-            else:
-                rate = self.lr * (1 + step / self.num_steps * (self.lr_last - 1))
-                stable = (1.5 / (curvature + 1 / sigma**2)).clamp(max=rate)
-                x = self._langevin(problem, x, sigma, column(tau), column(stable), rng)
-            if following:
-                x = x + following * rng.randn_like(x)
-        return x
+    def step(self, run: Run, x: Tensor, sigma: float, following: float) -> Tensor:
+        # The last level is sigma_min up to rounding, and may be that of the ODE.
+        ode = Euler(self.ode_steps, min(self.ode_sigma_min, sigma), sigma, self.rho)
+        x = ode(run.denoiser, x / sigma, run.told, run.rng)
+        if self.released and not following:
+            return x
+        tau = run.problem.noise_level.clamp(min=self.noise_floor)
+        if self.inner == "exact":
+            x = explain(run.problem, x, sigma, tau, run.rng)
+        else:
+            x = self._langevin(run, x, sigma, tau)
+        return x + following * run.rng.randn_like(x) if following else x
 
-    def _langevin(
-        self, problem: Problem, mean: Tensor, sigma: float, tau: Tensor, lr: Tensor, rng: RandnLike
-    ) -> Tensor:
+    def _langevin(self, run: Run, mean: Tensor, sigma: float, tau: Tensor) -> Tensor:
         """Unadjusted Langevin steps on −‖y − Hx‖²/(2τ²) − ‖x − mean‖²/(2σ²) from the mean."""
+        operator, problem = run.problem.degradation, run.problem
+        curvature = (operator.largest_gain / tau).square() + 1 / sigma**2
+        rate = self.lr * (1 + run.index / self.num_steps * (self.lr_last - 1))
+        lr, variance = column((1.5 / curvature).clamp(max=rate)), column(tau.square())
         x, spread = mean, (2 * lr).sqrt()
         for _ in range(self.langevin_steps):
-            data = problem.degradation.H_adjoint(problem.residual(x)) / tau.square()
-            x = x + lr * (data - (x - mean) / sigma**2) + spread * rng.randn_like(x)
+            data = operator.H_adjoint(problem.residual(x)) / variance
+            x = x + lr * (data - (x - mean) / sigma**2) + spread * run.rng.randn_like(x)
         return x

@@ -2,23 +2,14 @@
 
 import math
 from dataclasses import dataclass
-from itertools import pairwise
-from typing import ClassVar
+from typing import ClassVar, cast
 
 import torch
 from torch import Tensor
 
-from degradation import Problem
-from samplers.base import (
-    Callback,
-    Denoiser,
-    OnGrid,
-    RandnLike,
-    check_operator,
-    check_range,
-    register,
-)
-from zero_shot.base import Prior, ZeroShot, column
+from degradation import Diagonalisable
+from samplers.base import OnGrid, Run, check_range, register
+from zero_shot.base import ZeroShot, column
 
 
 @register("ddnm")
@@ -45,30 +36,15 @@ class DDNM(ZeroShot, OnGrid):
         super().__post_init__()
         check_range(self, eta=(0, 1))
 
-    def __call__(
-        self,
-        denoiser: Denoiser,
-        noise: Tensor,
-        problem: Problem,
-        rng: RandnLike,
-        callback: Callback | None = None,
-    ) -> Tensor:
-        """One restoration of each problem; without noise Hx = y."""
-        prior, grid, operator = Prior(denoiser, problem), self.grid(), problem.degradation
+    def step(self, run: Run, x: Tensor, sigma: float, following: float) -> Tensor:
+        problem, level = run.problem, column(run.problem.noise_level)
+        noisy, estimate = level > 0, run.estimate(x, sigma)
+        share = torch.where(noisy, following / torch.where(noisy, level, 1), 1).clamp(max=1)
+        spread = (following**2 - (share * level).square()).clamp(min=0).sqrt()
+        corrected = estimate + share * problem.degradation.H_pinv(problem.residual(estimate))
         keep = 1 - self.eta if self.released else math.sqrt(1 - self.eta**2)
-        level = column(problem.noise_level)
-        noisy = level > 0
-        x = grid[0] * noise
-        for step, (sigma, following) in enumerate(pairwise(grid)):
-            estimate = prior(x, sigma)
-            if callback:
-                callback(step, estimate)
-            share = torch.where(noisy, following / torch.where(noisy, level, 1), 1).clamp(max=1)
-            spread = (following**2 - (share * level).square()).clamp(min=0).sqrt()
-            corrected = estimate + share * operator.H_pinv(problem.residual(estimate))
-            move = keep * (x - estimate) / sigma + self.eta * rng.randn_like(x)
-            x = corrected + spread * move
-        return x
+        move = keep * (x - estimate) / sigma + self.eta * run.rng.randn_like(x)
+        return corrected + spread * move
 
 
 @register("ddnm_plus")
@@ -94,33 +70,16 @@ class DDNMPlus(ZeroShot, OnGrid):
         super().__post_init__()
         check_range(self, eta=(0, 1))
 
-    def __call__(
-        self,
-        denoiser: Denoiser,
-        noise: Tensor,
-        problem: Problem,
-        rng: RandnLike,
-        callback: Callback | None = None,
-    ) -> Tensor:
-        """One restoration of each problem. Raises ValueError for operators without an SVD."""
-        operator = problem.degradation
-        check_operator(self, operator)
-        prior, grid, keep = Prior(denoiser, problem), self.grid(), math.sqrt(1 - self.eta**2)
+    def step(self, run: Run, x: Tensor, sigma: float, following: float) -> Tensor:
+        operator, keep = cast(Diagonalisable, run.problem.degradation), math.sqrt(1 - self.eta**2)
         s = torch.where(operator.s > 0, operator.s, math.inf)  # V drops what is not measured
-        y, tau = operator.Ut(problem.y) / s, problem.noise_level[:, None] / s
-        noisy = tau > 0
-        x = grid[0] * noise
-        for step, (sigma, following) in enumerate(pairwise(grid)):
-            estimate = prior(x, sigma)
-            if callback:
-                callback(step, estimate)
-            fresh = rng.randn_like(x)
-            move = following * (keep * (x - estimate) / sigma + self.eta * fresh)
-            known, z, moved = operator.Vt(torch.stack((estimate, fresh, move), 1)).unbind(1)
-            above = tau <= following
-            share = torch.where(above, 1, keep * following / torch.where(noisy, tau, 1))
-            room = (following**2 - tau.square()).clamp(min=0).sqrt()
-            spread = torch.where(above, room, self.eta * following)
-            measured = share * (y - known) + torch.where(noisy, spread * z, moved)
-            x = estimate + move + operator.V(measured - moved)
-        return x
+        y, tau = operator.Ut(run.problem.y) / s, run.problem.noise_level[:, None] / s
+        estimate, fresh = run.estimate(x, sigma), run.rng.randn_like(x)
+        move = following * (keep * (x - estimate) / sigma + self.eta * fresh)
+        known, z, moved = operator.Vt(torch.stack((estimate, fresh, move), 1)).unbind(1)
+        above = tau <= following
+        share = torch.where(above, 1, keep * following / torch.where(tau > 0, tau, 1))
+        room = (following**2 - tau.square()).clamp(min=0).sqrt()
+        spread = torch.where(above, room, self.eta * following)
+        measured = share * (y - known) + torch.where(tau > 0, spread * z, moved)
+        return estimate + move + operator.V(measured - moved)

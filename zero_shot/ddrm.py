@@ -2,23 +2,14 @@
 
 import math
 from dataclasses import dataclass
-from itertools import pairwise
-from typing import ClassVar
+from typing import ClassVar, cast
 
 import torch
 from torch import Tensor
 
-from degradation import Problem
-from samplers.base import (
-    Callback,
-    Denoiser,
-    OnGrid,
-    RandnLike,
-    check_operator,
-    check_range,
-    register,
-)
-from zero_shot.base import Prior, ZeroShot
+from degradation import Diagonalisable
+from samplers.base import OnGrid, Run, check_range, register
+from zero_shot.base import ZeroShot
 
 
 @register("ddrm")
@@ -46,40 +37,40 @@ class DDRM(ZeroShot, OnGrid):
         super().__post_init__()
         check_range(self, eta=(0, 1), eta_b=(0, 1))
 
-    def __call__(
-        self,
-        denoiser: Denoiser,
-        noise: Tensor,
-        problem: Problem,
-        rng: RandnLike,
-        callback: Callback | None = None,
-    ) -> Tensor:
-        """One restoration of each problem. Raises ValueError for operators without an SVD."""
-        operator = problem.degradation
-        check_operator(self, operator)
-        prior, grid, keep = Prior(denoiser, problem), self.grid(), math.sqrt(1 - self.eta**2)
-        s = operator.s
-        s = torch.where(s > 0, s, math.inf)  # not measured: V drops whatever stands there
-        y, level = operator.Ut(problem.y) / s, problem.noise_level[:, None] / s
-        slope = keep / torch.where(level > 0, level, 1)
+    def start(self, run: Run, noise: Tensor, sigma: float) -> Tensor:
+        operator = cast(Diagonalisable, run.problem.degradation)
+        s = torch.where(operator.s > 0, operator.s, math.inf)  # V drops what is not measured
+        y, level = operator.Ut(run.problem.y) / s, run.problem.noise_level[:, None] / s
+        x, z = super().start(run, noise, sigma), operator.Vt(noise)
+        inside = torch.where(level <= sigma, y + _filled(sigma, level) * z, sigma * z)
+        run.memory = _Measured(operator, y, level, inside)
+        return x + operator.V(inside - sigma * z)
 
-        def filled(sigma: float, share: float) -> Tensor:
-            """Noise that makes that of share·ȳ up to σ."""
-            return (sigma**2 - (share * level).square()).clamp(min=0).sqrt()
+    def step(self, run: Run, x: Tensor, sigma: float, following: float) -> Tensor:
+        m: _Measured = run.memory
+        keep = math.sqrt(1 - self.eta**2)
+        estimate, fresh = run.estimate(x, sigma), run.rng.randn_like(x)
+        free = estimate + following * (keep * (x - estimate) / sigma + self.eta * fresh)
+        known, z = m.operator.Vt(torch.stack((estimate, fresh), 1)).unbind(1)
+        moved = known + following * (keep * (m.inside - known) / sigma + self.eta * z)
+        filled = _filled(following, self.eta_b * m.level)
+        above = known + self.eta_b * (m.y - known) + filled * z
+        slope = keep / torch.where(m.level > 0, m.level, 1)
+        below = known + following * (slope * (m.y - known) + self.eta * z)
+        m.inside = torch.where(m.level <= following, above, below)
+        return free + m.operator.V(m.inside - moved)
 
-        x, z = grid[0] * noise, operator.Vt(noise)
-        inside = torch.where(level <= grid[0], y + filled(grid[0], 1) * z, grid[0] * z)  # Vᵀx
-        x = x + operator.V(inside - grid[0] * z)
-        for step, (sigma, following) in enumerate(pairwise(grid)):
-            estimate = prior(x, sigma)
-            if callback:
-                callback(step, estimate)
-            fresh = rng.randn_like(x)
-            free = estimate + following * (keep * (x - estimate) / sigma + self.eta * fresh)
-            known, z = operator.Vt(torch.stack((estimate, fresh), 1)).unbind(1)
-            moved = known + following * (keep * (inside - known) / sigma + self.eta * z)
-            above = known + self.eta_b * (y - known) + filled(following, self.eta_b) * z
-            below = known + following * (slope * (y - known) + self.eta * z)
-            inside = torch.where(level <= following, above, below)
-            x = free + operator.V(inside - moved)
-        return x
+
+@dataclass
+class _Measured:
+    """A run in the singular directions: ȳ and its noise τ `[B, R]`, and Vᵀx of the present x."""
+
+    operator: Diagonalisable
+    y: Tensor
+    level: Tensor
+    inside: Tensor
+
+
+def _filled(sigma: float, level: Tensor) -> Tensor:
+    """Standard deviation of the noise that makes noise of `level` up to σ."""
+    return (sigma**2 - level.square()).clamp(min=0).sqrt()

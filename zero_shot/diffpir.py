@@ -2,14 +2,12 @@
 
 import math
 from dataclasses import dataclass
-from itertools import pairwise
 
 import torch
 from torch import Tensor
 
-from degradation import Problem
-from samplers.base import Callback, Denoiser, OnGrid, RandnLike, check_range, register
-from zero_shot.base import Prior, ZeroShot
+from samplers.base import OnGrid, Run, check_range, register
+from zero_shot.base import ZeroShot
 
 
 @register("diffpir")
@@ -36,24 +34,11 @@ class DiffPIR(ZeroShot, OnGrid):
         check_range(self, weight=(1e-9, 1e9), zeta=(0, 1), noise_floor=(1e-6, 1e3))
 
     @torch.no_grad()
-    def __call__(
-        self,
-        denoiser: Denoiser,
-        noise: Tensor,
-        problem: Problem,
-        rng: RandnLike,
-        callback: Callback | None = None,
-    ) -> Tensor:
-        """One restoration of each problem."""
-        prior, grid, operator = Prior(denoiser, problem), self.grid(), problem.degradation
+    def step(self, run: Run, x: Tensor, sigma: float, following: float) -> Tensor:
+        problem, estimate = run.problem, run.estimate(x, sigma)
         root = math.sqrt(self.weight) * problem.noise_level.clamp(min=self.noise_floor)
-        x = grid[0] * noise
-        for step, (sigma, following) in enumerate(pairwise(grid)):
-            estimate = prior(x, sigma)
-            if callback:
-                callback(step, estimate)
-            estimate = estimate + operator.H_pinv(problem.residual(estimate), root / sigma)
-            direction = (x - estimate) / sigma
-            fresh = math.sqrt(self.zeta) * rng.randn_like(x)
-            x = estimate + following * (math.sqrt(1 - self.zeta) * direction + fresh)
-        return x
+        residual = problem.residual(estimate)
+        estimate = estimate + problem.degradation.H_pinv(residual, root / sigma)
+        direction = (x - estimate) / sigma
+        fresh = math.sqrt(self.zeta) * run.rng.randn_like(x)
+        return estimate + following * (math.sqrt(1 - self.zeta) * direction + fresh)

@@ -2,15 +2,13 @@
 
 import math
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from degradation import Problem
-from samplers.base import Callback, Denoiser, OnGrid, RandnLike, check_range, register
-from zero_shot.base import Prior, ZeroShot, ancestral, column, squared_norm
+from samplers.base import OnGrid, Run, check_range, register
+from zero_shot.base import ZeroShot, ancestral, column, linearised, squared_norm
 
 
 @register("dps")
@@ -37,26 +35,13 @@ class DPS(ZeroShot, OnGrid):
         check_range(self, zeta=(0, 1e6))
 
     @torch.no_grad()
-    def __call__(
-        self,
-        denoiser: Denoiser,
-        noise: Tensor,
-        problem: Problem,
-        rng: RandnLike,
-        callback: Callback | None = None,
-    ) -> Tensor:
-        """One restoration of each problem. Raises ValueError for denoisers without gradient."""
-        prior, grid = Prior(denoiser, problem), self.grid()
-        x = grid[0] * noise
-        for step, (sigma, following) in enumerate(pairwise(grid)):
-            estimate, pullback = prior.linearised(x, sigma)
-            if callback:
-                callback(step, estimate)
-            residual = problem.residual(estimate) * problem.degradation.rows
-            norm = column(squared_norm(residual).sqrt())
-            slope = problem.degradation.H_adjoint(residual) / torch.where(norm > 0, norm, 1)
-            factor = 1 if self.released else math.sqrt((1 + sigma**2) * (1 + following**2))
-            along, spread = ancestral(sigma, following)
-            moved = estimate + along * (x - estimate) / sigma + spread * rng.randn_like(x)
-            x = moved + self.zeta * factor * pullback(slope)
-        return x
+    def step(self, run: Run, x: Tensor, sigma: float, following: float) -> Tensor:
+        problem = run.problem
+        estimate, pullback = linearised(run, x, sigma)
+        residual = problem.residual(estimate) * problem.degradation.rows
+        norm = column(squared_norm(residual).sqrt())
+        slope = problem.degradation.H_adjoint(residual) / torch.where(norm > 0, norm, 1)
+        factor = 1 if self.released else math.sqrt((1 + sigma**2) * (1 + following**2))
+        along, spread = ancestral(sigma, following)
+        moved = estimate + along * (x - estimate) / sigma + spread * run.rng.randn_like(x)
+        return moved + self.zeta * factor * pullback(slope)

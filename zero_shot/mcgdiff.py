@@ -3,22 +3,14 @@
 import math
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import ClassVar
+from typing import ClassVar, cast
 
 import torch
 from torch import Tensor
 
-from degradation import Problem
-from samplers.base import (
-    Callback,
-    Denoiser,
-    OnGrid,
-    RandnLike,
-    check_operator,
-    check_range,
-    register,
-)
-from zero_shot.base import Prior, ZeroShot, ancestral
+from degradation import Diagonalisable, Problem
+from samplers.base import Denoiser, OnGrid, RandnLike, Run, check_range, prepared, register
+from zero_shot.base import ZeroShot, ancestral
 
 
 @register("mcgdiff")
@@ -51,17 +43,11 @@ class MCGdiff(ZeroShot, OnGrid):
 
     @torch.no_grad()
     def __call__(
-        self,
-        denoiser: Denoiser,
-        noise: Tensor,
-        problem: Problem,
-        rng: RandnLike,
-        callback: Callback | None = None,
+        self, denoiser: Denoiser, noise: Tensor, problem: Problem, rng: RandnLike
     ) -> Tensor:
-        """One sample of each problem. Raises ValueError for operators without an SVD."""
-        operator = problem.degradation
-        check_operator(self, operator)
-        prior, grid = Prior(denoiser, problem), self.grid()
+        run, grid = self.begin(denoiser, problem, rng), self.grid()
+        run.memory = {1: run.told}  # by the number of particles
+        operator = cast(Diagonalisable, problem.degradation)
         s = operator.s[:, None]  # all below: [B, K, R] coordinates of K particles
         s = torch.where(s > 0, s, math.inf)
         seen = s < math.inf
@@ -86,9 +72,7 @@ class MCGdiff(ZeroShot, OnGrid):
         x, known = drawn(zero, z, zero, grid[0], grid[0] ** 2 + tau.square())
         weights = x.new_zeros(x.shape[:2])
         for step, (sigma, following) in enumerate(pairwise(grid[:-1])):
-            estimate = prior.of_particles(x, sigma, self.batch)
-            if callback:
-                callback(step, estimate[:, 0])
+            estimate = _of_particles(run, x, sigma, self.batch)
             along, spread = ancestral(sigma, following)
             mean = estimate + along * (x - estimate) / sigma
             middle, width = operator.Vt(mean), following**2 + tau.square()
@@ -99,12 +83,26 @@ class MCGdiff(ZeroShot, OnGrid):
                 pick(mean, index), rng.randn_like(x), pick(middle, index), spread, width
             )
         chosen = systematic(weights.softmax(1), uniform(rng, weights), 1)
-        estimate = prior(pick(x, chosen)[:, 0], grid[-2])
-        if callback:
-            callback(self.num_steps - 1, estimate)
+        estimate = run.estimate(pick(x, chosen)[:, 0], grid[-2])
         gain = grid[-2] ** 2 / (grid[-2] ** 2 + tau.square())
         known = operator.Vt(estimate)
         return estimate + operator.V((gain * (y - known[:, None]))[:, 0])
+
+
+def _of_particles(run: Run, x: Tensor, sigma: float, batch: int) -> Tensor:
+    """E[x0 | x] of K particles of each image, `[B, K, C, h, w]`.
+
+    In calls of as many particles as keep within `batch` images, at least one of each image.
+    """
+    parts = []
+    for part in x.split(max(1, batch // len(x)), 1):
+        blocks = part.movedim(1, 0).flatten(0, 1)  # as `Problem.expand` orders them
+        count = part.shape[1]
+        if count not in run.memory:
+            run.memory[count] = prepared(run.denoiser, run.told.expand(count))
+        estimate = run.denoiser(blocks, sigma, run.memory[count])
+        parts.append(estimate.unflatten(0, (count, -1)).movedim(0, 1))
+    return torch.cat(parts, 1)
 
 
 def resampled(weights: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:

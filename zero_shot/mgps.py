@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from degradation import Problem
-from samplers.base import Callback, Denoiser, RandnLike, check_choice, check_range, register
-from zero_shot.base import Prior, ZeroShot, column, ddpm_grid
+from samplers.base import Denoiser, RandnLike, Run, check_choice, check_range, register
+from zero_shot.base import ZeroShot, column, ddpm_grid, linearised
 
 # Gradient steps at index i of N: the published settings of three data sets.
 SCHEDULES: dict[str, Callable[[int, int], int]] = {
@@ -51,44 +51,34 @@ class MGPS(ZeroShot):
 
     @torch.no_grad()
     def __call__(
-        self,
-        denoiser: Denoiser,
-        noise: Tensor,
-        problem: Problem,
-        rng: RandnLike,
-        callback: Callback | None = None,
+        self, denoiser: Denoiser, noise: Tensor, problem: Problem, rng: RandnLike
     ) -> Tensor:
-        """One restoration of each problem. Raises ValueError for denoisers without gradient."""
-        prior, grid = Prior(denoiser, problem), ddpm_grid(self.num_steps)
+        run, grid = self.begin(denoiser, problem, rng), ddpm_grid(self.num_steps)
         level = column(problem.noise_level.clamp(min=self.noise_floor))
         x = x0 = grid[-1] * noise
         for step, t in enumerate(range(self.num_steps - 1, 2, -1)):
             low = max(1, int(self.midpoint * (t - 1)))
             sigma_t, sigma_s, sigma = grid[t], grid[t - 1], grid[low]
-            estimate = prior(x, sigma_t)
+            estimate = run.estimate(x, sigma_t)
             mean, spread = bridge(estimate, 0.0, x, sigma_t, sigma)
             start, _ = bridge(x0 if step else estimate, 0.0, x, sigma_t, sigma)
             steps = SCHEDULES[self.schedule](t, self.num_steps)
-            m, v = self._fit(prior, problem, level, start, mean, spread, sigma, steps, rng)
+            m, v = self._fit(run, level, start, mean, spread, sigma, steps)
             u = m + v * rng.randn_like(x)
-            x0 = prior(u, sigma)
-            if callback:
-                callback(step, x0)
+            x0 = run.estimate(u, sigma)
             mean, spread = bridge(u, sigma, x, sigma_t, sigma_s)
             x = mean + spread * rng.randn_like(x)
         return x0
 
     def _fit(
         self,
-        prior: Prior,
-        problem: Problem,
+        run: Run,
         level: Tensor,
         start: Tensor,
         mean: Tensor,
         spread: float,
         sigma: float,
         steps: int,
-        rng: RandnLike,
     ) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation of q that minimise −E log p(y | D(u)) + KL(q ‖ N(mean,
         spread²I)), one sample of u a step."""
@@ -97,9 +87,10 @@ class MGPS(ZeroShot):
         adam = torch.optim.Adam([m, log_v], lr=self.lr)
         centre, variance = scale * mean, (scale * spread) ** 2
         for _ in range(steps):
-            v, z = log_v.exp(), rng.randn_like(m)
-            estimate, pullback = prior.linearised((m + v * z) / scale, sigma)
-            slope = problem.degradation.H_adjoint(problem.residual(estimate)) / level.square()
+            v, z = log_v.exp(), run.rng.randn_like(m)
+            estimate, pullback = linearised(run, (m + v * z) / scale, sigma)
+            residual = run.problem.residual(estimate)
+            slope = run.problem.degradation.H_adjoint(residual) / level.square()
             data = -pullback(slope) / scale
             m.grad = data + (m - centre) / variance
             log_v.grad = data * v * z + v.square() / variance - 1

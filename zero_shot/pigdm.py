@@ -2,15 +2,13 @@
 
 import math
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from degradation import Problem
-from samplers.base import Callback, Denoiser, OnGrid, RandnLike, check_choice, check_range, register
-from zero_shot.base import Prior, ZeroShot, ancestral
+from samplers.base import OnGrid, Run, check_choice, check_range, register
+from zero_shot.base import ZeroShot, ancestral, linearised
 
 
 @register("pigdm")
@@ -40,30 +38,15 @@ class PiGDM(ZeroShot, OnGrid):
         check_choice(self, form=("guidance", "score"))
 
     @torch.no_grad()
-    def __call__(
-        self,
-        denoiser: Denoiser,
-        noise: Tensor,
-        problem: Problem,
-        rng: RandnLike,
-        callback: Callback | None = None,
-    ) -> Tensor:
-        """One restoration of each problem. Raises ValueError for denoisers without gradient."""
-        prior, grid = Prior(denoiser, problem), self.grid()
-        variance = self.data_std**2
-        x = grid[0] * noise
-        for step, (sigma, following) in enumerate(pairwise(grid)):
-            estimate, pullback = prior.linearised(x, sigma)
-            if callback:
-                callback(step, estimate)
-            r = sigma * math.sqrt(variance / (sigma**2 + variance))
-            level = problem.noise_level / r
-            g = pullback(problem.degradation.H_pinv(problem.residual(estimate), level))
-            if self.form == "score":
-                estimate, g = estimate + (sigma / r) ** 2 * g, torch.zeros_like(g)
-            spread = self.eta * ancestral(sigma, following)[1]
-            along = math.sqrt(following**2 - spread**2)
-            x = estimate + along * (x - estimate) / sigma + g
-            if spread:
-                x = x + spread * rng.randn_like(x)
-        return x
+    def step(self, run: Run, x: Tensor, sigma: float, following: float) -> Tensor:
+        problem, variance = run.problem, self.data_std**2
+        estimate, pullback = linearised(run, x, sigma)
+        r = sigma * math.sqrt(variance / (sigma**2 + variance))
+        level = problem.noise_level / r
+        g = pullback(problem.degradation.H_pinv(problem.residual(estimate), level))
+        if self.form == "score":
+            estimate, g = estimate + (sigma / r) ** 2 * g, torch.zeros_like(g)
+        spread = self.eta * ancestral(sigma, following)[1]
+        along = math.sqrt(following**2 - spread**2)
+        x = estimate + along * (x - estimate) / sigma + g
+        return x + spread * run.rng.randn_like(x) if spread else x

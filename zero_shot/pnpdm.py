@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from degradation import Problem
-from samplers.base import Callback, Denoiser, OnGrid, RandnLike, check_range, register
-from zero_shot.base import Prior, ZeroShot, ancestral, explain
+from samplers.base import Denoiser, OnGrid, RandnLike, check_range, register
+from zero_shot.base import ZeroShot, ancestral, explain
 
 
 @register("pnpdm")
@@ -37,25 +37,17 @@ class PnPDM(ZeroShot, OnGrid):
 
     @torch.no_grad()
     def __call__(
-        self,
-        denoiser: Denoiser,
-        noise: Tensor,
-        problem: Problem,
-        rng: RandnLike,
-        callback: Callback | None = None,
+        self, denoiser: Denoiser, noise: Tensor, problem: Problem, rng: RandnLike
     ) -> Tensor:
-        """One sample of each problem, the end of a chain of its own."""
-        prior, grid = Prior(denoiser, problem), self.grid()
+        run, grid = self.begin(denoiser, problem, rng), self.grid()
         x = noise
         for iteration in range(self.iterations):
             rho = max(self.rho_last, self.rho_start * self.decay**iteration)
             x = explain(problem, x, rho, problem.noise_level, rng)
             for sigma, following in pairwise([rho, *(s for s in grid if s < rho)]):
-                estimate = prior(x, sigma)
+                estimate = run.estimate(x, sigma)
                 along, spread = ancestral(sigma, following)
                 x = estimate + along * (x - estimate) / sigma
                 if spread:
                     x = x + spread * rng.randn_like(x)
-            if callback:
-                callback(iteration, estimate)
         return x

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from degradation import Problem
-from samplers.base import Callback, Denoiser, RandnLike, check_range, register
-from zero_shot.base import Prior, ZeroShot, column, ddpm_grid
+from samplers.base import Denoiser, RandnLike, check_range, register
+from zero_shot.base import ZeroShot, column, ddpm_grid
 
 
 @register("reddiff")
@@ -30,23 +30,15 @@ class REDDiff(ZeroShot):
 
     @torch.no_grad()
     def __call__(
-        self,
-        denoiser: Denoiser,
-        noise: Tensor,
-        problem: Problem,
-        rng: RandnLike,
-        callback: Callback | None = None,
+        self, denoiser: Denoiser, noise: Tensor, problem: Problem, rng: RandnLike
     ) -> Tensor:
-        """One restoration of each problem."""
-        prior, operator = Prior(denoiser, problem), problem.degradation
+        run, operator = self.begin(denoiser, problem, rng), problem.degradation
         rows = column(operator.rows.sum(1).clamp(min=1))
         x = problem.pinv().to(noise).clone()
         adam = torch.optim.Adam([x], lr=self.lr, betas=(0.9, 0.99))
         for step, sigma in enumerate(reversed(ddpm_grid(self.num_steps))):
             z = rng.randn_like(x)
-            estimate = prior(x + sigma * z, sigma)
-            if callback:
-                callback(step, estimate)
+            estimate = run.estimate(x + sigma * z, sigma)
             prior_slope = self.weight * (x - estimate) / operator.numel  # λσ·(ε̂ − z)
             data_slope = operator.H_adjoint(problem.residual(x)) / rows
             x.grad = (prior_slope - data_slope).to(x)

@@ -96,7 +96,5 @@ def test_a_registry_builds_by_name_and_by_module(
     assert registry.build("my_samplers.Mine", {"rate": "2"}).rate == 2.0
     with pytest.raises(ValueError, match=r"unknown sampler 'stebs': is it steps\?"):
         registry.find("stebs")
-    with pytest.raises(
-        ValueError, match=r"sampler .x.; known are steps, and module\.Class"
-    ):
+    with pytest.raises(ValueError, match=r"sampler .x.; known are steps, and module\.Class"):
         registry.find("x")

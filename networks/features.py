@@ -4,15 +4,14 @@ A token's d = p·p·K·C values are the p×p pixels, C colours each, of K images
 features have the stack on their last axis but one, `[..., K, n]`, so that a linear map mixes it.
 """
 
-from typing import TYPE_CHECKING, Protocol
+from functools import singledispatch
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from degradation.base import Degradation, apply_matrix, full_precision, regularised_gain
-
-if TYPE_CHECKING:
-    from degradation.convolution import StridedConvolution
+from degradation import DenseMatrix, LinearOperator, Mask, StridedConvolution
+from degradation.base import apply_matrix, full_precision, regularised_gain
 
 
 class FeatureMap(Protocol):
@@ -30,10 +29,20 @@ class FeatureMap(Protocol):
         """Back to tokens, regularised by the noise level."""
 
 
+@singledispatch
+def feature_map(operator: LinearOperator, y: Tensor, noise_level: Tensor, patch: int) -> FeatureMap:
+    """The operator on features of tokens of p×p pixels, in the layout that is cheapest for it.
+
+    y: `[B, M]`; noise_level: `[B]`. An operator without a layout of its own turns features into
+    images and back.
+    """
+    return ImageFeatures(operator, y, noise_level, patch)
+
+
 class _Stacked:
     """The tokens become images and back. Measured: `[B, K, M]`."""
 
-    def __init__(self, operator: Degradation, y: Tensor, patch: int):
+    def __init__(self, operator: LinearOperator, y: Tensor, patch: int):
         self.operator, self.patch = operator, patch
         self.y = y[:, None]
 
@@ -53,7 +62,7 @@ class _Stacked:
 class ImageFeatures(_Stacked):
     """Any operator, by its own H†."""
 
-    def __init__(self, operator: Degradation, y: Tensor, noise_level: Tensor, patch: int):
+    def __init__(self, operator: LinearOperator, y: Tensor, noise_level: Tensor, patch: int):
         super().__init__(operator, y, patch)
         self.noise_level = noise_level
 
@@ -68,7 +77,7 @@ class RowFeatures(_Stacked):
     tokens and has to be brought outside either way.
     """
 
-    def __init__(self, operator: Degradation, y: Tensor, patch: int, rows: Tensor, inverse: Tensor):
+    def __init__(self, operator: DenseMatrix, y: Tensor, patch: int, rows: Tensor, inverse: Tensor):
         super().__init__(operator, y, patch)
         self.rows, self.inverse = rows, inverse
 
@@ -142,7 +151,7 @@ class PhaseFeatures:
     y: `[B, M]`; inverse: the spectrum of (HHᵀ + σ²I)⁻¹. Measured: `[B, K, M]`.
     """
 
-    def __init__(self, operator: "StridedConvolution", inverse: Tensor, y: Tensor, patch: int):
+    def __init__(self, operator: StridedConvolution, inverse: Tensor, y: Tensor, patch: int):
         self.operator, self.inverse = operator, inverse
         self.y = y[:, None]
         stride = operator.stride
@@ -165,6 +174,27 @@ class PhaseFeatures:
         x = x.unflatten(3, (self.tokens, self.pixels) * 2)
         x = x.permute(0, 7, 3, 9, 5, 8, 4, 10, 6, 1, 2)
         return x.flatten(5).flatten(3, 4).flatten(1, 2)
+
+
+@feature_map.register
+def _(operator: Mask, y: Tensor, noise_level: Tensor, patch: int) -> FeatureMap:
+    return MaskedFeatures(operator.mask, operator.unflatten(y), noise_level, patch)
+
+
+@feature_map.register
+def _(operator: DenseMatrix, y: Tensor, noise_level: Tensor, patch: int) -> FeatureMap:
+    return RowFeatures(operator, y, patch, operator.large, operator.row_inverse(noise_level))
+
+
+@feature_map.register
+def _(operator: StridedConvolution, y: Tensor, noise_level: Tensor, patch: int) -> FeatureMap:
+    if operator.small:
+        gain, planes = operator.gain_matrix(noise_level), operator.planes(y)
+        size = operator.image_shape[1:]
+        return MatrixFeatures(operator.matrix, operator.normal, gain, planes, size, patch)
+    if operator.stride % patch and patch % operator.stride:
+        return ImageFeatures(operator, y, noise_level, patch)
+    return PhaseFeatures(operator, operator.inverse(noise_level), y, patch)
 
 
 def _parts(images: Tensor, patch: int) -> Tensor:
