@@ -1,6 +1,6 @@
 """A user's photo as an inverse problem: what is read, cut to size, measured, and cut into tiles."""
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import cast
@@ -13,19 +13,14 @@ from commands.families import family_of
 from datautils.decode import centre_crop, read_image, read_kernel, read_mask, resize, to_tensor
 from degradation import (
     Blur,
-    Colourisation,
     Diagonalisable,
     Draws,
     GaussianNoise,
-    Hadamard,
     LinearOperator,
     Mask,
-    MatrixDegradation,
-    MotionBlur,
     Noise,
     NullOperator,
     Problem,
-    RandomDegradation,
     StridedConvolution,
     ValidConvolution,
     ValidRegion,
@@ -138,14 +133,11 @@ def _drawn(request: Request, photo: Tensor, image_shape: Shape, device: torch.de
     """By an operator that a family draws: kernels for the model's size, masks for the photo's."""
     family = family_of(request.degradation or "", request.degradation_opt)
     seed = _problem_seed(request)
-    structure = family.structure(seed)
-    while isinstance(family, RandomDegradation):
-        member, structure = cast(tuple[int, Hashable], structure)
-        family = family.members[member]
+    family, structure = family.drawn(family.structure(seed))
     if isinstance(family, Blur):
         stride = cast(int, structure)
         # The hand's motion is as large as the network's images; other blurs do not know of them.
-        shape = image_shape if isinstance(family, MotionBlur) else _shape(photo)
+        shape = image_shape if family.grows else _shape(_cropped(photo, stride))
         kernel = family.kernels(shape, stride, [seed]).to(device)
         return _blurred(request, photo, kernel, stride, image_shape)
     tiling = _tiling(request, photo, image_shape)
@@ -153,7 +145,7 @@ def _drawn(request: Request, photo: Tensor, image_shape: Shape, device: torch.de
         f"{type(family).__name__} measures a photo as a whole, so no tile can be restored by "
         f"itself: use --fit resize, to {_sides(image_shape)} pixels"
     )
-    if isinstance(family, MatrixDegradation | Hadamard | Colourisation) and len(tiling) > 1:
+    if not family.local and len(tiling) > 1:
         raise whole  # before anything that large is drawn
     operator = family.sample(_shape(photo), structure, [seed], device)
     if len(tiling) > 1 and not isinstance(operator, Mask | NullOperator):
@@ -166,7 +158,7 @@ def _blurred(
 ) -> Task:
     """By a circular blur of the whole photo, of which the tiles use what they see all of."""
     whole = photo
-    photo = photo[:, : photo.shape[1] // stride * stride, : photo.shape[2] // stride * stride]
+    photo = _cropped(photo, stride)
     tiling = _tiling(request, photo, image_shape, stride)
     try:
         operator = StridedConvolution(kernel, stride, _shape(photo))
@@ -181,6 +173,11 @@ def _blurred(
             f"bottom to {_sides(photo.shape)}, multiples of the stride {stride}"
         )
     return task
+
+
+def _cropped(photo: Tensor, stride: int) -> Tensor:
+    """The photo without the rows and columns beyond a multiple of the stride."""
+    return photo[:, : photo.shape[1] // stride * stride, : photo.shape[2] // stride * stride]
 
 
 def _task(

@@ -20,6 +20,8 @@ class Blur(Family):
 
     shared: ClassVar[bool] = False
     """Whether all images have the same kernel."""
+    grows: ClassVar[bool] = False
+    """Whether the kernel grows with the image."""
 
     def kernels(self, image_shape: Shape, structure: int, seeds: Sequence[int]) -> Tensor:
         """The kernels of `sample`, `[B, kh, kw]` on the CPU, centre at (kh // 2, kw // 2)."""
@@ -56,6 +58,8 @@ class MotionBlur(_Strided):
 
     Kernels have half the size of the image and sum to 1.
     """
+
+    grows: ClassVar[bool] = True
 
     def kernels(self, image_shape: Shape, structure: int, seeds: Sequence[int]) -> Tensor:
         size = (image_shape[1] // 2, image_shape[2] // 2)

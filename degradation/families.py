@@ -56,6 +56,13 @@ class RandomDegradation(Family):
         if not self.members:
             raise ValueError("members must be one family or more, not none")
 
+    def parts(self) -> tuple[Family, ...]:
+        return self.members
+
+    def drawn(self, structure: tuple[int, Any]) -> tuple[Family, Any]:
+        member, inner = structure
+        return self.members[member].drawn(inner)
+
     def structure(self, seed: int) -> tuple[int, Hashable]:
         member = choice(seed, "member", tuple(range(len(self.members))))
         return member, self.members[member].structure(seed)

@@ -2,7 +2,7 @@
 
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -24,6 +24,17 @@ class Family:
 
     What must be equal for operators to share a batch is the *structure*; the rest is content.
     """
+
+    local: ClassVar[bool] = True
+    """Whether a measurement depends on few neighbouring pixels, so that tiles can be restored."""
+
+    def parts(self) -> "tuple[Family, ...]":
+        """The families of a mixture; any other family is its only part."""
+        return (self,)
+
+    def drawn(self, structure: Any) -> "tuple[Family, Any]":
+        """The part that a structure names, and its own structure."""
+        return self, structure
 
     def structure(self, seed: int) -> Hashable:
         """The structure that a seed draws, such as a stride."""

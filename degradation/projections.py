@@ -3,7 +3,7 @@
 import math
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -20,6 +20,8 @@ from degradation.randomness import Draws
 @dataclass(frozen=True)
 class MatrixDegradation(Family):
     """Random projections (A.3.3): 2 to 128 Gaussian rows of unit norm, the number uniform."""
+
+    local: ClassVar[bool] = False
 
     min_rows: int = 2
     max_rows: int = 128
@@ -49,6 +51,8 @@ class Hadamard(Family):
     number of rows, rounded and at least one, is the same.
     """
 
+    local: ClassVar[bool] = False
+
     ratio: float = 0.1
 
     def __post_init__(self) -> None:
@@ -75,6 +79,8 @@ class Colourisation(Family):
     weights: "mean" of the channels, or "luma", which is of three. of: what measures the grey
     image, such as MotionBlur() for colourisation and de-blurring at once.
     """
+
+    local: ClassVar[bool] = False
 
     weights: str = "mean"
     of: Family | None = None

@@ -351,6 +351,16 @@ def test_a_kernel_fits_a_tile_and_the_photo_a_stride() -> None:
     assert task.blur.image_shape == SHAPE and task.exact
 
 
+@pytest.mark.parametrize("family", ["AveragePool", "UniformBlur"])
+def test_every_blur_crops_the_photo_to_its_stride(family: str) -> None:
+    save("odd.png", scene(37, 45))
+    options = {"strides": "4"}
+    request = Request(Path("odd.png"), degradation=family, degradation_opt=options)
+    task = pose(request, SHAPE, CPU)
+    assert task.tiling.size == (36, 44)
+    assert "cropped at the right and the bottom to 36×44" in " ".join(task.notes)
+
+
 def test_a_mixture_gives_what_its_members_give() -> None:
     """Members are as they are by themselves: kernels for the tiles, masks for the photo."""
     kinds = set()

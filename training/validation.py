@@ -9,7 +9,7 @@ import torch
 from tqdm import tqdm
 
 from datautils import ImageDataset
-from degradation import Family, Noise, RandomDegradation
+from degradation import Family, Noise
 from metrics.evaluate import Restore, Restored, restorations
 from metrics.features import Detector
 from metrics.pixel import psnr, to_uint8
@@ -23,8 +23,7 @@ SEED = 1  # its own, so that the operators are not those of the evaluation after
 
 def members(family: Family) -> dict[str, Family]:
     """The families that a training family consists of, by name."""
-    parts = family.members if isinstance(family, RandomDegradation) else (family,)
-    return {type(part).__name__: part for part in parts}
+    return {type(part).__name__: part for part in family.parts()}
 
 
 @dataclass(frozen=True)
