@@ -26,7 +26,6 @@ import torch
 from torch import Tensor
 
 from benchmarks.naming import name_option
-from commands.allocation import keep_memory
 from degradation import (
     Draws,
     LinearOperator,
@@ -44,6 +43,7 @@ from networks.flops import count_operations
 from networks.precision import DTYPES
 from networks.presets import PRESETS
 from networks.products import linear
+from runtime.allocation import keep_memory
 from runtime.environment import environment
 from runtime.errors import one_sentence_errors
 from runtime.files import replacing

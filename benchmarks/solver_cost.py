@@ -21,7 +21,6 @@ from tqdm import tqdm
 
 import zero_shot  # noqa: F401  makes its names known
 from benchmarks.naming import name_option
-from commands.allocation import keep_memory
 from degradation import (
     Draws,
     Family,
@@ -35,6 +34,7 @@ from metrics.evaluate import seconds_now
 from networks import Denoiser, make_config
 from networks.precision import DTYPES
 from networks.presets import PRESETS
+from runtime.allocation import keep_memory
 from runtime.environment import environment
 from runtime.files import plain, replacing
 from runtime.tables import table

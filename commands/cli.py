@@ -1,34 +1,10 @@
-"""What the entry scripts share: options as KEY=VALUE, and mistakes told in one sentence."""
+"""What the commands check of their options."""
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
-import click
-
-from runtime.options import parse_count
-
-
-class Count(click.ParamType):
-    """A number of images such as 4096, 64Ki, 8Mi or 2^25, at least `smallest`."""
-
-    name = "count"
-
-    def __init__(self, smallest: int = 1):
-        self.smallest = smallest
-
-    def convert(self, value: Any, param: Any, ctx: Any) -> int:
-        try:
-            count = parse_count(value)
-        except ValueError as error:
-            self.fail(str(error), param, ctx)
-        if count < self.smallest:
-            self.fail(f"{value} is too small, at least {self.smallest}", param, ctx)
-        return count
-
-
-COUNT = Count()
+from datautils import ImageDataset
 
 
 def options_by_name(
@@ -72,3 +48,19 @@ def chosen(kind: str, text: str, known: Iterable[str]) -> list[str]:
         if name not in known:
             raise ValueError(f"unknown {kind} '{name}'; known are {', '.join(known)}")
     return names
+
+
+def check_destination(dest: Path) -> None:
+    """Raise ValueError for a weights or reference file that cannot be written, or is there."""
+    if dest.suffix != ".safetensors":
+        raise ValueError(f"--dest {dest} must end in .safetensors")
+    if dest.exists():
+        raise ValueError(f"--dest {dest} is there already: remove it or choose another")
+    check_folder(dest.parent)
+
+
+def checked_count(images: int | None, dataset: ImageDataset, name: str) -> int:
+    """Images to take of a data set, all where it is not said. ValueError where it has fewer."""
+    if images is not None and images > len(dataset):
+        raise ValueError(f"--images {images}: {name} has only {len(dataset)}")
+    return images or len(dataset)

@@ -9,12 +9,14 @@ import torch
 from torch import Tensor
 
 from commands.cli import check_once, options_by_name
-from commands.prior import check_values, load_images
+from commands.options import GenOptions
 from datautils import ImageDataset
 from degradation import Draws, Family, Problem
 from metrics import baselines
+from metrics.dataset import check_values, load_images
 from metrics.evaluate import Restore
-from networks import Denoiser, Model, fit_gaussian, posterior_mean
+from networks import Denoiser, Model, fit_gaussian, load_weights, posterior_mean
+from networks.precision import DTYPES
 from networks.presets import conditioning_of
 from networks.weights import read_summary
 from samplers import CountingDenoiser, Guided, Solver, check_operator, make_solver
@@ -31,7 +33,7 @@ class Restorer:
 
     denoiser: Model
     solver: Solver
-    precision: torch.dtype
+    precision: str
     guidance: float | None = None
     cost: dict[str, int] = field(default_factory=dict)
 
@@ -39,8 +41,8 @@ class Restorer:
         network = CountingDenoiser(self.denoiser)
         guided = network if self.guidance is None else Guided(network, self.guidance)
         counter = CountingDenoiser(guided, len(problem))
-        enabled = self.precision != torch.float32
-        with torch.autocast(noise.device.type, self.precision, enabled=enabled):
+        dtype = DTYPES[self.precision]
+        with torch.autocast(noise.device.type, dtype, enabled=dtype != torch.float32):
             restored = self.solver(counter, noise, problem, draws)
         self.cost = cost_of(counter, network)
         return restored
@@ -53,7 +55,7 @@ def cost_of(counter: CountingDenoiser, network: CountingDenoiser) -> dict[str, i
     return dict(zip(COSTS, counts, strict=True))
 
 
-def solvers_of(names: Sequence[str], options: Mapping[str, str]) -> dict[str, Solver]:
+def samplers_of(names: Sequence[str], options: Mapping[str, str]) -> dict[str, Solver]:
     """Solvers by name, from options KEY=VALUE of the only one or NAME.KEY=VALUE. ValueError."""
     check_once("--sampler", names)
     by_name = options_by_name("--sampler-opt", "sampler", names, options)
@@ -120,15 +122,37 @@ def check_operators(
                 check_operator(solver, operator)
 
 
-def compile_network(denoiser: Model, device: torch.device) -> None:
-    """Compile a network for batches of any size.
+def load_network(path: Path, device: torch.device, precision: str, options: GenOptions) -> Model:
+    """`load_frozen`, compiled for batches of any size if the options ask for it.
 
-    Raises ValueError where there is no compiler, and for a prior that is no network.
+    Raises ValueError if there is no compiler, and for a prior that is no network.
     """
-    if not isinstance(denoiser, Denoiser):
-        raise ValueError("--compile is for networks, and --net names an analytic prior")
-    check_compiler(device)
-    denoiser.compile(dynamic=None)
+    denoiser = load_frozen(path, device, precision, options.recompute)
+    if options.compiled:
+        if not isinstance(denoiser, Denoiser):
+            raise ValueError("--compile is for networks, and --net names an analytic prior")
+        check_compiler(device)
+        denoiser.compile(dynamic=None)
+    return denoiser
+
+
+def load_frozen(path: Path, device: torch.device, precision: str, recompute: bool = False) -> Model:
+    """A network whose weights take no gradients, or a prior: samplers differentiate
+    by images alone.
+
+    precision: that of the network's matrix products, to be called under an autocast to it.
+    recompute: backward passes repeat the blocks of a network rather than keep their activations.
+    Raises ValueError for a prior that is to do so, and what `load_weights` raises.
+    """
+    denoiser = load_weights(path, device)
+    if isinstance(denoiser, Denoiser):
+        denoiser.requires_grad_(False)
+        denoiser.cast_linear(DTYPES[precision])
+        levels = len(denoiser.config.levels)
+        denoiser.net.recompute = frozenset(range(levels) if recompute else ())
+    elif recompute:
+        raise ValueError("--recompute is for networks, and --net names an analytic prior")
+    return denoiser
 
 
 def check_compiler(device: torch.device) -> None:

@@ -10,6 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from commands.families import family_of
+from commands.options import Request
 from datautils.decode import centre_crop, read_image, read_kernel, read_mask, resize, to_tensor
 from degradation import (
     Blur,
@@ -35,53 +36,37 @@ from samplers.tiles import TileBlur
 Shape = tuple[int, int, int]
 
 
-@dataclass
-class Request:
-    """Which photo is to be restored, and how it was, or is to be, measured."""
+def check(request: Request) -> None:
+    """Raise ValueError for options that contradict each other or leave something open."""
+    noise = noise_of(request)  # refuses what is no level
+    named = {f"--{name}": getattr(request, name) for name in ("degradation", "mask", "kernel")}
+    given = [option for option, value in named.items() if value is not None]
+    if request.measured and request.degradation is not None:
+        raise ValueError(
+            "--measured restores what a camera measured: give its --mask or --kernel, "
+            "not a --degradation to be drawn"
+        )
+    if len(given) != 1:
+        known = "--mask or --kernel" if request.measured else "--degradation, --mask or --kernel"
+        found = f", not {' and '.join(given)}" if given else ""
+        raise ValueError(f"give one of {known}{found}")
+    if request.degradation_opt and request.degradation is None:
+        raise ValueError("--degradation-opt goes with a --degradation")
+    if request.stride is not None and request.kernel is None:
+        raise ValueError(f"--stride {request.stride} goes with a --kernel")
+    if request.measured and request.fit == "resize":
+        raise ValueError("--fit resize would change what was measured: use --fit tile")
+    unknown = request.noise_level is None and isinstance(noise, GaussianNoise)
+    if request.measured and request.kernel and unknown:
+        raise ValueError(
+            "--measured with --kernel needs --noise-level, the standard deviation of the "
+            "photo's noise where images are in [-1, 1]: rounding to 8 bits alone is 0.0023"
+        )
 
-    image: Path
-    measured: bool = False
-    degradation: str | None = None
-    degradation_opt: dict[str, str] = field(default_factory=dict)
-    mask: Path | None = None
-    kernel: Path | None = None
-    stride: int | None = None
-    noise_level: float | None = None
-    poisson_peak: float | None = None
-    fit: str = "tile"
-    seed: int = 0
-    class_label: int | None = None
 
-    def check(self) -> None:
-        """Raise ValueError for options that contradict each other or leave something open."""
-        noise = self.noise()  # refuses what is no level
-        named = {"--degradation": self.degradation, "--mask": self.mask, "--kernel": self.kernel}
-        given = [option for option, value in named.items() if value is not None]
-        if self.measured and self.degradation is not None:
-            raise ValueError(
-                "--measured restores what a camera measured: give its --mask or --kernel, "
-                "not a --degradation to be drawn"
-            )
-        if len(given) != 1:
-            known = "--mask or --kernel" if self.measured else "--degradation, --mask or --kernel"
-            found = f", not {' and '.join(given)}" if given else ""
-            raise ValueError(f"give one of {known}{found}")
-        if self.degradation_opt and self.degradation is None:
-            raise ValueError("--degradation-opt goes with a --degradation")
-        if self.stride is not None and self.kernel is None:
-            raise ValueError(f"--stride {self.stride} goes with a --kernel")
-        if self.measured and self.fit == "resize":
-            raise ValueError("--fit resize would change what was measured: use --fit tile")
-        unknown = self.noise_level is None and isinstance(noise, GaussianNoise)
-        if self.measured and self.kernel and unknown:
-            raise ValueError(
-                "--measured with --kernel needs --noise-level, the standard deviation of the "
-                "photo's noise where images are in [-1, 1]: rounding to 8 bits alone is 0.0023"
-            )
-
-    def noise(self) -> Noise:
-        """The noise of the measurement. Raises ValueError for options that are no noise."""
-        return make_noise(self.noise_level or 0.0, self.poisson_peak)
+def noise_of(request: Request) -> Noise:
+    """The noise of the measurement. Raises ValueError for options that are no noise."""
+    return make_noise(request.noise_level or 0.0, request.poisson_peak)
 
 
 @dataclass
@@ -112,7 +97,7 @@ def pose(request: Request, image_shape: Shape, device: torch.device) -> Task:
 
     Raises ValueError, in one sentence, for what cannot be read or does not fit together.
     """
-    request.check()
+    check(request)
     photo = read_image(request.image)
     if request.kernel is not None:
         kernel = read_kernel(request.kernel)[None]
@@ -193,7 +178,7 @@ def _task(
     if request.measured:
         problem = _problem(request, operator, operator.H(x))
     else:
-        noise = request.noise()
+        noise = noise_of(request)
         noise.check(operator)
         problem = noise.measure(operator, x, draws, _labels(request, device))
     picture = operator.measurement_image(problem.y)
@@ -253,7 +238,7 @@ def _problem_seed(request: Request) -> int:
 
 def _problem(request: Request, operator: LinearOperator, y: Tensor) -> Problem:
     """Of a measurement that has its noise already."""
-    noise = request.noise()
+    noise = noise_of(request)
     noise.check(operator)
     return Problem(operator, y, noise.level_of(operator, y), _labels(request, y.device))
 

@@ -10,15 +10,16 @@ import torch
 from torch import Tensor
 
 from commands.cli import check_folder
-from commands.loading import load_frozen
 from commands.methods import (
     COSTS,
     check_conditioning,
     check_guidance,
     check_samplers,
     cost_of,
+    load_frozen,
 )
-from commands.photo import Request, Task, pose
+from commands.options import RestoreOptions
+from commands.photo import Task, check, pose
 from commands.sheet import Restored, write_restored
 from degradation import Draws, Problem, derive_seed
 from metrics.evaluate import seconds_now
@@ -34,204 +35,239 @@ from samplers import (
     MMSE,
     CountingDenoiser,
     Guided,
-    Solver,
+    Sampler,
     Tiled,
     check_operator,
     evaluations_of,
-    make_solver,
+    make_sampler,
 )
+
+SHIPPED = Path(__file__).resolve().parents[1] / "checkpoints" / "photos64-invfusion.safetensors"
+
+
+@dataclass(frozen=True)
+class Restoration:
+    """How a photo is restored, once everything about it is checked."""
+
+    options: RestoreOptions
+    net: Path
+    denoiser: Model
+    sampler: Sampler
+    task: Task
+    evaluations: int
+    """That a sample takes."""
+    precision: str
 
 
 @dataclass
-class Restoration:
-    """The options of `restore.py`, in the words of its help text."""
+class Cost:
+    """What samples and estimate took, by their names."""
 
-    request: Request
-    net: Path
-    out: Path
-    samples: int
-    sampler: str
-    sampler_opt: Mapping[str, str]
-    cfg: float | None
-    precision: str
-    recompute: bool
-    batch: int
-    cost: dict[str, dict[str, int]] = field(default_factory=dict, init=False)
-    seconds: dict[str, float] = field(default_factory=dict, init=False)
+    counts: dict[str, dict[str, int]] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
 
-    def run(self) -> None:
-        """Restore the photo, write the folder and print a table."""
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        with one_sentence_errors():
-            self.request.check()
-            solver = make_solver(self.sampler, self.sampler_opt)
-            self._check_out()
-            self.precision = resolve_precision(self.precision, device)
-            denoiser = load_frozen(self.net, device, DTYPES[self.precision], self.recompute)
-            self._check_network(denoiser, solver)
-            check_samplers(self.net, [self.sampler] if self.samples else [])
-            task = pose(self.request, denoiser.config.image_shape, device)
-            check_operator(solver, task.problem.degradation)
-            evaluations = evaluations_of(solver, denoiser.config.image_shape)
-        if task.measurement is None:
-            task.notes.append("measurement.png is left out: what was measured is no picture")
-        if _unconditional(denoiser) and self.samples < 2:
-            task.notes.append("mmse.png is left out: it would be the mean of one sample")
-        elif _unconditional(denoiser):
-            task.notes.append("mmse.png is the mean of the samples: the network knows images alone")
-        if self.samples < 2:
-            task.notes.append("std.png is left out: it takes two --samples or more")
-        task.notes += self._other_noise(denoiser, task)
-        for note in task.notes:
-            print(note)
-        if self.samples:
-            plan = {"tile": len(task.tiling), "sample": self.samples, "evaluation": evaluations}
-            print(" × ".join(f"{n} {what}{'s' * (n > 1)}" for what, n in plan.items()))
-        with torch.no_grad():
-            restored = self._restore(task, denoiser, solver, evaluations)
-        metrics = self._metrics(task, restored)
-        with one_sentence_errors():
-            write_restored(self.out, task, restored, metrics, self._settings(task))
-        print(_summary(metrics))
-        print(f"restored: {self.out}")
 
-    def _other_noise(self, denoiser: Model, task: Task) -> list[str]:
-        """What to know of a network that was trained for one level of noise, and not for this."""
-        summary, found = read_summary(self.net), task.problem.noise_level
-        if summary.get("poisson_peak") or "noise_level" not in summary or _unconditional(denoiser):
-            return []
-        trained = summary["noise_level"]
-        if levels := summary.get("noise_range"):
-            trained = min(max(found.mean().item(), levels[0]), levels[1])  # the nearest
-        if torch.allclose(found, torch.full_like(found, trained), rtol=0.1):
-            return []
-        return [
-            f"{self.net} was trained with noise of {trained:g}, this photo has {found.mean():.2g}: "
-            "expect less than with a network that was trained for it"
-        ]
-
-    def _check_out(self) -> None:
-        check_folder(self.out)
-        if self.out.is_dir() and any(self.out.iterdir()):
-            raise ValueError(f"{self.out} is not empty: choose a new folder for --out")
-
-    def _check_network(self, denoiser: Model, solver: Solver) -> None:
-        config = denoiser.config
-        check_conditioning(self.net, denoiser, {self.sampler: solver}, "the photo")
-        if _unconditional(denoiser) and not self.samples:
-            raise ValueError(
-                f"{self.net} is an unconditional denoiser, which has no estimate of its own: give "
-                "--samples of at least 1"
-            )
-        if config.image_shape[0] != 3:
-            raise ValueError(f"{self.net} restores {config.image_shape[0]} channels, a photo has 3")
-        label = self.request.class_label
-        if label is not None and label >= config.num_classes:
-            known = f"classes 0 to {config.num_classes - 1}" if config.num_classes else "no classes"
-            raise ValueError(f"--class {label}: {self.net} was trained with {known}")
-        check_guidance(self.cfg, denoiser, self.net)
-        if self.cfg is not None and label is None:
-            raise ValueError("--cfg guides towards a class: give its number by --class")
-
-    # ---- restoring --------------------------------------------------------------------------
-
-    def _restore(self, task: Task, denoiser: Model, solver: Solver, evaluations: int) -> Restored:
-        seed, problem = self.request.seed, task.problem
-        seeds = [derive_seed(seed, "restore", i) for i in range(self.samples)]
-        samples = problem.pinv()[:0]
-        if self.samples:
-            several = problem.expand(self.samples)
-            samples = self._run(
-                "samples", solver, denoiser, task, several, seeds, evaluations, guide=True
-            )
-        if _unconditional(denoiser):
-            mmse = samples.mean(0, keepdim=True) if self.samples > 1 else samples[:0]
-        else:  # the estimate of a guided network would be of another distribution
-            one = [derive_seed(seed, "restore")]
-            mmse = self._run("mmse", MMSE(), denoiser, task, problem, one, 1, guide=False)
-        pinv = problem.pinv()
-        estimates = torch.cat((samples, mmse))
-        final = problem.expand(len(estimates)).project(estimates) if task.exact else estimates
-        samples, mmse = final[: self.samples], final[self.samples :]
-        return Restored(samples, mmse, pinv, estimates if task.exact else None)
-
-    def _run(
-        self,
-        name: str,
-        solver: Solver,
-        denoiser: Model,
-        task: Task,
-        problem: Problem,
-        seeds: list[int],
-        evaluations: int,
-        guide: bool,
-    ) -> Tensor:
-        """Images `[B, C, H, W]`, one for each seed; keeps what it took under `name`."""
-        device = problem.y.device
-        draws = Draws(seeds, device)
-        noise = draws.normal(problem.degradation.image_shape, "latent")
-        dtype = DTYPES[self.precision]
-        batches = math.ceil(len(task.tiling) * len(problem) / self.batch)
-        start = seconds_now(device)
-        with (
-            progress(evaluations * batches, name, "batches") as bar,
-            torch.autocast(device.type, dtype, enabled=dtype != torch.float32),
-        ):
-            network = CountingDenoiser(denoiser)
-            guided = Guided(network, self.cfg) if guide and self.cfg is not None else network
-            tiled = Tiled(
-                guided, task.tiling, self.batch, task.blur, task.exact, progress=bar.update
-            )
-            counter = CountingDenoiser(tiled, len(problem))
-            images = solver(counter, noise, problem, draws)
-        self.seconds[name] = seconds_now(device) - start
-        self.cost[name] = cost_of(counter, network)
-        return images.float()
-
-    # ---- what is kept -----------------------------------------------------------------------
-
-    def _metrics(self, task: Task, restored: Restored) -> dict[str, Any]:
-        """What is known of every picture, by its name, and what it took."""
-        names = [f"sample-{i + 1}" for i in range(self.samples)]
-        names += ["mmse", "pinv"] if len(restored.mmse) else ["pinv"]
-        images = torch.cat((restored.samples, restored.mmse, restored.pinv))
-        pictures: dict[str, dict[str, float]] = {name: {} for name in names}
-        problem = task.problem.expand(len(images))
-        columns = {"consistency": consistency(problem.degradation, images, problem.y)}
-        if task.truth is not None:
-            truth = task.truth[None].to(images.device).expand(len(images), -1, -1, -1)
-            columns["psnr"] = psnr(to_uint8(images), truth)
-        if restored.before is not None:
-            others = problem[:-1]  # H†y is not projected
-            columns["consistency_before_projection"] = consistency(
-                others.degradation, restored.before, others.y
-            )
-        for column, values in columns.items():
-            for name, value in zip(names, values.tolist(), strict=False):
-                pictures[name][column] = value
-        return {
-            "pictures": pictures,
-            "noise_level": task.problem.noise_level.mean().item(),
-            "units": {"psnr": "dB, of uint8 images", "consistency": "mean of (y − Hx)²"},
-            "deviation_white_at": restored.white,
-            **{cost: {name: counts[cost] for name, counts in self.cost.items()} for cost in COSTS},
-            "seconds": self.seconds,
+def restore(options: RestoreOptions) -> None:
+    """Restore the photo, write the folder and print a table."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    with one_sentence_errors():
+        restoration = _build(options, device)
+    task = restoration.task
+    for note in task.notes:
+        print(note)
+    if options.samples:
+        plan = {
+            "tile": len(task.tiling),
+            "sample": options.samples,
+            "evaluation": restoration.evaluations,
         }
+        print(" × ".join(f"{n} {what}{'s' * (n > 1)}" for what, n in plan.items()))
+    cost = Cost()
+    with torch.no_grad():
+        restored = _restore(restoration, cost)
+    metrics = _metrics(restoration, restored, cost)
+    with one_sentence_errors():
+        write_restored(options.out, task, restored, metrics, _settings(restoration))
+    print(_summary(metrics))
+    print(f"restored: {options.out}")
 
-    def _settings(self, task: Task) -> dict[str, Any]:
-        settings = asdict(self)
-        request = settings.pop("request")
-        for key in ("cost", "seconds"):
-            del settings[key]
-        operator = task.problem.degradation
-        return request | settings | {
-            "operator": type(operator).__name__,
-            "image_shape": operator.image_shape,
-            "measurements": int(operator.rows.sum()),
-            "tile": task.tiling.side,
-            "tiles": len(task.tiling),
-            "notes": task.notes,
-        }  # fmt: skip
+
+def _build(options: RestoreOptions, device: torch.device) -> Restoration:
+    """Everything that an option can get wrong comes first. Raises ValueError."""
+    check(options)
+    net = options.net or _shipped()
+    name, sampler_opt = options.sampler, options.sampler_opt
+    if name is None:
+        name, sampler_opt = "dpm", {"num_steps": "8"} | sampler_opt
+    sampler = make_sampler(name, sampler_opt)
+    check_folder(options.out)
+    if options.out.is_dir() and any(options.out.iterdir()):
+        raise ValueError(f"{options.out} is not empty: choose a new folder for --out")
+    precision = resolve_precision(options.precision, device)
+    denoiser = load_frozen(net, device, precision, options.recompute)
+    check_conditioning(net, denoiser, {name: sampler}, "the photo")
+    _check_network(options, net, denoiser)
+    check_samplers(net, [name] if options.samples else [])
+    task = pose(options, denoiser.config.image_shape, device)
+    check_operator(sampler, task.problem.degradation)
+    evaluations = evaluations_of(sampler, denoiser.config.image_shape)
+    task.notes += _notes(options, net, denoiser, task)
+    return Restoration(options, net, denoiser, sampler, task, evaluations, precision)
+
+
+def _shipped() -> Path:
+    """The weights that come with the project. Raises ValueError if they are missing."""
+    if not SHIPPED.is_file():
+        raise ValueError(
+            f"{SHIPPED} is missing: get it back by `git checkout -- checkpoints`, or name other "
+            "weights by --net"
+        )
+    return SHIPPED
+
+
+def _check_network(options: RestoreOptions, net: Path, denoiser: Model) -> None:
+    """Raise ValueError if the network does not fit what the options ask for."""
+    config = denoiser.config
+    if _unconditional(denoiser) and not options.samples:
+        raise ValueError(
+            f"{net} is an unconditional denoiser, which has no estimate of its own: give --samples "
+            "of at least 1"
+        )
+    if config.image_shape[0] != 3:
+        raise ValueError(f"{net} restores {config.image_shape[0]} channels, a photo has 3")
+    label = options.class_label
+    if label is not None and label >= config.num_classes:
+        known = f"classes 0 to {config.num_classes - 1}" if config.num_classes else "no classes"
+        raise ValueError(f"--class {label}: {net} was trained with {known}")
+    check_guidance(options.cfg, denoiser, net)
+    if options.cfg is not None and label is None:
+        raise ValueError("--cfg guides towards a class: give its number by --class")
+
+
+def _notes(options: RestoreOptions, net: Path, denoiser: Model, task: Task) -> list[str]:
+    """What the user should know of what is left out, and of the noise."""
+    notes = []
+    if task.measurement is None:
+        notes.append("measurement.png is left out: what was measured is no picture")
+    if _unconditional(denoiser) and options.samples < 2:
+        notes.append("mmse.png is left out: it would be the mean of one sample")
+    elif _unconditional(denoiser):
+        notes.append("mmse.png is the mean of the samples: the network knows images alone")
+    if options.samples < 2:
+        notes.append("std.png is left out: it takes two --samples or more")
+    return notes + _other_noise(net, denoiser, task)
+
+
+def _other_noise(net: Path, denoiser: Model, task: Task) -> list[str]:
+    """What to know of a network that was trained for one level of noise, and not for this."""
+    summary, found = read_summary(net), task.problem.noise_level
+    if summary.get("poisson_peak") or "noise_level" not in summary or _unconditional(denoiser):
+        return []
+    trained = summary["noise_level"]
+    if levels := summary.get("noise_range"):
+        trained = min(max(found.mean().item(), levels[0]), levels[1])  # the nearest
+    if torch.allclose(found, torch.full_like(found, trained), rtol=0.1):
+        return []
+    return [
+        f"{net} was trained with noise of {trained:g}, this photo has {found.mean():.2g}: "
+        "expect less than with a network that was trained for it"
+    ]
+
+
+# ---- restoring
+
+
+def _restore(restoration: Restoration, cost: Cost) -> Restored:
+    options, task = restoration.options, restoration.task
+    count, problem = options.samples, task.problem
+    samples = problem.pinv()[:0]
+    if count:
+        seeds = [derive_seed(options.seed, "restore", i) for i in range(count)]
+        samples = _run(restoration, cost, "samples", problem.expand(count), seeds)
+    if _unconditional(restoration.denoiser):
+        mmse = samples.mean(0, keepdim=True) if count > 1 else samples[:0]
+    else:
+        mmse = _run(restoration, cost, "mmse", problem, [derive_seed(options.seed, "restore")])
+    estimates = torch.cat((samples, mmse))
+    final = problem.expand(len(estimates)).project(estimates) if task.exact else estimates
+    before = estimates if task.exact else None
+    return Restored(final[:count], final[count:], problem.pinv(), before)
+
+
+def _run(
+    restoration: Restoration, cost: Cost, name: str, problem: Problem, seeds: list[int]
+) -> Tensor:
+    """The "samples" or the "mmse" estimate `[B, C, H, W]`, an image for each seed."""
+    options, task, device = restoration.options, restoration.task, problem.y.device
+    draws = Draws(seeds, device)
+    noise = draws.normal(problem.degradation.image_shape, "latent")
+    sampler, evaluations = restoration.sampler, restoration.evaluations
+    network = CountingDenoiser(restoration.denoiser)
+    guided = network if options.cfg is None else Guided(network, options.cfg)
+    if name == "mmse":  # the estimate of a guided network would be of another distribution
+        sampler, evaluations, guided = MMSE(), 1, network
+    dtype = DTYPES[restoration.precision]
+    batches = math.ceil(len(task.tiling) * len(problem) / options.batch)
+    start = seconds_now(device)
+    with (
+        progress(evaluations * batches, name, "batches") as bar,
+        torch.autocast(device.type, dtype, enabled=dtype != torch.float32),
+    ):
+        tiled = Tiled(guided, task.tiling, options.batch, task.blur, task.exact, bar.update)
+        counter = CountingDenoiser(tiled, len(problem))
+        images = sampler(counter, noise, problem, draws)
+    cost.seconds[name] = seconds_now(device) - start
+    cost.counts[name] = cost_of(counter, network)
+    return images.float()
+
+
+# ---- what is kept
+
+
+def _metrics(restoration: Restoration, restored: Restored, cost: Cost) -> dict[str, Any]:
+    """What is known of every picture, by its name, and what it took."""
+    task = restoration.task
+    names = [f"sample-{i + 1}" for i in range(len(restored.samples))]
+    names += ["mmse", "pinv"] if len(restored.mmse) else ["pinv"]
+    images = torch.cat((restored.samples, restored.mmse, restored.pinv))
+    pictures: dict[str, dict[str, float]] = {name: {} for name in names}
+    problem = task.problem.expand(len(images))
+    columns = {"consistency": consistency(problem.degradation, images, problem.y)}
+    if task.truth is not None:
+        truth = task.truth[None].to(images.device).expand(len(images), -1, -1, -1)
+        columns["psnr"] = psnr(to_uint8(images), truth)
+    if restored.before is not None:
+        others = problem[:-1]  # H†y is not projected
+        columns["consistency_before_projection"] = consistency(
+            others.degradation, restored.before, others.y
+        )
+    for column, values in columns.items():
+        for name, value in zip(names, values.tolist(), strict=False):
+            pictures[name][column] = value
+    return {
+        "pictures": pictures,
+        "noise_level": task.problem.noise_level.mean().item(),
+        "units": {"psnr": "dB, of uint8 images", "consistency": "mean of (y − Hx)²"},
+        "deviation_white_at": restored.white,
+        **{what: {name: counts[what] for name, counts in cost.counts.items()} for what in COSTS},
+        "seconds": cost.seconds,
+    }
+
+
+def _settings(restoration: Restoration) -> dict[str, Any]:
+    task, operator = restoration.task, restoration.task.problem.degradation
+    return asdict(restoration.options) | {
+        "net": restoration.net,
+        "precision": restoration.precision,
+        "sampler": type(restoration.sampler).__name__,
+        "sampler_options": asdict(restoration.sampler),  # type: ignore[call-overload]
+        "operator": type(operator).__name__,
+        "image_shape": operator.image_shape,
+        "measurements": int(operator.rows.sum()),
+        "tile": task.tiling.side,
+        "tiles": len(task.tiling),
+        "notes": task.notes,
+    }
 
 
 def _unconditional(denoiser: Model) -> bool:

@@ -22,10 +22,10 @@ class _Lines:
         self.stream.flush()
 
 
-def progress(total: int, what: str, unit: str) -> tqdm:
-    """A bar of `total` units on stderr, to be used in a `with` statement."""
-    if sys.stderr.isatty():
-        return tqdm(total=total, desc=what, unit=unit, leave=False)
+def progress(total: int, what: str, unit: str, silent: bool = False) -> tqdm:
+    """A bar of `total` units on stderr, to be used in a `with` statement; silent: none."""
+    if silent or sys.stderr.isatty():
+        return tqdm(total=total, desc=what, unit=unit, leave=False, disable=silent)
     lines = cast(TextIO, _Lines(sys.stderr))
     shown = "{desc}: {n_fmt} of {total_fmt} {unit}, {elapsed} passed, {remaining} left"
     return tqdm(

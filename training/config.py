@@ -1,16 +1,16 @@
 """The settings of a training run: one YAML file, overridden by command-line options."""
 
 import dataclasses
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self, get_origin
 
 import yaml
 
-from runtime.options import read
+from runtime.cli import option
+from runtime.options import PRECISIONS, read
 from training.averages import WIDEST
 
-PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 _POSITIVE = (
     *("batch", "duration", "lr", "P_std", "log_every", "checkpoint_every", "snapshot_every"),
     *("ema_halflife", "keep_checkpoints", "validate_images", "sheet_images", "max_skipped"),
@@ -31,113 +31,146 @@ _SHARES = ("mmse_share", "clean_share", "label_dropout", "cooldown", "augment")
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """All settings of a run; counts are numbers of images unless said otherwise."""
+    """All settings of a run; counts are numbers of images unless said otherwise.
 
-    preset: str = "FFHQ64"
-    """Network preset (networks.PRESETS)."""
-    network: dict[str, Any] = field(default_factory=dict)
-    """Fields of the network that replace those of the preset (networks.NetworkConfig): patch,
-    mapping_width, levels ..."""
-    init: str | None = None
-    """Weights file to start from, of the same architecture: fine-tuning. By default random ones."""
-    data_class: str = "datautils.photos.Photos"
-    """Data set class; it is built with `data` as keyword arguments."""
-    data: dict[str, Any] = field(default_factory=dict)
-    skip_broken: bool = False
-    """Replace a broken image by the next sound one and count it, instead of ending the run."""
-    degradation: str | None = None
-    """Family of operators to train on; none trains an unconditional denoiser."""
-    degradation_opt: dict[str, Any] = field(default_factory=dict)
-    """Options of the family, by name."""
-    blind: bool = False
-    """Leave the operator out of the network (Palette)."""
-    noise_level: float = 0.0
-    """Standard deviation of the noise on y; images are in [-1, 1]."""
-    noise_range: tuple[float, ...] = ()
-    """Smallest and largest noise level instead: every image draws its own, and the network is told
-    of it."""
-    clean_share: float = 0.0
-    """With noise_range: the share of the samples without noise."""
-    poisson_peak: float | None = None
-    """Photon noise instead: the expected number of photons of a white measurement."""
-    mse_train: bool = False
-    """Train the one-step MMSE estimate alone: input 100·ε, plain mean-squared error."""
-    augment: float = 0.0
-    """Probability of each non-leaking augmentation (EDM); 0 leaves augmentation out."""
+    Each is an option of `train.py` and a line of a settings file.
+    """
 
-    batch: int = 512
-    """Images in a step, over all processes."""
-    batch_gpu: int | None = None
-    """Images that a process handles at once; by default its whole share of the batch."""
-    duration: int = 2**25
-    """Images to train on."""
-    max_minutes: float | None = None
-    """Wall-clock budget; the run and its schedule end with whichever comes first."""
-    seed: int = 0
-
-    lr: float = 5e-5
-    """Learning rate after the ramp."""
-    ramp: int = 2**22
-    """Images over which the learning rate rises from zero."""
-    decay: int | None = 2**15
-    """Steps after which the learning rate falls as an inverse square root; none keeps it."""
-    cooldown: float = 0.0
-    """Last share of the run in which the learning rate falls linearly to zero."""
-    betas: tuple[float, ...] = (0.9, 0.99)
-    clip: float | None = None
-    """Largest norm of the gradients, to which longer ones are scaled down; none leaves them."""
-    max_skipped: int = 50
-    """Steps in a row without finite gradients that are skipped; after more the run is given up."""
-    P_mean: float = -0.8
-    """Mean of ln σ in training."""
-    P_std: float = 1.6
-    """Standard deviation of ln σ in training."""
-    mmse_share: float = 0.0
-    """Share of the samples trained at σ = 100, where the one-step MMSE estimate lives."""
-    label_dropout: float = 0.0
-    """Share of the samples whose class is hidden."""
-    ema_halflife: int = 500 * 2**10
-    """Half-life of the weight average."""
-    ema_ramp: float = 0.05
-    """The half-life is at most this share of the images seen."""
-    ema_sigma_rel: tuple[float, ...] = ()
-    """Relative widths of power-function averages that are kept beside it (EDM2), such as 0.05 and
-    0.1: of their snapshots `python -m training.posthoc` makes averages of any width."""
-    snapshot_every: int = 2**23
-    precision: str = "auto"
-    """Arithmetic of the network: fp32, bf16 or fp16; auto takes what the device is fast at."""
-
-    log_every: int = 2**13
-    validate_every: int = 2**20
-    """Held-out PSNR of the MMSE estimate for each family; 0 leaves it out."""
-    validate_images: int = 64
-    ref_path: str | None = None
-    """Reference statistics of held-out images; their Fréchet distances are then logged."""
-    detectors: dict[str, str] = field(default_factory=dict)
-    """Weights files of the reference's detectors by name; else those in the cache."""
-    measure_every: int = 2**22
-    """Fréchet distances of as many restorations as the reference has images; 0 leaves them out."""
-    sheet_every: int = 0
-    """A picture of restored held-out images, always the same ones; 0 leaves it out."""
-    sheet_images: int = 4
-    checkpoint_every: int = 2**20
-    keep_checkpoints: int = 2
-    """The newest checkpoints stay."""
-    keep_every: int = 0
-    """And for good the first one after each multiple of as many images; 0 keeps none so."""
-    workers: int = 4
-    """Processes that load data, for each training process."""
-    compile: bool = False
-    """Compile the network: a minute or more for each structure of the operators, then faster."""
-    recompute: tuple[float, ...] = ()
-    """Levels of the network, 0 the finest, that keep no activations but compute them again in the
-    backward pass: less memory for more time."""
-    fsdp: bool = False
-    """Share weights, gradients and averages out to the processes, for networks beyond one GPU."""
-    tensorboard: bool = False
-    """Log to TensorBoard too, in the run's folder."""
-    wandb: str | None = None
-    """Log to this project of Weights & Biases too."""
+    preset: str = option("Network preset (networks.PRESETS).", "FFHQ64")
+    network: dict[str, Any] = option(
+        "Fields of the network that replace those of the preset (networks.NetworkConfig): "
+        "patch, mapping_width, levels ...",
+        {},
+        name="",
+    )
+    init: str | None = option(
+        "Weights file to start from, of the same architecture: fine-tuning. By default random "
+        "ones.",
+        None,
+    )
+    data_class: str = option(
+        "Data set class; it is built with `data` as keyword arguments.", "datautils.photos.Photos"
+    )
+    data: dict[str, Any] = option(
+        "Option of the data set, such as path=FILE; in a file a mapping.", {}, name="--data-opt"
+    )
+    skip_broken: bool = option(
+        "Replace a broken image by the next sound one and count it, instead of ending the run.",
+        False,
+    )
+    degradation: str | None = option(
+        "Family of operators to train on; none trains an unconditional denoiser.", None
+    )
+    degradation_opt: dict[str, Any] = option("Options of the family, by name.", {})
+    blind: bool = option(
+        "Leave the operator out of the network (Palette).", False, name="--blind-train"
+    )
+    noise_level: float = option("Standard deviation of the noise on y; images are in [-1, 1].", 0.0)
+    noise_range: tuple[float, ...] = option(
+        "Smallest and largest noise level instead: every image draws its own, and the network "
+        "is told of it.",
+        (),
+    )
+    clean_share: float = option("With noise_range: the share of the samples without noise.", 0.0)
+    poisson_peak: float | None = option(
+        "Photon noise instead: the expected number of photons of a white measurement.", None
+    )
+    mse_train: bool = option(
+        "Train the one-step MMSE estimate alone: input 100·ε, plain mean-squared error.", False
+    )
+    augment: float = option(
+        "Probability of each non-leaking augmentation (EDM); 0 leaves augmentation out.", 0.0
+    )
+    batch: int = option("Images in a step, over all processes.", 512)
+    batch_gpu: int | None = option(
+        "Images that a process handles at once; by default its whole share of the batch.", None
+    )
+    duration: int = option("Images to train on.", 2**25)
+    max_minutes: float | None = option(
+        "Wall-clock budget; the run and its schedule end with whichever comes first.", None
+    )
+    seed: int = option("Seed of everything random.", 0)
+    lr: float = option("Learning rate after the ramp.", 5e-5)
+    ramp: int = option("Images over which the learning rate rises from zero.", 2**22)
+    decay: int | None = option(
+        "Steps after which the learning rate falls as an inverse square root; none keeps it.", 2**15
+    )
+    cooldown: float = option(
+        "Last share of the run in which the learning rate falls linearly to zero.", 0.0
+    )
+    betas: tuple[float, ...] = option("Coefficients of Adam: two numbers.", (0.9, 0.99))
+    clip: float | None = option(
+        "Largest norm of the gradients, to which longer ones are scaled down; none leaves them.",
+        None,
+    )
+    max_skipped: int = option(
+        "Steps in a row without finite gradients that are skipped; after more the run is given up.",
+        50,
+    )
+    P_mean: float = option("Mean of ln σ in training.", -0.8, name="--P_mean")
+    P_std: float = option("Standard deviation of ln σ in training.", 1.6, name="--P_std")
+    mmse_share: float = option(
+        "Share of the samples trained at σ = 100, where the one-step MMSE estimate lives.", 0.0
+    )
+    label_dropout: float = option(
+        "Share of the samples whose class is hidden.", 0.0, name="--label-drop"
+    )
+    ema_halflife: int = option("Half-life of the weight average.", 500 * 2**10)
+    ema_ramp: float = option("The half-life is at most this share of the images seen.", 0.05)
+    ema_sigma_rel: tuple[float, ...] = option(
+        "Relative widths of power-function averages that are kept beside it (EDM2), such as "
+        "0.05 and 0.1: of their snapshots `python -m training.posthoc` makes averages of any "
+        "width.",
+        (),
+    )
+    snapshot_every: int = option("Snapshots of these averages, every so many images.", 2**23)
+    precision: str = option(
+        "Arithmetic of the network: fp32, bf16 or fp16; auto takes what the device is fast at.",
+        "auto",
+        choices=PRECISIONS,
+    )
+    log_every: int = option("A line of the log, every so many images.", 2**13)
+    validate_every: int = option(
+        "Held-out PSNR of the MMSE estimate for each family; 0 leaves it out.", 2**20
+    )
+    validate_images: int = option("Held-out images of it.", 64)
+    ref_path: str | None = option(
+        "Reference statistics of held-out images; their Fréchet distances are then logged.", None
+    )
+    detectors: dict[str, str] = option(
+        "Weights files of the reference's detectors by name; else those in the cache.",
+        {},
+        name="--detector",
+    )
+    measure_every: int = option(
+        "Fréchet distances of as many restorations as the reference has images; 0 leaves them out.",
+        2**22,
+    )
+    sheet_every: int = option(
+        "A picture of restored held-out images, always the same ones; 0 leaves it out.", 0
+    )
+    sheet_images: int = option("Images of such a picture.", 4)
+    checkpoint_every: int = option("A checkpoint, every so many images.", 2**20)
+    keep_checkpoints: int = option("The newest checkpoints stay.", 2)
+    keep_every: int = option(
+        "And for good the first one after each multiple of as many images; 0 keeps none so.", 0
+    )
+    workers: int = option("Processes that load data, for each training process.", 4)
+    compile: bool = option(
+        "Compile the network: a minute or more for each structure of the operators, then faster.",
+        False,
+    )
+    recompute: tuple[float, ...] = option(
+        "Levels of the network, 0 the finest, that keep no activations but compute them again "
+        "in the backward pass: less memory for more time.",
+        (),
+    )
+    fsdp: bool = option(
+        "Share weights, gradients and averages out to the processes, for networks beyond one GPU.",
+        False,
+    )
+    tensorboard: bool = option("Log to TensorBoard too, in the run's folder.", False)
+    wandb: str | None = option("Log to this project of Weights & Biases too.", None)
 
     def __post_init__(self) -> None:
         for name in _POSITIVE:

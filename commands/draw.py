@@ -1,0 +1,257 @@
+"""`calculate_metrics.py gen` without a degradation: draw images from a network alone."""
+
+import json
+import math
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from commands.cli import check_folder, chosen
+from commands.files import check_new, publish, working_folder
+from commands.methods import Restorer, check_guidance, check_samplers, load_network, samplers_of
+from commands.options import GenOptions
+from degradation import Draws, Problem, derive_seed
+from metrics.distances import Distances
+from metrics.evaluate import seconds_now
+from metrics.images import ImageWriter, image_name
+from metrics.pipeline import Stage
+from metrics.pixel import to_uint8
+from metrics.report import metrics_table, units
+from metrics.results import write_grid, write_metrics
+from metrics.statistics import FeatureStatistics
+from networks.precision import resolve_precision
+from runtime import distributed, signals
+from runtime.errors import data_errors, one_sentence_errors
+from runtime.progress import progress
+
+_METRICS = ("fid", "fd")
+_IMAGES, _PICTURES = 50_000, 64
+_COLUMNS = 8  # of grid.png
+_SEVERAL = 1024  # classes that are drawn at once
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """What is drawn, once everything about it is checked."""
+
+    name: str
+    """Of the sampler."""
+    restorer: Restorer
+    count: int
+    pictures: int
+    classes: tuple[int, ...]
+    names: list[str]
+    """Metrics."""
+    distances: Distances
+    precision: str
+    seed: int
+
+    def labels(self, indices: Sequence[int]) -> Tensor:
+        """The classes asked for in turn; with none asked for, drawn uniformly for each image."""
+        known = self.restorer.denoiser.config.num_classes
+        if not known:
+            return torch.full((len(indices),), -1)
+        if self.classes:
+            return torch.tensor([self.classes[i % len(self.classes)] for i in indices])
+        draws = Draws([derive_seed(self.seed, "image", i) for i in indices])
+        return draws.integers(0, known - 1, (), "class")
+
+    @torch.no_grad()
+    def sample(self, indices: Sequence[int], device: torch.device) -> Tensor:
+        """Image i follows from its own seed, whatever the batch."""
+        draws = Draws([derive_seed(self.seed, "image", i) for i in indices], device)
+        shape = self.restorer.denoiser.config.image_shape
+        labels = self.labels(indices).to(device)
+        problem = Problem.without_measurement(len(indices), shape, labels, device)
+        return self.restorer(problem, draws.normal(shape, "latent"), draws)
+
+
+@dataclass
+class Share:
+    """What one process found."""
+
+    statistics: dict[str, FeatureStatistics]
+    shown: dict[int, Tensor] = field(default_factory=dict)
+    failed: int = 0
+    seconds: dict[str, float] = field(
+        default_factory=lambda: {"sample": 0.0, "features": 0.0, "write": 0.0}
+    )
+
+
+def draw(options: GenOptions) -> None:
+    """Draw, measure, write the result files and print the table."""
+    with distributed.process_group() as device:
+        with one_sentence_errors():
+            drawing = build(options, device)
+        with data_errors(), working_folder(options.outdir) as folder:
+            share = _draw(options, drawing, folder, device)
+            distributed.barrier()
+            _finish(options, drawing, share, folder)
+
+
+def build(options: GenOptions, device: torch.device) -> Drawing:
+    """Everything that an option can get wrong comes first. Raises ValueError."""
+    options.check_unconditional()
+    names = chosen("metric", options.metrics or "", _METRICS)
+    (name,) = options.samplers or ("heun",)
+    sampler = samplers_of([name], options.sampler_opt)[name]
+    precision = resolve_precision(options.precision, device)
+    (net,) = options.nets
+    denoiser = load_network(net, device, precision, options)
+    check_samplers(net, [name])
+    _check_classes(options.classes, denoiser.config.num_classes, net)
+    check_guidance(options.cfg, denoiser, net)
+    check_folder(options.outdir)
+    check_new(options.outdir, options.save_images)
+    count = options.images or _IMAGES
+    distances = Distances.of(
+        names,
+        options.ref,
+        options.detectors,
+        device,
+        images=count,
+        image_shape=denoiser.config.image_shape,
+        any_count=options.any_count,
+    )
+    restorer = Restorer(denoiser, sampler, precision, options.cfg)
+    pictures = _PICTURES if options.pictures is None else options.pictures
+    return Drawing(
+        name,
+        restorer,
+        count,
+        pictures,
+        options.classes,
+        names,
+        distances,
+        precision,
+        options.seed,
+    )
+
+
+def _check_classes(classes: Sequence[int], known: int, net: Path) -> None:
+    if classes and not known:
+        raise ValueError(f"--class: {net} was trained without classes")
+    for label in classes:
+        if not 0 <= label < known:
+            raise ValueError(f"--class {label} must lie between 0 and {known - 1}")
+
+
+def _draw(options: GenOptions, drawing: Drawing, folder: Path, device: torch.device) -> Share:
+    """This process's images; drawing, measuring and writing run side by side."""
+    rank = distributed.rank()
+    own = range(rank, drawing.count, distributed.world_size())
+    share = Share({metric: FeatureStatistics() for metric in drawing.distances.detectors})
+    with (
+        progress(len(own), "drawing", "images", silent=rank != 0) as bar,
+        ImageWriter(folder / "images") as writer,
+    ):
+        kept = writer if options.save_images else None
+
+        def measure(item: tuple[Sequence[int], Tensor]) -> None:
+            _measure(drawing, share, kept, *item)
+
+        with Stage[tuple[Sequence[int], Tensor]](measure, device) as stage:
+            for start in range(0, len(own), options.batch):
+                signals.heed_termination()
+                indices = own[start : start + options.batch]
+                began = seconds_now(device)
+                images = drawing.sample(indices, device)
+                share.seconds["sample"] += seconds_now(device) - began
+                stage.put((indices, images))
+                bar.update(len(indices))
+    share.seconds["write"] = writer.seconds
+    return share
+
+
+@torch.no_grad()
+def _measure(
+    drawing: Drawing, share: Share, writer: ImageWriter | None, indices: Sequence[int], x: Tensor
+) -> None:
+    start = time.perf_counter()
+    finite = x.flatten(1).isfinite().all(1)
+    share.failed += len(finite) - int(finite.sum())
+    images = to_uint8(x)
+    for metric, detector in drawing.distances.detectors.items():
+        share.statistics[metric].update(detector(images)[finite])
+    pixels = images.cpu()
+    for i, index in enumerate(indices):
+        if index < drawing.pictures:
+            share.shown[index] = pixels[i].clone()
+        if writer:
+            writer.put(image_name(index), pixels[i])
+    share.seconds["features"] += time.perf_counter() - start
+
+
+def _finish(options: GenOptions, drawing: Drawing, share: Share, folder: Path) -> None:
+    """Bring the processes' shares together; the first writes the files and prints the table."""
+    failed = sum(distributed.gather(share.failed))
+    values = {}
+    for metric, detector in drawing.distances.detectors.items():
+        total = share.statistics[metric].reduced(distributed.sum_tensor, detector.features)
+        if distributed.rank() == 0:
+            value = math.nan if failed else drawing.distances.value(metric, total)
+            values[metric] = {"mean": value, "count": total.count}
+    shares = distributed.gather((share.shown, share.seconds))
+    if distributed.rank():
+        return
+    pictures = {index: image for shown, _ in shares for index, image in shown.items()}
+    if pictures:
+        _write_grid(folder, [pictures[index] for index in sorted(pictures)])
+    if options.save_images and drawing.restorer.denoiser.config.num_classes:
+        _write_labels(folder / "images" / "dataset.json", drawing)
+    stages = {
+        stage: sum(seconds[stage] for _, seconds in shares) / drawing.count
+        for stage in share.seconds
+    }
+    cell = values | drawing.restorer.cost | {"seconds_per_image": stages["sample"]}
+    named = {"none": {drawing.name: cell}}
+    record = {
+        "units": units(options.compiled),
+        "values": named,
+        "not_finite": failed,
+        "stages": stages,
+    }
+    write_metrics(folder, record, _settings(options, drawing))
+    images = ["images"] if options.save_images else []
+    publish(folder, options.outdir, [*images, "grid.png", "metrics.json"])
+    print(metrics_table(named, drawing.names, options.compiled))
+    print(f"results: {options.outdir}")
+
+
+def _write_grid(folder: Path, images: list[Tensor]) -> None:
+    rows: list[list[Tensor | None]] = [
+        [*images[i : i + _COLUMNS], *[None] * (i + _COLUMNS - len(images))]
+        for i in range(0, len(images), _COLUMNS)
+    ]
+    write_grid(folder / "grid.png", rows, [""] * _COLUMNS)
+
+
+def _write_labels(path: Path, drawing: Drawing) -> None:
+    """EDM's dataset.json, so that the images can be trained on or measured by class."""
+    with path.open("w") as file:
+        file.write('{"labels": [')
+        for i, line in enumerate(_label_lines(drawing)):
+            file.write(f",\n{line}" if i else line)
+        file.write("]}\n")
+
+
+def _label_lines(drawing: Drawing) -> Iterator[str]:
+    for start in range(0, drawing.count, _SEVERAL):
+        indices = range(start, min(start + _SEVERAL, drawing.count))
+        for index, label in zip(indices, drawing.labels(indices).tolist(), strict=True):
+            yield json.dumps([image_name(index), label])
+
+
+def _settings(options: GenOptions, drawing: Drawing) -> dict[str, Any]:
+    return asdict(options) | {
+        "images": drawing.count,
+        "precision": drawing.precision,
+        "processes": distributed.world_size(),
+        "sampler": asdict(drawing.restorer.sampler),  # type: ignore[call-overload]
+        "detector_files": drawing.distances.provenance(),
+    }

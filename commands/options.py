@@ -1,0 +1,236 @@
+"""The options of the commands: names, types, defaults and help, written once."""
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+
+from runtime.cli import option
+from runtime.options import PRECISIONS
+
+_DATA = "Data set, such as Photos, FFHQ64, ImageDir, or module.Class of your own."
+_DATA_OPT = "Option of the data set, such as path=FILE."
+_SPLIT = "Images of the data set to take."
+_SPLITS = ("train", "heldout", "all")
+_DETECTOR = (
+    "Detector and its weights file: NAME or NAME=FILE; inception=FILE (fid), or for fd the "
+    "TorchScript file of any. By default inception is downloaded, and fd takes "
+    "efficientnet-lite0, which a package brings."
+)
+_ANY_COUNT = "Accept a reference of another number of images; Fréchet distances depend on it."
+_BATCH = "Images at once, on each process."
+_WORKERS = "Processes that load images, for each process."
+_REF = "Reference statistics for fid and fd: a .safetensors file of `ref`, or an .npz file of EDM."
+_PRECISION = "Arithmetic of the network; auto: half precision where the device has it, else fp32."
+_RECOMPUTE = "For samplers that differentiate the network: less memory, each of their steps slower."
+_SEED = "Seed of everything random."
+
+
+@dataclass(frozen=True)
+class RefOptions:
+    """Options of `calculate_metrics.py ref`."""
+
+    dest: Path = option("File to write, .safetensors.")
+    data: str = option(_DATA, "Photos")
+    data_opt: dict[str, str] = option(_DATA_OPT, {})
+    split: str = option(_SPLIT, "heldout", choices=_SPLITS)
+    images: int | None = option("Images to take, such as 10000 or 8Ki.", None, least=1, shown="all")
+    detectors: tuple[str, ...] = option(_DETECTOR, ("inception",), name="--detector")
+    batch: int = option(_BATCH, 32, least=1)
+    workers: int = option(_WORKERS, 1)
+
+
+@dataclass(frozen=True)
+class PriorOptions:
+    """Options of `calculate_metrics.py prior`."""
+
+    dest: Path = option("File to write, .safetensors.")
+    data: str = option(_DATA, "Photos")
+    data_opt: dict[str, str] = option(_DATA_OPT, {})
+    split: str = option(_SPLIT, "train", choices=_SPLITS)
+    components: int = option("Gaussians, more than one by EM.", 1, least=1)
+    images: int = option("Images to take, at most.", 16_000, least=1)
+    workers: int = option(_WORKERS, 1)
+    seed: int = option(_SEED, 0)
+
+
+@dataclass(frozen=True)
+class GenOptions:
+    """Options of `calculate_metrics.py gen`. Some have another default without a degradation."""
+
+    nets: tuple[Path, ...] = option(
+        "Trained weights, a .safetensors file. Zero-shot samplers run on the unconditional ones, "
+        "the others on the rest.",
+        name="--net",
+    )
+    outdir: Path = option(
+        "Folder for metrics.json, per_image.csv and grid.png (grid-2.png ... of many families)."
+    )
+    degradations: tuple[str, ...] = option(
+        "Family of operators, such as MotionBlur, or module.Class of your own; `python -m "
+        "degradation` lists all. Without one, images are drawn from the network alone.",
+        (),
+        name="--degradation",
+    )
+    degradation_opt: dict[str, str] = option(
+        "Option of the family, such as strides=2,4, or NAME.KEY=VALUE if several are measured.", {}
+    )
+    data: str = option(_DATA, "Photos")
+    data_opt: dict[str, str] = option(_DATA_OPT, {})
+    split: str = option(_SPLIT, "heldout", choices=_SPLITS)
+    images: int | None = option(
+        "Images to restore or draw, such as 1000 or 1Ki.",
+        None,
+        least=1,
+        shown="the whole split; 50000 without a degradation",
+    )
+    batch: int = option(_BATCH, 32, least=1)
+    metrics: str | None = option(
+        "Comma-separated: psnr (dB), ssim, consistency; fid, fd; cfid, cfd, the same of "
+        "restorations projected onto y. Without a degradation: fid, fd.",
+        None,
+        shown="psnr,ssim,consistency; none without a degradation",
+    )
+    ref: Path | None = option(_REF, None)
+    detectors: tuple[str, ...] = option(_DETECTOR, (), name="--detector")
+    any_count: bool = option(_ANY_COUNT, False)
+    samplers: tuple[str, ...] = option(
+        "Sampler, one of docs/samplers.md, or module.Class of your own.",
+        (),
+        name="--sampler",
+        shown="heun, mmse; heun without a degradation",
+    )
+    sampler_opt: dict[str, str] = option(
+        "Option of the sampler, or NAME.KEY=VALUE if several are run.", {}
+    )
+    cfg: float | None = option(
+        "Classifier-free guidance: null + CFG·(class − null); the paper has 2 on ImageNet64.",
+        None,
+        shown="none",
+    )
+    classes: tuple[int, ...] = option(
+        "Without a degradation: class to draw; they take turns.",
+        (),
+        name="--class",
+        shown="any, uniformly",
+    )
+    baselines: str = option(
+        "Comma-separated restorations without a network: pinv, fill, gaussian.", "pinv"
+    )
+    noise_level: float = option(
+        "Standard deviation of the noise on y; images are in [-1, 1].", 0.0, least=0
+    )
+    poisson_peak: float | None = option(
+        "Photon noise instead: expected photons of a white measurement, masks and blur only.",
+        None,
+        shown="none",
+    )
+    precision: str = option(_PRECISION, "auto", choices=PRECISIONS)
+    compiled: bool = option(
+        "Compile the network: a minute or so for each structure of an operator, then faster.",
+        False,
+        name="--compile",
+    )
+    recompute: bool = option(_RECOMPUTE, False)
+    pictures: int | None = option(
+        "Images of each degradation in grid.png.", None, shown="3; 64 without a degradation"
+    )
+    save_images: bool = option("Also write every image, to OUTDIR/images.", False)
+    workers: int = option(_WORKERS, 1)
+    seed: int = option(_SEED, 0)
+
+    def check_unconditional(self) -> None:
+        """Raise ValueError for an option that says nothing without a degradation."""
+        needing = ("degradation_opt", "data", "data_opt", "split", "baselines", "noise_level",
+                   "poisson_peak")  # fmt: skip
+        for field in dataclasses.fields(self):
+            default = {} if field.default is dataclasses.MISSING else field.default
+            if field.name in needing and getattr(self, field.name) != default:
+                name = field.metadata["name"] or f"--{field.name.replace('_', '-')}"
+                raise ValueError(f"{name} goes with a --degradation")
+        for name, values in (("--net", self.nets), ("--sampler", self.samplers)):
+            if len(values) > 1:
+                raise ValueError(f"without a --degradation give one {name}, not {len(values)}")
+
+
+@dataclass(frozen=True)
+class CalcOptions:
+    """Options of `calculate_metrics.py calc`."""
+
+    images: Path = option("Folder or zip file of images to measure.")
+    ref: Path = option(
+        "Folder or zip file of images, or reference statistics (.safetensors, .npz)."
+    )
+    metrics: str = option(
+        "Comma-separated: fid, fd; with two folders of images of the same names also psnr (dB) "
+        "and ssim.",
+        "fid",
+    )
+    detectors: tuple[str, ...] = option(_DETECTOR, (), name="--detector")
+    any_count: bool = option(_ANY_COUNT, False)
+    size: int | None = option("Crop and resize all images to this side, in pixels.", None, least=1)
+    outdir: Path | None = option("Folder for metrics.json.", None, shown="only print")
+    batch: int = option(_BATCH, 32, least=1)
+    workers: int = option(_WORKERS, 1)
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is to be restored: a photo, and how it was or is to be measured."""
+
+    image: Path = option(
+        "The photo: a clean one, which is degraded first, or with --measured a degraded one."
+    )
+    measured: bool = option("The photo is what a camera measured, by --mask or --kernel.", False)
+    degradation: str | None = option(
+        "Family that the operator is drawn from, such as MotionBlur; `python -m degradation` "
+        "lists all.",
+        None,
+    )
+    degradation_opt: dict[str, str] = option("Option of the family, such as strides=4.", {})
+    mask: Path | None = option(
+        "Picture of the photo's size: white pixels are visible, the others are ignored.", None
+    )
+    kernel: Path | None = option(
+        "Blur: a picture, scaled to sum 1, or a .npy array; its centre is at (h // 2, w // 2).",
+        None,
+    )
+    stride: int | None = option(
+        "With --kernel: the image has this many times the width and height of its measurement.",
+        None,
+        least=1,
+        shown="1",
+    )
+    noise_level: float | None = option(
+        "Standard deviation of the noise on y; images are in [-1, 1].", None, least=0, shown="0"
+    )
+    poisson_peak: float | None = option(
+        "Photon noise instead: expected photons of a white measurement, masks and blur only.", None
+    )
+    fit: str = option(
+        "A photo larger than the network's images: in overlapping tiles, or made smaller.",
+        "tile",
+        choices=("tile", "resize"),
+    )
+    class_label: int | None = option("Class of what is shown.", None, name="--class")
+    seed: int = option("Seed of operator, noise and samples.", 0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RestoreOptions(Request):
+    """Options of `restore.py`."""
+
+    out: Path = option("New folder for the pictures, sheet.png and restore.json.")
+    net: Path | None = option(
+        "Trained weights, a .safetensors file.", None, shown="the photos' in checkpoints/"
+    )
+    samples: int = option("Restorations to draw.", 4)
+    sampler: str | None = option(
+        "Sampler, one of docs/samplers.md, or module.Class of your own.",
+        None,
+        shown="dpm with num_steps=8",
+    )
+    sampler_opt: dict[str, str] = option("Option of the sampler.", {})
+    cfg: float | None = option("Scale of the guidance towards --class; 1 is none.", None)
+    precision: str = option(_PRECISION, "auto", choices=PRECISIONS)
+    recompute: bool = option(_RECOMPUTE, False)
+    batch: int = option("Tiles restored at once.", 32, least=1)

@@ -1,0 +1,73 @@
+"""The images of a data set taken in: statistics of their features, or one tensor of them."""
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from datautils import ImageDataset
+from datautils.loading import load_batches
+from metrics.features import Detector
+from metrics.pixel import to_float
+from metrics.statistics import FeatureStatistics
+from runtime import distributed, signals
+from runtime.progress import progress
+
+LIMIT = 4096  # values of an image: a covariance has their square
+_BATCH = 64
+
+
+def dataset_statistics(
+    dataset: ImageDataset,
+    detectors: Sequence[Detector],
+    count: int,
+    batch: int,
+    workers: int,
+    device: torch.device,
+    title: str = "features",
+) -> dict[str, FeatureStatistics]:
+    """Statistics of the first `count` images by name of the detector, over all processes.
+
+    Images are loaded by `workers` processes meanwhile and never kept.
+    """
+    rank = distributed.rank()
+    indices = range(rank, count, distributed.world_size())
+    statistics = {detector.name: FeatureStatistics() for detector in detectors}
+    with progress(len(indices), title, "images", silent=rank != 0) as bar:
+        for images, _ in load_batches(dataset, _batches(indices, batch), workers):
+            signals.heed_termination()
+            images = images.to(device, non_blocking=True)
+            for detector in detectors:
+                statistics[detector.name].update(detector(images))
+            bar.update(len(images))
+    return {
+        detector.name: statistics[detector.name].reduced(distributed.sum_tensor, detector.features)
+        for detector in detectors
+    }
+
+
+def load_images(dataset: ImageDataset, most: int, workers: int = 0) -> Tensor:
+    """The first images of a data set, all where there are fewer: `[n, C, h, w]` in [-1, 1]."""
+    indices = range(min(most, len(dataset)))
+    batches = [indices[i : i + _BATCH] for i in range(0, len(indices), _BATCH)]
+    silent = distributed.rank() != 0
+    with progress(len(indices), "images of the prior", "images", silent) as bar:
+        parts = []
+        for images, _ in load_batches(dataset, batches, workers):
+            parts.append(to_float(images))
+            bar.update(len(images))
+    return torch.cat(parts)
+
+
+def check_values(image_shape: tuple[int, int, int], wanted: str) -> None:
+    """Raise ValueError where images are too large for a full covariance."""
+    if torch.Size(image_shape).numel() > LIMIT:
+        raise ValueError(
+            f"{wanted} needs the full covariance of an image of at most {LIMIT} values: "
+            f"{image_shape} is too large"
+        )
+
+
+def _batches(indices: range, batch: int) -> Iterator[Sequence[int]]:
+    for start in range(0, len(indices), batch):
+        yield indices[start : start + batch]

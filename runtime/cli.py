@@ -1,0 +1,154 @@
+"""Command lines from dataclasses: the fields of a command's options are its options.
+
+Name, type, default and help of an option are written once, by `option`. Importing torch takes
+seconds, so a module with such a dataclass does not, and `--help` is quick.
+"""
+
+import dataclasses
+import types
+import typing
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+from runtime.errors import one_sentence_errors
+from runtime.options import key_values, parse_count
+
+SETTINGS = {"help_option_names": ["-h", "--help"]}
+
+
+def option(
+    help: str,
+    default: Any = dataclasses.MISSING,
+    *,
+    name: str | None = None,
+    choices: Sequence[str] = (),
+    least: float | None = None,
+    shown: str | None = None,
+) -> Any:
+    """A field of a dataclass of options.
+
+    help: one sentence or two; default: none means that the option must be given; name: on the
+    command line, by default that of the field with dashes, empty for none there; choices: of a
+    text; least: the smallest number; shown: the default in words.
+    """
+    metadata = {"help": help, "name": name, "choices": choices, "least": least, "shown": shown}
+    if isinstance(default, dict | list):
+        return dataclasses.field(default_factory=lambda: type(default)(default), metadata=metadata)
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+class Count(click.ParamType):
+    """A number of images such as 4096, 64Ki, 8Mi or 2^25, at least `smallest`."""
+
+    name = "count"
+
+    def __init__(self, smallest: float = 0):
+        self.smallest = smallest
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> int:
+        try:
+            count = parse_count(value)
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+        if count < self.smallest:
+            self.fail(f"{value} is too small, at least {self.smallest}", param, ctx)
+        return count
+
+
+def takes(cls: type) -> Callable[[Callable], Callable]:
+    """Decorator of a click command: its function gets one `cls`, made of the options.
+
+    Ends the program with one sentence and exit code 2 if `cls` raises ValueError.
+    """
+
+    def decorate(function: Callable[[Any], None]) -> Callable:
+        def call(**values: Any) -> None:
+            with one_sentence_errors():
+                options = cls(**given(cls, values))
+            function(options)
+
+        call.__name__, call.__doc__ = function.__name__, function.__doc__
+        return with_options(cls)(call)
+
+    return decorate
+
+
+def with_options(cls: type, overriding: bool = False) -> Callable[[Callable], Callable]:
+    """Decorator that adds the options of a dataclass to a click command.
+
+    overriding: an option that is not given is None, whatever its default.
+    """
+
+    def decorate(function: Callable) -> Callable:
+        kinds = typing.get_type_hints(cls)
+        for field in reversed(dataclasses.fields(cls)):
+            if field.metadata and field.metadata["name"] != "":
+                function = _option(field, kinds[field.name], overriding)(function)
+        return function
+
+    return decorate
+
+
+def given(cls: type, values: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of click as the fields have them. Raises ValueError."""
+    kinds, found = typing.get_type_hints(cls), dict(values)
+    for name, value in values.items():
+        if name in kinds and typing.get_origin(kinds[name]) is dict:
+            found[name] = key_values(value)
+    return found
+
+
+def _option(field: dataclasses.Field, kind: Any, overriding: bool) -> Callable:
+    about, default = field.metadata, _default(field)
+    origin, name = typing.get_origin(kind), about["name"] or f"--{field.name.replace('_', '-')}"
+    shown = about["shown"] or _shown(default)
+    settings: dict[str, Any] = {"help": about["help"], "show_default": False}
+    if origin is dict or (origin is tuple and not overriding):
+        settings |= {"multiple": True, "help": f"{about['help']} May be repeated."}
+    if origin is dict:
+        settings["metavar"] = "KEY=VALUE"
+    if shown:
+        settings["help"] += f"  [default: {shown}]"
+    if kind is bool:
+        name = f"{name}/--no-{name.removeprefix('--')}" if overriding else name
+        settings |= {"is_flag": True, "default": None if overriding else False}
+    elif overriding:
+        settings["type"] = click.STRING  # read by its type where the file is read
+    else:
+        settings["type"] = _click_type(kind, about)
+        settings["required"] = default is dataclasses.MISSING
+        if isinstance(default, int | float | str | tuple):
+            settings["default"] = default
+    return click.option(name, field.name, **settings)
+
+
+def _default(field: dataclasses.Field) -> Any:
+    if field.default_factory is not dataclasses.MISSING:
+        return field.default_factory()
+    return field.default
+
+
+def _shown(default: Any) -> str:
+    """A default in words, empty if there is none to speak of."""
+    if default is dataclasses.MISSING or default is None or default is False:
+        return ""
+    if isinstance(default, tuple | dict):
+        return ", ".join(map(str, default))
+    return str(default)
+
+
+def _click_type(kind: Any, about: Mapping[str, Any]) -> Any:
+    if typing.get_origin(kind) in (typing.Union, types.UnionType):
+        kind = next(k for k in typing.get_args(kind) if k is not type(None))
+    if typing.get_origin(kind) is tuple:
+        kind = typing.get_args(kind)[0]
+    if about["choices"]:
+        return click.Choice(about["choices"])
+    if kind is int:
+        return Count(about["least"] or 0)
+    if kind is float:
+        return click.FLOAT if about["least"] is None else click.FloatRange(about["least"])
+    return click.Path(path_type=Path) if kind is Path else click.STRING
