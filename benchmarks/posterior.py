@@ -30,7 +30,7 @@ from scipy.stats import t as student_t
 from torch import Tensor
 from tqdm import tqdm
 
-from benchmarks.naming import name_option
+from benchmarks.report import name_option
 from benchmarks.posterior_pictures import draw_evaluations, draw_marginals
 from datautils.photos import Photos
 from degradation import (

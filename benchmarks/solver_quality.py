@@ -22,7 +22,7 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from benchmarks.naming import name_option
+from benchmarks.report import name_option
 from commands.cli import check_once
 from commands.loading import load_frozen
 from commands.methods import Restorer, check_conditioning, check_operators, check_samplers

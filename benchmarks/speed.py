@@ -1,0 +1,423 @@
+"""Speed against the plain reference path (`benchmarks.reference_path`), in the same run.
+
+    python -m benchmarks.speed network      a forward pass of a preset, by family of operators
+    python -m benchmarks.speed training     a training step
+    python -m benchmarks.speed operators    H and H† of stacks of images; building matrices
+    python -m benchmarks.speed solvers      evaluations of a solver, and what it takes besides
+    python -m benchmarks.speed data         images a second from files
+
+On the GPU if there is one; on a CPU under Linux. Tables are printed; `--name NAME` also writes
+results/NAME.json.
+"""
+
+import contextlib
+import multiprocessing
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import click
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from tqdm import tqdm
+
+import zero_shot  # noqa: F401  makes its names known
+from benchmarks.reference_path import (
+    PlainMatrix,
+    PlainProblem,
+    plain_batches,
+    plain_layers,
+    plain_operator,
+)
+from benchmarks.report import CONTEXT, name_option, report
+from commands.allocation import keep_memory
+from datautils import get_dataset
+from datautils.loading import cores
+from datautils.photos import Photos
+from degradation import (
+    Draws,
+    GaussianNoise,
+    MatrixDegradation,
+    MissingPatches,
+    MotionBlur,
+    Problem,
+)
+from metrics.evaluate import seconds_now
+from networks import PRESETS, Denoiser, NetworkConfig, make_config
+from networks.dropout import seeded
+from networks.flops import count_operations
+from networks.precision import DTYPES
+from networks.products import linear
+from runtime.errors import one_sentence_errors
+from runtime.tables import table
+from samplers import CountingDenoiser, make_solver, solver_names
+from training.data import training_batches
+
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+FAMILIES: dict[str, tuple[Any, Any]] = {
+    "none": (MissingPatches(), None),  # a network that sees H†y alone
+    "mask": (MissingPatches(), None),
+    "matrix": (MatrixDegradation(), None),
+    "blur-2": (MotionBlur(), 2),
+    "blur-4": (MotionBlur(), 4),
+    "blur-8": (MotionBlur(), 8),
+}
+COMPARED = ("mask", "matrix", "blur-4")
+PATHS = ("eager", "compiled", "plain")
+SECONDS, REPEATS = 12.0, 8  # of one measurement, at most
+
+
+def shortest(work: Callable[[], Any]) -> float:
+    """Seconds of the fastest of several calls, after one that warms up."""
+    times: list[float] = []
+    while len(times) < 2 or (len(times) <= REPEATS and sum(times) < SECONDS):
+        start = seconds_now(DEVICE)
+        work()
+        times.append(seconds_now(DEVICE) - start)
+    return min(times[1:])
+
+
+# ---- a network: forward pass and training step
+
+
+def configuration(preset: str, divide: int, family: str) -> NetworkConfig:
+    """The preset; where its widths are divided, with heads of half the channels."""
+    config = make_config(preset, "blind" if family == "none" else "invfusion")
+    if divide == 1:
+        return config
+    levels = (
+        replace(level, width=level.width // divide, d_head=level.d_head // 2)
+        for level in config.levels
+    )
+    return replace(config, levels=tuple(levels))
+
+
+def network_for(config: NetworkConfig) -> Denoiser:
+    """With random weights; none is zero, or its branch would do nothing."""
+    torch.manual_seed(0)
+    denoiser = Denoiser(config).to(DEVICE)
+    with torch.no_grad():
+        for parameter in denoiser.parameters():
+            if not parameter.any():
+                parameter.normal_(0, 0.02)
+    return denoiser
+
+
+def workload(
+    stage: str, denoiser: Denoiser, problem: Callable[[torch.Tensor], Problem],
+    batch: int, dtype: torch.dtype,
+) -> Callable[[], Any]:  # fmt: skip
+    """What is timed: a forward pass, or a step from the measurement to the optimiser."""
+    clean = torch.randn(batch, *denoiser.config.image_shape, device=DEVICE)
+    sigma, seeds = torch.full((batch,), 2.0, device=DEVICE), torch.arange(batch, device=DEVICE)
+    autocast = torch.autocast(DEVICE.type, dtype, dtype != torch.float32)
+    given = problem(clean)
+    optimizer = torch.optim.Adam(denoiser.parameters(), 1e-4, fused=True)
+
+    def forward() -> None:
+        with torch.no_grad(), autocast:
+            denoiser(clean, sigma, given)
+
+    def step() -> None:
+        with autocast, seeded(denoiser, seeds):
+            estimate = denoiser(clean + 2 * torch.randn_like(clean), sigma, problem(clean))
+        (estimate - clean).square().mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    denoiser.train(stage == "step").requires_grad_(stage == "step")
+    return step if stage == "step" else forward
+
+
+def measure(
+    stage: str, preset: str, divide: int, batch: int, precision: str, family: str, path: str
+) -> dict[str, Any]:
+    """A row of the table, measured in this process."""
+    keep_memory()
+    config, (drawn, structure) = configuration(preset, divide, family), FAMILIES[family]
+    operator = drawn.sample(config.image_shape, structure, range(batch), DEVICE)
+    denoiser, compiling = network_for(config), None
+
+    def problem(clean: torch.Tensor) -> Problem:
+        if path == "plain":
+            return PlainProblem(plain, clean)
+        return Problem(operator, operator.H(clean))
+
+    if path == "plain":
+        plain = plain_operator(drawn, structure, operator, range(batch))
+    elif stage == "forward":
+        denoiser.cast_linear(DTYPES[precision])  # as commands do
+    with plain_layers() if path == "plain" else contextlib.nullcontext():
+        work = workload(stage, denoiser, problem, batch, DTYPES[precision])
+        if path == "compiled":
+            denoiser.compile()
+            start = seconds_now(DEVICE)
+            work()
+            compiling = seconds_now(DEVICE) - start
+        forget_peak()
+        seconds = shortest(work)
+    operations = count_operations(config, None if family == "none" else operator)
+    tflop = (3 if stage == "step" else 1) * batch * operations.total / 1e12
+    return {
+        "stage": stage, "preset": preset, "divide": divide, "batch": batch,
+        "precision": precision, "family": family, "path": path,
+        "seconds": seconds, "images_per_second": batch / seconds,
+        "tflop_per_second": tflop / seconds, "gflop_an_image": operations.total / 1e9,
+        "peak_mib": peak_memory(), "compile_seconds": compiling,
+    }  # fmt: skip
+
+
+def forget_peak() -> None:
+    """Look for the peak of memory from here on: what a compiler needed does not count."""
+    if DEVICE.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    else:
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def peak_memory() -> float:
+    """MiB: of tensors on a GPU, of the whole process on a CPU."""
+    if DEVICE.type == "cuda":
+        return torch.cuda.max_memory_allocated() / 2**20
+    (line,) = (x for x in Path("/proc/self/status").read_text().splitlines() if "VmHWM" in x)
+    return int(line.split()[1]) / 1024
+
+
+def product_speeds(precision: str) -> dict[str, float]:
+    """TFLOP/s of the product of two large matrices, by PyTorch ("matmul") and as a linear map."""
+    keep_memory()
+    n = 8192 if DEVICE.type == "cuda" else 4096
+    a, b = (torch.randn(n, n, device=DEVICE).to(DTYPES[precision]) for _ in range(2))
+    ways = {"matmul": lambda: a @ b, "linear": lambda: linear(a, b)}
+    return {name: 2 * n**3 / shortest(call) / 1e12 for name, call in ways.items()}
+
+
+def alone(function: Callable[..., Any], *arguments: Any) -> Any:
+    """The result of a function in a process of its own, whose peak of memory is its own too."""
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(function, *arguments).result()
+
+
+def network_table(rows: Sequence[Mapping[str, Any]], ceiling: float) -> str:
+    """Times, beside the plain path and the speed of a large product."""
+    plain = {row["family"]: row["seconds"] for row in rows if row["path"] == "plain"}
+    cells = [
+        [row["family"], row["path"], row["seconds"], row["images_per_second"],
+         f"{100 * row['tflop_per_second'] / ceiling:.0f} %",
+         plain[row["family"]] / row["seconds"] if row["family"] in plain else None,
+         round(row["peak_mib"]), row["compile_seconds"]]
+        for row in rows
+    ]  # fmt: skip
+    headers = ["operator", "path", "s", "images/s", "of the ceiling", "times plain", "peak MiB",
+               "compiling, s"]  # fmt: skip
+    return table(headers, cells)
+
+
+def compare(
+    stage: str, preset: str, divide: int, batch: int, precision: str,
+    families: Sequence[str], paths: Sequence[str], name: str | None,
+) -> None:  # fmt: skip
+    """Measure every family on every path; the ceiling is the faster of two large products."""
+    with one_sentence_errors():
+        configuration(preset, divide, families[0])
+    speeds = alone(product_speeds, precision)
+    given = stage, preset, divide, batch, precision
+    cells = [(family, path) for family in families for path in paths]
+    rows = [alone(measure, *given, *cell) for cell in tqdm(cells)]
+    record = {"products_tflop_per_second": {precision: speeds}, "rows": rows}
+    report(name, network_table(rows, max(speeds.values())), record)
+
+
+# ---- operators
+
+
+def operator_rows(shape: tuple[int, int, int], batch: int, stack: int) -> list[dict[str, Any]]:
+    """H and H† of a stack of images for each operator, then the building of matrices.
+
+    copies: the time of ours over that of copying the stack once for each map.
+    """
+    x, rows = torch.randn(batch, stack, *shape, device=DEVICE), []
+    copy = shortest(x.clone)
+
+    def there_and_back(operator: Any) -> float:
+        return shortest(lambda: operator.H_pinv(operator.H(x)))
+
+    for name, (family, structure) in FAMILIES.items():
+        if name == "none":
+            continue
+        ours = family.sample(shape, structure, range(batch), DEVICE)
+        plain = there_and_back(plain_operator(family, structure, ours, range(batch)))
+        own = there_and_back(ours)
+        row = {"operator": name, "plain_seconds": plain, "seconds": own, "copies": own / copy / 2}
+        rows.append(row)
+    matrix = F.normalize(torch.randn(batch, 128, x[0, 0].numel(), device=DEVICE), dim=-1)
+    plain = shortest(lambda: PlainMatrix(matrix, shape))
+    own = shortest(lambda: MatrixDegradation().sample(shape, None, range(batch), DEVICE))
+    building = {"operator": "building matrices", "plain_seconds": plain, "seconds": own}
+    return [*rows, building | {"copies": None}]
+
+
+# ---- solvers
+
+
+def solver_rows(
+    denoiser: Denoiser, names: Sequence[str], batch: int, precision: str
+) -> list[dict[str, Any]]:
+    """A row for each solver and family, at default options: evaluations of an image, and the time
+    of a run whose denoiser costs nothing, for each evaluation and over that of the network."""
+    shape, rows = denoiser.config.image_shape, []
+    dtype = DTYPES[precision]
+    for family in COMPARED:
+        drawn, structure = FAMILIES[family]
+        operator = drawn.sample(shape, structure, range(batch), DEVICE)
+        draws = Draws(range(batch), DEVICE)
+        x = draws.normal(shape, "clean")
+        problem = GaussianNoise(0.05).measure(operator, x, draws)
+        given = problem.unconditional()
+        with torch.no_grad(), torch.autocast(DEVICE.type, dtype, precision != "fp32"):
+            network = shortest(lambda x=x, given=given: denoiser(x, 2.0, given))
+        for name in tqdm(names, family):
+            counter = CountingDenoiser(lambda x, sigma, problem: 0.9 * x, batch)
+            start = seconds_now(DEVICE)
+            with torch.no_grad():
+                make_solver(name)(counter, x, problem, draws)
+            own = (seconds_now(DEVICE) - start) / counter.calls
+            rows.append({
+                "family": family, "solver": name, "evaluations": counter.calls,
+                "backward_passes": counter.backward_passes, "denoiser_ms": 1e3 * network,
+                "solver_ms": 1e3 * own, "share": own / network,
+            })  # fmt: skip
+    return rows
+
+
+# ---- data
+
+
+def images_per_second(batches: Iterator[Any], first: int) -> float:
+    """Once the first batches are there."""
+    for _ in range(first):
+        next(batches)
+    start, count = seconds_now(DEVICE), 0
+    while seconds_now(DEVICE) - start < SECONDS / 3:
+        count += len(next(batches)[0])
+    return count / (seconds_now(DEVICE) - start)
+
+
+def data_rows(home: Path, side: int, count: int, batch: int = 32) -> list[dict[str, Any]]:
+    """Crops of the photos as PNG files, in a folder and in a zip, in the order of training."""
+    photos, folder = Photos(side, "train", size=count), home / "images"
+    folder.mkdir()
+    for i in range(count):
+        Image.fromarray(photos[i][0].movedim(0, -1).numpy()).save(folder / f"{i:06d}.png")
+    shutil.make_archive(str(folder), "zip", folder)
+    plain = images_per_second(((x, None) for x in plain_batches(folder, batch)), 4)
+    rows = [{"source": "plain", "one_process": plain, "all_workers": None}]
+    for name, path in (("folder", folder), ("zip", home / "images.zip")):
+        dataset = get_dataset("datautils.imagedir.ImageDir", "train", path=path)
+        one, every = (
+            images_per_second(training_batches(dataset, batch, 0, 0, workers), 4 * max(1, workers))
+            for workers in (0, cores())
+        )
+        rows.append({"source": name, "one_process": one, "all_workers": every})
+    return rows
+
+
+# ---- the commands
+
+
+@click.group(context_settings=CONTEXT)
+def main() -> None:
+    """Speed against the plain reference path."""
+
+
+def comparison(command: Callable[..., None]) -> Any:
+    """A subcommand with the options of `compare`."""
+    options = [
+        click.option("--preset", type=click.Choice(list(PRESETS)), default="FFHQ64"),
+        click.option("--divide", type=click.IntRange(1), default=1, help="Divide the widths."),
+        click.option("--batch", type=click.IntRange(1), default=8),
+        click.option("--precision", type=click.Choice(["fp32", "bf16"]), default="fp32"),
+        click.option("--family", "families", type=click.Choice(list(FAMILIES)), multiple=True,
+                     default=COMPARED, help="May be repeated."),
+        click.option("--path", "paths", type=click.Choice(PATHS), multiple=True, default=PATHS,
+                     help="May be repeated."),
+        name_option,
+    ]  # fmt: skip
+    for option in reversed(options):
+        command = option(command)
+    return main.command(context_settings=CONTEXT)(command)
+
+
+@comparison
+def network(**options: Any) -> None:
+    """A forward pass, eager, compiled and plain."""
+    compare("forward", **options)
+
+
+@comparison
+def training(**options: Any) -> None:
+    """A training step: measurement, both passes, optimiser."""
+    compare("step", **options)
+
+
+@main.command(context_settings=CONTEXT)
+@click.option("--batch", type=click.IntRange(1), default=8, help="Operators, of 32 images each.")
+@name_option
+def operators(batch: int, name: str | None) -> None:
+    """H and H† of stacks of images of 64×64, and the building of matrices."""
+    rows = operator_rows((3, 64, 64), batch, 32)
+    cells = [
+        [r["operator"], 1e3 * r["plain_seconds"], 1e3 * r["seconds"],
+         r["plain_seconds"] / r["seconds"], r["copies"]]
+        for r in rows
+    ]  # fmt: skip
+    headers = ["operator", "plain ms", "ms", "times plain", "time of a copy each way"]
+    report(name, table(headers, cells), {"batch": batch, "stack": 32, "rows": rows})
+
+
+@main.command(context_settings=CONTEXT)
+@click.option("--preset", type=click.Choice(list(PRESETS)), default="FFHQ64")
+@click.option("--batch", type=click.IntRange(1), default=4, help="Images restored at once.")
+@click.option("--precision", type=click.Choice(list(DTYPES)), default="bf16")
+@click.option("--solver", "names", type=click.Choice(solver_names()), multiple=True)
+@name_option
+def solvers(
+    preset: str, batch: int, precision: str, names: Sequence[str], name: str | None
+) -> None:
+    """Evaluations of a solver, and its own time beside that of an unconditional network."""
+    keep_memory()
+    denoiser = Denoiser(make_config(preset, "unconditional")).to(DEVICE)
+    denoiser.eval().requires_grad_(False).cast_linear(DTYPES[precision])
+    rows = solver_rows(denoiser, names or solver_names(), batch, precision)
+    cells = [
+        [r["solver"], r["family"], r["evaluations"], r["denoiser_ms"], r["solver_ms"],
+         f"{100 * r['share']:.1f} %"]
+        for r in rows
+    ]  # fmt: skip
+    headers = ["solver", "operator", "NFE", "network, ms", "solver, ms an NFE", "share"]
+    record = {"preset": preset, "batch": batch, "precision": precision, "rows": rows}
+    report(name, table(headers, cells), record)
+
+
+@main.command(context_settings=CONTEXT)
+@click.option("--side", type=click.IntRange(8), default=64)
+@click.option("--images", type=click.IntRange(1), default=3000)
+@name_option
+def data(side: int, images: int, name: str | None) -> None:
+    """Images a second; the files lie in the system's cache, so no disk is measured."""
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as home:
+        rows = data_rows(Path(home), side, images)
+    headers = ["source", "images/s, one process", "times plain", f"images/s, {cores()} workers"]
+    cells = [[r["source"], r["one_process"], r["one_process"] / rows[0]["one_process"],
+              r["all_workers"]] for r in rows]  # fmt: skip
+    report(name, table(headers, cells), {"side": side, "workers": cores(), "rows": rows})
+
+
+if __name__ == "__main__":
+    main()
