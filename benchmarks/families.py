@@ -1,21 +1,14 @@
-"""Every family of operators in pictures, and what its operators cost: `-m benchmarks.families`.
+"""Every family of operators in pictures: `python -m benchmarks.families` draws docs/operators.png,
+y and H†y of a crop of a built-in photo for each family."""
 
-Writes docs/operators.png (y and H†y of a crop of a built-in photo for each family), the
-milliseconds of H and H† to results/operators-cost.json, and these into the table of
-docs/operators.md; with `--picture` the picture alone.
-"""
-
-import itertools
-import statistics
-from collections.abc import Callable, Hashable
+from collections.abc import Hashable
 from typing import Any
 
-import click
 import matplotlib.pyplot as plt
 import torch
 from torch import Tensor
 
-from benchmarks.report import CONTEXT, DOCS, report, save_picture
+from benchmarks.report import save_picture
 from datautils.photos import Photos
 from degradation import (
     FAMILIES,
@@ -28,13 +21,9 @@ from degradation import (
     MotionBlur,
     get_family,
 )
-from metrics.evaluate import seconds_now
 from metrics.pixel import to_float, to_uint8
-from runtime.files import replacing
-from runtime.tables import table
 
 SHAPE = (3, 64, 64)
-BATCH, STACK, REPEATS = 8, 32, 7
 CROP, SEED = 21, 4
 STRIDE = 4  # where a family has several
 PAIRS = 4  # families in a row of the picture
@@ -86,64 +75,5 @@ def show(axis: Any, image: Tensor, title: str) -> None:
     axis.set_title(title, fontsize=8, loc="left")
 
 
-@torch.no_grad()
-def measure_costs() -> list[dict[str, Any]]:
-    """A row for each family: milliseconds of H and H† on a stack for each of its operators."""
-    torch.set_num_threads(1)
-    rows, x = [], torch.randn(BATCH, STACK, *SHAPE)
-    for name, family in families().items():
-        structure = structure_of(family)
-        operator = family.sample(SHAPE, structure, range(BATCH))
-        y = operator.H(x)
-        rows.append({
-            "family": name,
-            "operator": type(operator).__name__,
-            "structure": structure,
-            "measurements": operator.rows.shape[1],
-            "H_ms": milliseconds(lambda operator=operator: operator.H(x)),
-            "H_pinv_ms": milliseconds(lambda operator=operator, y=y: operator.H_pinv(y)),
-        })  # fmt: skip
-    return rows
-
-
-def milliseconds(work: Callable[[], object]) -> float:
-    """The median of several runs, after one that does not count."""
-    times = [seconds_now(torch.device("cpu"))]
-    for _ in range(REPEATS + 1):
-        work()
-        times.append(seconds_now(torch.device("cpu")))
-    return 1000 * statistics.median(b - a for a, b in itertools.pairwise(times[1:]))
-
-
-def fill_table(text: str, rows: list[dict[str, Any]]) -> str:
-    """The document with the last two cells of each family's row replaced."""
-    costs = {f"`{row['family']}`": row for row in rows}
-    lines = text.split("\n")
-    for i, line in enumerate(lines):
-        cells = line.split(" | ")
-        row = costs.get(cells[0].removeprefix("| "))
-        if row:
-            times = [row["H_ms"], row["H_pinv_ms"]]
-            cells[-2:] = [f"{ms:.0f}" if ms >= 10 else f"{ms:.1f}" for ms in times]
-            lines[i] = " | ".join(cells) + " |"
-    return "\n".join(lines)
-
-
-@click.command(context_settings=CONTEXT)
-@click.option("--picture", is_flag=True, help="Draw alone, without measuring.")
-def main(picture: bool) -> None:
-    """Draw every family; measure it and fill the table of docs/operators.md."""
-    draw_sheet()
-    if picture:
-        return
-    rows = measure_costs()
-    text = fill_table((DOCS / "operators.md").read_text(encoding="utf-8"), rows)
-    with replacing(DOCS / "operators.md") as path:
-        path.write_text(text, encoding="utf-8")
-    headers = ["family", "operator", "structure", "M", "H (ms)", "H† (ms)"]
-    record = {"stack": [BATCH, STACK, *SHAPE], "repeats": REPEATS, "runs": rows}
-    report("operators-cost", table(headers, [list(row.values()) for row in rows]), record)
-
-
 if __name__ == "__main__":
-    main()
+    draw_sheet()

@@ -1,7 +1,6 @@
 """How every benchmark reports: a table on the terminal and, under a name, files."""
 
 import io
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,14 +18,8 @@ RESULTS, DOCS = ROOT / "benchmarks" / "results", ROOT / "docs"
 CONTEXT = {"help_option_names": ["-h", "--help"], "show_default": True}
 
 
-def _checked(ctx: click.Context, parameter: click.Parameter, name: str | None) -> str | None:
-    if name is not None and not re.fullmatch(r"\w[\w.-]*", name):
-        raise click.BadParameter(f"'{name}' must be letters, digits, '-', '_' and '.'")
-    return name
-
-
 name_option = click.option(
-    "--name", callback=_checked,
+    "--name",
     help="Write benchmarks/results/NAME.json, and docs/NAME.png where there is a picture.",
 )  # fmt: skip
 

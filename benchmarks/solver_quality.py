@@ -7,6 +7,7 @@ growing numbers of steps and from the same noise.
 """
 
 import math
+import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,9 +20,9 @@ from tqdm import tqdm
 
 from benchmarks.report import CONTEXT, name_option, report, save_picture
 from commands.loading import load_frozen
-from commands.methods import Restorer, check_conditioning, check_operators, check_samplers
+from commands.methods import Restorer, check_conditioning, check_samplers
 from datautils.photos import Photos
-from degradation import Family, GaussianNoise, get_family
+from degradation import FAMILIES, Family, GaussianNoise, get_family
 from metrics.evaluate import Restored, restorations
 from metrics.pixel import consistency, psnr, to_uint8
 from networks import Denoiser
@@ -65,38 +66,32 @@ def solvers_of(names: Sequence[str]) -> dict[tuple[str, int], Solver]:
     return {key: solver_of(*key) for key in wanted}
 
 
-class Tally:
-    """Sums over the images that one method restored."""
-
-    def __init__(self) -> None:
-        self.psnr: list[float] = []
-        self.consistency: list[float] = []
-        self.edges = self.true_edges = 0.0
-
-    def add(self, restored: Restored) -> None:
-        """A batch; its last images may be there for padding alone."""
-        count = len(restored.group.indices)
-        x, truth, problem = to_uint8(restored.x), restored.truth, restored.problem
-        self.psnr += psnr(x, truth)[:count].tolist()
-        misfit = consistency(problem.degradation, restored.x, problem.y)
-        self.consistency += misfit[:count].tolist()
-        self.edges += edges(x[:count])
-        self.true_edges += edges(truth[:count])
-
-    def values(self) -> dict[str, float]:
-        """Means over the images; detail: what the samples have of the photos' edges."""
-        count = len(self.psnr)
-        error = torch.tensor(self.psnr).std() / math.sqrt(count)
-        return {
-            "psnr": sum(self.psnr) / count, "psnr_standard_error": float(error),
-            "consistency": sum(self.consistency) / count, "detail": self.edges / self.true_edges,
-        }  # fmt: skip
+def values_of(restored: Restored) -> dict[str, list[float]]:
+    """Of each image of a batch, whose last images may be there for padding alone."""
+    x, truth, problem = to_uint8(restored.x), restored.truth, restored.problem
+    values = {
+        "psnr": psnr(x, truth),
+        "consistency": consistency(problem.degradation, restored.x, problem.y),
+        "edges": edges(x),
+        "true_edges": edges(truth),
+    }
+    return {key: value[: len(restored.group.indices)].tolist() for key, value in values.items()}
 
 
-def edges(x: Tensor) -> float:
-    """Sum of absolute differences of neighbouring pixels."""
+def means(values: Mapping[str, list[float]]) -> dict[str, float]:
+    """Over the images; detail: what the samples have of the photos' edges."""
+    error = statistics.stdev(values["psnr"]) / math.sqrt(len(values["psnr"]))
+    return {
+        "psnr": statistics.fmean(values["psnr"]), "psnr_standard_error": error,
+        "consistency": statistics.fmean(values["consistency"]),
+        "detail": sum(values["edges"]) / sum(values["true_edges"]),
+    }  # fmt: skip
+
+
+def edges(x: Tensor) -> Tensor:
+    """Sum of absolute differences of neighbouring pixels: `[B, C, h, w]` to `[B]`."""
     x = x.double()
-    return float(x.diff(dim=-1).abs().sum() + x.diff(dim=-2).abs().sum())
+    return sum(x.diff(dim=dim).abs().sum((1, 2, 3)) for dim in (-1, -2))
 
 
 def quality_rows(
@@ -108,19 +103,20 @@ def quality_rows(
         f"{name}/{steps}": Restorer(net, solver, torch.float32)
         for (name, steps), solver in solvers_of(names).items()
     }
-    tallies: dict[tuple[str, str], Tally] = {}
+    found: dict[tuple[str, str], dict[str, list[float]]] = {}
     stream = restorations(
         photos, families, methods, noise=GaussianNoise(0.0), indices=range(images), batch=32,
         seed=0, device=torch.device("cpu"),
     )  # fmt: skip
     for restored in tqdm(stream):
-        key = restored.group.degradation, restored.method
-        tallies.setdefault(key, Tally()).add(restored)
+        own = found.setdefault((restored.group.degradation, restored.method), {})
+        for key, values in values_of(restored).items():
+            own.setdefault(key, []).extend(values)
     return [
         {
             "family": family, "sampler": name, "num_steps": steps,
             "evaluations": methods[f"{name}/{steps}"].cost["evaluations"],
-            **tallies[family, f"{name}/{steps}"].values(),
+            **means(found[family, f"{name}/{steps}"]),
         }
         for family in families for name, steps in solvers_of(names)
     ]  # fmt: skip
@@ -183,19 +179,15 @@ def zero_shot(name: str) -> bool:
     return isinstance(solver_of(name, 4), ZeroShot)
 
 
-def load_trained(net: Path, names: Sequence[str]) -> Denoiser:
-    """A network that all samplers can use. Raises ValueError for others, and for a prior."""
-    denoiser = load_frozen(net, torch.device("cpu"), torch.float32)
-    if not isinstance(denoiser, Denoiser):
-        raise ValueError(f"{net} holds an analytic prior: benchmarks.posterior is for it")
-    check_conditioning(net, denoiser, {MMSE: solver_of(MMSE, 1)}, "the photos")
-    check_samplers(net, names)
-    return denoiser
-
-
 @click.command(context_settings=CONTEXT)
 @click.option("--net", type=click.Path(path_type=Path), required=True, help="A weights file.")
-@click.option("--family", "families", multiple=True, default=["MotionBlur", "MissingPatches"])
+@click.option(
+    "--family",
+    "families",
+    type=click.Choice(list(FAMILIES)),
+    multiple=True,
+    default=["MotionBlur", "MissingPatches"],
+)
 @click.option("--images", type=click.IntRange(2), default=32, help="Held-out crops of each family.")
 @click.option(
     "--sampler", "names", type=click.Choice(SAMPLERS), multiple=True, default=SAMPLERS,
@@ -207,12 +199,12 @@ def main(
 ) -> None:
     """Quality of a network's samples against the number of evaluations."""
     with one_sentence_errors():
-        denoiser = load_trained(net, names)
-        drawn = {family: get_family(family) for family in families}
-        for family in drawn.values():
-            family.check(denoiser.config.image_shape)
-        solvers = {sampler: solver_of(sampler, STEPS[1]) for sampler in names}
-        check_operators(solvers, drawn, denoiser.config.image_shape)
+        denoiser = load_frozen(net, torch.device("cpu"), torch.float32)
+        if not isinstance(denoiser, Denoiser):
+            raise ValueError(f"{net} holds an analytic prior: benchmarks.posterior is for it")
+        check_conditioning(net, denoiser, {MMSE: solver_of(MMSE, 1)}, "the photos")
+        check_samplers(net, names)
+    drawn = {family: get_family(family) for family in families}
     rows = quality_rows(denoiser, drawn, names, images)
     report(
         name, quality_table(rows), {"images": images, "network": read_summary(net), "rows": rows}

@@ -2,7 +2,7 @@
 
     python -m benchmarks.speed network      a forward pass of a preset, by family of operators
     python -m benchmarks.speed training     a training step
-    python -m benchmarks.speed operators    H and H† of stacks of images; building matrices
+    python -m benchmarks.speed operators    H and H† of every family; building matrices
     python -m benchmarks.speed solvers      evaluations of a solver, and what it takes besides
     python -m benchmarks.speed data         images a second from files
 
@@ -11,10 +11,11 @@ results/NAME.json.
 """
 
 import contextlib
+import math
 import multiprocessing
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -24,9 +25,11 @@ import click
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from torch import Tensor
 from tqdm import tqdm
 
 import zero_shot  # noqa: F401  makes its names known
+from benchmarks.families import families, structure_of
 from benchmarks.reference_path import (
     PlainMatrix,
     PlainProblem,
@@ -53,7 +56,6 @@ from networks.dropout import seeded
 from networks.flops import count_operations
 from networks.precision import DTYPES
 from networks.products import linear
-from runtime.errors import one_sentence_errors
 from runtime.tables import table
 from samplers import CountingDenoiser, make_solver, solver_names
 from training.data import training_batches
@@ -67,6 +69,8 @@ FAMILIES: dict[str, tuple[Any, Any]] = {
     "blur-4": (MotionBlur(), 4),
     "blur-8": (MotionBlur(), 8),
 }
+PLAIN = (MissingPatches, MatrixDegradation, MotionBlur)  # families that have a plain form
+SHAPE, BATCH, STACK = (3, 64, 64), 8, 32  # of operators
 COMPARED = ("mask", "matrix", "blur-4")
 PATHS = ("eager", "compiled", "plain")
 SECONDS, REPEATS = 12.0, 8  # of one measurement, at most
@@ -109,7 +113,7 @@ def network_for(config: NetworkConfig) -> Denoiser:
 
 
 def workload(
-    stage: str, denoiser: Denoiser, problem: Callable[[torch.Tensor], Problem],
+    stage: str, denoiser: Denoiser, problem: Callable[[Tensor], Problem],
     batch: int, dtype: torch.dtype,
 ) -> Callable[[], Any]:  # fmt: skip
     """What is timed: a forward pass, or a step from the measurement to the optimiser."""
@@ -143,7 +147,7 @@ def measure(
     operator = drawn.sample(config.image_shape, structure, range(batch), DEVICE)
     denoiser, compiling = network_for(config), None
 
-    def problem(clean: torch.Tensor) -> Problem:
+    def problem(clean: Tensor) -> Problem:
         if path == "plain":
             return PlainProblem(plain, clean)
         return Problem(operator, operator.H(clean))
@@ -203,63 +207,59 @@ def alone(function: Callable[..., Any], *arguments: Any) -> Any:
         return pool.submit(function, *arguments).result()
 
 
-def network_table(rows: Sequence[Mapping[str, Any]], ceiling: float) -> str:
-    """Times, beside the plain path and the speed of a large product."""
-    plain = {row["family"]: row["seconds"] for row in rows if row["path"] == "plain"}
-    cells = [
-        [row["family"], row["path"], row["seconds"], row["images_per_second"],
-         f"{100 * row['tflop_per_second'] / ceiling:.0f} %",
-         plain[row["family"]] / row["seconds"] if row["family"] in plain else None,
-         round(row["peak_mib"]), row["compile_seconds"]]
-        for row in rows
-    ]  # fmt: skip
-    headers = ["operator", "path", "s", "images/s", "of the ceiling", "times plain", "peak MiB",
-               "compiling, s"]  # fmt: skip
-    return table(headers, cells)
-
-
 def compare(
     stage: str, preset: str, divide: int, batch: int, precision: str,
     families: Sequence[str], paths: Sequence[str], name: str | None,
 ) -> None:  # fmt: skip
     """Measure every family on every path; the ceiling is the faster of two large products."""
-    with one_sentence_errors():
-        configuration(preset, divide, families[0])
     speeds = alone(product_speeds, precision)
     given = stage, preset, divide, batch, precision
     cells = [(family, path) for family in families for path in paths]
     rows = [alone(measure, *given, *cell) for cell in tqdm(cells)]
+    ceiling = max(speeds.values())
+    plain = {row["family"]: row["seconds"] for row in rows if row["path"] == "plain"}
+    lines = [
+        [row["family"], row["path"], row["seconds"], row["images_per_second"],
+         f"{100 * row['tflop_per_second'] / ceiling:.0f} %",
+         plain[row["family"]] / row["seconds"] if plain else None,
+         round(row["peak_mib"]), row["compile_seconds"]]
+        for row in rows
+    ]  # fmt: skip
+    headers = ["operator", "path", "s", "images/s", "of the ceiling", "times plain", "peak MiB",
+               "compiling, s"]  # fmt: skip
     record = {"products_tflop_per_second": {precision: speeds}, "rows": rows}
-    report(name, network_table(rows, max(speeds.values())), record)
+    report(name, table(headers, lines), record)
 
 
 # ---- operators
 
 
-def operator_rows(shape: tuple[int, int, int], batch: int, stack: int) -> list[dict[str, Any]]:
-    """H and H† of a stack of images for each operator, then the building of matrices.
+@torch.no_grad()
+def operator_row(name: str, family: Any, x: Tensor, copy: float) -> dict[str, Any]:
+    """H and H† of a stack of images `[B, K, C, h, w]` for each operator.
 
-    copies: the time of ours over that of copying the stack once for each map.
+    copy: seconds of copying the stack; copies: those of both maps over those of two copies.
     """
-    x, rows = torch.randn(batch, stack, *shape, device=DEVICE), []
-    copy = shortest(x.clone)
+    structure, batch = structure_of(family), len(x)
+    ours = family.sample(SHAPE, structure, range(batch), DEVICE)
+    y, plain = ours.H(x), None
+    forward, inverse = shortest(lambda: ours.H(x)), shortest(lambda: ours.H_pinv(y))
+    if type(family) in PLAIN:
+        other = plain_operator(family, structure, ours, range(batch))
+        plain = 1e3 * shortest(lambda: other.H_pinv(other.H(x)))
+    return {
+        "family": name, "operator": type(ours).__name__, "structure": structure,
+        "measurements": ours.rows.shape[1], "H_ms": 1e3 * forward, "H_pinv_ms": 1e3 * inverse,
+        "copies": (forward + inverse) / copy / 2, "plain_ms": plain,
+    }  # fmt: skip
 
-    def there_and_back(operator: Any) -> float:
-        return shortest(lambda: operator.H_pinv(operator.H(x)))
 
-    for name, (family, structure) in FAMILIES.items():
-        if name == "none":
-            continue
-        ours = family.sample(shape, structure, range(batch), DEVICE)
-        plain = there_and_back(plain_operator(family, structure, ours, range(batch)))
-        own = there_and_back(ours)
-        row = {"operator": name, "plain_seconds": plain, "seconds": own, "copies": own / copy / 2}
-        rows.append(row)
-    matrix = F.normalize(torch.randn(batch, 128, x[0, 0].numel(), device=DEVICE), dim=-1)
-    plain = shortest(lambda: PlainMatrix(matrix, shape))
-    own = shortest(lambda: MatrixDegradation().sample(shape, None, range(batch), DEVICE))
-    building = {"operator": "building matrices", "plain_seconds": plain, "seconds": own}
-    return [*rows, building | {"copies": None}]
+def building_row(batch: int) -> dict[str, Any]:
+    """Drawing and factorising random matrices; plain, one that is drawn already."""
+    matrix = F.normalize(torch.randn(batch, 128, math.prod(SHAPE), device=DEVICE), dim=-1)
+    plain = shortest(lambda: PlainMatrix(matrix, SHAPE))
+    own = shortest(lambda: MatrixDegradation().sample(SHAPE, None, range(batch), DEVICE))
+    return {"plain_ms": 1e3 * plain, "ms": 1e3 * own}
 
 
 # ---- solvers
@@ -366,18 +366,23 @@ def training(**options: Any) -> None:
 
 
 @main.command(context_settings=CONTEXT)
-@click.option("--batch", type=click.IntRange(1), default=8, help="Operators, of 32 images each.")
 @name_option
-def operators(batch: int, name: str | None) -> None:
-    """H and H† of stacks of images of 64×64, and the building of matrices."""
-    rows = operator_rows((3, 64, 64), batch, 32)
+def operators(name: str | None) -> None:
+    """H and H† of 32 images of 64×64 for each of 8 operators, and the building of matrices."""
+    x = torch.randn(BATCH, STACK, *SHAPE, device=DEVICE)
+    copy = shortest(x.clone)
+    rows = [operator_row(*named, x, copy) for named in families().items()]
+    building = building_row(BATCH)
     cells = [
-        [r["operator"], 1e3 * r["plain_seconds"], 1e3 * r["seconds"],
-         r["plain_seconds"] / r["seconds"], r["copies"]]
+        [r["family"], r["structure"], r["measurements"], r["H_ms"], r["H_pinv_ms"], r["copies"],
+         r["plain_ms"] and r["plain_ms"] / (r["H_ms"] + r["H_pinv_ms"])]
         for r in rows
     ]  # fmt: skip
-    headers = ["operator", "plain ms", "ms", "times plain", "time of a copy each way"]
-    report(name, table(headers, cells), {"batch": batch, "stack": 32, "rows": rows})
+    cells.append(["building matrices", *[None] * 5, building["plain_ms"] / building["ms"]])
+    headers = ["family", "structure", "M", "H, ms", "H†, ms", "time of a copy each way",
+               "times plain"]  # fmt: skip
+    record = {"stack": [BATCH, STACK, *SHAPE], "runs": rows, "building": building}
+    report(name, table(headers, cells), record)
 
 
 @main.command(context_settings=CONTEXT)
