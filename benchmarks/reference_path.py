@@ -205,5 +205,6 @@ def plain_batches(folder: Path, batch: int) -> Iterator[Tensor]:
     """Batches `[batch, 3, h, w]` of a folder's PNG files, opened one by one, over and over."""
     paths = itertools.cycle(sorted(folder.rglob("*.png")))
     while True:
-        pictures = [Image.open(path).convert("RGB") for path in itertools.islice(paths, batch)]
+        opened = (Image.open(path) for path in itertools.islice(paths, batch))
+        pictures = [np.asarray(image.convert("RGB")) for image in opened]
         yield torch.from_numpy(np.stack(pictures)).movedim(-1, 1).contiguous()

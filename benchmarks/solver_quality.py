@@ -91,7 +91,8 @@ def means(values: Mapping[str, list[float]]) -> dict[str, float]:
 def edges(x: Tensor) -> Tensor:
     """Sum of absolute differences of neighbouring pixels: `[B, C, h, w]` to `[B]`."""
     x = x.double()
-    return sum(x.diff(dim=dim).abs().sum((1, 2, 3)) for dim in (-1, -2))
+    across, down = (x.diff(dim=dim).abs().sum((1, 2, 3)) for dim in (-1, -2))
+    return across + down
 
 
 def quality_rows(

@@ -268,31 +268,42 @@ def building_row(batch: int) -> dict[str, Any]:
 def solver_rows(
     denoiser: Denoiser, names: Sequence[str], batch: int, precision: str
 ) -> list[dict[str, Any]]:
-    """A row for each solver and family, at default options: evaluations of an image, and the time
-    of a run whose denoiser costs nothing, for each evaluation and over that of the network."""
+    """A row for each solver and family, at default options."""
     shape, rows = denoiser.config.image_shape, []
-    dtype = DTYPES[precision]
     for family in COMPARED:
         drawn, structure = FAMILIES[family]
         operator = drawn.sample(shape, structure, range(batch), DEVICE)
         draws = Draws(range(batch), DEVICE)
-        x = draws.normal(shape, "clean")
-        problem = GaussianNoise(0.05).measure(operator, x, draws)
-        given = problem.unconditional()
-        with torch.no_grad(), torch.autocast(DEVICE.type, dtype, precision != "fp32"):
-            network = shortest(lambda x=x, given=given: denoiser(x, 2.0, given))
+        problem = GaussianNoise(0.05).measure(operator, draws.normal(shape, "clean"), draws)
+        network = evaluation_seconds(denoiser, problem, DTYPES[precision])
         for name in tqdm(names, family):
-            counter = CountingDenoiser(lambda x, sigma, problem: 0.9 * x, batch)
-            start = seconds_now(DEVICE)
-            with torch.no_grad():
-                make_solver(name)(counter, x, problem, draws)
-            own = (seconds_now(DEVICE) - start) / counter.calls
-            rows.append({
-                "family": family, "solver": name, "evaluations": counter.calls,
-                "backward_passes": counter.backward_passes, "denoiser_ms": 1e3 * network,
-                "solver_ms": 1e3 * own, "share": own / network,
-            })  # fmt: skip
+            row = {"family": family, "solver": name, "denoiser_ms": 1e3 * network}
+            cost = solver_cost(name, problem)
+            rows.append(row | cost | {"share": cost["solver_ms"] / row["denoiser_ms"]})
     return rows
+
+
+@torch.no_grad()
+def evaluation_seconds(denoiser: Denoiser, problem: Problem, dtype: torch.dtype) -> float:
+    """Seconds of the network for one evaluation of a batch."""
+    x, given = torch.randn_like(problem.pinv()), problem.unconditional()
+    with torch.autocast(DEVICE.type, dtype, dtype != torch.float32):
+        return shortest(lambda: denoiser(x, 2.0, given))
+
+
+@torch.no_grad()
+def solver_cost(name: str, problem: Problem) -> dict[str, Any]:
+    """Evaluations of an image, and milliseconds for each of them, of a run whose denoiser costs
+    nothing."""
+    draws = Draws(range(len(problem)), DEVICE)
+    noise = draws.normal(problem.degradation.image_shape, "latent")
+    counter = CountingDenoiser(lambda x, sigma, given: 0.9 * x, len(problem))
+    start = seconds_now(DEVICE)
+    make_solver(name)(counter, noise, problem, draws)
+    return {
+        "evaluations": counter.calls, "backward_passes": counter.backward_passes,
+        "solver_ms": 1e3 * (seconds_now(DEVICE) - start) / counter.calls,
+    }  # fmt: skip
 
 
 # ---- data
