@@ -21,7 +21,6 @@ import statistics
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import click
@@ -30,8 +29,8 @@ from scipy.stats import t as student_t
 from torch import Tensor
 from tqdm import tqdm
 
-from benchmarks.naming import name_option
 from benchmarks.posterior_pictures import draw_evaluations, draw_marginals
+from benchmarks.report import CONTEXT, name_option, report, save_picture
 from datautils.photos import Photos
 from degradation import (
     FAMILIES,
@@ -45,16 +44,14 @@ from degradation import (
 from metrics.pixel import to_float
 from metrics.sliced import sliced_wasserstein
 from networks import GaussianMixture, fit_gaussian, posterior
-from runtime.environment import environment
-from runtime.files import write_json
 from runtime.tables import table
 from samplers import CountingDenoiser, Solver, make_solver, solver_names
 from samplers.base import OnGrid
 from zero_shot import ZeroShot
 
-ROOT = Path(__file__).resolve().parents[1]
-RESULTS = ROOT / "benchmarks" / "results"
 FLOOR = "exact samples"
+CROPS = 16_000  # to which a Gaussian is fitted
+FACTORS = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1, 2, 4)  # of a solver's own number of steps
 
 # Options of the mixture benchmark of the MCGdiff and MGPS papers, where they differ from images.
 MIXTURE_OPTIONS: dict[str, dict[str, str]] = {
@@ -106,24 +103,23 @@ def title_of(name: str) -> str:
 # ---- the mixture of 25 Gaussians
 
 
-def mixture_prior(d: int, seed: int) -> GaussianMixture:
-    """25 unit Gaussians in d dimensions, images of shape (1, 1, d)."""
-    steps = torch.arange(-2.0, 3.0)
-    pairs = torch.cartesian_prod(steps, steps)
-    means = 8 * pairs.repeat(1, d // 2)
+def mixture_case(d: int, rows: int, seed: int) -> tuple[GaussianMixture, Problem, GaussianMixture]:
+    """A prior of images of shape (1, 1, d), a problem of it (a batch of one), its posterior.
+
+    25 unit Gaussians; H with singular values from U(0, 1), noise of U(0, 1) times the largest.
+    """
+    seed, steps = derive_seed(d, seed), torch.arange(-2.0, 3.0)
+    means = 8 * torch.cartesian_prod(steps, steps).repeat(1, d // 2)
     weights = Draws([derive_seed("weights", seed)]).normal((25,), "w")[0].square()
     shape = (1, 1, d)
-    return GaussianMixture(weights.log()[None], means[None], torch.ones(1, 1, d), None, shape)
-
-
-def mixture_problem(prior: GaussianMixture, rows: int, seed: int) -> Problem:
-    """A batch of one: H with singular values from U(0, 1), noise of U(0, 1) times the largest."""
-    draws, d = Draws([derive_seed("problem", rows, seed)]), prior.image_shape[-1]
+    prior = GaussianMixture(weights.log()[None], means[None], torch.ones(1, 1, d), None, shape)
+    draws = Draws([derive_seed("problem", rows, seed)])
     U, _, Vt = torch.linalg.svd(draws.normal((rows, d), "H").double(), full_matrices=False)
     s = draws.uniform((rows,), "s").double().sort(descending=True).values
-    operator = DenseMatrix((U * s[:, None]) @ Vt, prior.image_shape, tol=0.0)
+    operator = DenseMatrix((U * s[:, None]) @ Vt, shape, tol=0.0)
     noise = GaussianNoise(float(draws.uniform((), "noise")) * float(s.amax()))
-    return noise.measure(operator, prior.sample(draws), draws)
+    problem = noise.measure(operator, prior.sample(draws), draws)
+    return prior, problem, posterior(prior, problem)
 
 
 def mixture_solver(name: str, d: int, **options: str) -> Solver:
@@ -137,13 +133,6 @@ def mixture_solver(name: str, d: int, **options: str) -> Solver:
         spread = 160 if isinstance(solver, ZeroShot) else 1600
         options["sigma_max"] = str(spread * math.sqrt(d / 2))
     return make_solver(name, options)
-
-
-def mixture_case(d: int, rows: int, seed: int) -> tuple[GaussianMixture, Problem, GaussianMixture]:
-    """A prior, a problem of it and its posterior."""
-    prior = mixture_prior(d, derive_seed(d, seed))
-    problem = mixture_problem(prior, rows, derive_seed(d, seed))
-    return prior, problem, posterior(prior, problem)
 
 
 def mixture_study(d: int, rows: int, seed: int, count: int, names: Sequence[str]) -> dict[str, Any]:
@@ -294,55 +283,39 @@ def image_table(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def evaluation_curves(
-    names: Sequence[str], factors: Sequence[float], problems: int, count: int
+    names: Sequence[str], problems: int, count: int
 ) -> dict[str, list[dict[str, Any]]]:
     """For each solver, at multiples of its own number of steps: evaluations, and the mean sliced
     distance over problems in 8 dimensions with 2 measurements."""
-    cases = []
-    for seed in range(problems):
-        prior, problem, exact = mixture_case(8, 2, seed)
-        cases.append((prior, exact, problem, exact_run(exact, count, "reference").x.flatten(1)))
-    floor = [sliced_wasserstein(exact_run(c[1], count, "floor").x.flatten(1), c[3]) for c in cases]
-    curves: dict[str, list[dict[str, Any]]] = {
-        FLOOR: [{"evaluations": 0, "sliced_wasserstein": statistics.fmean(floor)}]
-    }
+    cases = [mixture_case(8, 2, seed) for seed in range(problems)]
+    references = [exact_run(exact, count, "reference") for _, _, exact in cases]
+
+    def point(runs: Sequence[Run]) -> dict[str, Any]:
+        pairs = zip(runs, references, strict=True)
+        distances = [sliced_wasserstein(a.x.flatten(1), b.x.flatten(1)) for a, b in pairs]
+        mean = statistics.fmean(distances)
+        return {"evaluations": runs[0].evaluations, "sliced_wasserstein": mean}
+
+    curves = {FLOOR: [point([exact_run(exact, count, "floor") for _, _, exact in cases])]}
     for name in tqdm(names, "evaluations"):
-        default = getattr(mixture_solver(name, 8), "num_steps", None)
-        if default is None:
-            continue
-        for steps in dict.fromkeys(
-            max(4, round(default * f)) for f in factors if default * f <= 1000
-        ):
+        default = mixture_solver(name, 8).num_steps  # type: ignore[attr-defined]
+        wanted = [max(4, round(default * f)) for f in FACTORS if default * f <= 1000]
+        for steps in dict.fromkeys(wanted):
             solver = mixture_solver(name, 8, num_steps=str(steps))
-            runs = [solve(solver, prior, exact, p, count) for prior, exact, p, _ in cases]
-            pairs = zip(runs, cases, strict=True)
-            distances = [sliced_wasserstein(run.x.flatten(1), case[3]) for run, case in pairs]
-            curves.setdefault(name, []).append({
-                "evaluations": runs[0].evaluations, "num_steps": steps,
-                "sliced_wasserstein": statistics.fmean(distances),
-            })  # fmt: skip
+            runs = [solve(solver, prior, exact, problem, count) for prior, problem, exact in cases]
+            curves.setdefault(name, []).append({"num_steps": steps, **point(runs)})
     return curves
 
 
 # ---- the commands
 
-
-def write(name: str, record: Mapping[str, Any]) -> None:
-    """results/<name>.json, with the machine's description."""
-    full = {**record, "threads": torch.get_num_threads(), "environment": environment()}
-    write_json(RESULTS / f"{name}.json", full)
-
-
-def options_used(names: Sequence[str], build: Any) -> dict[str, Any]:
-    """All options of each solver."""
-    return {name: asdict(build(name)) for name in names}
-
-
 COUNT = click.IntRange(2)
-CONTEXT = {"help_option_names": ["-h", "--help"], "show_default": True}
+problems_option = click.option("--problems", type=COUNT, default=3, help="Of each kind.")
+samples_option = click.option("--samples", type=COUNT, default=512, help="Of each problem.")
 solver_option = click.option(
     "--solver", "names", type=click.Choice([name for name in solver_names() if name != "mmse"]),
-    multiple=True, help="Only these; may be repeated.",
+    multiple=True, callback=lambda ctx, parameter, names: chosen_solvers(names),
+    help="Only these; may be repeated.",
 )  # fmt: skip
 
 
@@ -360,89 +333,75 @@ def main() -> None:
 
 @main.command(context_settings=CONTEXT)
 @click.option("--dimension", type=click.Choice(["8", "80", "800"]), default="8")
-@click.option("--problems", type=COUNT, default=8, help="Drawn for each number of measurements.")
-@click.option("--samples", type=COUNT, default=512, help="Of each problem.")
+@problems_option
+@samples_option
 @solver_option
 @name_option
 def mixture(
-    dimension: str, problems: int, samples: int, names: Sequence[str], name: str | None
+    dimension: str, problems: int, samples: int, names: list[str], name: str | None
 ) -> None:
     """Sliced Wasserstein distance on the mixture of 25 Gaussians."""
-    d, solvers = int(dimension), chosen_solvers(names)
-    rows = mixture_rows(d, problems, samples, solvers)
-    print(mixture_table(rows))
-    if name is None:
-        return
-    record = {"dimension": d, "samples": samples, "rows": rows,
-              "options": options_used(solvers, lambda name: mixture_solver(name, d))}  # fmt: skip
-    write(name, record)
+    d = int(dimension)
+    rows = mixture_rows(d, problems, samples, names)
+    options = {name: asdict(mixture_solver(name, d)) for name in names}  # type: ignore[call-overload]
+    record = {"dimension": d, "samples": samples, "rows": rows, "options": options}
+    report(name, mixture_table(rows), record)
 
 
 @main.command(context_settings=CONTEXT)
-@click.option("--samples", type=COUNT, default=512, help="Of each solver.")
+@samples_option
 @solver_option
 @name_option
-def marginals(samples: int, names: Sequence[str], name: str | None) -> None:
+def marginals(samples: int, names: list[str], name: str | None) -> None:
     """Draw samples of the problem in 8 dimensions, among ten, whose posterior has most modes."""
     exact = {seed: mixture_case(8, 1, seed)[2] for seed in range(10)}
     modes = {seed: float((e.log_weights.exp() ** 2).sum()) for seed, e in exact.items()}
     seed = min(modes, key=lambda seed: modes[seed])
-    study = mixture_study(8, 1, seed, samples, chosen_solvers(names))
+    study = mixture_study(8, 1, seed, samples, names)
     points = {title_of(name): run.x.flatten(1)[:, :2] for name, run in study["runs"].items()}
     distances = {title_of(name): value for name, value in study["distances"].items()}
     print(table(["solver", "sliced Wasserstein distance"], list(distances.items())))
     if name is not None:
-        draw_marginals(ROOT / "docs" / f"{name}.png", exact[seed], points, distances)
+        save_picture(name, draw_marginals(exact[seed], points, distances))
 
 
 @main.command(context_settings=CONTEXT)
 @click.option("--size", type=click.IntRange(1), default=8, help="Side of the crops, pixels.")
 @click.option("--noise-level", type=click.FloatRange(0), default=0.05, help="Of images in [-1, 1].")
-@click.option("--samples", type=COUNT, default=128, help="Of each problem.")
 @click.option("--family", "families", type=click.Choice(list(FAMILIES)), multiple=True)
+@samples_option
 @solver_option
 @name_option
 def images(
-    size: int,
-    noise_level: float,
-    samples: int,
-    families: Sequence[str],
-    names: Sequence[str],
+    size: int, noise_level: float, families: Sequence[str], samples: int, names: list[str],
     name: str | None,
-) -> None:
+) -> None:  # fmt: skip
     """Mean, covariance and credible intervals on a Gaussian fitted to crops of photos."""
-    crops = Photos(size, "train", size=16_000)
+    crops = Photos(size, "train", size=CROPS)
     prior = fit_gaussian(to_float(torch.stack([crops[i][0] for i in range(len(crops))])))
-    solvers = chosen_solvers(names)
-    rows = image_rows(prior, image_problems(prior, noise_level, families), samples, solvers)
-    print(image_table(rows))
-    if name is None:
-        return
+    rows = image_rows(prior, image_problems(prior, noise_level, families), samples, names)
+    options = {name: asdict(image_solver(name)) for name in names}  # type: ignore[call-overload]
     record = {"size": size, "noise_level": noise_level, "samples": samples, "crops": len(crops),
-              "rows": rows, "options": options_used(solvers, image_solver)}  # fmt: skip
-    write(name, record)
+              "rows": rows, "options": options}  # fmt: skip
+    report(name, image_table(rows), record)
 
 
 @main.command(context_settings=CONTEXT)
-@click.option("--problems", type=COUNT, default=3, help="Over which the distance is averaged.")
-@click.option("--samples", type=COUNT, default=512, help="Of each problem.")
+@problems_option
+@samples_option
 @solver_option
 @name_option
-def evaluations(problems: int, samples: int, names: Sequence[str], name: str | None) -> None:
+def evaluations(problems: int, samples: int, names: list[str], name: str | None) -> None:
     """Sliced Wasserstein distance against the number of evaluations, on the mixture."""
-    factors = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1, 2, 4)
-    solvers = chosen_solvers(names)
-    curves = evaluation_curves(solvers, factors, problems, samples)
+    curves = evaluation_curves(names, problems, samples)
     cells = [[title_of(name), point["evaluations"], point["sliced_wasserstein"]]
              for name, points in curves.items() for point in points]  # fmt: skip
-    print(table(["solver", "NFE", "sliced Wasserstein distance"], cells))
-    if name is None:
-        return
-    record = {"problems": problems, "samples": samples, "curves": curves,
-              "options": options_used(solvers, lambda name: mixture_solver(name, 8))}  # fmt: skip
-    write(name, record)
-    titled = {title_of(name): points for name, points in curves.items()}
-    draw_evaluations(ROOT / "docs" / f"{name}.png", titled, FLOOR)
+    options = {name: asdict(mixture_solver(name, 8)) for name in names}  # type: ignore[call-overload]
+    record = {"problems": problems, "samples": samples, "curves": curves, "options": options}
+    report(name, table(["solver", "NFE", "sliced Wasserstein distance"], cells), record)
+    if name is not None:
+        titled = {title_of(name): points for name, points in curves.items()}
+        save_picture(name, draw_evaluations(titled, FLOOR))
 
 
 if __name__ == "__main__":

@@ -1,18 +1,14 @@
 """Pictures of the benchmark of posteriors: marginals beside the exact ones, error against cost."""
 
-import io
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import matplotlib.pyplot as plt
 import torch
 from matplotlib.colors import LinearSegmentedColormap
-from PIL import Image
 from torch import Tensor
 
 from networks import GaussianMixture
-from runtime.files import replacing
 
 _COLUMNS = 6
 _EXTENT = 21.0  # of the plane: the means reach 16
@@ -22,8 +18,8 @@ _STYLES = ("-", "--", ":", "-.")
 
 
 def draw_marginals(
-    path: Path, exact: GaussianMixture, points: Mapping[str, Tensor], distances: Mapping[str, float]
-) -> None:
+    exact: GaussianMixture, points: Mapping[str, Tensor], distances: Mapping[str, float]
+) -> Any:
     """The first two coordinates of samples `[n, 2]` by title, over the exact density; beside the
     title their sliced distance."""
     rows = -(-len(points) // _COLUMNS)
@@ -46,7 +42,7 @@ def draw_marginals(
         cell.set_title(title, fontsize=9, loc="left", color=_INK, pad=3)
         cell.set_title(f"{distances[title]:.2f}", fontsize=9, loc="right", color=_DOT, pad=3)
     figure.subplots_adjust(0.01, 0.01, 0.99, 0.95, wspace=0.08, hspace=0.2)
-    _save(figure, path)
+    return figure
 
 
 def marginal_density(exact: GaussianMixture, points: Tensor) -> Tensor:
@@ -58,9 +54,7 @@ def marginal_density(exact: GaussianMixture, points: Tensor) -> Tensor:
     return marginal.log_density(points.view(-1, 1, 1, 2)).exp()
 
 
-def draw_evaluations(
-    path: Path, curves: Mapping[str, Sequence[Mapping[str, Any]]], floor: str
-) -> None:
+def draw_evaluations(curves: Mapping[str, Sequence[Mapping[str, Any]]], floor: str) -> Any:
     """Distance against evaluations, by title: oracles, which are told y, and zero-shot solvers."""
     oracles = [name for name in curves if name.endswith("(oracle)")]
     figure, axes = plt.subplots(1, 2, figsize=(12, 4.4), sharey=True, width_ratios=(3, 4))
@@ -88,13 +82,4 @@ def draw_evaluations(
         )  # fmt: skip
     axes[0].set_ylabel("sliced Wasserstein distance to the posterior")
     figure.tight_layout()
-    _save(figure, path)
-
-
-def _save(figure: Any, path: Path) -> None:
-    """As a PNG with a palette: a third of the size, and nobody sees it."""
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=110)
-    plt.close(figure)
-    with replacing(path) as temporary:
-        Image.open(buffer).convert("RGB").quantize(256).save(temporary, "PNG", optimize=True)
+    return figure

@@ -2,13 +2,12 @@
 
 With one process and with two under `torchrun --max-restarts`, training is killed at random moments
 (while it computes, while it writes a checkpoint, by SIGTERM, one worker alone) and started again by
-the same command. Prints a table; benchmarks/results/resume.json says for every kill what it was and
-whether weights, checkpoints, snapshots and log ended bit for bit like those of the run left alone.
+the same command. The result says for every kill what it was, and whether weights, checkpoints,
+snapshots and log ended bit for bit like those of the run left alone. Needs Linux.
 """
 
 import contextlib
 import itertools
-import json
 import os
 import random
 import signal
@@ -16,24 +15,22 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import click
 import torch
 import yaml
 from safetensors.torch import load_file
 
-from runtime.environment import environment
-from runtime.files import replacing
+from benchmarks.report import CONTEXT, ROOT, name_option, report
 from runtime.tables import table
 from training.checkpoint import list_checkpoints
 from training.log import read_log
 
-ROOT = Path(__file__).resolve().parents[1]
-RESULTS = Path(__file__).parent / "results" / "resume.json"
-KILLS = 20
-PATIENCE = 60  # seconds in which a start must get to its first checkpoint
+PROCESSES = (1, 2)
+KINDS = ("SIGKILL while computing", "SIGKILL while writing", "SIGTERM", "one worker lost")
 CLOCK = {"seconds", "images_per_second"}  # the only fields of the log that may differ
 CONFIG = {
     "preset": "tiny", "data": {"resolution": 16}, "degradation": "RandomDegradation", "batch": 4,
@@ -49,83 +46,82 @@ class Run:
 
     def __init__(self, folder: Path, processes: int):
         self.folder, self.processes = folder, processes
-        launcher = ["-m", "torch.distributed.run", "--standalone", "--max-restarts=100"]
-        launcher += [f"--nproc_per_node={processes}"]
-        config = folder.parent / "config.yaml"
+        launcher = ["-m", "torch.distributed.run", "--standalone", "--max-restarts=100",
+                    f"--nproc_per_node={processes}"]  # fmt: skip
         self.command = [
             sys.executable, *(launcher if processes > 1 else []), str(ROOT / "train.py"),
-            "--config", str(config), "--outdir", str(folder), "--keep-going",
+            "--config", str(folder.parent / "config.yaml"), "--outdir", str(folder), "--keep-going",
         ]  # fmt: skip
-        self.process: subprocess.Popen | None = None
-        self.stalls = 0  # starts that got nowhere, as when gloo finds no connection
 
     def start(self) -> subprocess.Popen:
-        """Start, or go on, in a session of its own, unless it is still running."""
-        if self.process is None or self.process.poll() is not None:
-            quiet = {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1", "TQDM_DISABLE": "1"}
-            with (self.folder.parent / f"{self.folder.name}.txt").open("a") as output:
-                self.process = subprocess.Popen(
-                    self.command, env=os.environ | quiet, stdout=output, stderr=output,
-                    start_new_session=True,
-                )  # fmt: skip
-        return self.process
+        """Start, or go on, in a session of its own."""
+        quiet = {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1", "TQDM_DISABLE": "1"}
+        with self.folder.with_suffix(".txt").open("a") as output:
+            return subprocess.Popen(
+                self.command, env=os.environ | quiet, stdout=output, stderr=output,
+                start_new_session=True,
+            )  # fmt: skip
 
     def newest(self) -> int:
         """Images of the newest checkpoint."""
         found = list_checkpoints(self.folder / "checkpoints")
         return int(found[-1].name) if found else 0
 
-    def kill(self, kind: str, chance: random.Random) -> dict[str, Any] | None:
-        """Let the run get on by a checkpoint, then kill it; None where it ended before."""
-        process, before, began = self.start(), self.newest(), time.monotonic()
-        while self.newest() <= before:
+    def writing(self) -> bool:
+        """Whether a checkpoint is being written."""
+        return any(self.folder.glob("checkpoints/.*.partial"))
+
+    def finish(self) -> None:
+        """Let the run come to its end."""
+        if self.start().wait():
+            raise RuntimeError(self.folder.with_suffix(".txt").read_text()[-2000:])
+
+    def killed(self, kinds: Sequence[str], chance: random.Random) -> Iterator[dict[str, Any]]:
+        """Kill the run in these ways, each after one more checkpoint, for as long as it lasts."""
+        process = self.start()
+        for kind in kinds:
             if process.poll() is not None:
-                return None
-            if time.monotonic() - began > PATIENCE:
-                self.stalls += 1
-                self.end()
-                process, began = self.start(), time.monotonic()
-            time.sleep(0.005)
-        time.sleep(chance.uniform(0, 0.7))
-        if kind == "SIGKILL while writing":
-            while not list(self.folder.glob("checkpoints/.*.partial")):
-                if process.poll() is not None:
-                    return None
-        if process.poll() is not None:
-            return None
-        start = time.monotonic()
-        if kind == "SIGTERM":
-            process.terminate()
-        elif kind == "one worker lost":
-            os.kill(chance.choice(_workers(process.pid)), signal.SIGKILL)
-        else:
-            self.end()
-        record = {"kind": kind, "checkpoint": self.newest()}
-        if kind != "one worker lost":  # torchrun starts both workers again by itself
-            record |= {"exit_code": process.wait(), "seconds": time.monotonic() - start}
-        return record
+                process = self.start()
+            before = self.newest()
+            if not waited(process, lambda before=before: self.newest() > before):
+                return
+            time.sleep(chance.uniform(0, 0.7))
+            ready = self.writing if "writing" in kind else lambda: True
+            if not waited(process, ready):
+                return
+            yield {"kind": kind, "checkpoint": self.newest(), **end(process, kind, chance)}
+        if process.poll() is None:
+            process.wait()
 
-    def end(self) -> None:
-        """SIGKILL for all processes, as when the machine is lost."""
-        assert self.process
-        workers = _workers(self.process.pid) if self.processes > 1 else []
-        for pid in (self.process.pid, *workers):
+
+def waited(process: subprocess.Popen, ready: Any) -> bool:
+    """Wait until `ready()`; False if the process ends before."""
+    while process.poll() is None:
+        if ready():
+            return True
+        time.sleep(0.002)
+    return False
+
+
+def end(process: subprocess.Popen, kind: str, chance: random.Random) -> dict[str, Any]:
+    """Kill a run; its exit code and the seconds until it ended, but where it goes on by itself."""
+    start = time.monotonic()
+    if kind == "one worker lost":  # torchrun starts both workers again
+        os.kill(chance.choice(workers(process.pid)), signal.SIGKILL)
+        return {}
+    if kind == "SIGTERM":
+        process.terminate()
+    else:  # all processes, as when the machine is lost
+        for pid in (process.pid, *workers(process.pid)):
             os.kill(pid, signal.SIGKILL)
-        self.process.wait()
-
-    def finish(self) -> int:
-        """Let the run come to its end; its exit code."""
-        while True:
-            try:
-                return self.start().wait(timeout=4 * PATIENCE)
-            except subprocess.TimeoutExpired:
-                self.stalls += 1
-                self.end()
+    return {"exit_code": process.wait(), "seconds": time.monotonic() - start}
 
 
-def _workers(agent: int) -> list[int]:
-    """The training processes of torchrun, waited for while it starts them."""
-    while True:
+def workers(agent: int) -> list[int]:
+    """The training processes that torchrun has started; none of a run without it."""
+    if b"torch.distributed.run" not in Path(f"/proc/{agent}/cmdline").read_bytes():
+        return []
+    while True:  # while it starts them, there are none
         found = []
         with contextlib.suppress(OSError):  # one has just ended
             lists = [path.read_text() for path in Path(f"/proc/{agent}/task").glob("*/children")]
@@ -139,74 +135,59 @@ def _workers(agent: int) -> list[int]:
 
 def differences(one: Path, other: Path) -> Iterator[str]:
     """What is not the same, bit for bit, in two runs, the clock's fields left out."""
-    files = [
-        sorted(str(p.relative_to(run)) for p in run.rglob("*.safetensors")) for run in (one, other)
-    ]
-    if files[0] != files[1]:
-        yield f"files {sorted(set(files[0]) ^ set(files[1]))}"
-    for name in set(files[0]) & set(files[1]):
+    names, logs = [], []
+    for run in (one, other):
+        names.append({str(path.relative_to(run)) for path in run.rglob("*.safetensors")})
+        lines = read_log(run)
+        logs.append([{k: v for k, v in line.items() if k not in CLOCK} for line in lines])
+    yield from names[0] ^ names[1]
+    for name in names[0] & names[1]:
         a, b = load_file(one / name), load_file(other / name)
         if a.keys() != b.keys() or not all(torch.equal(a[key], b[key]) for key in a):
             yield name
-    lines = [
-        [{k: v for k, v in line.items() if k not in CLOCK} for line in read_log(run)]
-        for run in (one, other)
-    ]
-    if lines[0] != lines[1]:
-        yield f"log.jsonl, {len(lines[0])} and {len(lines[1])} lines"
+    if logs[0] != logs[1]:
+        yield "log.jsonl"
 
 
-def compare(home: Path, processes: int) -> dict[str, Any]:
-    """Kill one run KILLS times, leave another alone, and compare them."""
+def compare(home: Path, processes: int, kills: int) -> dict[str, Any]:
+    """Kill one run, leave another alone, and compare them."""
     whole, killed = (Run(home / f"{name}-{processes}", processes) for name in ("whole", "killed"))
-    if whole.finish():
-        raise RuntimeError((home / f"{whole.folder.name}.txt").read_text()[-2000:])
-    kinds = ["SIGKILL while computing", "SIGKILL while writing", "SIGTERM"]
-    kinds += ["one worker lost"] if processes > 1 else []
-    chance, records = random.Random(processes), []
-    for kind in itertools.islice(itertools.cycle(kinds), KILLS):
-        record = killed.kill(kind, chance)
-        if record is None:
-            break
-        records.append(record)
-    code = killed.finish()
+    whole.finish()
+    kinds = itertools.cycle(KINDS if processes > 1 else KINDS[:3])
+    records = list(killed.killed(list(itertools.islice(kinds, kills)), random.Random(processes)))
+    killed.finish()
     return {
         "processes": processes,
         "kills": records,
-        "exit_code": code,
-        "starts_that_stalled": killed.stalls,
         "lines_of_log": len(read_log(whole.folder)),
         "files_compared": len(list(whole.folder.rglob("*.safetensors"))),
         "differences": list(differences(whole.folder, killed.folder)),
     }
 
 
-def main() -> None:
-    """Compare with one process and with two."""
+def kill_rows(run: dict[str, Any]) -> Iterator[list[Any]]:
+    """How often a run was killed in each way, and how it ended."""
+    for kind in KINDS:
+        those = [kill for kill in run["kills"] if kill["kind"] == kind]
+        ended = [kill for kill in those if "seconds" in kill]
+        codes = ", ".join(sorted({str(kill["exit_code"]) for kill in ended}))
+        slowest = max((kill["seconds"] for kill in ended), default=None)
+        if those:
+            yield [run["processes"], kind, len(those), codes, slowest, len(run["differences"])]
+
+
+@click.command(context_settings=CONTEXT)
+@click.option("--kills", type=click.IntRange(1), default=20, help="Of each run.")
+@name_option
+def main(kills: int, name: str | None) -> None:
+    """Compare runs of one process and of two."""
     with tempfile.TemporaryDirectory() as folder:
-        home = Path(folder)
-        (home / "config.yaml").write_text(yaml.safe_dump(CONFIG))
-        runs = [compare(home, processes) for processes in (1, 2)]
-    rows = []
-    for run in runs:
-        for kind in dict.fromkeys(kill["kind"] for kill in run["kills"]):
-            those = [kill for kill in run["kills"] if kill["kind"] == kind]
-            slowest = max((kill["seconds"] for kill in those if "seconds" in kill), default=None)
-            codes = sorted({kill["exit_code"] for kill in those if "exit_code" in kill})
-            rows.append([run["processes"], kind, len(those), ", ".join(map(str, codes)), slowest])
-    print(
-        table(["processes", "killed by", "times", "exit code", "s until it ended, at most"], rows)
-    )
-    for run in runs:
-        outcome = "; ".join(run["differences"]) or "none"
-        print(
-            f"{run['processes']} processes, {len(run['kills'])} kills, {run['files_compared']} "
-            f"files and {run['lines_of_log']} lines of log compared: differences: {outcome}; "
-            f"{run['starts_that_stalled']} starts stalled"
-        )
-    with replacing(RESULTS) as path:
-        record = {"config": CONFIG, "runs": runs, "environment": environment()}
-        path.write_text(json.dumps(record, indent=2) + "\n")
+        (Path(folder) / "config.yaml").write_text(yaml.safe_dump(CONFIG))
+        runs = [compare(Path(folder), processes, kills) for processes in PROCESSES]
+    headers = ["processes", "killed by", "times", "exit code", "s to its end, at most",
+               "differences"]  # fmt: skip
+    text = table(headers, [row for run in runs for row in kill_rows(run)])
+    report(name, text, {"config": CONFIG, "runs": runs})
 
 
 if __name__ == "__main__":

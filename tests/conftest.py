@@ -24,8 +24,9 @@ import hypothesis
 import numpy as np
 import pytest
 import torch
-from plain_attention import DenseNeighbourhood, merge_attentions, na2d
+from natten_stand_in import merge_attentions, na2d
 
+from benchmarks.reference_path import DenseNeighbourhood
 from networks.attention import BACKENDS, use_backend
 
 SHARED = Path(os.environ.get("INVFUSION_SHARED") or Path(__file__).resolve().parents[2] / "shared")

@@ -5,9 +5,9 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from plain_attention import dense_attention
 from torch import Tensor
 
+from benchmarks.reference_path import dense_attention
 from networks.attention import BACKENDS, backend_in_use, make_attention, tiled, use_backend
 from networks.attention.fused import has_kernels
 

@@ -5,9 +5,9 @@ import itertools
 import pytest
 import torch
 from helpers import gaussian
-from plain_layers import plain_gate, plain_norm
 from torch import Tensor
 
+from benchmarks.reference_path import plain_gate, plain_norm
 from networks.dropout import Dropout, _kept, _keys, seeded
 from networks.lean import gated_gelu, rms_normalise
 

@@ -4,8 +4,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 from helpers import assert_near, gaussian
-from plain_operators import PlainBlur, PlainMask, PlainMatrix
 
+from benchmarks.reference_path import PlainBlur, PlainMask, PlainMatrix
 from degradation import Mask, MatrixDegradation, MissingPatches, StridedConvolution
 
 SHAPE = (3, 16, 8)

@@ -11,7 +11,6 @@ import torch
 from helpers import gaussian
 from test_zero_shot import COUNTS
 
-from benchmarks.solver_cost import cost_table
 from benchmarks.solver_quality import zero_shot
 from degradation import Draws, Mask, Problem
 from samplers import CountingDenoiser, make_solver, solver_names
@@ -67,12 +66,6 @@ def test_costs_and_needs(name: str) -> None:
     problem = Problem(Mask(torch.ones(1, 1, 1, 2), (1, 1, 2)), torch.zeros(1, 2), 0.1)
     make_solver(name)(counter, torch.zeros(1, 1, 1, 2), problem, Draws([0]))
     assert told == (counter.calls, counter.backward_passes)
-
-
-def test_the_costs_are_those_of_the_result_file() -> None:
-    rows = result("solver-cost-cpu")["rows"]
-    assert cost_table(rows) in TEXT
-    assert {row["solver"].split(",")[0] for row in rows} == set(solver_names())
 
 
 def test_the_quality_is_that_of_the_result_file() -> None:

@@ -1,0 +1,83 @@
+"""What a training run needs, counted on tensors without values: `python -m benchmarks.memory`.
+
+For each preset: parameters; operations of a forward pass and of both passes (matrix products and
+convolutions alone, a multiply-add being two); bytes that autograd keeps of an image under a mask.
+"""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import click
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from benchmarks.report import CONTEXT, name_option, report
+from degradation import Draws, GaussianNoise, MissingPatches
+from networks import PRESETS, Denoiser, make_config
+from networks.flops import operation_counter
+from networks.precision import DTYPES
+from runtime.tables import table
+from training.loss import DenoisingLoss
+
+STATE = 20  # bytes a parameter: weights, gradients, two moments, one average, float32 each
+
+
+class Kept:
+    """Bytes that autograd keeps for the backward pass, each storage once."""
+
+    def __init__(self, parameters: Iterable[Tensor]):
+        self.known = {p.untyped_storage()._cdata for p in parameters}
+        self.bytes = 0
+
+    def pack(self, tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage._cdata not in self.known:
+            self.known.add(storage._cdata)
+            self.bytes += storage.nbytes()
+        return tensor
+
+
+def passes(preset: str, precision: str, batch: int) -> tuple[int, float, float, float]:
+    """Parameters, operations forward and in both passes, bytes kept in between: of one batch."""
+    config = make_config(preset)
+    operator = MissingPatches().sample(config.image_shape, None, range(batch))
+    clean = torch.zeros(batch, *config.image_shape)
+    problem = GaussianNoise(0.0).measure(operator, clean, Draws(range(batch)))
+    with FakeTensorMode(allow_non_fake_inputs=True), operation_counter() as counter:
+        module = DenoisingLoss(Denoiser(config)).train()
+        kept = Kept(module.parameters())
+        with (
+            torch.autograd.graph.saved_tensors_hooks(kept.pack, lambda tensor: tensor),
+            torch.autocast("cpu", DTYPES[precision], precision != "fp32"),
+        ):
+            loss = module(clean, torch.ones(batch), clean, problem).sum()
+        forward = counter.get_total_flops()
+        loss.backward()
+        parameters = sum(p.numel() for p in module.parameters())
+        return parameters, forward, counter.get_total_flops(), kept.bytes
+
+
+def count(preset: str, precision: str) -> dict[str, Any]:
+    """Counts of one image, and what a step keeps whatever its batch (weights in bf16)."""
+    *_, kept = passes(preset, precision, 1)
+    parameters, forward, both, more = passes(preset, precision, 2)
+    return {
+        "preset": preset, "precision": precision, "parameters": parameters,
+        "state_gib": STATE * parameters / 2**30,
+        "forward_gflop": forward / 2e9, "training_gflop": both / 2e9,
+        "mib_an_image": (more - kept) / 2**20, "mib_a_step": (2 * kept - more) / 2**20,
+    }  # fmt: skip
+
+
+@click.command(context_settings=CONTEXT)
+@click.option("--preset", "presets", type=click.Choice(list(PRESETS)), multiple=True)
+@name_option
+def main(presets: Sequence[str], name: str | None) -> None:
+    """Count what training needs: all presets, or those that are named."""
+    counts = [count(p, precision) for p in presets or PRESETS for precision in ("fp32", "bf16")]
+    report(name, table(list(counts[0]), [list(c.values()) for c in counts]), {"counts": counts})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,439 @@
+"""Speed against the plain reference path (`benchmarks.reference_path`), in the same run.
+
+    python -m benchmarks.speed network      a forward pass of a preset, by family of operators
+    python -m benchmarks.speed training     a training step
+    python -m benchmarks.speed operators    H and H† of every family; building matrices
+    python -m benchmarks.speed solvers      evaluations of a solver, and what it takes besides
+    python -m benchmarks.speed data         images a second from files
+
+On the GPU if there is one; on a CPU under Linux. Tables are printed; `--name NAME` also writes
+results/NAME.json.
+"""
+
+import contextlib
+import math
+import multiprocessing
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import click
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+from tqdm import tqdm
+
+import zero_shot  # noqa: F401  makes its names known
+from benchmarks.families import families, structure_of
+from benchmarks.reference_path import (
+    PlainMatrix,
+    plain_batches,
+    plain_layers,
+    plain_operator,
+    plain_problem,
+)
+from benchmarks.report import CONTEXT, name_option, report
+from runtime.allocation import keep_memory
+from datautils import get_dataset
+from datautils.loading import cores
+from datautils.photos import Photos
+from degradation import (
+    Draws,
+    GaussianNoise,
+    MatrixDegradation,
+    MissingPatches,
+    MotionBlur,
+    Problem,
+)
+from metrics.evaluate import seconds_now
+from networks import PRESETS, Denoiser, NetworkConfig, make_config
+from networks.dropout import seeded
+from networks.flops import count_operations
+from networks.precision import DTYPES
+from networks.products import linear
+from runtime.tables import table
+from samplers import CountingDenoiser, make_solver, solver_names
+from training.data import training_batches
+
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+FAMILIES: dict[str, tuple[Any, Any]] = {
+    "none": (MissingPatches(), None),  # a network that sees H†y alone
+    "mask": (MissingPatches(), None),
+    "matrix": (MatrixDegradation(), None),
+    "blur-2": (MotionBlur(), 2),
+    "blur-4": (MotionBlur(), 4),
+    "blur-8": (MotionBlur(), 8),
+}
+PLAIN = (MissingPatches, MatrixDegradation, MotionBlur)  # families that have a plain form
+SHAPE, BATCH, STACK = (3, 64, 64), 8, 32  # of operators
+COMPARED = ("mask", "matrix", "blur-4")
+PATHS = ("eager", "compiled", "plain")
+SECONDS, REPEATS = 12.0, 8  # of one measurement, at most
+
+
+def shortest(work: Callable[[], Any]) -> float:
+    """Seconds of the fastest of several calls, after one that warms up."""
+    times: list[float] = []
+    while len(times) < 2 or (len(times) <= REPEATS and sum(times) < SECONDS):
+        start = seconds_now(DEVICE)
+        work()
+        times.append(seconds_now(DEVICE) - start)
+    return min(times[1:])
+
+
+# ---- a network: forward pass and training step
+
+
+def configuration(preset: str, divide: int, family: str) -> NetworkConfig:
+    """The preset; where its widths are divided, with heads of half the channels."""
+    config = make_config(preset, "blind" if family == "none" else "invfusion")
+    if divide == 1:
+        return config
+    levels = (
+        replace(level, width=level.width // divide, d_head=level.d_head // 2)
+        for level in config.levels
+    )
+    return replace(config, levels=tuple(levels))
+
+
+def network_for(config: NetworkConfig) -> Denoiser:
+    """With random weights; none is zero, or its branch would do nothing."""
+    torch.manual_seed(0)
+    denoiser = Denoiser(config).to(DEVICE)
+    with torch.no_grad():
+        for parameter in denoiser.parameters():
+            if not parameter.any():
+                parameter.normal_(0, 0.02)
+    return denoiser
+
+
+def workload(
+    stage: str, denoiser: Denoiser, problem: Callable[[Tensor], Problem],
+    batch: int, dtype: torch.dtype,
+) -> Callable[[], Any]:  # fmt: skip
+    """What is timed: a forward pass, or a step from the measurement to the optimiser."""
+    clean = torch.randn(batch, *denoiser.config.image_shape, device=DEVICE)
+    sigma, seeds = torch.full((batch,), 2.0, device=DEVICE), torch.arange(batch, device=DEVICE)
+    autocast = torch.autocast(DEVICE.type, dtype, dtype != torch.float32)
+    given = problem(clean)
+    optimizer = torch.optim.Adam(denoiser.parameters(), 1e-4, fused=True)
+
+    def forward() -> None:
+        with torch.no_grad(), autocast:
+            denoiser(clean, sigma, given)
+
+    def step() -> None:
+        with autocast, seeded(denoiser, seeds):
+            estimate = denoiser(clean + 2 * torch.randn_like(clean), sigma, problem(clean))
+        (estimate - clean).square().mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    denoiser.train(stage == "step").requires_grad_(stage == "step")
+    return step if stage == "step" else forward
+
+
+def measure(
+    stage: str, preset: str, divide: int, batch: int, precision: str, family: str, path: str
+) -> dict[str, Any]:
+    """A row of the table, measured in this process."""
+    keep_memory()
+    config, (drawn, structure) = configuration(preset, divide, family), FAMILIES[family]
+    operator = drawn.sample(config.image_shape, structure, range(batch), DEVICE)
+    denoiser, compiling = network_for(config), None
+
+    def problem(clean: Tensor) -> Problem:
+        if path == "plain":
+            return plain_problem(plain, clean)
+        return Problem(operator, operator.H(clean))
+
+    if path == "plain":
+        plain = plain_operator(drawn, structure, operator, range(batch))
+    elif stage == "forward":
+        denoiser.cast_linear(DTYPES[precision])  # as commands do
+    with plain_layers() if path == "plain" else contextlib.nullcontext():
+        work = workload(stage, denoiser, problem, batch, DTYPES[precision])
+        if path == "compiled":
+            denoiser.compile()
+            start = seconds_now(DEVICE)
+            work()
+            compiling = seconds_now(DEVICE) - start
+        forget_peak()
+        seconds = shortest(work)
+    operations = count_operations(config, None if family == "none" else operator)
+    tflop = (3 if stage == "step" else 1) * batch * operations.total / 1e12
+    return {
+        "stage": stage, "preset": preset, "divide": divide, "batch": batch,
+        "precision": precision, "family": family, "path": path,
+        "seconds": seconds, "images_per_second": batch / seconds,
+        "tflop_per_second": tflop / seconds, "gflop_an_image": operations.total / 1e9,
+        "peak_mib": peak_memory(), "compile_seconds": compiling,
+    }  # fmt: skip
+
+
+def forget_peak() -> None:
+    """Look for the peak of memory from here on: what a compiler needed does not count."""
+    if DEVICE.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    else:
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def peak_memory() -> float:
+    """MiB: of tensors on a GPU, of the whole process on a CPU."""
+    if DEVICE.type == "cuda":
+        return torch.cuda.max_memory_allocated() / 2**20
+    (line,) = (x for x in Path("/proc/self/status").read_text().splitlines() if "VmHWM" in x)
+    return int(line.split()[1]) / 1024
+
+
+def product_speeds(precision: str) -> dict[str, float]:
+    """TFLOP/s of the product of two large matrices, by PyTorch ("matmul") and as a linear map."""
+    keep_memory()
+    n = 8192 if DEVICE.type == "cuda" else 4096
+    a, b = (torch.randn(n, n, device=DEVICE).to(DTYPES[precision]) for _ in range(2))
+    ways = {"matmul": lambda: a @ b, "linear": lambda: linear(a, b)}
+    return {name: 2 * n**3 / shortest(call) / 1e12 for name, call in ways.items()}
+
+
+def alone(function: Callable[..., Any], *arguments: Any) -> Any:
+    """The result of a function in a process of its own, whose peak of memory is its own too."""
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(function, *arguments).result()
+
+
+def compare(
+    stage: str, preset: str, divide: int, batch: int, precision: str,
+    families: Sequence[str], paths: Sequence[str], name: str | None,
+) -> None:  # fmt: skip
+    """Measure every family on every path; the ceiling is the faster of two large products."""
+    speeds = alone(product_speeds, precision)
+    given = stage, preset, divide, batch, precision
+    cells = [(family, path) for family in families for path in paths]
+    rows = [alone(measure, *given, *cell) for cell in tqdm(cells)]
+    ceiling = max(speeds.values())
+    plain = {row["family"]: row["seconds"] for row in rows if row["path"] == "plain"}
+    lines = [
+        [row["family"], row["path"], row["seconds"], row["images_per_second"],
+         f"{100 * row['tflop_per_second'] / ceiling:.0f} %",
+         plain[row["family"]] / row["seconds"] if plain else None,
+         round(row["peak_mib"]), row["compile_seconds"]]
+        for row in rows
+    ]  # fmt: skip
+    headers = ["operator", "path", "s", "images/s", "of the ceiling", "times plain", "peak MiB",
+               "compiling, s"]  # fmt: skip
+    record = {"products_tflop_per_second": {precision: speeds}, "rows": rows}
+    report(name, table(headers, lines), record)
+
+
+# ---- operators
+
+
+@torch.no_grad()
+def operator_row(name: str, family: Any, x: Tensor, copy: float) -> dict[str, Any]:
+    """H and H† of a stack of images `[B, K, C, h, w]` for each operator.
+
+    copy: seconds of copying the stack; copies: those of both maps over those of two copies.
+    """
+    structure, batch = structure_of(family), len(x)
+    ours = family.sample(SHAPE, structure, range(batch), DEVICE)
+    y, plain = ours.H(x), None
+    forward, inverse = shortest(lambda: ours.H(x)), shortest(lambda: ours.H_pinv(y))
+    if type(family) in PLAIN:
+        other = plain_operator(family, structure, ours, range(batch))
+        plain = 1e3 * shortest(lambda: other.H_pinv(other.H(x)))
+    return {
+        "family": name, "operator": type(ours).__name__, "structure": structure,
+        "measurements": ours.rows.shape[1], "H_ms": 1e3 * forward, "H_pinv_ms": 1e3 * inverse,
+        "copies": (forward + inverse) / copy / 2, "plain_ms": plain,
+    }  # fmt: skip
+
+
+def building_row(batch: int) -> dict[str, Any]:
+    """Drawing and factorising random matrices; plain, one that is drawn already."""
+    matrix = F.normalize(torch.randn(batch, 128, math.prod(SHAPE), device=DEVICE), dim=-1)
+    plain = shortest(lambda: PlainMatrix(matrix, SHAPE))
+    own = shortest(lambda: MatrixDegradation().sample(SHAPE, None, range(batch), DEVICE))
+    return {"plain_ms": 1e3 * plain, "ms": 1e3 * own}
+
+
+# ---- solvers
+
+
+def solver_rows(
+    denoiser: Denoiser, names: Sequence[str], batch: int, precision: str
+) -> list[dict[str, Any]]:
+    """A row for each solver and family, at default options."""
+    shape, rows = denoiser.config.image_shape, []
+    for family in COMPARED:
+        drawn, structure = FAMILIES[family]
+        operator = drawn.sample(shape, structure, range(batch), DEVICE)
+        draws = Draws(range(batch), DEVICE)
+        problem = GaussianNoise(0.05).measure(operator, draws.normal(shape, "clean"), draws)
+        network = evaluation_seconds(denoiser, problem, DTYPES[precision])
+        for name in tqdm(names, family):
+            row = {"family": family, "solver": name, "denoiser_ms": 1e3 * network}
+            cost = solver_cost(name, problem)
+            rows.append(row | cost | {"share": cost["solver_ms"] / row["denoiser_ms"]})
+    return rows
+
+
+@torch.no_grad()
+def evaluation_seconds(denoiser: Denoiser, problem: Problem, dtype: torch.dtype) -> float:
+    """Seconds of the network for one evaluation of a batch."""
+    x, given = torch.randn_like(problem.pinv()), problem.unconditional()
+    with torch.autocast(DEVICE.type, dtype, dtype != torch.float32):
+        return shortest(lambda: denoiser(x, 2.0, given))
+
+
+@torch.no_grad()
+def solver_cost(name: str, problem: Problem) -> dict[str, Any]:
+    """Evaluations of an image, and milliseconds for each of them, of a run whose denoiser costs
+    nothing."""
+    draws = Draws(range(len(problem)), DEVICE)
+    noise = draws.normal(problem.degradation.image_shape, "latent")
+    counter = CountingDenoiser(lambda x, sigma, given: 0.9 * x, len(problem))
+    start = seconds_now(DEVICE)
+    make_solver(name)(counter, noise, problem, draws)
+    return {
+        "evaluations": counter.calls, "backward_passes": counter.backward_passes,
+        "solver_ms": 1e3 * (seconds_now(DEVICE) - start) / counter.calls,
+    }  # fmt: skip
+
+
+# ---- data
+
+
+def images_per_second(batches: Iterator[Any], first: int) -> float:
+    """Once the first batches are there."""
+    for _ in range(first):
+        next(batches)
+    start, count = seconds_now(DEVICE), 0
+    while seconds_now(DEVICE) - start < SECONDS / 3:
+        count += len(next(batches)[0])
+    return count / (seconds_now(DEVICE) - start)
+
+
+def data_rows(home: Path, side: int, count: int, batch: int = 32) -> list[dict[str, Any]]:
+    """Crops of the photos as PNG files, in a folder and in a zip, in the order of training."""
+    photos, folder = Photos(side, "train", size=count), home / "images"
+    folder.mkdir()
+    for i in range(count):
+        Image.fromarray(photos[i][0].movedim(0, -1).numpy()).save(folder / f"{i:06d}.png")
+    shutil.make_archive(str(folder), "zip", folder)
+    plain = images_per_second(((x, None) for x in plain_batches(folder, batch)), 4)
+    rows = [{"source": "plain", "one_process": plain, "all_workers": None}]
+    for name, path in (("folder", folder), ("zip", home / "images.zip")):
+        dataset = get_dataset("datautils.imagedir.ImageDir", "train", path=path)
+        one, every = (
+            images_per_second(training_batches(dataset, batch, 0, 0, workers), 4 * max(1, workers))
+            for workers in (0, cores())
+        )
+        rows.append({"source": name, "one_process": one, "all_workers": every})
+    return rows
+
+
+# ---- the commands
+
+
+@click.group(context_settings=CONTEXT)
+def main() -> None:
+    """Speed against the plain reference path."""
+
+
+def comparison(command: Callable[..., None]) -> Any:
+    """A subcommand with the options of `compare`."""
+    options = [
+        click.option("--preset", type=click.Choice(list(PRESETS)), default="FFHQ64"),
+        click.option("--divide", type=click.IntRange(1), default=1, help="Divide the widths."),
+        click.option("--batch", type=click.IntRange(1), default=8),
+        click.option("--precision", type=click.Choice(["fp32", "bf16"]), default="fp32"),
+        click.option("--family", "families", type=click.Choice(list(FAMILIES)), multiple=True,
+                     default=COMPARED, help="May be repeated."),
+        click.option("--path", "paths", type=click.Choice(PATHS), multiple=True, default=PATHS,
+                     help="May be repeated."),
+        name_option,
+    ]  # fmt: skip
+    for option in reversed(options):
+        command = option(command)
+    return main.command(context_settings=CONTEXT)(command)
+
+
+@comparison
+def network(**options: Any) -> None:
+    """A forward pass, eager, compiled and plain."""
+    compare("forward", **options)
+
+
+@comparison
+def training(**options: Any) -> None:
+    """A training step: measurement, both passes, optimiser."""
+    compare("step", **options)
+
+
+@main.command(context_settings=CONTEXT)
+@name_option
+def operators(name: str | None) -> None:
+    """H and H† of 32 images of 64×64 for each of 8 operators, and the building of matrices."""
+    x = torch.randn(BATCH, STACK, *SHAPE, device=DEVICE)
+    copy = shortest(x.clone)
+    rows = [operator_row(*named, x, copy) for named in families().items()]
+    building = building_row(BATCH)
+    cells = [
+        [r["family"], r["structure"], r["measurements"], r["H_ms"], r["H_pinv_ms"], r["copies"],
+         r["plain_ms"] and r["plain_ms"] / (r["H_ms"] + r["H_pinv_ms"])]
+        for r in rows
+    ]  # fmt: skip
+    cells.append(["building matrices", *[None] * 5, building["plain_ms"] / building["ms"]])
+    headers = ["family", "structure", "M", "H, ms", "H†, ms", "time of a copy each way",
+               "times plain"]  # fmt: skip
+    record = {"stack": [BATCH, STACK, *SHAPE], "runs": rows, "building": building}
+    report(name, table(headers, cells), record)
+
+
+@main.command(context_settings=CONTEXT)
+@click.option("--preset", type=click.Choice(list(PRESETS)), default="FFHQ64")
+@click.option("--batch", type=click.IntRange(1), default=4, help="Images restored at once.")
+@click.option("--precision", type=click.Choice(list(DTYPES)), default="bf16")
+@click.option("--solver", "names", type=click.Choice(solver_names()), multiple=True)
+@name_option
+def solvers(
+    preset: str, batch: int, precision: str, names: Sequence[str], name: str | None
+) -> None:
+    """Evaluations of a solver, and its own time beside that of an unconditional network."""
+    keep_memory()
+    denoiser = Denoiser(make_config(preset, "unconditional")).to(DEVICE)
+    denoiser.eval().requires_grad_(False).cast_linear(DTYPES[precision])
+    rows = solver_rows(denoiser, names or solver_names(), batch, precision)
+    cells = [
+        [r["solver"], r["family"], r["evaluations"], r["denoiser_ms"], r["solver_ms"],
+         f"{100 * r['share']:.1f} %"]
+        for r in rows
+    ]  # fmt: skip
+    headers = ["solver", "operator", "NFE", "network, ms", "solver, ms an NFE", "share"]
+    record = {"preset": preset, "batch": batch, "precision": precision, "rows": rows}
+    report(name, table(headers, cells), record)
+
+
+@main.command(context_settings=CONTEXT)
+@click.option("--side", type=click.IntRange(8), default=64)
+@click.option("--images", type=click.IntRange(1), default=3000)
+@name_option
+def data(side: int, images: int, name: str | None) -> None:
+    """Images a second; the files lie in the system's cache, so no disk is measured."""
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as home:
+        rows = data_rows(Path(home), side, images)
+    headers = ["source", "images/s, one process", "times plain", f"images/s, {cores()} workers"]
+    cells = [[r["source"], r["one_process"], r["one_process"] / rows[0]["one_process"],
+              r["all_workers"]] for r in rows]  # fmt: skip
+    report(name, table(headers, cells), {"side": side, "workers": cores(), "rows": rows})
+
+
+if __name__ == "__main__":
+    main()
