@@ -20,11 +20,11 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
-from datautils import ImageDataset, ImageStream, get_dataset
+from datautils import ImageDataset, get_dataset
+from datautils.huggingface import HuggingFaceStream
 from datautils.loading import cores
-from datautils.originals import archive_source
 from datautils.photos import Photos
-from datautils.prepare import prepare
+from datautils.prepare import folder_originals, prepare
 from runtime.environment import environment
 from runtime.files import replacing
 from runtime.tables import table
@@ -51,34 +51,18 @@ def sources(folder: Path, side: int, kind: str, count: int) -> Iterator[tuple[st
     directory = "datautils.imagedir.ImageDir"
     yield "folder", get_dataset(directory, "train", path=folder / "files")
     if kind == "PNG":  # of JPEG files `prepare` would make PNG
-        source = archive_source(folder / "files")
-        prepare(source, folder / "images.zip", size=side, workers=cores())
+        originals = folder_originals(folder / "files")
+        prepare(originals, folder / "images.zip", size=side, workers=cores())
         yield "zip", get_dataset(directory, "train", path=folder / "images.zip")
     else:
         shutil.make_archive(str(folder / "images"), "zip", folder / "files")
         yield "zip, deflated", get_dataset(directory, "train", path=folder / "images.zip")
-    write_shards(folder)
-    yield "tar shards", get_dataset(directory, "train", path=folder / "shards")
-    stream = "datautils.tarstream.TarStream"
-    yield "tar shards, streamed", get_dataset(stream, "train", path=str(folder / "shards"))
     if find_spec("datasets"):
         write_rows(folder)
         path = str(folder / "rows")
         yield "Hugging Face", get_dataset("datautils.huggingface.HuggingFace", "train", path=path)
         name = "datautils.huggingface.HuggingFaceStream"
-        yield "Hugging Face, streamed", get_dataset(name, "train", path=path)
-
-
-def write_shards(folder: Path) -> None:
-    """The files in four tar files, as they are."""
-    (folder / "shards").mkdir()
-    groups = sorted((folder / "files").iterdir())
-    for k in range(4):
-        part = folder / "part"
-        for group in groups[k::4]:
-            shutil.copytree(group, part / group.name)
-        shutil.make_archive(str(folder / "shards" / f"{k:03d}"), "tar", part)
-        shutil.rmtree(part)
+        yield "Hugging Face, streamed", get_dataset(name, "train", path=path, size=side)
 
 
 def write_rows(folder: Path) -> None:
@@ -116,7 +100,7 @@ def measure(report: Callable[[str], None]) -> list[dict[str, Any]]:
                     "source": source,
                     "side": side,
                     "format": "-" if isinstance(dataset, Photos) else kind,
-                    "random_access": not isinstance(dataset, ImageStream),
+                    "random_access": not isinstance(dataset, HuggingFaceStream),
                     "one_process": speed(dataset, 0),
                     "workers": cores(),
                     "all_workers": speed(dataset, cores()),
@@ -128,7 +112,7 @@ def measure(report: Callable[[str], None]) -> list[dict[str, Any]]:
 def main() -> None:
     """Measure every source, print and keep the result."""
     torch.set_num_threads(1)
-    with tqdm(total=20, unit=" sources", leave=False) as bar:
+    with tqdm(total=14, unit=" sources", leave=False) as bar:
 
         def report(text: str) -> None:
             bar.set_postfix_str(text)
