@@ -19,8 +19,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from benchmarks.report import CONTEXT, name_option, report, save_picture
-from commands.methods import load_frozen
-from commands.methods import Restorer, check_conditioning, check_samplers
+from commands.methods import Restorer, check_conditioning, check_samplers, load_frozen
 from datautils.photos import Photos
 from degradation import FAMILIES, Family, GaussianNoise, get_family
 from metrics.evaluate import Restored, restorations

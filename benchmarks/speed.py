@@ -38,7 +38,6 @@ from benchmarks.reference_path import (
     plain_problem,
 )
 from benchmarks.report import CONTEXT, name_option, report
-from runtime.allocation import keep_memory
 from datautils import get_dataset
 from datautils.loading import cores
 from datautils.photos import Photos
@@ -56,6 +55,7 @@ from networks.dropout import seeded
 from networks.flops import count_operations
 from networks.precision import DTYPES
 from networks.products import linear
+from runtime.allocation import keep_memory
 from runtime.tables import table
 from samplers import CountingDenoiser, make_solver, solver_names
 from training.data import training_batches

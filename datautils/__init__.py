@@ -4,11 +4,10 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-from datautils.streams import ImageStream
 from runtime.errors import DataError
 from runtime.registry import Registry
 
-__all__ = ["DATASETS", "DataError", "ImageDataset", "ImageStream", "dataset_class", "get_dataset"]
+__all__ = ["DATASETS", "DataError", "ImageDataset", "dataset_class", "get_dataset"]
 
 DATASETS = Registry("dataset")
 DATASETS |= {
@@ -20,7 +19,6 @@ DATASETS |= {
     "ImageNet64": "datautils.imagenet.ImageNet64",
     "HuggingFace": "datautils.huggingface.HuggingFace",
     "HuggingFaceStream": "datautils.huggingface.HuggingFaceStream",
-    "TarStream": "datautils.tarstream.TarStream",
 }
 
 

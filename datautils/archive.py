@@ -1,303 +1,174 @@
-"""Pictures in a folder, a zip file or tar shards, read in the same way.
+"""Pictures in a folder or in a zip file, read in the same way."""
 
-The zip's directory is parsed here instead of by `zipfile`, which keeps an object of half a kilobyte
-for each entry: with a million images, the names and four columns of numbers are all that is kept.
-"""
-
-import itertools
 import os
 import struct
+import zipfile
 import zlib
-from array import array
-from collections.abc import Iterator, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple, Protocol
 
 import numpy as np
 
-from datautils.decode import MAX_BYTES, FileReader, open_file, read_file
-from datautils.names import EXTENSIONS, LABELS, Names, is_picture, is_unsafe, position
-from datautils.shards import Shards, shard_paths
+from datautils.decode import read_file
 from runtime.errors import DataError
 
-_KINDS = "a folder or a zip file of images, or tar shards"
-_MAX_RATIO, _RATIO_FROM = 200, 16 * 2**20  # deflated pictures come nowhere near
-_STORED, _DEFLATED = 0, 8
-_END, _LOCATOR, _END64 = b"PK\5\6", b"PK\6\7", b"PK\6\6"
+EXTENSIONS = (
+    ".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm",
+)  # fmt: skip
+LABELS = "dataset.json"
+_KINDS = "a folder or a zip file of images"
+_METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
+_UTF8, _ENCRYPTED = 0x800, 1  # flags of a member
+_UNICODE_PATH = 0x7075  # an extra field of a member: its name in UTF-8
+_ENTRY = np.dtype(
+    [("offset", "u8"), ("packed", "u8"), ("size", "u8"), ("crc", "u4"), ("method", "u2")]
+)
 
 
-class Archive(Protocol):
-    """A folder, a zip file or shards. Can be pickled, used by several threads and processes."""
+class Names:
+    """A list of names in one array.
 
-    path: Path
+    A million strings are a million objects, whose counts of references every forked worker writes
+    to: each would end up with a copy.
+    """
 
-    @property
-    def names(self) -> Sequence[str]:
-        """The pictures: relative, with "/", sorted."""
+    def __init__(self, names: Iterable[str]):
+        self._bytes = np.array([name.encode(errors="surrogateescape") for name in names], bytes)
 
-    @property
-    def sidecars(self) -> np.ndarray | None:
-        """int64 [pictures], the labels that lie beside the pictures of shards."""
+    def __len__(self) -> int:
+        return len(self._bytes)
+
+    def __getitem__(self, index: int) -> str:
+        return self._bytes[index].decode(errors="surrogateescape")
+
+    def __iter__(self) -> Iterator[str]:
+        return (name.decode(errors="surrogateescape") for name in self._bytes)
+
+
+class Archive(ABC):
+    """The pictures of a folder or a zip file. Can be pickled, and used by threads and processes.
+
+    names: the pictures, sorted, with "/" between folders; hidden files are left out. labels: the
+    dataset.json nearest to the top, None without one.
+    """
+
+    def __init__(self, path: Path, files: Iterable[str]):
+        """Raises DataError where none of the files is a picture."""
+        files = [name for name in files if not _is_hidden(name)]
+        self.path = path
+        self.names = Names(sorted(name for name in files if name.lower().endswith(EXTENSIONS)))
+        labels = (name for name in files if name.rpartition("/")[2] == LABELS)
+        self.labels = min(labels, key=lambda name: (name.count("/"), name), default=None)
+        if not self.names:
+            raise DataError(f"{path} holds no image ({', '.join(EXTENSIONS)})")
+
+    @abstractmethod
+    def where(self, name: str) -> str:
+        """How a message names a file."""
 
     def picture(self, index: int) -> tuple[bytes, str]:
-        """The bytes of a picture, by its place in `names`, and `where` it is. Raises DataError."""
+        """The bytes of a picture, and `where` it is. Raises DataError."""
+        where = self.where(self.names[index])
+        return self._read(index, where), where
 
-    def read(self, name: str) -> bytes:
-        """The bytes of a picture, or of dataset.json. Raises DataError."""
+    def read_labels(self) -> bytes:
+        """The bytes of `labels`. Raises DataError."""
+        assert self.labels
+        return self._read(len(self.names), self.where(self.labels))
 
-    def where(self, name: str) -> str:
-        """How a message names this file."""
-
-    def has_labels(self) -> bool:
-        """Whether there is a dataset.json."""
+    @abstractmethod
+    def _read(self, number: int, where: str) -> bytes:
+        """The bytes of a file; dataset.json has the number that follows those of the pictures."""
 
 
 def open_archive(path: str | os.PathLike[str]) -> Archive:
-    """The pictures under a folder, in a zip file or in tar shards.
+    """The pictures under a folder or in a zip file.
 
-    Shards are a .tar file, a folder that holds .tar files instead of pictures, or a pattern such as
-    train-{000..099}.tar or train-*.tar. Hidden files and those with another extension are left out.
-    Raises DataError where there is nothing at `path`, no picture in it, or where a file is damaged,
-    encrypted or unsafe.
+    Raises DataError where there is nothing at `path` or no picture in it, and where the zip file is
+    damaged or encrypted.
     """
     path = Path(path)
     try:
-        archive = _open(path)
+        if path.is_dir():
+            return Folder(path)
+        if path.exists():
+            return Zip(path)
     except OSError as error:
-        where = error.filename or path  # one shard, or a folder below
-        raise DataError(f"{where} cannot be read: {error.strerror or error}") from None
-    if not archive.names:
-        raise DataError(f"{path} holds no image ({', '.join(EXTENSIONS)})")
-    return archive
+        raise DataError(
+            f"{error.filename or path} cannot be read: {error.strerror or error}"
+        ) from None
+    raise DataError(f"{path} is not there: it should be {_KINDS}")
 
 
-def is_there(path: str | os.PathLike[str]) -> bool:
-    """Whether there is a folder, a file, or a shard of a pattern."""
-    try:
-        return Path(path).exists() or bool(shard_paths(Path(path)))
-    except OSError:  # a name that is too long, a folder that may not be looked into
-        return False
-
-
-def _open(path: Path) -> Archive:
-    shards = shard_paths(path)
-    if path.is_dir():
-        folder = Folder(path)
-        return Shards(path, shards) if shards and not folder.names else folder
-    if shards:
-        return Shards(path, shards)
-    if not path.exists():
-        raise DataError(f"{path} is not there: it should be {_KINDS}")
-    return Zip(path)
-
-
-class Folder:
+class Folder(Archive):
     """The pictures in a folder and those below it; links are followed."""
 
-    sidecars = None
-
     def __init__(self, path: Path):
-        self.path = path
-        self.names = Names(sorted(name for name in _files_below(path) if is_picture(name)))
-
-    def has_labels(self) -> bool:
-        return (self.path / LABELS).is_file()
-
-    def read(self, name: str) -> bytes:
-        if name != LABELS and position(self.names, name) is None:
-            raise DataError(f"{self.where(name)} is not there")
-        return read_file(self.where(name))
-
-    def picture(self, index: int) -> tuple[bytes, str]:
-        where = self.where(self.names[index])
-        return read_file(where), where
+        super().__init__(path, _files_below(path))
 
     def where(self, name: str) -> str:
         return os.path.join(self.path, name)
 
+    def _read(self, number: int, where: str) -> bytes:
+        return read_file(where)
 
-class Zip:
-    """The pictures in a zip file, stored or deflated."""
 
-    sidecars = None
+class Zip(Archive):
+    """The pictures in a zip file, stored or deflated.
+
+    `zipfile` reads the directory. What it keeps of each member, half a kilobyte, is let go for a
+    row of numbers, by which the member is read from a file that is opened each time.
+    """
 
     def __init__(self, path: Path):
-        self.path = path
-        with open_file(path) as file:
-            index = _Index(path, file)
-        names = index.names
-        order = sorted(range(len(names)), key=names.__getitem__)
-        for i, following in itertools.pairwise(order):
-            if names[i] == names[following]:
-                raise DataError(f"{path} holds {names[i]} twice")
-        self.names = Names(names[i] for i in order)
-        self._columns = {key: np.array(column)[order] for key, column in index.columns.items()}
-        self._labels = index.labels
-        self._file: FileReader | None = None
-
-    def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_file": None}
-
-    def has_labels(self) -> bool:
-        return self._labels is not None
+        members = _members(path)
+        super().__init__(path, members)
+        kept = [*self.names] if self.labels is None else [*self.names, self.labels]
+        for name in kept:
+            info = members[name]
+            if info.flag_bits & _ENCRYPTED or info.compress_type not in _METHODS:
+                raise DataError(
+                    f"{self.where(name)} is encrypted or compressed by a rare method: unpack the "
+                    "file and zip it without a password, stored or deflated"
+                )
+        rows = (
+            (i.header_offset, i.compress_size, i.file_size, i.CRC, i.compress_type)
+            for i in map(members.__getitem__, kept)
+        )
+        try:
+            self._entries = np.fromiter(rows, _ENTRY, len(kept))
+        except OverflowError:
+            raise _no_zip(path) from None
 
     def where(self, name: str) -> str:
         return f"{name} in {self.path}"
 
-    def read(self, name: str) -> bytes:
-        entry, i = self._labels, position(self.names, name)
-        if name != LABELS:
-            entry = None if i is None else self._entry(i)
-        if entry is None:
-            raise DataError(f"{self.where(name)} is not there")
-        return self._extracted(entry, self.where(name))
-
-    def picture(self, index: int) -> tuple[bytes, str]:
-        where = self.where(self.names[index])
-        return self._extracted(self._entry(index), where), where
-
-    def _entry(self, index: int) -> "_Entry":
-        return _Entry(*(int(column[index]) for column in self._columns.values()))
-
-    def _extracted(self, entry: "_Entry", where: str) -> bytes:
+    def _read(self, number: int, where: str) -> bytes:
         try:
-            return _extract(self._read_at, entry)
+            return self._extracted(*self._entries[number].item())
         except OSError as error:
             raise DataError(f"{where} cannot be read: {error.strerror}") from None
-        except (ValueError, OverflowError, struct.error, zlib.error):
+        except (ValueError, OverflowError, MemoryError, struct.error, zlib.error):
             raise DataError(f"{where} is damaged, or was changed meanwhile") from None
 
-    def _read_at(self, offset: int, size: int) -> bytes:
-        """Bytes of the file."""
-        file = self._file or FileReader(self.path)
-        self._file = file  # another thread may put its own here: ours stays open until we return
-        return file.read_at(offset, size)
+    def _extracted(self, offset: int, packed: int, size: int, crc: int, method: int) -> bytes:
+        """The bytes of a member. Raises ValueError, among others, where they are damaged."""
+        with self.path.open("rb") as file:
+            file.seek(offset)
+            signature, name, extra = struct.unpack("<4s22x2H", file.read(30))
+            file.seek(name + extra, os.SEEK_CUR)
+            data = file.read(packed)
+        if method == zipfile.ZIP_DEFLATED:  # one byte more than promised is enough to see the lie
+            data = zlib.decompressobj(-zlib.MAX_WBITS).decompress(data, size + 1)
+        if signature != b"PK\3\4" or len(data) != size or zlib.crc32(data) != crc:
+            raise ValueError
+        return data
 
 
-class _Entry(NamedTuple):
-    offset: int  # of the local header
-    packed: int  # bytes in the archive
-    size: int  # bytes once unpacked
-    crc: int
-    method: int
-
-
-class _Index:
-    """The directory of a zip file: the pictures' names and, by the same index, their places."""
-
-    def __init__(self, path: Path, file: BinaryIO):
-        self.path = path
-        self.length = file.seek(0, os.SEEK_END)
-        self.names: list[str] = []
-        # 8-byte integers without objects around them: there may be a million.
-        self.columns = {key: array("Q") for key in _Entry._fields}
-        self.labels: _Entry | None = None
-        try:
-            for name, flags, entry in _entries(file):
-                self._add(name, flags, entry)
-        except (struct.error, UnicodeDecodeError, OverflowError, _NoZip):
-            raise DataError(
-                f"{path} is no zip file, or a damaged one: it should be {_KINDS}"
-            ) from None
-
-    def _add(self, name: str, flags: int, entry: _Entry) -> None:
-        where = f"{name} in {self.path}"
-        if is_unsafe(name):
-            raise DataError(f"{where} has a path that leaves the archive: refused")
-        if name != LABELS and not is_picture(name):
-            return
-        if flags & 1:
-            raise DataError(f"{where} is encrypted: unpack the archive and zip it without password")
-        if entry.method not in (_STORED, _DEFLATED):
-            raise DataError(f"{where} is compressed by method {entry.method}: store or deflate it")
-        swollen = entry.size > _RATIO_FROM and entry.size > _MAX_RATIO * entry.packed
-        if max(entry.size, entry.packed) > MAX_BYTES or swollen:
-            raise DataError(
-                f"{where} claims {entry.size} bytes in {entry.packed}: refused as a zip bomb"
-            )
-        if entry.offset + entry.packed > self.length:
-            raise DataError(f"{where} lies beyond the end of the file, which is damaged or cut off")
-        if name == LABELS:
-            self.labels = entry
-            return
-        self.names.append(name)
-        for key, value in zip(self.columns, entry, strict=True):
-            self.columns[key].append(value)
-
-
-class _NoZip(Exception):  # noqa: N818
-    """The bytes are not those of a zip file."""
-
-
-def _entries(file: BinaryIO) -> Iterator[tuple[str, int, _Entry]]:
-    """(name, flags, entry) of every file that the directory of a zip file lists."""
-    start, size, count, shift = _directory(file)
-    file.seek(start)
-    data = file.read(size)
-    at = 0
-    for _ in range(count):
-        fields = struct.unpack_from("<4s6H3L5H2L", data, at)
-        signature, flags, method, crc, packed, unpacked = (fields[i] for i in (0, 3, 4, 7, 8, 9))
-        name_length, extra_length, comment_length, offset = (fields[i] for i in (10, 11, 12, 16))
-        if signature != b"PK\1\2":
-            raise _NoZip
-        raw = data[at + 46 : at + 46 + name_length]
-        extra = data[at + 46 + name_length : at + 46 + name_length + extra_length]
-        unpacked, packed, offset = _long_sizes(extra, (unpacked, packed, offset))
-        at += 46 + name_length + extra_length + comment_length
-        name = raw.decode("utf-8" if flags & 0x800 else "cp437")
-        if not name.endswith("/"):
-            yield name, flags, _Entry(offset + shift, packed, unpacked, crc, method)
-
-
-def _directory(file: BinaryIO) -> tuple[int, int, int, int]:
-    """(offset, bytes, entries) of the directory, and by how much all offsets are too small.
-
-    The shift is not zero where something was put before the archive.
-    """
-    length = file.seek(0, os.SEEK_END)
-    tail_at = max(0, length - 22 - 65535 - 20 - 56)  # end record, comment, and those of ZIP64
-    file.seek(tail_at)
-    tail = file.read()
-    end = tail.rfind(_END)
-    if end < 0:
-        raise _NoZip
-    count, size, offset = struct.unpack_from("<HLL", tail, end + 10)
-    if tail[end - 20 : end - 16] == _LOCATOR and tail[end - 76 : end - 72] == _END64:
-        end -= 76
-        count, size, offset = struct.unpack_from("<QQQ", tail, end + 32)
-    start = tail_at + end - size
-    if start < offset or count * 46 > size:
-        raise _NoZip
-    return start, size, count, start - offset
-
-
-def _long_sizes(extra: bytes, values: tuple[int, int, int]) -> Iterator[int]:
-    """The (size, packed size, offset) of an entry; those that did not fit stand in the extra field
-    of ZIP64, in this order."""
-    at = 0
-    while 0xFFFFFFFF in values and at + 4 <= len(extra):
-        key, length = struct.unpack_from("<HH", extra, at)
-        if key == 1:
-            long = iter(struct.unpack_from(f"<{min(length // 8, 3)}Q", extra, at + 4))
-            return (next(long, v) if v == 0xFFFFFFFF else v for v in values)
-        at += 4 + length
-    return iter(values)
-
-
-def _extract(read_at: Any, entry: _Entry) -> bytes:
-    """The bytes of an entry. Raises ValueError, struct.error or zlib.error where they are damaged.
-
-    read_at(offset, size) reads from the file.
-    """
-    header = read_at(entry.offset, 30)
-    signature, name_length, extra_length = struct.unpack("<4s22x2H", header)
-    data = read_at(entry.offset + 30 + name_length + extra_length, entry.packed)
-    if entry.method == _DEFLATED:  # one byte more than promised is enough to see the lie
-        data = zlib.decompressobj(-15).decompress(data, entry.size + 1)
-    if signature != b"PK\3\4" or len(data) != entry.size or zlib.crc32(data) != entry.crc:
-        raise ValueError
-    return data
+def _is_hidden(name: str) -> bool:
+    """Whether a file, or a folder around it, is hidden, as the twins are that macOS gives files."""
+    return any(part.startswith(".") or part == "__MACOSX" for part in name.split("/"))
 
 
 def _files_below(path: Path) -> Iterator[str]:
@@ -309,11 +180,53 @@ def _files_below(path: Path) -> Iterator[str]:
             subfolders.clear()
             continue
         seen.add(real)
-        subfolders.sort()
-        relative = Path(folder).relative_to(path).as_posix()
-        yield from (name if relative == "." else f"{relative}/{name}" for name in files)
+        relative = Path(folder).relative_to(path)
+        yield from ((relative / name).as_posix() for name in files)
 
 
 def _raise(error: OSError) -> None:
     """A folder that cannot be listed is told, not left out."""
     raise error
+
+
+def _members(path: Path) -> dict[str, zipfile.ZipInfo]:
+    """The members of a zip file by their names. Raises DataError, and OSError as it comes."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return {_name(info): info for info in archive.infolist()}
+    except (zipfile.BadZipFile, NotImplementedError, ValueError, OverflowError, struct.error):
+        raise _no_zip(path) from None
+
+
+def _no_zip(path: Path) -> DataError:
+    return DataError(f"{path} is no zip file, or a damaged one: it should be {_KINDS}")
+
+
+def _name(info: zipfile.ZipInfo) -> str:
+    """The name of a member, with "/" between folders.
+
+    Without the flag for UTF-8 it is that of the extra field for it, if its checksum fits; else the
+    bytes as UTF-8, if they are; else as code page 437, as `zipfile` takes them.
+    """
+    name = info.orig_filename
+    if not info.flag_bits & _UTF8:
+        raw = name.encode("cp437")
+        name = _unicode_path(info.extra, raw) or _decoded(raw)
+    return name.replace("\\", "/").removeprefix("./")
+
+
+def _decoded(raw: bytes) -> str:
+    try:
+        return raw.decode()
+    except UnicodeDecodeError:
+        return raw.decode("cp437")
+
+
+def _unicode_path(extra: bytes, raw: bytes) -> str | None:
+    """The name in the extra field 0x7075: version 1, the CRC of the plain name, the name."""
+    while len(extra) >= 4:
+        key, size = struct.unpack_from("<2H", extra)
+        field, extra = extra[4 : 4 + size], extra[4 + size :]
+        if key == _UNICODE_PATH and field[:5] == struct.pack("<BL", 1, zlib.crc32(raw)):
+            return field[5:].decode()
+    return None

@@ -5,8 +5,10 @@ import os
 import sys
 import tarfile
 import zlib
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path, PurePosixPath
+from typing import NamedTuple
 
 import click
 import numpy as np
@@ -14,12 +16,11 @@ from PIL import Image
 
 from datautils.archive import Archive
 from datautils.decode import decode_image, resize
-from datautils.fit import check_side
 from datautils.imagedir import ImageDir
+from datautils.indexed import check_count
 from datautils.labels import Labels
 from datautils.loading import cores
-from datautils.originals import Original, Source
-from datautils.prepare import prepare
+from datautils.prepare import Originals, prepare
 from runtime.errors import DataError
 
 # In the order of their classes: the folder of the pictures in the npm package, and the white border
@@ -64,7 +65,7 @@ class Emoji(ImageDir):
     def __init__(
         self, resolution: int = 32, split: str = "train", path: str | os.PathLike[str] = "data"
     ):
-        check_side("resolution", resolution)
+        check_count("resolution", resolution)
         train, heldout = Path(path, "emoji64-train.zip"), Path(path, "emoji64-heldout.zip")
         if resolution == _SHIPPED_SIDE and not heldout.exists():
             heldout = _SHIPPED
@@ -83,22 +84,33 @@ class Emoji(ImageDir):
         return order
 
 
-def sources(archives: dict[str, Path], size: int) -> dict[str, Source]:
+def originals(archives: dict[str, Path], size: int) -> dict[str, Originals]:
     """The emoji of both splits, drawn at `size` pixels, from the package of each style.
 
     Of pictures that are the same within a style, the first by name is taken. Raises DataError.
     """
-    found: dict[str, list[Original]] = {"train": [], "heldout": []}
+    found: dict[str, list[_Emoji]] = {"train": [], "heldout": []}
     for label, (name, path) in enumerate(archives.items()):
-        (folder, border), seen = STYLES[name], set()
-        for file, data in sorted(_pictures(path, folder).items()):
+        seen = set()
+        for file, data in sorted(_pictures(path, STYLES[name][0]).items()):
             if data not in seen:
                 seen.add(data)
-                stem, where = PurePosixPath(file).stem, f"{file} in {path}"
+                stem = PurePosixPath(file).stem
                 split = "heldout" if stem.split("-")[0] in HELDOUT else "train"
-                read = partial(_drawn, data, where, size, round(border * size / 64))
-                found[split].append(Original(f"{name}/{stem}", where, label, read))
-    return {split: Source(items, len(items), True) for split, items in found.items()}
+                found[split].append(_Emoji(f"{name}/{stem}", label, data, f"{file} in {path}"))
+    return {
+        split: Originals(
+            [e.stem for e in emoji], [e.label for e in emoji], partial(_drawn, emoji, size)
+        )
+        for split, emoji in found.items()
+    }
+
+
+class _Emoji(NamedTuple):
+    stem: str
+    label: int
+    data: bytes
+    where: str  # for messages
 
 
 def _pictures(path: Path, folder: str) -> dict[str, bytes]:
@@ -117,13 +129,15 @@ def _pictures(path: Path, folder: str) -> dict[str, bytes]:
     return found
 
 
-def _drawn(data: bytes, where: str, size: int, border: int) -> bytes:
-    """A picture over white inside a white border, `size` pixels high and wide, as PPM."""
+def _drawn(emoji: Sequence[_Emoji], size: int, index: int) -> tuple[bytes, str]:
+    """A picture over white inside the border of its style, `size` pixels high and wide, as PPM."""
+    stem, _, data, where = emoji[index]
+    border = round(STYLES[stem.split("/")[0]][1] * size / 64)
     image = Image.new("RGB", (size, size), "white")
     image.paste(resize(decode_image(data, where), size - 2 * border), (border, border))
     file = io.BytesIO()
     image.save(file, "PPM")
-    return file.getvalue()
+    return file.getvalue(), where
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
@@ -135,10 +149,10 @@ def _drawn(data: bytes, where: str, size: int, border: int) -> bytes:
 def main(dest: Path, size: int, **archives: Path) -> None:
     """Write emoji64-train.zip and emoji64-heldout.zip from the npm packages of three styles."""
     try:
-        for split, source in sources({name: archives[name] for name in STYLES}, size).items():
+        for split, drawn in originals({name: archives[name] for name in STYLES}, size).items():
             path = dest / f"emoji{size}-{split}.zip"
-            done = prepare(source, path, size=size, format="webp", workers=cores())
-            click.echo(f"{path}: {len(done.names)} emoji of {size}x{size} pixels")
+            done = prepare(drawn, path, size=size, format="webp", workers=cores())
+            click.echo(f"{path}: {done}")
     except ValueError as error:
         click.echo(f"error: {' '.join(str(error).split())}", err=True)
         sys.exit(2)

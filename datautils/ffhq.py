@@ -15,24 +15,26 @@ from runtime.errors import DataError
 FIRST_HELDOUT = 60000
 
 
-class _FFHQ(ImageDir):
-    """FFHQ in a folder, a zip file or shards; the number of a file is the last one in its stem.
+class FFHQ64(ImageDir):
+    """FFHQ in a folder or a zip file, by default data/ffhq64.zip (data/ffhq256.zip for FFHQ256).
 
-    Numbers below 60000 are for training, the others held out, both in the order of the numbers. If
-    `heldout_path` is given, its images are held out instead and all of `path` is for training, in
-    the order of the names. Images of another size are resized as by ImageDir. Raises DataError
-    for a file without a number and a split without an image.
+    The number of a file is the last one in its stem. Numbers below 60000 are for training, the
+    others held out, both in the order of the numbers. If `heldout_path` is given, its images are
+    held out instead and all of `path` is for training, in the order of the names. Images of another
+    size are resized as by ImageDir. Raises DataError for a file without a number and a split
+    without an image.
     """
 
-    side: ClassVar[int]
+    side: ClassVar[int] = 64
 
     def __init__(
         self,
-        path: str | os.PathLike[str],
+        path: str | os.PathLike[str] | None = None,
         split: str = "train",
         *,
         heldout_path: str | os.PathLike[str] | None = None,
     ):
+        path = f"data/ffhq{self.side}.zip" if path is None else path
         if split != "heldout" or heldout_path is None:
             expect(path, "path", self.side)
         super().__init__(path, split, heldout_path=heldout_path, size=self.side, labels="none")
@@ -54,32 +56,9 @@ class _FFHQ(ImageDir):
         return chosen
 
 
-class FFHQ64(_FFHQ):
-    __doc__ = _FFHQ.__doc__
-    side = 64
-
-    def __init__(
-        self,
-        path: str | os.PathLike[str] = "data/ffhq64.zip",
-        split: str = "train",
-        *,
-        heldout_path: str | os.PathLike[str] | None = None,
-    ):
-        super().__init__(path, split, heldout_path=heldout_path)
-
-
-class FFHQ256(_FFHQ):
-    __doc__ = _FFHQ.__doc__
+class FFHQ256(FFHQ64):
+    __doc__ = FFHQ64.__doc__
     side = 256
-
-    def __init__(
-        self,
-        path: str | os.PathLike[str] = "data/ffhq256.zip",
-        split: str = "train",
-        *,
-        heldout_path: str | os.PathLike[str] | None = None,
-    ):
-        super().__init__(path, split, heldout_path=heldout_path)
 
 
 def _number(archive: Archive, name: str) -> int:

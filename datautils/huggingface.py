@@ -1,33 +1,36 @@
 """Data sets of the Hugging Face hub, or saved on a disk by the package `datasets`."""
 
 import importlib
+import itertools
 from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
-from datautils.decode import MAX_BYTES, read_file
-from datautils.fit import Fit, check_count
-from datautils.indexed import IndexedImages, check_split
-from datautils.labels import MAX_CLASSES
-from datautils.streams import ImageStream, Record
+from datautils.decode import read_file
+from datautils.indexed import IndexedImages, check_count
+from datautils.loading import Read
 from runtime.errors import DataError
 
-_ROWS = 64  # read at a time from a stream
+_SHUFFLED = 1000  # rows of a stream that are in memory to be shuffled
 
 
 class HuggingFace(IndexedImages):
     """A data set of the hub (`path` is OWNER/NAME), or a folder with one, with all rows at hand.
 
     A folder is one of `save_to_disk`, or holds files that `datasets.load_dataset` reads (Parquet,
-    for one); `config` is its second argument. Training images are the rows of `train_split`; held
-    out are those of `heldout_split`, or with `heldout=N` the last N of `train_split`. Labels are
-    the whole numbers in `label_column`, by default "label" if there is one, "none" for no labels;
-    `num_classes` is that of the column, else the largest label + 1. `size` and `crop` are explained
-    at `Fit`. Items are (uint8 image [3, h, w], label or -1). Raises ValueError for options that
-    make no sense and DataError for faults of the data; of an image, when it is read.
+    for one); `config` is its second argument. Training images are the rows of `train_split`. Held
+    out are those of `heldout_split`, with `heldout=N` its first N; or without it the last N of
+    `train_split`. Labels are the whole numbers in `label_column`, by default "label" if there is
+    one, "none" for no labels; `num_classes` is that of the column, else the largest label + 1.
+    `size` and `crop` are explained at `IndexedImages`. Raises ValueError for options that make no
+    sense and DataError for faults of the data; of an image, when it is read.
     """
+
+    _streaming = False
 
     def __init__(
         self,
@@ -44,27 +47,18 @@ class HuggingFace(IndexedImages):
         crop: int | None = None,
         num_classes: int | None = None,
     ):
-        check_split(split)
-        if heldout is not None and heldout_split is not None:
-            raise ValueError("give heldout=N or heldout_split=NAME, not both")
+        super().__init__(split, size, crop, heldout)
+        check_count("num_classes", num_classes)
         if split == "heldout" and heldout is None and heldout_split is None:
             raise ValueError("heldout=N or heldout_split=NAME must say which rows are held out")
-        check_count("heldout", heldout)
-        check_count("num_classes", num_classes)
-        self.path, self.split, self._fit = str(path), split, Fit(size, crop)
+        self.path, self.num_classes = str(path), num_classes or 0
         name = heldout_split if split == "heldout" and heldout_split else train_split
-        rows = open_rows(self.path, name, config, streaming=False)
         self._where = f"the split {name} of {self.path}"
-        self._image, self._label = columns(rows, self._where, image_column, label_column)
-        if not len(rows):
-            raise DataError(f"{self._where} is empty")
-        labels = self._read_labels(rows)
-        self.num_classes = num_classes or self._count_classes(rows, labels)
-        self._check_labels(labels)
-        chosen = self._choose(len(rows), heldout)
-        self._first = chosen.start
-        self._labels = labels[chosen.start : chosen.stop].astype(np.int32).clip(min=-1)
-        self._rows = undecoded(rows.select_columns([self._image]), self._image)
+        rows = _open_rows(self.path, name, config, self._streaming)
+        self._image, self._label = _columns(rows, self._where, image_column, label_column)
+        used = [column for column in (self._image, self._label) if column is not None]
+        rows = _undecoded(rows.select_columns(used), self._image)
+        self._take(rows, heldout_split)
 
     @property
     def description(self) -> dict[str, Any]:
@@ -75,18 +69,46 @@ class HuggingFace(IndexedImages):
             "rows": self._where,
             "first": self._first,
             "count": len(self),
-            "size": self._fit.size,
-            "crop": self._fit.crop,
+            "size": self.size,
+            "crop": self.crop,
             "num_classes": self.num_classes,
         }
 
-    def _read(self, index: int) -> tuple[bytes, str]:
-        row = self._first + index
-        where = f"row {row} of {self._where}"
-        return cell_bytes(self._rows[row][self._image], where), where
+    def picture(self, index: int) -> tuple[bytes, str]:
+        where = f"row {self._first + index} of {self._where}"
+        return _bytes_of(self._rows[self._first + index][self._image], where), where
+
+    def _take(self, rows: Any, heldout_split: str | None) -> None:
+        """Set the labels and the rows of this split."""
+        if not len(rows):
+            raise DataError(f"{self._where} is empty")
+        labels = self._read_labels(rows)
+        self.num_classes = (
+            self.num_classes or _class_count(rows, self._label) or int(labels.max()) + 1
+        )
+        wrong = (labels < 0) | (labels >= self.num_classes)
+        for i in np.flatnonzero(wrong)[:1] if self.num_classes else ():
+            raise DataError(
+                f"row {i} of {self._where} has the label {labels[i]}, but there are "
+                f"{self.num_classes} classes, from 0"
+            )
+        chosen = range(len(rows))
+        if heldout_split is not None:
+            chosen = chosen[: self.heldout] if self.split == "heldout" else chosen
+        elif self.heldout is not None and self.split != "all":
+            if self.heldout >= len(rows):
+                raise ValueError(
+                    f"heldout={self.heldout} must leave images in both splits, and {self._where} "
+                    f"has {len(rows)}"
+                )
+            first = len(rows) - self.heldout
+            chosen = chosen[:first] if self.split == "train" else chosen[first:]
+        self._first = chosen.start
+        self.labels = labels[chosen.start : chosen.stop].astype(np.int32)
+        self._rows = rows.select_columns([self._image])
 
     def _read_labels(self, rows: Any) -> np.ndarray:
-        """int64 [rows], -1 without a label column."""
+        """int64 [rows], -1 without a label."""
         if self._label is None:
             return np.full(len(rows), -1)
         column = rows.select_columns([self._label]).with_format("arrow")[:][self._label]
@@ -96,96 +118,63 @@ class HuggingFace(IndexedImages):
                 f"{' and empty cells' * (column.null_count > 0)}, not a whole number for each "
                 "image: name another label_column, or none"
             )
-        return column.to_numpy().astype(np.int64)
-
-    def _count_classes(self, rows: Any, labels: np.ndarray) -> int:
-        """What the label column says, else the largest label + 1; 0 where all are below 0."""
-        count = class_count(rows, self._label) or max(0, int(labels.max()) + 1)
-        if count > MAX_CLASSES:
-            raise DataError(
-                f"the column {self._label} of {self._where} has the label {count - 1}, which looks "
-                "like a mistake: give num_classes=N if there are so many classes"
-            )
-        return count
-
-    def _check_labels(self, labels: np.ndarray) -> None:
-        wrong = (labels < 0) | (labels >= self.num_classes)
-        for i in np.flatnonzero(wrong)[:1] if self.num_classes else ():
-            raise DataError(
-                f"row {i} of {self._where} has the label {labels[i]}, but there are "
-                f"{self.num_classes} classes, from 0"
-            )
-
-    def _choose(self, count: int, heldout: int | None) -> range:
-        if heldout is None or self.split == "all":
-            return range(count)
-        if heldout >= count:
-            raise ValueError(
-                f"heldout={heldout} must leave images in both splits, and {self._where} has {count}"
-            )
-        first = count - heldout
-        return range(first) if self.split == "train" else range(first, count)
+        return column.to_numpy().astype(np.int64).clip(min=-1)
 
 
-class HuggingFaceStream(ImageStream):
-    """The same, read from front to back, without waiting for a download.
+class HuggingFaceStream(HuggingFace):
+    """The same without waiting for a download: rows as they arrive, shuffled by `datasets`.
 
-    Held out are the first `heldout` rows of `heldout_split`. `num_classes` must be given where the
-    label column does not say it, and labels are left out without.
+    Training images have no index. Held out are the rows of `heldout_split`, of which `heldout=N`
+    keeps the first N, in memory and with an index. `size` or `crop` must be given, and
+    `num_classes` where the label column does not say it; labels are left out without.
     """
 
-    def __init__(
-        self,
-        path: str,
-        split: str = "train",
-        *,
-        config: str | None = None,
-        train_split: str = "train",
-        heldout_split: str | None = None,
-        heldout: int | None = None,
-        image_column: str = "image",
-        label_column: str | None = None,
-        size: int | None = None,
-        crop: int | None = None,
-        num_classes: int | None = None,
-    ):
-        super().__init__(split, heldout, size, crop)
-        check_count("num_classes", num_classes)
-        if split == "heldout" and heldout_split is None:
-            raise ValueError("heldout_split must name the split of the held-out images")
-        self.path = str(path)
-        self._split = heldout_split if split == "heldout" and heldout_split else train_split
-        rows = open_rows(self.path, self._split, config, streaming=True)
-        where = f"the split {self._split} of {self.path}"
-        chosen = columns(rows, where, image_column, label_column)
-        self._image_column, self._label_column = chosen
-        self.num_classes = 0
-        if self._label_column is not None:
-            self.num_classes = num_classes or class_count(rows, self._label_column)
-        used = [name for name in chosen if name is not None]
-        self._rows = undecoded(rows.select_columns(used), self._image_column)
-        self.shards = self._rows.num_shards
+    _streaming = True
 
-    def records(self, shard: int, start: int = 0) -> Iterator[Record]:
-        where = f"shard {shard} of the split {self._split} of {self.path}"
-        rows = self._rows.shard(self.shards, shard).skip(start)
-        try:
-            # Not by iter(rows): in a worker of torch it would give each worker other shards.
-            for batch in rows.iter(_ROWS):
-                labels = (
-                    batch[self._label_column]
-                    if self._label_column
-                    else [-1] * len(batch[self._image_column])
-                )
-                for cell, label in zip(batch[self._image_column], labels, strict=True):
-                    here = f"row {start} of {where}"
-                    label = label if type(label) is int and label >= 0 else -1
-                    yield Record(cell_bytes(cell, here), here, label)
-                    start += 1
-        except DataError:
-            raise
-        except Exception as error:  # of the network, of the hub, of the parsers of its files
-            raise DataError(f"{where} cannot be read: {first_line(error)}") from None
+    def reads(self, seed: int, rank: int, world: int) -> Iterator[Read]:
+        """The training images of one of `world` processes, endless; in a worker of torch, its part.
+
+        Raises DataError where rows cannot be had.
+        """
+        split = importlib.import_module("datasets.distributed").split_dataset_by_node
+        rows = split(self._rows.shuffle(seed=seed, buffer_size=_SHUFFLED), rank, world)
+        for epoch in itertools.count():
+            rows.set_epoch(epoch)
+            for row in _rows_of(rows, self._where):
+                yield partial(self._decoded, row)
+
+    def workers(self, world: int) -> int:
+        """So many workers of each process have files to read from."""
+        return max(1, self._rows.num_shards // world)
+
+    def __len__(self) -> int:
+        if self.split != "heldout":
+            raise DataError(f"{self._where} is a stream: only held-out images have an index")
+        return super().__len__()
+
+    def _decoded(self, row: Mapping[str, Any]) -> tuple[Tensor, int]:
+        cell, label = row[self._image], -1 if self._label is None else row[self._label]
+        where = f"{cell.get('path') or 'a picture'} in {self._where}"
+        if self.num_classes and (type(label) is not int or not 0 <= label < self.num_classes):
+            raise DataError(
+                f"{where} has the label {label}, not an integer from 0 to {self.num_classes - 1}"
+            )
+        return self._fitted(_bytes_of(cell, where), where), label
+
+    def _take(self, rows: Any, heldout_split: str | None) -> None:
+        if (self.size or self.crop) is None:
+            raise ValueError("a stream needs size=N or crop=N: the shape of its images")
+        self.num_classes = self.num_classes or _class_count(rows, self._label)
+        if not self.num_classes:
+            self._label = None
+        if self.split != "heldout":
+            self._rows = rows
+        elif heldout_split is None:
+            raise ValueError("heldout_split must name the split of a stream's held-out images")
+        else:
+            first = list(_rows_of(itertools.islice(rows, self.heldout), self._where))
+            rows = package().Dataset.from_list(first, features=rows.features)
+            super()._take(rows, heldout_split)
 
 
 def package() -> Any:
@@ -196,47 +185,30 @@ def package() -> Any:
         raise DataError("the hub needs the package datasets: `pip install datasets`") from None
 
 
-def open_rows(path: str, split: str, config: str | None, streaming: bool) -> Any:
+def _open_rows(path: str, split: str, config: str | None, streaming: bool) -> Any:
     """A split of a data set, as `datasets` has it. Raises DataError."""
     datasets = package()
-    folder = Path(path)
     try:
-        if not any((folder / f).is_file() for f in ("state.json", "dataset_dict.json")):
+        if not any(Path(path, f).is_file() for f in ("state.json", "dataset_dict.json")):
             return datasets.load_dataset(path, config, split=split, streaming=streaming)
         saved = datasets.load_from_disk(path)
         if isinstance(saved, Mapping):
-            if split not in saved:
-                raise DataError(f"{path} has no split {split}; it has {', '.join(saved)}")
             saved = saved[split]
-        if not streaming:
-            return saved
-        files = max(1, len(saved.cache_files))
-        return saved.to_iterable_dataset(num_shards=min(files, len(saved)))
-    except DataError:
-        raise
+        return saved.to_iterable_dataset() if streaming else saved
     except Exception as error:  # of the network, of the hub, of the parsers of its files
         raise DataError(
             f"the split {split} of {path} cannot be read by the package datasets "
-            f"({first_line(error)}): is it a folder that holds one, or is the name right, and is "
+            f"({_first_line(error)}): is it a folder that holds one, or is the name right, and is "
             "there a network?"
         ) from None
 
 
-def columns(rows: Any, where: str, image: str, label: str | None) -> tuple[str, str | None]:
+def _columns(rows: Any, where: str, image: str, label: str | None) -> tuple[str, str | None]:
     """The columns of images and labels; the second None for no labels. Raises DataError.
 
     where: how messages call the rows.
     """
-    there = rows.column_names
-    if there is None:  # a stream that only its rows tell
-        try:
-            there = list(next(iter(rows), ()))
-        except Exception as error:  # of the network, of the hub, of the parsers of its files
-            raise DataError(
-                f"the first row of {where} cannot be read: {first_line(error)}"
-            ) from None
-        if not there:
-            raise DataError(f"{where} is empty")
+    there = rows.column_names or list(next(_rows_of(rows, where)))
     if label is None:
         label = "label" if "label" in there else "none"
     for wanted in (image, label):
@@ -245,21 +217,33 @@ def columns(rows: Any, where: str, image: str, label: str | None) -> tuple[str, 
     return image, None if label == "none" else label
 
 
-def undecoded(rows: Any, image: str) -> Any:
+def _undecoded(rows: Any, image: str) -> Any:
     """The rows with the encoded file instead of the decoded picture: we decode it as any other."""
     try:
         return rows.cast_column(image, package().Image(decode=False))
     except Exception as error:
-        raise DataError(f"the column {image} holds no pictures: {first_line(error)}") from None
+        raise DataError(f"the column {image} holds no pictures: {_first_line(error)}") from None
 
 
-def class_count(rows: Any, label: str | None) -> int:
+def _rows_of(rows: Any, where: str) -> Iterator[Mapping[str, Any]]:
+    """The rows of a stream. Raises DataError where there is none, or one cannot be had."""
+    row = None
+    try:
+        for row in rows:
+            yield row
+    except Exception as error:  # of the network, of the hub, of the parsers of its files
+        raise DataError(f"{where} cannot be read: {_first_line(error)}") from None
+    if row is None:
+        raise DataError(f"{where} is empty")
+
+
+def _class_count(rows: Any, label: str | None) -> int:
     """The number of classes that a label column knows, 0 where it does not."""
     feature = (rows.features or {}).get(label)
     return getattr(feature, "num_classes", None) or 0
 
 
-def cell_bytes(cell: Any, where: str) -> bytes:
+def _bytes_of(cell: Any, where: str) -> bytes:
     """The encoded picture in a cell of an image column. Raises DataError."""
     content = cell if isinstance(cell, Mapping) else {}
     if isinstance(content.get("bytes"), bytes):
@@ -267,22 +251,16 @@ def cell_bytes(cell: Any, where: str) -> bytes:
     path = content.get("path")
     if not path:
         raise DataError(f"{where} holds no picture")
-    return _remote_bytes(path, where) if "://" in path else read_file(path)
-
-
-def _remote_bytes(url: str, where: str) -> bytes:
-    """A file that a row of a stream names: of a folder of images on the hub, hf://... for one."""
+    if "://" not in path:
+        return read_file(path)
     fsspec: Any = importlib.import_module("fsspec")  # which `datasets` needs itself
     try:
-        with fsspec.open(url, "rb") as file:
-            data = file.read(MAX_BYTES + 1)
+        with fsspec.open(path, "rb") as file:  # a row of a stream may name hf://...
+            return file.read()
     except Exception as error:  # of the network, of the hub, of an archive
-        raise DataError(f"{where} cannot be read: {first_line(error)}") from None
-    if len(data) > MAX_BYTES:
-        raise DataError(f"{where} is larger than {MAX_BYTES // 2**20} MiB")
-    return data
+        raise DataError(f"{where} cannot be read: {_first_line(error)}") from None
 
 
-def first_line(error: Exception) -> str:
+def _first_line(error: Exception) -> str:
     """What an error says, without the rest of its page."""
     return str(error).strip().partition("\n")[0][:300] or type(error).__name__

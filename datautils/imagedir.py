@@ -1,4 +1,4 @@
-"""Images in a folder, a zip file or shards, whole or cropped and resized, with their labels."""
+"""Images in a folder or a zip file, whole or cropped and resized, with their labels."""
 
 import os
 from pathlib import Path
@@ -6,27 +6,22 @@ from typing import Any
 
 import numpy as np
 
-from datautils.archive import Archive, is_there, open_archive
-from datautils.fit import Fit, check_count
-from datautils.indexed import IndexedImages, check_split
-from datautils.labels import MODES, Labels, check_range, count_classes, read_labels, same_classes
+from datautils.archive import Archive, open_archive
+from datautils.indexed import IndexedImages, check_count
+from datautils.labels import Labels, check_range, read_labels, same_classes
 from runtime.errors import DataError
 
 
 class ImageDir(IndexedImages):
-    """The images of a folder, a zip file or tar shards, in the order of their names.
-
-    `path` may be any of those that `open_archive` explains.
+    """The images of a folder or a zip file, in the order of their names.
 
     split: "train", "heldout", or "all" images of `path`. `heldout=N` holds the last N out of
     training, `heldout_path` is another path that holds them; with neither every image is for
-    training. `crop` is the side in pixels of the square cut out of the middle, `size`
-    the side after resizing by Lanczos; `size` alone resizes the largest square, with neither all
-    images must have the shape of the first. `labels` is explained at `read_labels`; `num_classes`
-    is the largest label of `path` + 1, at most a million, unless given, and 0 without labels.
+    training. `size` and `crop` are explained at `IndexedImages`, `labels` at `read_labels`;
+    `num_classes` is the largest label of `path` + 1 unless given, and 0 without labels.
 
-    Items are (uint8 image [3, h, w], label or -1). Raises ValueError for options that make no
-    sense and DataError, which names the file, for faults of the data; of an image, when it is read.
+    Raises ValueError for options that make no sense and DataError, which names the file, for faults
+    of the data; of an image, when it is read.
     """
 
     def __init__(
@@ -41,16 +36,16 @@ class ImageDir(IndexedImages):
         labels: str = "auto",
         num_classes: int | None = None,
     ):
-        _check(path, split, heldout, heldout_path, labels)
+        super().__init__(split, size, crop, heldout)
         check_count("num_classes", num_classes)
-        self._fit = Fit(size, crop)
+        if heldout is not None and heldout_path is not None:
+            raise ValueError("give heldout=N or heldout_path=PATH, not both")
         self.path = Path(path)
         self.heldout_path = None if heldout_path is None else Path(heldout_path)
-        self.heldout, self.split = heldout, split
         self._archive, found, self.num_classes = self._open(labels, num_classes)
         self._label_mode = found.mode
         self._chosen = self._choose(self._archive, found)
-        self._labels = found.values[self._chosen].astype(np.int32)
+        self.labels = found.values[self._chosen].astype(np.int32)
 
     @property
     def names(self) -> list[str]:
@@ -66,13 +61,13 @@ class ImageDir(IndexedImages):
             "heldout": self.heldout,
             "heldout_path": self.heldout_path and str(self.heldout_path),
             "count": len(self),
-            "size": self._fit.size,
-            "crop": self._fit.crop,
+            "size": self.size,
+            "crop": self.crop,
             "labels": self._label_mode,
             "num_classes": self.num_classes,
         }
 
-    def _read(self, index: int) -> tuple[bytes, str]:
+    def picture(self, index: int) -> tuple[bytes, str]:
         return self._archive.picture(int(self._chosen[index]))
 
     def _open(self, mode: str, num_classes: int | None) -> tuple[Archive, Labels, int]:
@@ -80,13 +75,13 @@ class ImageDir(IndexedImages):
         outside = self.heldout_path if self.split == "heldout" else None
         archive = open_archive(outside or self.path)
         found = read_labels(archive, mode)
-        classes = num_classes or count_classes(found, archive)
+        classes = num_classes or found.classes
         # Numbers in dataset.json mean the same in every archive, and may be all there is to know.
         if outside and mode != "none" and not (num_classes and found.mode == "json"):
             training = open_archive(self.path)
             train = read_labels(training, mode)
             same_classes(found, train, archive, training)
-            classes = num_classes or count_classes(train, training)
+            classes = num_classes or train.classes
         if classes:
             check_range(found, classes, archive)
         return archive, found, classes
@@ -101,7 +96,7 @@ class ImageDir(IndexedImages):
             )
         if self.split == "all" or self.heldout is None:
             return np.arange(count)
-        if not 1 <= self.heldout < count:
+        if self.heldout >= count:
             raise ValueError(
                 f"heldout={self.heldout} must leave images in both splits, and {archive.path} "
                 f"has {count}"
@@ -112,19 +107,8 @@ class ImageDir(IndexedImages):
 
 def expect(path: str | os.PathLike[str], option: str, size: int) -> None:
     """Raise DataError, with the command that makes it, where a prepared data set is not there."""
-    if not is_there(path):
+    if not Path(path).exists():
         raise DataError(
             f"{path} is not there: make it by `python -m datautils.prepare --source ORIGINALS "
             f"--dest {path} --size {size}`, or name another folder or zip file by {option}=PATH"
         )
-
-
-def _check(path: Any, split: str, heldout: Any, heldout_path: Any, labels: str) -> None:
-    check_split(split)
-    if labels not in MODES:
-        raise ValueError(f"labels must be one of {', '.join(MODES)}, not {labels!r}")
-    if heldout is not None and heldout_path is not None:
-        raise ValueError("give heldout=N or heldout_path=PATH, not both")
-    if heldout_path is not None and os.path.realpath(path) == os.path.realpath(heldout_path):
-        raise ValueError(f"heldout_path={heldout_path} is the path of the training images")
-    check_count("heldout", heldout)

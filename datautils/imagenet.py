@@ -12,7 +12,7 @@ _EVERY, _TAKEN = 50, 10  # the validation set has 50 images of each class
 
 
 class ImageNet64(ImageDir):
-    """ImageNet at 64×64 with labels from 0 to 999, in two folders, zip files or sets of shards.
+    """ImageNet at 64×64 with labels from 0 to 999, in two folders or zip files.
 
     All images of `path` are for training. Held out are, of each class of `heldout_path`, the images
     whose index within the class, in the order of the names, is below 10 modulo 50: of the standard

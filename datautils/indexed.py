@@ -1,44 +1,86 @@
-"""Data sets with an index whose pictures are decoded and fitted to one shape when they are read."""
+"""Data sets with an index: pictures of all sizes become images of one shape when they are read."""
 
 from abc import ABC, abstractmethod
 
 import numpy as np
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from datautils.fit import Fit
+from datautils.decode import centre_crop, decode_image, resize, to_tensor
+from runtime.errors import DataError
 
 SPLITS = ("train", "heldout", "all")
 
 
 class IndexedImages(Dataset[tuple[Tensor, int]], ABC):
-    """Items are (uint8 image [3, h, w], label or -1). A subclass sets the three attributes."""
+    """Items are (uint8 image [3, h, w], label or -1), of one shape.
+
+    `crop` is the side in pixels of the square cut out of the middle, `size` the side after resizing
+    by Lanczos; `size` alone resizes the largest square. With neither all pictures must have the
+    shape of the first one. A subclass sets `labels` and `num_classes`.
+    """
 
     num_classes: int
-    _fit: Fit
-    _labels: np.ndarray  # int32 [images], -1 for none
+    labels: np.ndarray  # int32 [images], -1 for none
+
+    def __init__(self, split: str, size: int | None, crop: int | None, heldout: int | None):
+        """Raises ValueError for an unknown split, and for another option that is no count."""
+        if split not in SPLITS:
+            raise ValueError(f"unknown split {split!r}; known: {', '.join(SPLITS)}")
+        for name, value in {"size": size, "crop": crop, "heldout": heldout}.items():
+            check_count(name, value)
+        self.split, self.size, self.crop, self.heldout = split, size, crop, heldout
+        side = size or crop
+        self._shape = None if side is None else (3, side, side)
 
     @abstractmethod
-    def _read(self, index: int) -> tuple[bytes, str]:
+    def picture(self, index: int) -> tuple[bytes, str]:
         """The bytes of image `index`, and how a message names it. Raises DataError."""
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
         """(channels, height, width) of every image; without size and crop, of the first."""
-        return self._fit.shape_by(lambda: self._read(0))
+        if self._shape is None:
+            _, height, width = self._fitted(*self.picture(0)).shape
+            self._shape = (3, height, width)
+        return self._shape
 
     def __len__(self) -> int:
-        return len(self._labels)
+        return len(self.labels)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         """Image `index` and its label. Raises IndexError, and DataError for a broken image."""
         if not 0 <= index < len(self):
             raise IndexError(f"image {index} of {len(self)}")
-        _ = self.image_shape  # known from here on
-        return self._fit(*self._read(index)), int(self._labels[index])
+        shape, (data, where) = self.image_shape, self.picture(index)
+        image = self._fitted(data, where)
+        if image.shape != shape:
+            raise DataError(
+                f"{where} has {image.shape[2]}x{image.shape[1]} pixels, but the first image has "
+                f"{shape[2]}x{shape[1]}: give size or crop"
+            )
+        return image, int(self.labels[index])
+
+    def _fitted(self, data: bytes, where: str) -> Tensor:
+        return to_tensor(fit(decode_image(data, where), self.size, self.crop, where))
 
 
-def check_split(split: str) -> None:
-    """Raise ValueError, with the known ones, for another split."""
-    if split not in SPLITS:
-        raise ValueError(f"unknown split {split!r}; known: {', '.join(SPLITS)}")
+def fit(image: Image.Image, size: int | None, crop: int | None, where: str) -> Image.Image:
+    """The centre square of `crop` pixels (default: the largest), resized to `size` pixels.
+
+    With neither, the image as it is. Raises DataError where it is too small for the crop.
+    """
+    if size is None and crop is None:
+        return image
+    try:
+        image = centre_crop(image, crop)
+    except ValueError as error:
+        raise DataError(f"{where} is {error}") from None
+    return image if size is None else resize(image, size)
+
+
+def check_count(name: str, value: object) -> None:
+    """Raise ValueError for an option that is neither left out nor an integer of at least 1."""
+    if value is not None and (type(value) is not int or value < 1):
+        raise ValueError(f"{name} must be an integer of at least 1, not {value!r}")

@@ -11,8 +11,7 @@ import importlib.util
 import io
 import math
 import zipfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +20,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from datautils.fit import check_count
+from datautils.indexed import check_count
 
 FREE_PHOTOS = Path(__file__).parent / "freephotos.zip"
 # Colour photographs of scenes only: the packages also ship drawings, plots, pictures of
@@ -69,7 +68,6 @@ class Photos(Dataset[tuple[Tensor, int]]):
             )
         self.resolution = resolution
         self.split = split
-        self.name = f"photos{resolution}-{split}"
         self.size = _DEFAULT_SIZE[split] if size is None else size
         self._photos = [name for name, side in sides.items() if side >= resolution]
 
@@ -131,8 +129,7 @@ def _sizes(split: str) -> dict[str, tuple[int, int]]:
     """(width, height) of each photograph of a split, by its name. No pixel is decoded."""
     if split == "heldout":
         return {name: _open(name).size for name in HELDOUT}
-    with _free_photos() as archive:
-        rows = csv.DictReader(io.StringIO(archive.read("credits.csv").decode()))
+    rows = csv.DictReader(io.StringIO(_free_photos("credits.csv").decode()))
     return {row["file"]: (int(row["width"]), int(row["height"])) for row in rows}
 
 
@@ -146,24 +143,20 @@ def _pyramid(name: str) -> list[Image.Image]:
 
 def _open(name: str) -> Image.Image:
     """A photograph whose pixels are not decoded yet."""
-    if name in HELDOUT:
-        return Image.open(io.BytesIO(_locate(name).read_bytes()))
-    with _free_photos() as archive:
-        return Image.open(io.BytesIO(archive.read(name)))
+    data = _locate(name).read_bytes() if name in HELDOUT else _free_photos(name)
+    return Image.open(io.BytesIO(data))
 
 
-@contextmanager
-def _free_photos() -> Iterator[zipfile.ZipFile]:
-    """The file of the training photographs, open for as long as one is read from it."""
+def _free_photos(name: str) -> bytes:
+    """A member of the file of the training photographs."""
     try:
-        archive = zipfile.ZipFile(FREE_PHOTOS)
+        with zipfile.ZipFile(FREE_PHOTOS) as archive:
+            return archive.read(name)
     except (OSError, zipfile.BadZipFile):
         raise ValueError(
             f"the built-in photos need {FREE_PHOTOS}, which is missing or damaged: take it from "
             "the project's repository"
         ) from None
-    with archive:
-        yield archive
 
 
 def _locate(file: str) -> Path:

@@ -57,6 +57,16 @@ def images_of(folder: Path) -> list[int]:
     return [int(path.name) for path in list_checkpoints(folder)]
 
 
+def test_counters_of_an_older_version_are_read(folder):
+    path = save(folder, 4) / "state.json"
+    state = json.loads(path.read_text())
+    state["progress"]["position"] = []  # where a stream went on
+    state["checksum"] = checkpoint._record_checksum(state)
+    path.write_text(json.dumps(state))
+    _, progress, warnings = find_checkpoint(folder)
+    assert progress.images == 4 and not warnings
+
+
 # ---- which ones stay -----------------------------------------------------------------------------
 
 

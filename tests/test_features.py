@@ -8,9 +8,7 @@ import io
 import socketserver
 import sys
 import threading
-import time
 import zipfile
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -131,7 +129,7 @@ def test_fetch_keeps_nothing_of_a_wrong_or_missing_file(server, tmp_path):
     dest = tmp_path / "dest" / "weights"
     dest.parent.mkdir()
     dest.write_bytes(b"older")
-    with pytest.raises(ValueError, match="instead of 6726825d: it was not kept"):
+    with pytest.raises(ValueError, match=r'wrong or incomplete file: .*expected "6726825d"'):
         fetch(f"{url}/weights", dest, "6726825d", progress=False)
     with pytest.raises(OSError, match="404"):
         fetch(f"{url}/none", dest, "6726825d", progress=False)
@@ -139,41 +137,16 @@ def test_fetch_keeps_nothing_of_a_wrong_or_missing_file(server, tmp_path):
     assert [p.name for p in dest.parent.iterdir()] == ["weights"]
 
 
-def test_fetch_gives_up_on_a_server_that_ends_early_or_says_nothing(tmp_path):
-    class Short(http.server.BaseHTTPRequestHandler):
-        def do_GET(self):
-            if self.path == "/silent":
-                released.wait(10)
-                return
-            self.send_response(200)
-            self.send_header("Content-Length", "1000")
-            self.end_headers()
-            self.wfile.write(b"x" * 10)
-
-        def log_message(self, *arguments):
-            pass
-
-    released = threading.Event()
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Short) as web:
-        thread = threading.Thread(target=web.serve_forever, daemon=True)
-        thread.start()
-        url = f"http://127.0.0.1:{web.server_address[1]}"
-        with pytest.raises(OSError, match="after 10 of 1000 bytes"):
-            fetch(f"{url}/short", tmp_path / "a", "00", progress=False)
-        with pytest.raises(OSError, match="timed out"):
-            fetch(f"{url}/silent", tmp_path / "b", "00", progress=False, timeout=0.2)
-        released.set()
-        web.shutdown()
-        thread.join()
-    assert not list(tmp_path.iterdir())
-
-
 @pytest.mark.parametrize(
-    "answer",
-    [b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n10\r\nhalf", b"no HTTP at all\r\n"],
-    ids=["cut off", "another protocol"],
+    ("answer", "error"),
+    [
+        (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n10\r\nhalf", OSError),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\nhalf", ValueError),
+        (b"no HTTP at all\r\n", OSError),
+    ],
+    ids=["cut off", "too short", "another protocol"],
 )
-def test_fetch_tells_a_broken_answer_as_an_error_of_the_connection(tmp_path, answer):
+def test_fetch_tells_a_broken_answer(tmp_path, answer, error):
     class Broken(socketserver.BaseRequestHandler):
         def handle(self):
             self.request.recv(1 << 16)
@@ -183,46 +156,11 @@ def test_fetch_tells_a_broken_answer_as_an_error_of_the_connection(tmp_path, ans
         thread = threading.Thread(target=web.serve_forever, daemon=True)
         thread.start()
         url = f"http://127.0.0.1:{web.server_address[1]}/weights"
-        with pytest.raises(OSError, match=f"^{url} gave no whole answer: "):
+        with pytest.raises(error, match=f"^{url} gave (no whole answer|a wrong or incomplete)"):
             fetch(url, tmp_path / "a", "00", progress=False)
         web.shutdown()
         thread.join()
     assert not list(tmp_path.iterdir())
-
-
-def test_processes_that_want_a_file_at_once_download_it_once(tmp_path):
-    content, asked = bytes(range(256)), []
-
-    class Slow(http.server.BaseHTTPRequestHandler):
-        def do_GET(self):
-            asked.append(self.path)
-            time.sleep(0.5)
-            self.send_response(200)
-            self.end_headers()
-            self.wfile.write(content)
-
-        def log_message(self, *arguments):
-            pass
-
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Slow) as web:
-        thread = threading.Thread(target=web.serve_forever, daemon=True)
-        thread.start()
-        url = f"http://127.0.0.1:{web.server_address[1]}/weights"
-        digest = hashlib.sha256(content).hexdigest()
-        started = threading.Barrier(4)
-
-        def one(_):
-            started.wait()
-            return fetch(url, tmp_path / "new" / "weights", digest, progress=False)
-
-        # Threads stand for processes: each opens the lock file, and a lock belongs to the opening.
-        with ThreadPoolExecutor(4) as pool:
-            paths = list(pool.map(one, range(4)))
-        web.shutdown()
-        thread.join()
-    assert len(asked) == 1
-    assert [p.name for p in (tmp_path / "new").iterdir()] == ["weights"]
-    assert paths[0].read_bytes() == content
 
 
 def test_efficientnet_halves_the_map_five_times(weights_file):
@@ -547,7 +485,7 @@ def test_inception_is_downloaded_once_and_checked(inception_file, server, cache,
     folder, url = server
     published = inception_file.rename(folder / features.INCEPTION_FILE)
     monkeypatch.setattr(features, "INCEPTION_URL", f"{url}/{published.name}")
-    with pytest.raises(ValueError, match=r"SHA-256 begins with .*--detector inception=FILE"):
+    with pytest.raises(ValueError, match=r"wrong or incomplete file.*--detector inception=FILE"):
         load_detector("inception")
     assert not list(cache.iterdir())
     monkeypatch.setattr(features, "INCEPTION_SHA256", sha256(published)[:8])

@@ -1,13 +1,15 @@
 """Images from folders and zip files: names, labels, splits, sizes; faults told in one sentence."""
 
+import contextlib
 import json
 import multiprocessing
 import os
 import pickle
 import re
-import sys
+import struct
 import tracemalloc
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
@@ -73,11 +75,10 @@ def test_names_are_the_pictures_sorted(where: Path):
          "__MACOSX/b.png", "é.jpg"], b"content"
     )  # fmt: skip
     archive = open_archive(make(where, files))
-    assert archive.names == ["a-1.webp", "a/10.png", "a/2.png", "b.JPEG", "é.jpg"]
-    assert all(archive.read(name) == b"content" for name in archive.names)
-    for name in ("notes.txt", "../x.png", "c.png", "dataset.json"):
-        with pytest.raises(DataError, match=re.escape(name)):
-            archive.read(name)
+    assert list(archive.names) == ["a-1.webp", "a/10.png", "a/2.png", "b.JPEG", "é.jpg"]
+    for i, name in enumerate(archive.names):
+        data, place = archive.picture(i)
+        assert data == b"content" and place == archive.where(name) and name in place
 
 
 def test_links_are_followed_once(tmp_path: Path):
@@ -85,17 +86,16 @@ def test_links_are_followed_once(tmp_path: Path):
     make(tmp_path / "folder", ["0.png"])
     (tmp_path / "folder/more").symlink_to(tmp_path / "elsewhere")
     (tmp_path / "folder/loop").symlink_to(tmp_path / "folder")
-    assert open_archive(tmp_path / "folder").names == ["0.png", "more/1.png"]
+    assert list(open_archive(tmp_path / "folder").names) == ["0.png", "more/1.png"]
 
 
 @pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
-@pytest.mark.parametrize("variant", ["plain", "comment", "prefix", "zip64", "many"])
-def test_our_reader_agrees_with_zipfile(tmp_path: Path, method: int, variant: str):
+@pytest.mark.parametrize("variant", ["plain", "comment", "prefix", "zip64"])
+def test_members_are_those_of_zipfile(tmp_path: Path, method: int, variant: str):
     path = tmp_path / "a.zip"
-    numbers = range(70_000 if variant == "many" else 20)  # more than the old format can count
     with zipfile.ZipFile(path, "w", method) as archive:
         archive.writestr("folder/", b"")
-        for i in numbers:
+        for i in range(20):
             with archive.open(f"folder/{i}.png", "w", force_zip64=variant == "zip64") as file:
                 file.write(b"x%d" % i * (i % 50))
         if variant == "comment":
@@ -104,98 +104,82 @@ def test_our_reader_agrees_with_zipfile(tmp_path: Path, method: int, variant: st
         path.write_bytes(b"a program that unpacks itself" + path.read_bytes())
     ours = open_archive(path)
     with zipfile.ZipFile(path) as theirs:
-        assert ours.names == sorted(theirs.namelist())[1:]
-        for name in ours.names[:: max(1, len(numbers) // 100)]:
-            assert ours.read(name) == theirs.read(name)
+        assert list(ours.names) == sorted(theirs.namelist())[1:]
+        for i, name in enumerate(ours.names):
+            assert ours.picture(i)[0] == theirs.read(name)
 
 
-def long_directory(data: bytes) -> bytes:
-    """A stored zip of one entry, the sizes and the offset in its directory as ZIP64 has them."""
-    at, end = data.index(b"PK\1\2"), data.index(b"PK\5\6")
-    entry = bytearray(data[at:end])
-    sizes = [int.from_bytes(entry[i : i + 4], "little") for i in (24, 20, 42)]
-    for i in (24, 20, 42):
-        entry[i : i + 4] = b"\xff" * 4
-    entry[30:32] = (28).to_bytes(2, "little")
-    entry += b"\1\0\x18\0" + b"".join(size.to_bytes(8, "little") for size in sizes)
-    tail = bytearray(data[end:])
-    tail[12:16] = len(entry).to_bytes(4, "little")
-    return data[:at] + entry + tail
+def with_plain_names(path: Path, names: dict[str, bytes], extra: bytes = b"") -> Path:
+    """A zip file whose names are these bytes, without the flag for UTF-8. names: {ASCII: bytes of
+    the same length}; extra: the extra field of every member."""
+    with zipfile.ZipFile(path, "w") as archive:
+        for i, name in enumerate(names):
+            info = zipfile.ZipInfo(name)
+            info.extra = extra
+            archive.writestr(info, png(i))
+    data = path.read_bytes()
+    for name, raw in names.items():
+        assert len(name) == len(raw)
+        data = data.replace(name.encode(), raw)
+    path.write_bytes(data)
+    return path
 
 
-def test_sizes_beyond_32_bits_are_read_from_the_extra_field(tmp_path: Path):
-    path = make(tmp_path / "a.zip", {"a.png": b"content"})
-    path.write_bytes(long_directory(path.read_bytes()))
-    with zipfile.ZipFile(path) as theirs:
-        assert theirs.read("a.png") == b"content"
-    assert open_archive(path).read("a.png") == b"content"
+def unicode_path(raw: bytes, name: str, version: int = 1) -> bytes:
+    """The extra field 0x7075 that gives the plain name `raw` another one."""
+    content = struct.pack("<BL", version, zlib.crc32(raw)) + name.encode()
+    return struct.pack("<2H", 0x7075, len(content)) + content
+
+
+@pytest.mark.parametrize(
+    ("raw", "extra", "expected"),
+    [
+        ("é/a.png".encode(), b"", "é/a.png"),  # UTF-8 without the flag
+        ("é/a.png".encode("cp437"), b"", "é/a.png"),
+        (b"xx/a.png", unicode_path(b"xx/a.png", "жж/a.png"), "жж/a.png"),
+        (b"xx/a.png", b"\1\x99\2\0ab" + unicode_path(b"xx/a.png", "ж/b.png"), "ж/b.png"),
+        (b"xx/a.png", unicode_path(b"another", "ж/a.png"), "xx/a.png"),  # renamed since
+        (b"xx/a.png", unicode_path(b"xx/a.png", "ж/a.png", version=2), "xx/a.png"),
+        (b"xx\\a.png", b"", "xx/a.png"),
+        (b"./xa.png", b"", "xa.png"),
+    ],
+)
+def test_names_without_the_flag_for_utf8(tmp_path: Path, raw: bytes, extra: bytes, expected: str):
+    plain = f"{'q' * (len(raw) - 4)}.png"
+    archive = open_archive(with_plain_names(tmp_path / "a.zip", {plain: raw}, extra))
+    assert list(archive.names) == [expected]
+    assert archive.picture(0) == (png(0), f"{expected} in {tmp_path}/a.zip")
+
+
+def test_backslashes_make_class_folders(tmp_path: Path):
+    names = {"cat_a.png": b"cat\\a.png", "dog_b.png": b"dog\\b.png"}
+    data = ImageDir(with_plain_names(tmp_path / "a.zip", names))
+    assert labels_of(data) == [0, 1]
 
 
 def test_many_entries_take_little_more_memory_than_their_names(tmp_path: Path):
     with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
-        for i in range(30_000):
+        for i in range(10_000):
             archive.writestr(f"{i // 1000:05d}/img{i:08d}.png", b"")
     open_archive(make(tmp_path / "first.zip", ["a.png"]))  # whatever is imported once
     tracemalloc.start()
     try:
         opened = open_archive(tmp_path / "a.zip")
-        held, peak = tracemalloc.get_traced_memory()
+        held, _ = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
-    names = sum(sys.getsizeof(name) for name in opened.names) + sys.getsizeof(opened.names)
-    assert held < names  # one piece of memory instead of 30,000 strings
-    assert peak < 4 * names  # zipfile would need 8 times as much to keep
-
-
-@pytest.mark.parametrize(
-    "name", ["../a.png", "a/../../b.png", "/etc/a.png", "C:/a.png", "..\\a.png"]
-)
-def test_paths_that_leave_the_archive_are_refused(tmp_path: Path, name: str):
-    path = make(tmp_path / "a.zip", ["fine.png", name])
-    with pytest.raises(DataError, match=rf"^{re.escape(name)} in .*a\.zip has a path that leaves"):
-        open_archive(path)
-
-
-def test_zip_bombs_are_refused(tmp_path: Path):
-    path = make(tmp_path / "a.zip", {"b/a.png": bytes(20 * 2**20)}, method=zipfile.ZIP_DEFLATED)
-    with pytest.raises(DataError, match=r"^b/a\.png in .*a\.zip claims .*zip bomb"):
-        open_archive(path)
-    path = make(tmp_path / "a.zip", {"a.png": png()})
-    data = bytearray(path.read_bytes())
-    at = data.index(b"PK\1\2")
-    data[at + 24 : at + 28] = (600 * 2**20).to_bytes(4, "little")
-    path.write_bytes(data)
-    with pytest.raises(DataError, match="zip bomb"):
-        open_archive(path)
-
-
-def test_more_bytes_than_promised_are_not_unpacked(tmp_path: Path):
-    path = make(tmp_path / "a.zip", {"a.png": bytes(2**25)}, method=zipfile.ZIP_DEFLATED)
-    data = bytearray(path.read_bytes())
-    at = data.index(b"PK\1\2")
-    data[at + 24 : at + 28] = (10).to_bytes(4, "little")
-    path.write_bytes(data)
-    archive = open_archive(path)
-    tracemalloc.start()
-    try:
-        with pytest.raises(DataError, match=r"a\.png in .*a\.zip is damaged"):
-            archive.read("a.png")
-        assert tracemalloc.get_traced_memory()[1] < 2**20
-    finally:
-        tracemalloc.stop()
+    assert len(opened.names) == 10_000 and held < 80 * 10_000  # of zipfile it would be 500
 
 
 def test_encrypted_and_unknown_compression_are_told(tmp_path: Path):
     path = make(tmp_path / "a.zip", {"a.png": png()})
     data = bytearray(path.read_bytes())
-    at = data.index(b"PK\1\2")
-    data[at + 8] |= 1
+    data[data.index(b"PK\1\2") + 8] |= 1
     path.write_bytes(data)
-    with pytest.raises(DataError, match=r"a\.png in .*a\.zip is encrypted"):
-        open_archive(path)
-    path = make(tmp_path / "b.zip", {"a.png": png()}, method=zipfile.ZIP_LZMA)
-    with pytest.raises(DataError, match=r"a\.png in .*b\.zip is compressed by method 14"):
-        open_archive(path)
+    lzma = make(tmp_path / "b.zip", {"a.png": png()}, method=zipfile.ZIP_LZMA)
+    for archive in (path, lzma):
+        with pytest.raises(DataError, match=rf"a\.png in .*{archive.name} is encrypted or compr"):
+            open_archive(archive)
 
 
 def test_damaged_zips_are_told(tmp_path: Path):
@@ -209,52 +193,22 @@ def test_damaged_zips_are_told(tmp_path: Path):
     path.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
     archive = open_archive(path)
     with pytest.raises(DataError, match=r"^0\.png in .*a\.zip is damaged"):
-        archive.read("0.png")
-    assert archive.read("1.png") == png(1)
+        archive.picture(0)
+    assert archive.picture(1)[0] == png(1)
 
 
 def test_any_damage_to_the_directory_raises_data_errors_only(tmp_path: Path):
-    path = make(tmp_path / "a.zip", [f"{i}.png" for i in range(5)])
+    path = make(tmp_path / "a.zip", [f"{i}.png" for i in range(5)], method=zipfile.ZIP_DEFLATED)
     whole, generator = path.read_bytes(), np.random.default_rng(0)
     directory = whole.index(b"PK\1\2")
     for _ in range(300):
         data = np.frombuffer(whole, np.uint8).copy()
         data[generator.integers(directory, len(data), 3)] = generator.integers(0, 256, 3)
         path.write_bytes(data.tobytes())
-        try:
+        with contextlib.suppress(DataError):
             archive = open_archive(path)
-            for name in archive.names:
-                archive.read(name)
-        except DataError:
-            pass
-
-
-@pytest.mark.parametrize("before", [b"", b"x"])
-@pytest.mark.parametrize(
-    ("field", "value"), [(2, 2**63 + 5), (2, 2**64 - 1), (2, 10**6), (1, 2**20)]
-)
-def test_entries_beyond_the_end_are_told(tmp_path: Path, before: bytes, field: int, value: int):
-    path = make(tmp_path / "a.zip", {"a.png": b"content"})
-    data = bytearray(before + long_directory(path.read_bytes()))
-    at = data.index(b"\1\0\x18\0") + 4 + 8 * field  # size, packed size, offset
-    data[at : at + 8] = value.to_bytes(8, "little")
-    path.write_bytes(data)
-    with pytest.raises(DataError, match=r"^a\.png in .*a\.zip lies beyond the end of the file"):
-        open_archive(path)
-
-
-def test_pipes_and_devices_are_refused_instead_of_waited_for(tmp_path: Path):
-    folder = make(tmp_path / "folder", ["b.png"])
-    os.mkfifo(folder / "a.png")
-    (folder / "c.png").symlink_to("/dev/zero")
-    archive = open_archive(folder)
-    for name in ("a.png", "c.png"):
-        with pytest.raises(DataError, match=rf"{re.escape(name)} is no regular file$"):
-            archive.read(name)
-    assert archive.read("b.png") == png(0)
-    os.mkfifo(tmp_path / "a.zip")
-    with pytest.raises(DataError, match=r"a\.zip is no regular file$"):
-        open_archive(tmp_path / "a.zip")
+            for i in range(len(archive.names)):
+                archive.picture(i)
 
 
 def test_nothing_there(tmp_path: Path):
@@ -263,26 +217,19 @@ def test_nothing_there(tmp_path: Path):
     for path in (make(tmp_path / "folder", {"a.txt": b""}), make(tmp_path / "a.zip", {})):
         with pytest.raises(DataError, match=rf"{path.name} holds no image"):
             open_archive(path)
-    with zipfile.ZipFile(tmp_path / "b.zip", "w") as archive:
-        archive.writestr("a.png", b"")
-        with pytest.warns(UserWarning, match="Duplicate"):
-            archive.writestr("a.png", b"")
-    with pytest.raises(DataError, match=r"b\.zip holds a\.png twice"):
-        open_archive(tmp_path / "b.zip")
 
 
 def test_threads_share_an_archive(where: Path):
     files = {f"{i:03d}.png": os.urandom(2000 + i) for i in range(200)}
     archive = open_archive(make(where, files))
     with ThreadPoolExecutor(8) as pool:
-        names = list(files) * 5
-        assert list(pool.map(archive.read, names)) == [files[name] for name in names]
+        read = [data for data, _ in pool.map(archive.picture, [*range(200)] * 5)]
+    assert read == [*files.values()] * 5
 
 
 def test_an_opened_archive_can_be_pickled(where: Path):
     archive = open_archive(make(where, ["a.png"]))
-    archive.read("a.png")
-    assert pickle.loads(pickle.dumps(archive)).read("a.png") == png(0)
+    assert pickle.loads(pickle.dumps(archive)).picture(0) == archive.picture(0)
 
 
 # ---- sizes and splits ----------------------------------------------------------------------------
@@ -326,20 +273,17 @@ def test_held_out_from_elsewhere(where: Path, tmp_path: Path):
         ({"split": "heldout"}, "nothing says which images are held out: give heldout=N or "
          'heldout_path=PATH, or take the split "all"'),
         ({"heldout": 1, "heldout_path": "x"}, "not both"),
-        ({"heldout_path": "PATH"}, "is the path of the training images"),
         ({"split": "train", "heldout": 10}, "heldout=10 must leave images in both"),
         ({"heldout": 0}, "heldout must be an integer of at least 1, not 0"),
         ({"heldout": 1.5}, "heldout must be an integer of at least 1, not 1.5"),
         ({"size": "64"}, "size must be an integer of at least 1, not '64'"),
         ({"crop": True}, "crop must be an integer of at least 1, not True"),
-        ({"size": 10**6}, "size must be at most 9459 pixels, not 1000000"),
         ({"num_classes": -1}, "num_classes must be"),
-        ({"labels": "folders"}, "labels must be one of auto, json, sidecar, subfolders, none"),
+        ({"labels": "folders"}, "labels must be one of auto, json, subfolders, none"),
     ],
 )  # fmt: skip
 def test_options_that_make_no_sense(tmp_path: Path, options: dict, message: str):
     path = make(tmp_path / "a.zip", TEN)
-    options = {key: path if value == "PATH" else value for key, value in options.items()}
     with pytest.raises(ValueError, match=re.escape(message)) as caught:
         ImageDir(path, **options)
     assert not isinstance(caught.value, DataError)
@@ -376,7 +320,7 @@ def test_an_image_of_another_shape_is_named(tmp_path: Path):
     path = make(tmp_path / "a.zip", {"a.png": png(0, (4, 5)), "b.png": png(0, (5, 4))})
     data = ImageDir(path)
     data[0]
-    message = r"^b\.png in .*a\.zip has 5x4 pixels, but a\.png in .*a\.zip has 4x5"
+    message = r"^b\.png in .*a\.zip has 5x4 pixels, but the first image has 4x5: give size or crop"
     with pytest.raises(DataError, match=message):
         data[1]
     assert ImageDir(path, size=4)[1][0].shape == (3, 4, 4)
@@ -395,6 +339,13 @@ def test_description_is_json(where: Path):
 PAIR = ["x/a.png", "y/b.png"]
 
 
+def test_dataset_json_in_a_subfolder_is_relative_to_it(where: Path):
+    labels = json.dumps({"labels": [["x/a.png", 4], ["y/b.png", 0]]}).encode()
+    files = {f"my/set/{name}": png() for name in PAIR} | {"my/set/dataset.json": labels}
+    other = {"my/set/z/dataset.json": b"further down", ".cache/dataset.json": b"hidden"}
+    assert labels_of(ImageDir(make(where, files | other))) == [4, 0]
+
+
 @pytest.mark.parametrize("form", [list, dict])
 def test_labels_of_dataset_json(where: Path, form: Any):
     labels = [["y/b.png", 0], ["x/a.png", 4]]
@@ -410,7 +361,7 @@ def test_labels_of_subfolders(where: Path, tmp_path: Path):
     data = ImageDir(make(where, ["n02/a.png", "n01/b.png", "n02/deep/c.png"]))
     assert data.num_classes == 2
     assert labels_of(data) == [0, 1, 1]
-    for names in (["0/a.png", "1/b.png"], ["x/a.png"], ["a.png"]):  # shards, one folder, none
+    for names in (["0/a.png", "1/b.png"], ["x/a.png"], ["a.png"]):  # parts, one folder, none
         path = make(tmp_path / "other.zip", names)
         assert ImageDir(path).num_classes == 0
     path = make(tmp_path / "other.zip", ["0/a.png", "1/b.png"])
@@ -428,28 +379,13 @@ def test_subfolders_below_one_folder_that_holds_everything(tmp_path: Path, root:
         return data.num_classes, labels_of(data)
 
     assert classes("cats/1.png", "cat/deep/1.png", "cats/2.png") == (2, [0, 1, 1])
-    assert classes("0/a.png", "1/b.png") == (0, [-1, -1])  # shards
+    assert classes("0/a.png", "1/b.png") == (0, [-1, -1])  # parts
     assert classes("0/a.png", "1/b.png", labels="subfolders") == (2, [0, 1])
     for names in (["a.png", "b.png"], ["a.png", "deep/b.png"]):
         assert classes(*names) == (0, [-1, -1])
         assert classes(*names, labels="subfolders") == (1, [0, 0])
     with pytest.raises(DataError, match=r"a\.png in .* has no label: it lies in no subfolder"):
         classes("a.png", "cat/1.png", "dog/1.png")
-
-
-def test_a_label_that_nobody_means(where: Path, tmp_path: Path):
-    make(where, PAIR, [["x/a.png", 0], ["y/b.png", 2**31 - 2]])
-    with pytest.raises(
-        DataError, match=r"^\S*y/b\.png.* has the label 2147483646, .*num_classes=N"
-    ):
-        ImageDir(where)
-    assert ImageDir(where, num_classes=2**31 - 1)[1][1] == 2**31 - 2
-    edge = make(tmp_path / "edge.zip", PAIR, [["x/a.png", 0], ["y/b.png", 10**6 - 1]])
-    assert ImageDir(edge).num_classes == 10**6
-    with pytest.raises(DataError, match=r"y/b\.png.* has the label 2147483646"):
-        ImageDir(edge, "heldout", heldout_path=where)
-    with pytest.raises(DataError, match=r"y/b\.png.* has the label 2147483646"):
-        ImageDir(where, "heldout", heldout_path=edge)
 
 
 @pytest.mark.parametrize(
@@ -601,7 +537,7 @@ def test_imagenette(shared: Shared):
     data = ImageNet64(train, "train", heldout_path=val)
     heldout = ImageNet64(train, "heldout", heldout_path=val)
     assert len(data) == 9469 and data.num_classes == heldout.num_classes == 1000
-    counts = np.bincount(heldout._labels, minlength=10)
+    counts = np.bincount(heldout.labels, minlength=10)
     assert counts.sum() == len(heldout) and counts.min() >= 70 and counts.max() <= 90
     assert ImageDir(train).num_classes == 10
     wnids = sorted({name.split("/")[1] for name in data.names})
@@ -642,14 +578,12 @@ def test_endless_batches(where: Path):
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-@pytest.mark.parametrize("pin_memory", [False, True])
-@pytest.mark.filterwarnings("ignore:.*pin_memory.*:UserWarning")  # where there is no accelerator
-def test_a_data_error_comes_out_of_a_worker_as_it_was(where: Path, workers: int, pin_memory: bool):
+def test_a_data_error_comes_out_of_a_worker_as_it_was(where: Path, workers: int):
     files = {name: png(i) for i, name in enumerate(TEN)} | {"4.png": png(4)[:50]}
     data = ImageDir(make(where, files))
     with pytest.raises(DataError) as expected:
         data[4]
-    batches = load_batches(data, [[0, 1], [2, 3], [4, 5], [6, 7]], workers, pin_memory)
+    batches = load_batches(data, [[0, 1], [2, 3], [4, 5], [6, 7]], workers)
     assert next(batches)[0].shape == next(batches)[0].shape == (2, 3, 4, 4)
     with pytest.raises(DataError) as caught:
         next(batches)
@@ -668,7 +602,7 @@ class Deadly(ImageDir):
 def test_a_process_that_was_killed_is_told(tmp_path: Path):
     data = Deadly(make(tmp_path / "a.zip", TEN))
     with pytest.raises(DataError, match=r"loads images was killed.*--workers") as caught:
-        next(load_batches(data, [[0, 1]], 1, pin_memory=False))
+        next(load_batches(data, [[0, 1]], 1))
     assert "\n" not in str(caught.value)
 
 
@@ -682,7 +616,7 @@ class Mistaken(ImageDir):
 def test_a_mistake_within_a_worker_is_not_called_a_lack_of_memory(tmp_path: Path):
     data = Mistaken(make(tmp_path / "a.zip", TEN))
     with pytest.raises(RuntimeError, match="shapes do not match") as caught:
-        next(load_batches(data, [[0, 1]], 1, pin_memory=False))
+        next(load_batches(data, [[0, 1]], 1))
     assert not isinstance(caught.value, DataError)
 
 

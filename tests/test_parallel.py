@@ -321,7 +321,7 @@ def killed(process: multiprocessing.Process) -> None:
 
 def test_a_loader_that_is_killed_while_something_else_is_done_is_told(capsys):
     """torch then raises its error wherever the main thread is: here beside the batches."""
-    batches = load_batches(Photos(16, "train", size=BATCH), [[0], [1]], 1, pin_memory=False)
+    batches = load_batches(Photos(16, "train", size=BATCH), [[0], [1]], 1)
     next(batches)
     (loader,) = multiprocessing.active_children()
     with pytest.raises(SystemExit) as end, data_errors():

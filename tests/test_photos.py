@@ -25,7 +25,6 @@ def test_items_have_the_promised_form():
     assert len(data) == 10
     assert data.image_shape == (3, 24, 24)
     assert data.num_classes == 0
-    assert data.name == "photos24-train"
     items = list(data)
     assert len(items) == 10
     for image, label in items:

@@ -43,8 +43,6 @@ class Progress:
     skipped_in_a_row: int = 0
     broken: int = 0
     """Samples for which another stood in (`skip_broken`)."""
-    position: list[list[int]] = field(default_factory=list)
-    """Where the data set's stream goes on, if it is one."""
     scaler: dict[str, float] = field(default_factory=dict)
     meters: list[list[float]] = field(default_factory=list)
     """Sums since the last report, of each process."""
@@ -128,6 +126,7 @@ def find_checkpoint(folder: Path) -> tuple[Path, Progress, list[str]]:
                     raise ValueError(f"{name} is damaged")
                 with safe_open(path / name, framework="pt"):
                     pass  # a pickle, for one, is refused
+            state["progress"].pop("position", None)  # which older versions wrote
             return path, Progress(**state["progress"]), warnings
         except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
             warnings.append(f"passing over checkpoint {path}: {error}")

@@ -1,15 +1,17 @@
 """Which image every sample of a run is, and loading it."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
+from functools import partial
 
 import torch
 from torch.utils.data import Sampler
 
-from datautils import ImageDataset, ImageStream
-from datautils.loading import Batches, load_batches
+from datautils import ImageDataset
+from datautils.huggingface import HuggingFaceStream
+from datautils.loading import Batches, load_batches, stream_batches
+from degradation import derive_seed
 from runtime import distributed
 from training.order import permutation
-from training.stream import StreamPart, stream_batches
 
 
 class SampleOrder(Sampler[list[int]]):
@@ -51,18 +53,16 @@ def training_batches(
     workers: int,
     *,
     skip_broken: bool = False,
-    position: Sequence[Sequence[int]] = (),
 ) -> Batches:
     """Batches (uint8 images `[n, C, h, w]`, int64 labels `[n]`) of this process, from `step` on.
 
     skip_broken: a broken image is replaced by the next sound one and counted, instead of ending the
-    run. position: the `position` of the batches of all processes after `step` steps, joined: with
-    it a stream goes on at once, without it (the same samples) once it has read up to there.
+    run. A stream begins again, in an order that follows from (seed, images seen before).
     """
-    if isinstance(dataset, ImageStream):
+    if isinstance(dataset, HuggingFaceStream):
         rank, world = distributed.rank(), distributed.world_size()
-        slots = step_samples(0, batch, rank, world)
-        part = StreamPart(dataset, batch, seed, step, slots, position, skip_broken)
-        return stream_batches(part, workers)
+        reads = partial(dataset.reads, derive_seed(seed, "stream", step * batch), rank, world)
+        workers = min(workers, dataset.workers(world))
+        return stream_batches(reads, batch // world, workers, skip_broken)
     order = SampleOrder(len(dataset), batch, seed, step)
     return load_batches(dataset, order, workers, skip_broken=skip_broken)

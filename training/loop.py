@@ -92,7 +92,7 @@ class _Run:
         config = self.config
         self.batches = training_batches(
             dataset, config.batch, config.seed, self.progress.step, config.workers,
-            skip_broken=config.skip_broken, position=self.progress.position,
+            skip_broken=config.skip_broken,
         )  # fmt: skip
         self.source = _Source(self.batches, self.progress)
 
@@ -309,10 +309,9 @@ class _Source:
         self.said: set[str] = set()
 
     def note(self, log: RunLog) -> None:
-        own = self.batches.skipped, self.batches.position, self.batches.faults
-        skipped, positions, faults = zip(*distributed.gather(own), strict=True)
+        own = self.batches.skipped, self.batches.faults
+        skipped, faults = zip(*distributed.gather(own), strict=True)
         self.progress.broken = self.before + sum(skipped)
-        self.progress.position = list(itertools.chain(*positions))
         for sentence in dict.fromkeys(itertools.chain(*faults)):
             if sentence not in self.said:
                 log.say(f"warning: skipped: {sentence}")
