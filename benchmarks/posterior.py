@@ -1,4 +1,4 @@
-"""Solvers against exact posteriors, on priors whose denoiser is known in closed form.
+"""Samplers against exact posteriors, on priors whose denoiser is known in closed form.
 
     python -m benchmarks.posterior mixture      sliced Wasserstein distance on 25 Gaussians
     python -m benchmarks.posterior marginals    a picture of samples of one such problem
@@ -7,7 +7,7 @@
                                                 Gaussian fitted to crops of the built-in photos
 
 Tables are printed; with `--name NAME` they are also written to benchmarks/results/NAME.json, and
-pictures to docs/NAME.png. Solvers come from the registry: zero-shot ones get the prior's denoiser,
+pictures to docs/NAME.png. Samplers come from the registry: zero-shot ones get the prior's denoiser,
 the others the exact conditional one, an oracle for trained networks.
 
 The mixture is that of Cardoso et al., "Monte Carlo guided diffusion for Bayesian linear inverse
@@ -45,13 +45,13 @@ from metrics.pixel import to_float
 from metrics.sliced import sliced_wasserstein
 from networks import GaussianMixture, fit_gaussian, posterior
 from runtime.tables import table
-from samplers import CountingDenoiser, Solver, make_solver, solver_names
+from samplers import CountingDenoiser, Sampler, make_sampler, sampler_names
 from samplers.base import OnGrid
 from zero_shot import ZeroShot
 
 FLOOR = "exact samples"
 CROPS = 16_000  # to which a Gaussian is fitted
-FACTORS = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1, 2, 4)  # of a solver's own number of steps
+FACTORS = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1, 2, 4)  # of a sampler's own number of steps
 
 # Options of the mixture benchmark of the MCGdiff and MGPS papers, where they differ from images.
 MIXTURE_OPTIONS: dict[str, dict[str, str]] = {
@@ -66,7 +66,7 @@ IMAGE_OPTIONS: dict[str, dict[str, str]] = {"daps": {"inner": "exact"}}
 
 @dataclass(frozen=True)
 class Run:
-    """Samples of one problem by one solver: `[n, C, h, w]`, float64."""
+    """Samples of one problem by one sampler: `[n, C, h, w]`, float64."""
 
     x: Tensor
     evaluations: int
@@ -75,15 +75,15 @@ class Run:
 
 
 def solve(
-    solver: Solver, prior: GaussianMixture, exact: GaussianMixture, problem: Problem, count: int
+    sampler: Sampler, prior: GaussianMixture, exact: GaussianMixture, problem: Problem, count: int
 ) -> Run:
     """`count` samples of a problem (a batch of one) whose posterior is `exact`."""
-    denoiser = CountingDenoiser(prior if isinstance(solver, ZeroShot) else exact, count)
+    denoiser = CountingDenoiser(prior if isinstance(sampler, ZeroShot) else exact, count)
     seeds = [derive_seed("solve", i) for i in range(count)]
     noise = Draws(seeds).normal(problem.degradation.image_shape, "latent").double()
     start = time.perf_counter()
     with torch.no_grad():
-        x = solver(denoiser, noise, problem.expand(count), Draws(seeds))
+        x = sampler(denoiser, noise, problem.expand(count), Draws(seeds))
     seconds = time.perf_counter() - start
     return Run(x, denoiser.calls, denoiser.backward_passes, seconds)
 
@@ -96,7 +96,7 @@ def exact_run(exact: GaussianMixture, count: int, name: str) -> Run:
 
 def title_of(name: str) -> str:
     """How a row of a table is called: an oracle is told y by its denoiser."""
-    plain_name = name in (FLOOR, "prior") or isinstance(make_solver(name), ZeroShot)
+    plain_name = name in (FLOOR, "prior") or isinstance(make_sampler(name), ZeroShot)
     return name if plain_name else f"{name} (oracle)"
 
 
@@ -122,27 +122,27 @@ def mixture_case(d: int, rows: int, seed: int) -> tuple[GaussianMixture, Problem
     return prior, problem, posterior(prior, problem)
 
 
-def mixture_solver(name: str, d: int, **options: str) -> Solver:
+def mixture_sampler(name: str, d: int, **options: str) -> Sampler:
     """With the benchmark's options, and a largest noise level well beyond the means' spread.
 
     An oracle starts from ten times that: noise of level σ around 0 rather than the posterior mean
     m gives modes on its side wrong shares, by about |m|/σ.
     """
-    options, solver = MIXTURE_OPTIONS.get(name, {}) | options, make_solver(name)
-    if isinstance(solver, OnGrid):
-        spread = 160 if isinstance(solver, ZeroShot) else 1600
+    options, sampler = MIXTURE_OPTIONS.get(name, {}) | options, make_sampler(name)
+    if isinstance(sampler, OnGrid):
+        spread = 160 if isinstance(sampler, ZeroShot) else 1600
         options["sigma_max"] = str(spread * math.sqrt(d / 2))
-    return make_solver(name, options)
+    return make_sampler(name, options)
 
 
 def mixture_study(d: int, rows: int, seed: int, count: int, names: Sequence[str]) -> dict[str, Any]:
-    """Distances of one problem, by solver, beside those of the prior and of exact samples."""
+    """Distances of one problem, by sampler, beside those of the prior and of exact samples."""
     prior, problem, exact = mixture_case(d, rows, seed)
     reference = exact_run(exact, count, "reference").x.flatten(1)
     plain_samples = prior.sample(Draws([derive_seed("prior", i) for i in range(count)]))
     runs = {FLOOR: exact_run(exact, count, "floor"), "prior": Run(plain_samples, 0, 0, 0.0)}
     for name in names:
-        runs[name] = solve(mixture_solver(name, d), prior, exact, problem, count)
+        runs[name] = solve(mixture_sampler(name, d), prior, exact, problem, count)
     distances = {name: sliced_wasserstein(r.x.flatten(1), reference) for name, r in runs.items()}
     return {"distances": distances, "runs": runs}
 
@@ -156,13 +156,13 @@ def interval(values: Sequence[float]) -> dict[str, Any]:
 
 
 def mixture_rows(d: int, problems: int, count: int, names: Sequence[str]) -> list[dict[str, Any]]:
-    """A row for each solver, with a cell for each number of measurements."""
+    """A row for each sampler, with a cell for each number of measurements."""
     rows: dict[str, dict[str, Any]] = {}
     bar = tqdm([(r, seed) for r in (1, 2, 4) for seed in range(problems)], f"d = {d}")
     for measured, seed in bar:
         study = mixture_study(d, measured, seed, count, names)
         for name, run in study["runs"].items():
-            row = rows.setdefault(name, {"solver": name, "seconds": 0.0, "distances": {}})
+            row = rows.setdefault(name, {"sampler": name, "seconds": 0.0, "distances": {}})
             row |= {"evaluations": run.evaluations, "backward_passes": run.backward_passes}
             row["seconds"] += run.seconds / len(bar)
             row["distances"].setdefault(measured, []).append(study["distances"][name])
@@ -176,8 +176,8 @@ def mixture_table(rows: Iterable[Mapping[str, Any]]) -> str:
     cells = []
     for row in rows:
         values = [_interval_text(v) for v in row["sliced_wasserstein"].values()]
-        cells.append([title_of(row["solver"]), row["evaluations"], *values, row["seconds"]])
-    headers = ["solver", "NFE", "1 measurement", "2 measurements", "4 measurements", "seconds"]
+        cells.append([title_of(row["sampler"]), row["evaluations"], *values, row["seconds"]])
+    headers = ["sampler", "NFE", "1 measurement", "2 measurements", "4 measurements", "seconds"]
     return table(headers, cells)
 
 
@@ -239,7 +239,7 @@ def image_errors(run: Run, exact: GaussianMixture) -> dict[str, float]:
 def image_rows(
     prior: GaussianMixture, problems: Mapping[str, Problem], count: int, names: Sequence[str]
 ) -> list[dict[str, Any]]:
-    """A row for each family and solver."""
+    """A row for each family and sampler."""
     rows = []
     for family, problem in problems.items():
         exact = posterior(prior, problem)
@@ -247,18 +247,18 @@ def image_rows(
         floor = exact_run(exact, count, "floor")
         for name in tqdm([FLOOR, *names], family):
             known = name == FLOOR
-            run = floor if known else solve(image_solver(name), prior, exact, problem, count)
+            run = floor if known else solve(image_sampler(name), prior, exact, problem, count)
             rows.append({
-                "family": family, "solver": name, "evaluations": run.evaluations,
+                "family": family, "sampler": name, "evaluations": run.evaluations,
                 "backward_passes": run.backward_passes, "seconds": run.seconds,
                 "exact_psnr": 10 * math.log10(4 / mse), **image_errors(run, exact),
             })  # fmt: skip
     return rows
 
 
-def image_solver(name: str) -> Solver:
+def image_sampler(name: str) -> Sampler:
     """With the options of this benchmark."""
-    return make_solver(name, IMAGE_OPTIONS.get(name))
+    return make_sampler(name, IMAGE_OPTIONS.get(name))
 
 
 _ERRORS = ("mean", "covariance", "spread", "coverage_50", "coverage_90", "coverage_95", "psnr_loss")
@@ -267,14 +267,14 @@ _ERRORS = ("mean", "covariance", "spread", "coverage_50", "coverage_90", "covera
 def image_table(rows: Sequence[Mapping[str, Any]]) -> str:
     """Medians over the families."""
     cells = []
-    for name in dict.fromkeys(row["solver"] for row in rows):
-        own = [row for row in rows if row["solver"] == name]
+    for name in dict.fromkeys(row["sampler"] for row in rows):
+        own = [row for row in rows if row["sampler"] == name]
         medians = (statistics.median(row[key] for row in own) for key in _ERRORS)
         seconds = statistics.fmean(row["seconds"] for row in own)
         cells.append(
             [title_of(name), own[0]["evaluations"], *(f"{m:.3f}" for m in medians), seconds]
         )
-    headers = ["solver", "NFE", "mean", "covariance", "spread", "50 %", "90 %", "95 %",
+    headers = ["sampler", "NFE", "mean", "covariance", "spread", "50 %", "90 %", "95 %",
                "PSNR loss (dB)", "seconds"]  # fmt: skip
     return table(headers, cells)
 
@@ -285,7 +285,7 @@ def image_table(rows: Sequence[Mapping[str, Any]]) -> str:
 def evaluation_curves(
     names: Sequence[str], problems: int, count: int
 ) -> dict[str, list[dict[str, Any]]]:
-    """For each solver, at multiples of its own number of steps: evaluations, and the mean sliced
+    """For each sampler, at multiples of its own number of steps: evaluations, and the mean sliced
     distance over problems in 8 dimensions with 2 measurements."""
     cases = [mixture_case(8, 2, seed) for seed in range(problems)]
     references = [exact_run(exact, count, "reference") for _, _, exact in cases]
@@ -298,11 +298,11 @@ def evaluation_curves(
 
     curves = {FLOOR: [point([exact_run(exact, count, "floor") for _, _, exact in cases])]}
     for name in tqdm(names, "evaluations"):
-        default = mixture_solver(name, 8).num_steps  # type: ignore[attr-defined]
+        default = mixture_sampler(name, 8).num_steps  # type: ignore[attr-defined]
         wanted = [max(4, round(default * f)) for f in FACTORS if default * f <= 1000]
         for steps in dict.fromkeys(wanted):
-            solver = mixture_solver(name, 8, num_steps=str(steps))
-            runs = [solve(solver, prior, exact, problem, count) for prior, problem, exact in cases]
+            sampler = mixture_sampler(name, 8, num_steps=str(steps))
+            runs = [solve(sampler, prior, exact, problem, count) for prior, problem, exact in cases]
             curves.setdefault(name, []).append({"num_steps": steps, **point(runs)})
     return curves
 
@@ -312,22 +312,22 @@ def evaluation_curves(
 COUNT = click.IntRange(2)
 problems_option = click.option("--problems", type=COUNT, default=3, help="Of each kind.")
 samples_option = click.option("--samples", type=COUNT, default=512, help="Of each problem.")
-solver_option = click.option(
-    "--solver", "names", type=click.Choice([name for name in solver_names() if name != "mmse"]),
-    multiple=True, callback=lambda ctx, parameter, names: chosen_solvers(names),
+sampler_option = click.option(
+    "--sampler", "names", type=click.Choice([name for name in sampler_names() if name != "mmse"]),
+    multiple=True, callback=lambda ctx, parameter, names: chosen_samplers(names),
     help="Only these; may be repeated.",
 )  # fmt: skip
 
 
-def chosen_solvers(names: Sequence[str]) -> list[str]:
+def chosen_samplers(names: Sequence[str]) -> list[str]:
     """All that draw samples, oracles first."""
-    known = [name for name in solver_names() if name != "mmse" and (not names or name in names)]
-    return sorted(known, key=lambda name: (isinstance(make_solver(name), ZeroShot), name))
+    known = [name for name in sampler_names() if name != "mmse" and (not names or name in names)]
+    return sorted(known, key=lambda name: (isinstance(make_sampler(name), ZeroShot), name))
 
 
 @click.group(context_settings=CONTEXT)
 def main() -> None:
-    """Solvers against exact posteriors."""
+    """Samplers against exact posteriors."""
     torch.set_num_threads(1)
 
 
@@ -335,7 +335,7 @@ def main() -> None:
 @click.option("--dimension", type=click.Choice(["8", "80", "800"]), default="8")
 @problems_option
 @samples_option
-@solver_option
+@sampler_option
 @name_option
 def mixture(
     dimension: str, problems: int, samples: int, names: list[str], name: str | None
@@ -343,14 +343,14 @@ def mixture(
     """Sliced Wasserstein distance on the mixture of 25 Gaussians."""
     d = int(dimension)
     rows = mixture_rows(d, problems, samples, names)
-    options = {name: asdict(mixture_solver(name, d)) for name in names}  # type: ignore[call-overload]
+    options = {name: asdict(mixture_sampler(name, d)) for name in names}  # type: ignore[call-overload]
     record = {"dimension": d, "samples": samples, "rows": rows, "options": options}
     report(name, mixture_table(rows), record)
 
 
 @main.command(context_settings=CONTEXT)
 @samples_option
-@solver_option
+@sampler_option
 @name_option
 def marginals(samples: int, names: list[str], name: str | None) -> None:
     """Draw samples of the problem in 8 dimensions, among ten, whose posterior has most modes."""
@@ -360,7 +360,7 @@ def marginals(samples: int, names: list[str], name: str | None) -> None:
     study = mixture_study(8, 1, seed, samples, names)
     points = {title_of(name): run.x.flatten(1)[:, :2] for name, run in study["runs"].items()}
     distances = {title_of(name): value for name, value in study["distances"].items()}
-    print(table(["solver", "sliced Wasserstein distance"], list(distances.items())))
+    print(table(["sampler", "sliced Wasserstein distance"], list(distances.items())))
     if name is not None:
         save_picture(name, draw_marginals(exact[seed], points, distances))
 
@@ -370,7 +370,7 @@ def marginals(samples: int, names: list[str], name: str | None) -> None:
 @click.option("--noise-level", type=click.FloatRange(0), default=0.05, help="Of images in [-1, 1].")
 @click.option("--family", "families", type=click.Choice(list(FAMILIES)), multiple=True)
 @samples_option
-@solver_option
+@sampler_option
 @name_option
 def images(
     size: int, noise_level: float, families: Sequence[str], samples: int, names: list[str],
@@ -380,7 +380,7 @@ def images(
     crops = Photos(size, "train", size=CROPS)
     prior = fit_gaussian(to_float(torch.stack([crops[i][0] for i in range(len(crops))])))
     rows = image_rows(prior, image_problems(prior, noise_level, families), samples, names)
-    options = {name: asdict(image_solver(name)) for name in names}  # type: ignore[call-overload]
+    options = {name: asdict(image_sampler(name)) for name in names}  # type: ignore[call-overload]
     record = {"size": size, "noise_level": noise_level, "samples": samples, "crops": len(crops),
               "rows": rows, "options": options}  # fmt: skip
     report(name, image_table(rows), record)
@@ -389,16 +389,16 @@ def images(
 @main.command(context_settings=CONTEXT)
 @problems_option
 @samples_option
-@solver_option
+@sampler_option
 @name_option
 def evaluations(problems: int, samples: int, names: list[str], name: str | None) -> None:
     """Sliced Wasserstein distance against the number of evaluations, on the mixture."""
     curves = evaluation_curves(names, problems, samples)
     cells = [[title_of(name), point["evaluations"], point["sliced_wasserstein"]]
              for name, points in curves.items() for point in points]  # fmt: skip
-    options = {name: asdict(mixture_solver(name, 8)) for name in names}  # type: ignore[call-overload]
+    options = {name: asdict(mixture_sampler(name, 8)) for name in names}  # type: ignore[call-overload]
     record = {"problems": problems, "samples": samples, "curves": curves, "options": options}
-    report(name, table(["solver", "NFE", "sliced Wasserstein distance"], cells), record)
+    report(name, table(["sampler", "NFE", "sliced Wasserstein distance"], cells), record)
     if name is not None:
         titled = {title_of(name): points for name, points in curves.items()}
         save_picture(name, draw_evaluations(titled, FLOOR))

@@ -3,7 +3,7 @@
     python -m benchmarks.speed network      a forward pass of a preset, by family of operators
     python -m benchmarks.speed training     a training step
     python -m benchmarks.speed operators    H and H† of every family; building matrices
-    python -m benchmarks.speed solvers      evaluations of a solver, and what it takes besides
+    python -m benchmarks.speed samplers      evaluations of a sampler, and what it takes besides
     python -m benchmarks.speed data         images a second from files
 
 On the GPU if there is one; on a CPU under Linux. Tables are printed; `--name NAME` also writes
@@ -57,7 +57,7 @@ from networks.precision import DTYPES
 from networks.products import linear
 from runtime.allocation import keep_memory
 from runtime.tables import table
-from samplers import CountingDenoiser, make_solver, solver_names
+from samplers import CountingDenoiser, make_sampler, sampler_names
 from training.data import training_batches
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -262,13 +262,13 @@ def building_row(batch: int) -> dict[str, Any]:
     return {"plain_ms": 1e3 * plain, "ms": 1e3 * own}
 
 
-# ---- solvers
+# ---- samplers
 
 
-def solver_rows(
+def sampler_rows(
     denoiser: Denoiser, names: Sequence[str], batch: int, precision: str
 ) -> list[dict[str, Any]]:
-    """A row for each solver and family, at default options."""
+    """A row for each sampler and family, at default options."""
     shape, rows = denoiser.config.image_shape, []
     for family in COMPARED:
         drawn, structure = FAMILIES[family]
@@ -277,9 +277,9 @@ def solver_rows(
         problem = GaussianNoise(0.05).measure(operator, draws.normal(shape, "clean"), draws)
         network = evaluation_seconds(denoiser, problem, DTYPES[precision])
         for name in tqdm(names, family):
-            row = {"family": family, "solver": name, "denoiser_ms": 1e3 * network}
-            cost = solver_cost(name, problem)
-            rows.append(row | cost | {"share": cost["solver_ms"] / row["denoiser_ms"]})
+            row = {"family": family, "sampler": name, "denoiser_ms": 1e3 * network}
+            cost = sampler_cost(name, problem)
+            rows.append(row | cost | {"share": cost["sampler_ms"] / row["denoiser_ms"]})
     return rows
 
 
@@ -292,17 +292,17 @@ def evaluation_seconds(denoiser: Denoiser, problem: Problem, dtype: torch.dtype)
 
 
 @torch.no_grad()
-def solver_cost(name: str, problem: Problem) -> dict[str, Any]:
+def sampler_cost(name: str, problem: Problem) -> dict[str, Any]:
     """Evaluations of an image, and milliseconds for each of them, of a run whose denoiser costs
     nothing."""
     draws = Draws(range(len(problem)), DEVICE)
     noise = draws.normal(problem.degradation.image_shape, "latent")
     counter = CountingDenoiser(lambda x, sigma, given: 0.9 * x, len(problem))
     start = seconds_now(DEVICE)
-    make_solver(name)(counter, noise, problem, draws)
+    make_sampler(name)(counter, noise, problem, draws)
     return {
         "evaluations": counter.calls, "backward_passes": counter.backward_passes,
-        "solver_ms": 1e3 * (seconds_now(DEVICE) - start) / counter.calls,
+        "sampler_ms": 1e3 * (seconds_now(DEVICE) - start) / counter.calls,
     }  # fmt: skip
 
 
@@ -400,22 +400,22 @@ def operators(name: str | None) -> None:
 @click.option("--preset", type=click.Choice(list(PRESETS)), default="FFHQ64")
 @click.option("--batch", type=click.IntRange(1), default=4, help="Images restored at once.")
 @click.option("--precision", type=click.Choice(list(DTYPES)), default="bf16")
-@click.option("--solver", "names", type=click.Choice(solver_names()), multiple=True)
+@click.option("--sampler", "names", type=click.Choice(sampler_names()), multiple=True)
 @name_option
-def solvers(
+def samplers(
     preset: str, batch: int, precision: str, names: Sequence[str], name: str | None
 ) -> None:
-    """Evaluations of a solver, and its own time beside that of an unconditional network."""
+    """Evaluations of a sampler, and its own time beside that of an unconditional network."""
     keep_memory()
     denoiser = Denoiser(make_config(preset, "unconditional")).to(DEVICE)
     denoiser.eval().requires_grad_(False).cast_linear(DTYPES[precision])
-    rows = solver_rows(denoiser, names or solver_names(), batch, precision)
+    rows = sampler_rows(denoiser, names or sampler_names(), batch, precision)
     cells = [
-        [r["solver"], r["family"], r["evaluations"], r["denoiser_ms"], r["solver_ms"],
+        [r["sampler"], r["family"], r["evaluations"], r["denoiser_ms"], r["sampler_ms"],
          f"{100 * r['share']:.1f} %"]
         for r in rows
     ]  # fmt: skip
-    headers = ["solver", "operator", "NFE", "network, ms", "solver, ms an NFE", "share"]
+    headers = ["sampler", "operator", "NFE", "network, ms", "sampler, ms an NFE", "share"]
     record = {"preset": preset, "batch": batch, "precision": precision, "rows": rows}
     report(name, table(headers, cells), record)
 

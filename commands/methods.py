@@ -1,4 +1,4 @@
-"""Ways to restore an image that the commands can be asked for: networks with solvers, baselines."""
+"""Ways to restore an image that commands can be asked for: networks with samplers, baselines."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -19,7 +19,7 @@ from networks import Denoiser, Model, fit_gaussian, load_weights, posterior_mean
 from networks.precision import DTYPES
 from networks.presets import conditioning_of
 from networks.weights import read_summary
-from samplers import CountingDenoiser, Guided, Solver, check_operator, make_solver
+from samplers import CountingDenoiser, Guided, Sampler, check_operator, make_sampler
 from zero_shot import ZeroShot
 
 BASELINES = ("pinv", "fill", "gaussian")
@@ -29,10 +29,10 @@ _GAUSSIAN_CROPS = 16_000
 
 @dataclass
 class Restorer:
-    """A trained denoiser driven by a solver; remembers the evaluations an image takes."""
+    """A trained denoiser driven by a sampler; remembers the evaluations an image takes."""
 
     denoiser: Model
-    solver: Solver
+    sampler: Sampler
     precision: str
     guidance: float | None = None
     cost: dict[str, int] = field(default_factory=dict)
@@ -43,7 +43,7 @@ class Restorer:
         counter = CountingDenoiser(guided, len(problem))
         dtype = DTYPES[self.precision]
         with torch.autocast(noise.device.type, dtype, enabled=dtype != torch.float32):
-            restored = self.solver(counter, noise, problem, draws)
+            restored = self.sampler(counter, noise, problem, draws)
         self.cost = cost_of(counter, network)
         return restored
 
@@ -55,11 +55,11 @@ def cost_of(counter: CountingDenoiser, network: CountingDenoiser) -> dict[str, i
     return dict(zip(COSTS, counts, strict=True))
 
 
-def samplers_of(names: Sequence[str], options: Mapping[str, str]) -> dict[str, Solver]:
-    """Solvers by name, from options KEY=VALUE of the only one or NAME.KEY=VALUE. ValueError."""
+def samplers_of(names: Sequence[str], options: Mapping[str, str]) -> dict[str, Sampler]:
+    """Samplers by name, from options KEY=VALUE of the only one or NAME.KEY=VALUE. ValueError."""
     check_once("--sampler", names)
     by_name = options_by_name("--sampler-opt", "sampler", names, options)
-    return {name: make_solver(name, picked) for name, picked in by_name.items()}
+    return {name: make_sampler(name, picked) for name, picked in by_name.items()}
 
 
 def check_guidance(scale: float | None, denoiser: Model, net: Path) -> None:
@@ -73,36 +73,36 @@ def check_guidance(scale: float | None, denoiser: Model, net: Path) -> None:
 
 
 def check_conditioning(
-    net: Path, denoiser: Model, solvers: Mapping[str, Solver], ignored: str
+    net: Path, denoiser: Model, samplers: Mapping[str, Sampler], ignored: str
 ) -> None:
-    """Raise ValueError where a solver leaves `ignored` to a network that is unconditional."""
+    """Raise ValueError where a sampler leaves `ignored` to a network that is unconditional."""
     if conditioning_of(denoiser.config) != "unconditional":
         return
-    for name, solver in solvers.items():
-        if not isinstance(solver, ZeroShot):
+    for name, sampler in samplers.items():
+        if not isinstance(sampler, ZeroShot):
             raise ValueError(
                 f"{net} is an unconditional denoiser: --sampler {name} would ignore {ignored}, a "
                 "zero-shot one such as ddrm would not"
             )
 
 
-def driven(nets: Mapping[Path, Model], solvers: Mapping[str, Solver]) -> list[tuple[Path, str]]:
-    """Which networks each solver drives, as pairs (network, solver).
+def driven(nets: Mapping[Path, Model], samplers: Mapping[str, Sampler]) -> list[tuple[Path, str]]:
+    """Which networks each sampler drives, as pairs (network, sampler).
 
-    A zero-shot solver drives the unconditional networks, or all if there is none. Any other solver
-    drives the networks that know y. Raises ValueError if a solver would ignore y, or if no solver
+    A zero-shot sampler drives the unconditional networks, or all if there is none. Any other
+    drives the networks that know y. Raises ValueError if a sampler would ignore y, or if no sampler
     drives a network.
     """
     unconditional = [n for n, net in nets.items() if conditioning_of(net.config) == "unconditional"]
     others = [net for net in nets if net not in unconditional]
     pairs = []
-    for name, solver in solvers.items():
-        if isinstance(solver, ZeroShot):
+    for name, sampler in samplers.items():
+        if isinstance(sampler, ZeroShot):
             chosen = unconditional or others
         elif others:
             chosen = others
         else:
-            check_conditioning(unconditional[0], nets[unconditional[0]], {name: solver}, "y")
+            check_conditioning(unconditional[0], nets[unconditional[0]], {name: sampler}, "y")
         pairs += [(net, name) for net in chosen]
     for idle in [net for net in nets if net not in {pair[0] for pair in pairs}]:
         wanted = "a zero-shot one such as ddrm" if idle in unconditional else "heun or dpm"
@@ -111,15 +111,15 @@ def driven(nets: Mapping[Path, Model], solvers: Mapping[str, Solver]) -> list[tu
 
 
 def check_operators(
-    solvers: Mapping[str, Solver], families: Mapping[str, Family], shape: tuple[int, int, int]
+    samplers: Mapping[str, Sampler], families: Mapping[str, Family], shape: tuple[int, int, int]
 ) -> None:
-    """Raise ValueError where a solver needs what the operators of a family do not have."""
-    demanding = [solver for solver in solvers.values() if "spectrum" in solver.needs]
+    """Raise ValueError where a sampler needs what the operators of a family do not have."""
+    demanding = [sampler for sampler in samplers.values() if "spectrum" in sampler.needs]
     for family in families.values() if demanding else ():
         for structure in family.structures():
             operator = family.sample(shape, structure, [0])
-            for solver in demanding:
-                check_operator(solver, operator)
+            for sampler in demanding:
+                check_operator(sampler, operator)
 
 
 def load_network(path: Path, device: torch.device, precision: str, options: GenOptions) -> Model:

@@ -22,7 +22,7 @@ from runtime.environment import environment
 from runtime.errors import data_errors, one_sentence_errors
 from runtime.files import replacing
 from runtime.options import arguments
-from samplers import MMSE, Heun, Solver
+from samplers import MMSE, Heun, Sampler
 from training.checkpoint import list_checkpoints
 from training.config import TrainConfig
 from training.curves import draw_curves
@@ -181,20 +181,20 @@ def _heldout(
         device,
         config.workers,
     )
-    solver = None if config.mse_train else Heun()
+    sampler = None if config.mse_train else Heun()
     # Where nothing is measured there is nothing that an estimate could be compared with.
     families = {name: f for name, f in images.families.items() if name != "NoDegradation"}
     return Heldout(
         Validation(replace(images, families=families), config.validate_images)
         if validated
         else None,
-        _distances(config, images, dataset, solver or MMSE()) if measured else None,
-        Sheet(images, solver, config.sheet_images) if config.sheet_every else None,
+        _distances(config, images, dataset, sampler or MMSE()) if measured else None,
+        Sheet(images, sampler, config.sheet_images) if config.sheet_every else None,
     )
 
 
 def _distances(
-    config: TrainConfig, images: HeldoutImages, dataset: ImageDataset, solver: Solver
+    config: TrainConfig, images: HeldoutImages, dataset: ImageDataset, sampler: Sampler
 ) -> HeldoutDistances:
     """Checked against the reference before the first step: a wrong path must not cost hours."""
     assert config.ref_path
@@ -209,7 +209,7 @@ def _distances(
     detectors = reference_detectors(reference, config.detectors, images.device, dataset.image_shape)
     for detector in detectors.values():
         reference.check(detector, images=count, image_shape=dataset.image_shape)
-    return HeldoutDistances(images, reference, detectors, solver, count)
+    return HeldoutDistances(images, reference, detectors, sampler, count)
 
 
 def _record(config: TrainConfig, folder: Path, command: Sequence[str], precision: str) -> None:

@@ -1,4 +1,4 @@
-"""Our operators as physics of deepinv (https://deepinv.github.io), for its solvers and losses."""
+"""Our operators as physics of deepinv (https://deepinv.github.io), for its samplers and losses."""
 
 import importlib
 from functools import cache

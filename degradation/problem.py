@@ -1,4 +1,4 @@
-"""What a solver is given: an operator, the measurement, the level of its noise, the class."""
+"""What a sampler is given: an operator, the measurement, the level of its noise, the class."""
 
 from dataclasses import dataclass, replace
 from typing import Any, Self
@@ -88,7 +88,7 @@ class Problem:
         )
 
     def unconditional(self) -> Self:
-        """Only the class labels remain: what zero-shot solvers call the denoiser with."""
+        """Only the class labels remain: what zero-shot samplers call the denoiser with."""
         return self.without_measurement(
             len(self), self.degradation.image_shape, self.class_labels, self.y.device
         )

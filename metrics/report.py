@@ -39,7 +39,7 @@ def metrics_table(
     """A table of text of {degradation: {method: cell}}.
 
     A cell holds {"mean": ...} for each metric, evaluations (NFE), seconds_per_image, and, where a
-    solver differentiates its denoiser, backward_passes: then there is a column VJP. compiled: the
+    sampler differentiates its denoiser, backward_passes: then there is a column VJP. compiled: the
     seconds hold the compilation of the network, which the title of their column then says.
     """
     costs = {"evaluations": "NFE"}

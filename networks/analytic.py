@@ -2,7 +2,7 @@
 
 Noise of level σ turns N(μ, Σ) into N(μ, Σ + σ²I), and a linear measurement turns a mixture into
 another one. So everything that a sampler approximates is known here: the ground truth for
-posterior samplers, and a denoiser for zero-shot solvers without any training.
+posterior samplers, and a denoiser for zero-shot samplers without any training.
 """
 
 import copy

@@ -31,7 +31,8 @@ def option(
     """A field of a dataclass of options.
 
     help: one sentence or two; default: none means that the option must be given; name: on the
-    command line, by default that of the field with dashes, empty for none there; choices: of a
+    command line, or two with a space between; by default that of the field with dashes, empty for
+    none there; choices: of a
     text; least: the smallest number; shown: the default in words.
     """
     metadata = {"help": help, "name": name, "choices": choices, "least": least, "shown": shown}
@@ -122,7 +123,7 @@ def _option(field: dataclasses.Field, kind: Any, overriding: bool) -> Callable:
         settings["required"] = default is dataclasses.MISSING
         if isinstance(default, int | float | str | tuple):
             settings["default"] = default
-    return click.option(name, field.name, **settings)
+    return click.option(*name.split(), field.name, **settings)
 
 
 def _default(field: dataclasses.Field) -> Any:

@@ -1,14 +1,14 @@
-"""Solvers for denoisers trained on the problem, and the names they go by on the command line."""
+"""Samplers for denoisers trained on the problem, and the names they go by on the command line."""
 
 from samplers.base import (
     CountingDenoiser,
-    Solver,
+    Sampler,
     check_operator,
     evaluations_of,
     karras_grid,
-    make_solver,
+    make_sampler,
     register,
-    solver_names,
+    sampler_names,
 )
 from samplers.deis import DEIS
 from samplers.dpm import DPM
@@ -26,14 +26,14 @@ __all__ = [
     "Euler",
     "Guided",
     "Heun",
-    "Solver",
+    "Sampler",
     "Tiled",
     "Tiling",
     "check_operator",
     "evaluations_of",
     "karras_grid",
-    "make_solver",
+    "make_sampler",
     "register",
-    "solver_names",
+    "sampler_names",
     "tile_problems",
 ]

@@ -1,4 +1,4 @@
-"""What a solver is: `solver(denoiser, noise, problem, rng) → samples`, built from its options."""
+"""What a sampler is: `sampler(denoiser, noise, problem, rng) → samples`, built from its options."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
@@ -15,7 +15,7 @@ Denoiser = Callable[[Tensor, Tensor | float, Problem], Tensor]
 
 
 class RandnLike(Protocol):
-    """Source of the noise a solver draws, such as `degradation.Draws`."""
+    """Source of the noise a sampler draws, such as `degradation.Draws`."""
 
     def randn_like(self, x: Tensor) -> Tensor: ...
 
@@ -36,20 +36,20 @@ class Run:
     denoiser: Denoiser
     problem: Problem
     told: Problem
-    """What the denoiser is told: the problem, or of a zero-shot solver its class labels only."""
+    """What the denoiser is told: the problem, or of a zero-shot sampler its class labels only."""
     rng: RandnLike
     index: int = 0
     """Number of the present step."""
     memory: Any = None
-    """What a solver keeps from step to step."""
+    """What a sampler keeps from step to step."""
 
     def estimate(self, x: Tensor, sigma: Tensor | float) -> Tensor:
         """The denoiser's E[x0 | x, ...] `[B, C, h, w]` at noise level sigma."""
         return self.denoiser(x, sigma, self.told)
 
 
-class Solver:
-    """`solver(denoiser, noise, problem, rng)`; a dataclass of its options.
+class Sampler:
+    """`sampler(denoiser, noise, problem, rng)`; a dataclass of its options.
 
     needs: what else it asks for: "spectrum", the SVD of the operator (`check_operator` raises
     ValueError for an operator without one), "gradient", a denoiser that can be differentiated.
@@ -63,7 +63,7 @@ class Solver:
         """Restored images in [-1, 1], `[B, C, h, w]`, one for each problem.
 
         noise: standard normal `[B, C, h, w]`, where the run starts. Raises ValueError if the
-        operator or the denoiser lacks what the solver needs.
+        operator or the denoiser lacks what the sampler needs.
         """
         raise NotImplementedError
 
@@ -78,7 +78,7 @@ class Solver:
 
 
 class CountingDenoiser:
-    """Counts the calls of a denoiser or, told how many images a solver works on, evaluations.
+    """Counts the calls of a denoiser or, told how many images a sampler works on, evaluations.
 
     calls: as many as there were, whatever the batch; with `images` the NFE of the tables, in which
     a call with several particles of each image is as many evaluations. backward_passes:
@@ -106,13 +106,13 @@ class CountingDenoiser:
         self.backward_passes += count
 
 
-def evaluations_of(solver: Solver, image_shape: tuple[int, int, int]) -> int:
-    """Evaluations (NFE) that a solver takes for an image, counted on one that costs nothing."""
+def evaluations_of(sampler: Sampler, image_shape: tuple[int, int, int]) -> int:
+    """Evaluations (NFE) that a sampler takes for an image, counted on one that costs nothing."""
     problem = Problem.without_measurement(1, image_shape)
     counter = CountingDenoiser(lambda x, sigma, problem: 0 * x, 1)
     draws = Draws([0])
     with torch.no_grad():
-        solver(counter, draws.normal(image_shape, "latent"), problem, draws)
+        sampler(counter, draws.normal(image_shape, "latent"), problem, draws)
     return counter.calls
 
 
@@ -131,8 +131,8 @@ def karras_grid(
 
 
 @dataclasses.dataclass(frozen=True)
-class OnGrid(Solver):
-    """A solver that goes down the noise levels of EDM: a subclass writes `step`."""
+class OnGrid(Sampler):
+    """A sampler that goes down the noise levels of EDM: a subclass writes `step`."""
 
     num_steps: int = 32
     sigma_min: float = 0.002
@@ -166,17 +166,17 @@ class OnGrid(Solver):
         raise NotImplementedError
 
 
-SAMPLERS = Registry("sampler", Solver)
+SAMPLERS = Registry("sampler", Sampler)
 register = SAMPLERS.register
 
 
-def solver_names() -> list[str]:
-    """The names that `make_solver` knows."""
+def sampler_names() -> list[str]:
+    """The names that `make_sampler` knows."""
     return sorted(SAMPLERS)
 
 
-def make_solver(name: str, options: Mapping[str, Any] | None = None) -> Solver:
-    """Build a solver from its name, or module.Class, and its options: {"num_steps": "16"}.
+def make_sampler(name: str, options: Mapping[str, Any] | None = None) -> Sampler:
+    """Build a sampler from its name, or module.Class, and its options: {"num_steps": "16"}.
 
     Options are given as text or as values. Raises ValueError for an unknown name or option, or a
     value out of range, with the known ones.
@@ -184,24 +184,24 @@ def make_solver(name: str, options: Mapping[str, Any] | None = None) -> Solver:
     return SAMPLERS.build(name, options)
 
 
-def check_operator(solver: Solver, operator: LinearOperator) -> None:
-    """Raise ValueError if a solver needs the SVD of an operator that has none."""
-    if "spectrum" in solver.needs:
-        diagonalisable(operator, f"sampler {type(solver).__name__}")
+def check_operator(sampler: Sampler, operator: LinearOperator) -> None:
+    """Raise ValueError if a sampler needs the SVD of an operator that has none."""
+    if "spectrum" in sampler.needs:
+        diagonalisable(operator, f"sampler {type(sampler).__name__}")
 
 
-def check_choice(solver: object, **choices: tuple[str, ...]) -> None:
-    """Raise ValueError when an option of a solver is none of its choices."""
+def check_choice(sampler: object, **choices: tuple[str, ...]) -> None:
+    """Raise ValueError when an option of a sampler is none of its choices."""
     for name, known in choices.items():
-        if (value := getattr(solver, name)) not in known:
-            kind = type(solver).__name__
+        if (value := getattr(sampler, name)) not in known:
+            kind = type(sampler).__name__
             raise ValueError(f"{kind} option {name}={value} must be one of {', '.join(known)}")
 
 
-def check_range(solver: object, **bounds: tuple[float, float]) -> None:
-    """Raise ValueError when an option of a solver lies outside its closed range."""
+def check_range(sampler: object, **bounds: tuple[float, float]) -> None:
+    """Raise ValueError when an option of a sampler lies outside its closed range."""
     for name, (low, high) in bounds.items():
-        value = getattr(solver, name)
+        value = getattr(sampler, name)
         if not low <= value <= high:
-            kind = type(solver).__name__
+            kind = type(sampler).__name__
             raise ValueError(f"{kind} option {name}={value} must lie between {low} and {high}")

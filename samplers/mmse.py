@@ -5,12 +5,12 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from degradation import Problem
-from samplers.base import Denoiser, RandnLike, Solver, check_range, register
+from samplers.base import Denoiser, RandnLike, Sampler, check_range, register
 
 
 @register("mmse")
 @dataclass(frozen=True)
-class MMSE(Solver):
+class MMSE(Sampler):
     """D(σ·noise, σ) at σ = 100: the image drowns in noise, so E[x0 | x, y] = E[x0 | y] (Eq. 8)."""
 
     sigma: float = 100.0

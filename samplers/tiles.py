@@ -118,7 +118,7 @@ def tile_problems(problem: Problem, tiling: Tiling, blur: TileBlur | None = None
 class Tiled:
     """A denoiser of images of any size: one of tiles, run on all of them at once and blended.
 
-    Every solver works on the whole image, so neighbouring tiles see the same noise and agree.
+    Every sampler works on the whole image, so neighbouring tiles see the same noise and agree.
     With a single tile it is the denoiser itself. batch: tiles in one call of it.
 
     project: for y without noise. A tile leaves out the samples of a blur that see beyond it, and

@@ -1,4 +1,4 @@
-"""A Gaussian prior with its exact denoiser, flow and posterior; sources of noise for solvers."""
+"""A Gaussian prior with its exact denoiser, flow and posterior; sources of noise for samplers."""
 
 import torch
 from helpers import dense
@@ -53,7 +53,7 @@ class NoNoise:
     """A source of noise that must not be asked."""
 
     def randn_like(self, x: Tensor) -> Tensor:
-        raise AssertionError("a deterministic solver draws no noise")
+        raise AssertionError("a deterministic sampler draws no noise")
 
 
 class Generator:

@@ -12,7 +12,7 @@ from benchmarks.posterior import (
     exact_run,
     image_errors,
     image_problems,
-    image_solver,
+    image_sampler,
     interval,
     mixture_rows,
     solve,
@@ -52,14 +52,14 @@ def test_errors_are_those_that_were_made(exact):
 
 
 def test_an_oracle_reaches_the_floor_and_counts_its_evaluations():
-    rows = {row["solver"]: row for row in mixture_rows(8, 2, 400, ["heun", "ddrm"])}
+    rows = {row["sampler"]: row for row in mixture_rows(8, 2, 400, ["heun", "ddrm"])}
     distance = {name: row["sliced_wasserstein"][2]["mean"] for name, row in rows.items()}
     assert distance["heun"] < 2 * distance[FLOOR] < 0.2 * distance["ddrm"] < distance["prior"]
     assert rows["heun"]["evaluations"] == 63 and rows["ddrm"]["evaluations"] == 25
     assert rows["heun"]["sliced_wasserstein"][4]["count"] == 2
 
 
-def test_zero_shot_solvers_get_the_denoiser_of_the_prior(exact):
+def test_zero_shot_samplers_get_the_denoiser_of_the_prior(exact):
     prior = GaussianMixture.gaussian(torch.zeros(192), torch.eye(192), SHAPE)
     problem = image_problems(prior, 0.1, ["MissingPatches"])["MissingPatches"]
     for name, expected in (("heun", "exact"), ("ddnm", "prior")):
@@ -68,7 +68,7 @@ def test_zero_shot_solvers_get_the_denoiser_of_the_prior(exact):
             "prior": lambda *args, asked=asked: asked.add("prior") or prior(*args),
             "exact": lambda *args, asked=asked: asked.add("exact") or exact(*args),
         }
-        solve(image_solver(name), known["prior"], known["exact"], problem, 4)
+        solve(image_sampler(name), known["prior"], known["exact"], problem, 4)
         assert asked == {expected}
 
 

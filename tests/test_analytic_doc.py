@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.posterior import chosen_solvers, image_table, mixture_table
+from benchmarks.posterior import chosen_samplers, image_table, mixture_table
 
 ROOT = Path(__file__).resolve().parents[1]
 TEXT = (ROOT / "docs" / "posterior.md").read_text(encoding="utf-8")
@@ -22,8 +22,8 @@ def test_a_result_stands_in_the_document(path):
         assert table(record["rows"]) in TEXT
 
 
-def test_files_and_solvers_that_are_named_exist():
+def test_files_and_samplers_that_are_named_exist():
     for target in re.findall(r"\]\(([^)#]+)\)", TEXT):
         assert (ROOT / "docs" / target).exists(), target
     for name in re.findall(r"^\| (\w+)(?: \(oracle\))? +\|", TEXT, re.M):
-        assert name in (*chosen_solvers([]), "solver", "prior"), name
+        assert name in (*chosen_samplers([]), "sampler", "prior"), name

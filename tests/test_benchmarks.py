@@ -11,12 +11,12 @@ from click.testing import CliRunner
 from helpers import gaussian
 from safetensors.torch import save_file
 
-from benchmarks import families, memory, posterior, report, resume, solver_quality, speed
+from benchmarks import families, memory, posterior, report, resume, sampler_quality, speed
 from benchmarks.reference_path import plain_layers, plain_operator, plain_problem
 from degradation import Draws, Mask, Problem
 from networks import Denoiser, GaussianMixture, make_config, save_weights
 from networks.flops import count_operations
-from samplers import CountingDenoiser, make_solver
+from samplers import CountingDenoiser, make_sampler
 
 SHAPE = (3, 4, 4)
 
@@ -33,7 +33,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(speed, "product_speeds", lambda precision: {"matmul": 1.0, "linear": 2.0})
     monkeypatch.setattr(speed, "cores", lambda: 1)
     monkeypatch.setattr(posterior, "CROPS", 400)
-    monkeypatch.setattr(solver_quality, "STEPS", (4, 8))
+    monkeypatch.setattr(sampler_quality, "STEPS", (4, 8))
     return tmp_path
 
 
@@ -86,14 +86,14 @@ def test_operators_of_every_family(home: Path, monkeypatch: pytest.MonkeyPatch) 
     assert record["building"]["plain_ms"] > 0
 
 
-def test_solvers_and_what_they_take_besides(home: Path) -> None:
+def test_samplers_and_what_they_take_besides(home: Path) -> None:
     options = "--preset=tiny", "--batch=2", "--precision=fp32", "--name=n"
-    run(speed.main, "solvers", *options, "--solver=dpm", "--solver=pigdm")
+    run(speed.main, "samplers", *options, "--sampler=dpm", "--sampler=pigdm")
     rows = result_of(home, "n")["rows"]
-    found = {(r["solver"], r["evaluations"], r["backward_passes"]) for r in rows}
+    found = {(r["sampler"], r["evaluations"], r["backward_passes"]) for r in rows}
     assert found == {("dpm", 20, 0), ("pigdm", 100, 100)}
     for row in rows:
-        assert row["share"] == pytest.approx(row["solver_ms"] / row["denoiser_ms"])
+        assert row["share"] == pytest.approx(row["sampler_ms"] / row["denoiser_ms"])
 
 
 def test_reading_beside_the_plain_way(home: Path) -> None:
@@ -122,7 +122,7 @@ def test_the_picture_of_the_families(home: Path) -> None:
 @pytest.mark.parametrize("command", ["mixture", "images", "evaluations", "marginals"])
 def test_posteriors(home: Path, command: str) -> None:
     extra = {"images": ["--family=Box"], "marginals": []}.get(command, ["--problems=2"])
-    options = "--samples=16", "--solver=dpm", "--solver=ddrm", "--name=n"
+    options = "--samples=16", "--sampler=dpm", "--sampler=ddrm", "--name=n"
     run(posterior.main, command, *options, *extra)
     pictures = ["n.png"] if command in ("evaluations", "marginals") else []
     assert [path.name for path in (home / "docs").glob("*.png")] == pictures
@@ -143,7 +143,7 @@ def weights(home: Path) -> Path:
 
 def test_quality_of_a_network(weights: Path) -> None:
     options = "--family=MissingPatches", "--images=4", "--sampler=euler", "--name=n"
-    run(solver_quality.main, f"--net={weights}/net.safetensors", *options)
+    run(sampler_quality.main, f"--net={weights}/net.safetensors", *options)
     rows = result_of(weights, "n")["rows"]
     assert [row["evaluations"] for row in rows] == [1, 4, 8]
     assert all(row["psnr"] > 0 and row["consistency"] >= 0 for row in rows)
@@ -153,18 +153,18 @@ def test_quality_of_a_network(weights: Path) -> None:
 def test_samplers_take_about_the_evaluations_that_are_asked_for() -> None:
     op = Mask((gaussian(1, 1, 4, 4) > 0).float(), SHAPE)
     problem = Problem(op, op.H(gaussian(1, *SHAPE, dtype=torch.float32)))
-    for (name, steps), solver in solver_quality.solvers_of(solver_quality.SAMPLERS).items():
+    for (name, steps), sampler in sampler_quality.samplers_of(sampler_quality.SAMPLERS).items():
         counter = CountingDenoiser(lambda x, sigma, given: x / 2)
-        solver(counter, gaussian(1, *SHAPE, dtype=torch.float32), problem, Draws([0]))
+        sampler(counter, gaussian(1, *SHAPE, dtype=torch.float32), problem, Draws([0]))
         assert counter.calls in (steps - 1, steps), name
-    assert make_solver("heun", {"num_steps": "8"}) == solver_quality.solver_of("heun", 16)
+    assert make_sampler("heun", {"num_steps": "8"}) == sampler_quality.sampler_of("heun", 16)
 
 
 def test_detail_is_the_sum_of_the_edges() -> None:
     step = torch.zeros(1, 1, 2, 2)
     step[..., 1] = 3
-    assert solver_quality.edges(step).tolist() == [6]
-    assert solver_quality.edges(torch.full_like(step, 7)).tolist() == [0]
+    assert sampler_quality.edges(step).tolist() == [6]
+    assert sampler_quality.edges(torch.full_like(step, 7)).tolist() == [0]
 
 
 @pytest.mark.parametrize(
@@ -176,7 +176,7 @@ def test_detail_is_the_sum_of_the_edges() -> None:
     ],
 )
 def test_what_cannot_be_measured_is_refused(weights: Path, net: str, told: str) -> None:
-    result = CliRunner().invoke(solver_quality.main, [f"--net={weights}/{net}"])
+    result = CliRunner().invoke(sampler_quality.main, [f"--net={weights}/{net}"])
     assert result.exit_code == 2, result.output
     assert told in result.stderr.splitlines()[-1]
 

@@ -36,8 +36,8 @@ from training.trainer import Trainer
 
 TRAIN = [
     "--preset=tiny", "--data-opt=resolution=16", "--data-opt=size=8", "-b", "4", "--ramp=0",
-    "--duration=16", "--fp32", "--workers=0", "--set=log_every=4", "--set=checkpoint_every=4",
-    "--degradation=MissingPatches", "--set=validate_every=0", "--outdir=run",
+    "--duration=16", "--fp32", "--workers=0", "--log-every=4", "--checkpoint-every=4",
+    "--degradation=MissingPatches", "--validate-every=0", "--outdir=run",
 ]  # fmt: skip
 
 
@@ -91,9 +91,7 @@ def test_the_newest_stays_where_a_damaged_one_has_a_higher_count():
 
 
 def test_a_run_keeps_the_checkpoints_that_it_is_told_to(folder):
-    result = CliRunner().invoke(
-        train.main, [*TRAIN, "--set=keep_checkpoints=1", "--set=keep_every=8"]
-    )
+    result = CliRunner().invoke(train.main, [*TRAIN, "--keep-checkpoints=1", "--keep-every=8"])
     assert result.exit_code == 0, result.stderr
     assert images_of(folder / "run" / "checkpoints") == [8, 16]
 

@@ -169,7 +169,7 @@ def test_images_written_are_those_measured(restored):
 def test_a_result_says_how_it_was_made(restored):
     record = metrics(restored)
     settings = record["settings"]
-    assert settings["solvers"]["InvFusion sample (heun)"]["num_steps"] == 2
+    assert settings["samplers"]["InvFusion sample (heun)"]["num_steps"] == 2
     assert set(settings["detector_files"]["detectors"]) == {"six"}
     assert settings["images"] == 8 and settings["split"] == "heldout"
     stages = record["metrics"]["stages"]

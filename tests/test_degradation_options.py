@@ -17,7 +17,7 @@ from test_commands import call as call_metrics
 import calculate_metrics
 import train
 from commands.families import families_of, family_of
-from commands.methods import solvers_of
+from commands.methods import samplers_of
 from commands.photo import Request, pose
 from degradation import (
     FAMILIES,
@@ -189,7 +189,7 @@ def test_a_family_given_twice_is_refused():
     with pytest.raises(ValueError, match="--degradation Box is given twice"):
         families_of(["Box", "degradation.Box"], {})
     with pytest.raises(ValueError, match="--sampler heun is given twice"):
-        solvers_of(["heun", "mmse", "heun"], {})
+        samplers_of(["heun", "mmse", "heun"], {})
 
 
 @pytest.mark.parametrize(

@@ -34,7 +34,7 @@ from metrics.measure import Measure
 from metrics.pixel import consistency, psnr, ssim, to_float, to_uint8
 from metrics.records import PartialRecords, merged
 from networks import Denoiser, fit_gaussian, make_config, posterior_mean
-from samplers import make_solver
+from samplers import make_sampler
 
 CPU = torch.device("cpu")
 FAMILIES = {
@@ -68,13 +68,13 @@ def network() -> Denoiser:
 
 def all_methods() -> dict:
     """H†y; one that shows its latent and its draws; a sampler with a network."""
-    denoiser, solver = network(), make_solver("heun", {"num_steps": "3", "churn": "1"})
+    denoiser, sampler = network(), make_sampler("heun", {"num_steps": "3", "churn": "1"})
 
     def noisy(problem: Problem, noise: Tensor, draws: Draws) -> Tensor:
         return problem.project(0.1 * noise + 0.1 * draws.randn_like(noise))
 
     def sample(problem: Problem, noise: Tensor, draws: Draws) -> Tensor:
-        return solver(denoiser, noise, problem, draws)
+        return sampler(denoiser, noise, problem, draws)
 
     return {"pinv": lambda problem, noise, draws: problem.pinv(), "noisy": noisy, "net": sample}
 

@@ -128,7 +128,7 @@ def home(tmp_path_factory) -> Path:
 def start(home: Path, outdir: Path, *arguments: object):
     words = [
         "--preset", "tiny", "--data-opt", "resolution=16", "--data-opt", "size=6", "-b", "4",
-        "--duration", "8", "--fp32", "--workers", "0", "--ramp", "0", "--set", "measure_every=4",
+        "--duration", "8", "--fp32", "--workers", "0", "--ramp", "0", "--measure-every=4",
         "--degradation", "MissingPatches", "--outdir", outdir, *arguments,
     ]  # fmt: skip
     return CliRunner().invoke(train.main, [str(word) for word in words])
@@ -236,7 +236,7 @@ def test_weights_are_kept_before_the_long_measurement(home, tmp_path, monkeypatc
     options = "--ref-path", home / "ref.safetensors", "--detector", f"three={home / 'three.pt'}"
     with monkeypatch.context() as patch:
         patch.setattr(HeldoutDistances, "__call__", killed)
-        result = start(home, tmp_path / "run", *options, "--set", "measure_every=8")
+        result = start(home, tmp_path / "run", *options, "--measure-every=8")
     assert result.exit_code == 1  # click's for a keyboard interrupt
     assert (tmp_path / "run" / "weights.safetensors").exists()
     assert not [line for line in read_log(tmp_path / "run") if "heldout_distance" in line]

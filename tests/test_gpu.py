@@ -157,29 +157,29 @@ def test_baselines_agree(family, structure):
         torch.testing.assert_close(restore(moved).cpu(), restore(problem), atol=1e-4, rtol=1e-3)
 
 
-@pytest.mark.parametrize("solver", QUICK.values(), ids=QUICK.keys())
+@pytest.mark.parametrize("sampler", QUICK.values(), ids=QUICK.keys())
 @pytest.mark.parametrize(("family", "structure"), FAMILIES[:3], ids=lambda value: str(value))
-def test_zero_shot_solvers_agree(solver, family, structure):
+def test_zero_shot_samplers_agree(sampler, family, structure):
     x = torch.randn(2, *SHAPE)
     problem = GaussianNoise(0.1).measure(family.sample(SHAPE, structure, [1, 2]), x, Draws([1, 2]))
 
     def denoiser(x, sigma, given):
         return 0.3 * x.roll(1, -1) / (0.3 + sigma**2) + 0.1 * x.tanh()
 
-    found = solver(denoiser, x.cuda(), problem.to("cuda"), Draws([3, 4], "cuda")).cpu()
-    expected = solver(denoiser, x, problem, Draws([3, 4]))
+    found = sampler(denoiser, x.cuda(), problem.to("cuda"), Draws([3, 4], "cuda")).cpu()
+    expected = sampler(denoiser, x, problem, Draws([3, 4]))
     torch.testing.assert_close(found, expected, atol=1e-3, rtol=1e-3)
 
 
-@pytest.mark.parametrize("solver", QUICK.values(), ids=QUICK.keys())
-def test_zero_shot_solvers_do_not_wait_for_the_device(solver):
+@pytest.mark.parametrize("sampler", QUICK.values(), ids=QUICK.keys())
+def test_zero_shot_samplers_do_not_wait_for_the_device(sampler):
     x, draws = torch.randn(2, *SHAPE, device="cuda"), Draws([1, 2], "cuda")
     operator = MatrixDegradation().sample(SHAPE, None, [1, 2], "cuda")
     problem = GaussianNoise(0.1).measure(operator, x, draws)
     noise = Generator(device="cuda")
-    solver(lambda x, sigma, given: 0.5 * x, x, problem, noise)  # first calls set libraries up
+    sampler(lambda x, sigma, given: 0.5 * x, x, problem, noise)  # first calls set libraries up
     torch.cuda.set_sync_debug_mode("error")
     try:
-        solver(lambda x, sigma, given: 0.5 * x, x, problem, noise)
+        sampler(lambda x, sigma, given: 0.5 * x, x, problem, noise)
     finally:
         torch.cuda.set_sync_debug_mode("default")

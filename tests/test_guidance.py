@@ -132,6 +132,6 @@ def test_the_recorded_run(golden):
         return (exact.float() * share[:, None]).view(x.shape)
 
     problem = Problem.without_measurement(2, (3, 8, 8), torch.tensor([0, 0]))
-    solver = Heun(run["num_steps"], meta["sigma_min"], meta["sigma_max"], meta["rho"])
-    out = solver(Guided(denoiser, run["guidance"]), meta["noise"], problem, Draws([0, 0]))
+    sampler = Heun(run["num_steps"], meta["sigma_min"], meta["sigma_max"], meta["rho"])
+    out = sampler(Guided(denoiser, run["guidance"]), meta["noise"], problem, Draws([0, 0]))
     torch.testing.assert_close(out, run["out"], rtol=0, atol=1e-5)

@@ -221,7 +221,7 @@ def test_a_run_on_a_stream(hub: Path, tmp_path: Path):
 
     run(
         "--preset=tiny", f"--data-class={STREAM}", f"--data-opt=path={hub / 'saved'}",
-        "--data-opt=size=16", "--batch=4", "--ramp=8", "--fp32", "--set=log_every=4", "--workers=0",
+        "--data-opt=size=16", "--batch=4", "--ramp=8", "--fp32", "--log-every=4", "--workers=0",
         f"--outdir={tmp_path}", "--duration=8",
     )  # fmt: skip
     run("--resume", tmp_path, "--duration=16")

@@ -35,7 +35,7 @@ def arguments(sigma: float = 100.0) -> tuple[Tensor, Tensor, Tensor, Problem]:
 
 
 @torch.no_grad()
-def test_mmse_loss_is_the_plain_error_of_the_mmse_solver(denoiser):
+def test_mmse_loss_is_the_plain_error_of_the_mmse_sampler(denoiser):
     images, sigma, noise, problem = arguments()
     loss = MMSELoss(denoiser)(images, sigma, noise, problem)
     estimate = MMSE()(denoiser, noise, problem, Draws([0, 0, 0]))
@@ -109,6 +109,6 @@ def test_the_network_is_told_of_the_augmentation(denoiser, kind):
     torch.testing.assert_close(told[[0, 2]], plain[[0, 2]])
 
 
-def test_a_share_of_one_draws_the_level_of_the_mmse_solver():
+def test_a_share_of_one_draws_the_level_of_the_mmse_sampler():
     sigma = draw_sigma(Draws(range(500)), -0.8, 1.6, mmse_share=1.0)
     assert (sigma == MMSE().sigma).all()

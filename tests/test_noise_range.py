@@ -80,7 +80,7 @@ def test_a_run_over_a_range(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     arguments = [
         "--preset=tiny", "--data-opt=resolution=16", "--data-opt=size=8", "--degradation=Box",
-        "--set=noise_range=[0, 0.1]", "--set=clean_share=0.3", "--ramp=0", "--batch=4",
+        "--noise-range=[0, 0.1]", "--clean-share=0.3", "--ramp=0", "--batch=4",
         "--duration=8", "--workers=0", "--outdir=run",
     ]  # fmt: skip
     result = CliRunner().invoke(train.main, arguments)

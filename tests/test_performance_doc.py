@@ -50,21 +50,21 @@ def test_what_knowing_h_costs() -> None:
     assert f"{min(longer):.0f} to {max(longer):.0f} % longer" in TEXT
 
 
-def test_products_and_solvers() -> None:
+def test_products_and_samplers() -> None:
     speeds = result("network-cpu")["products_tflop_per_second"]["fp32"]
     plain, ours = 1e3 * speeds["matmul"], 1e3 * speeds["linear"]
     expected = [f"{plain:.0f}", f"{ours:.0f}", f"{ours / plain:.1f}"]
     assert told("product of two matrices of 4096×4096, as a linear map") == expected
-    rows = result("solver-cost-cpu")["rows"]
-    for title in ("`daps`", "every other solver"):
-        own = [row for row in rows if (row["solver"] == "daps") == (title == "`daps`")]
+    rows = result("sampler-cost-cpu")["rows"]
+    for title in ("`daps`", "every other sampler"):
+        own = [row for row in rows if (row["sampler"] == "daps") == (title == "`daps`")]
         row = max(own, key=lambda row: row["share"])
-        expected = [f"{row['denoiser_ms']:.0f}", f"{row['solver_ms']:.1f}"]
+        expected = [f"{row['denoiser_ms']:.0f}", f"{row['sampler_ms']:.1f}"]
         share = f"{100 * row['share']:.1f}"
-        assert told(f"a solver's own time for each evaluation, {title}, at most") == [
+        assert told(f"a sampler's own time for each evaluation, {title}, at most") == [
             *expected, share
         ]  # fmt: skip
-        assert f"{share} % at most" in (ROOT / "docs" / "solvers.md").read_text(encoding="utf-8")
+        assert f"{share} % at most" in (ROOT / "docs" / "samplers.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("preset", ["FFHQ64", "FFHQ256"])

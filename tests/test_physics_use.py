@@ -84,9 +84,9 @@ def test_the_network_agrees_with_that_of_the_same_matrix() -> None:
 
 
 def test_evaluation_does_not_depend_on_the_batch() -> None:
-    denoiser, solver = network(), Heun(num_steps=2)
+    denoiser, sampler = network(), Heun(num_steps=2)
     methods = {
-        "sample": lambda problem, noise, draws: solver(denoiser, noise, problem, draws),
+        "sample": lambda problem, noise, draws: sampler(denoiser, noise, problem, draws),
         "fill": lambda problem, noise, draws: baselines.constant_fill(problem),
         "pinv": lambda problem, noise, draws: baselines.pinv(problem),
     }

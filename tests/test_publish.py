@@ -76,7 +76,7 @@ def test_a_run_starts_from_weights(net: Denoiser) -> None:
     [
         (["--blind-train"], "levels="),
         (["--preset=FFHQ64", "--data-opt=resolution=64"], "image_shape"),
-        (["--set=noise_range=[0, 0.1]"], "noise_conditioning=False True"),
+        (["--noise-range=[0, 0.1]"], "noise_conditioning=False True"),
         (["--init=absent.safetensors"], "absent.safetensors"),
     ],
 )
@@ -90,7 +90,7 @@ def test_weights_of_another_architecture(net: Denoiser, changes: list[str], word
 
 def test_a_stopped_run_has_the_weights_of_its_checkpoint(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(signals, "asked_to_end", lambda: True)
-    result = CliRunner().invoke(train.main, [*RUN, "--outdir=run", "--set=validate_every=0"])
+    result = CliRunner().invoke(train.main, [*RUN, "--outdir=run", "--validate-every=0"])
     assert result.exit_code == signals.RESUMABLE
     assert read_summary("run/weights.safetensors")["images"] == 4
     average = load_file("run/checkpoints/000000000004/average.safetensors")

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from degradation import Draws, Problem
-from samplers import make_solver
+from samplers import make_sampler
 from samplers.base import SAMPLERS
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -42,13 +42,13 @@ def test_the_new_operator():
     torch.testing.assert_close(operator.H_pinv(operator.H(x)), x)
 
 
-def test_the_new_solver(monkeypatch):
+def test_the_new_sampler(monkeypatch):
     monkeypatch.setitem(SAMPLERS, "two_steps", None)
     run("TwoSteps")
     problem = Problem.without_measurement(2, (3, 4, 4))
-    solver = make_solver("two_steps", {"sigma": "0.5"})
+    sampler = make_sampler("two_steps", {"sigma": "0.5"})
     draws = Draws([0, 1])
-    out = solver(lambda x, sigma, problem: x / sigma, torch.ones(2, 3, 4, 4), problem, draws)
+    out = sampler(lambda x, sigma, problem: x / sigma, torch.ones(2, 3, 4, 4), problem, draws)
     assert out.shape == (2, 3, 4, 4) and out.std() > 0
 
 

@@ -471,7 +471,7 @@ ASKED = ["--image=photo.png", "--out=out", "--mask=mask.png"]
         (["--mask=mask.png", "--noise-level=inf"], "noise level must be a number"),
         (["--mask=mask.png", "--noise-level=nan"], "noise level must be a number"),
         (["--measured", "--mask=mask.png", "--noise-level=inf"], "noise level must be a number"),
-        (["--mask=mask.png", "--out=photo.png"], "Invalid value for '--out'"),
+        (["--mask=mask.png", "--out=photo.png"], "photo.png is no folder"),
         (["--mask=mask.png", "--samples=-1"], "Invalid value for '--samples'"),
     ],
 )

@@ -11,10 +11,10 @@ from click.testing import CliRunner
 from PIL import Image
 
 import restore
-from commands import progress
 from degradation import Draws, GaussianNoise, MissingPatches
 from networks import Denoiser, make_config, save_weights
-from samplers import CountingDenoiser, evaluations_of, make_solver, solver_names
+from runtime import progress
+from samplers import CountingDenoiser, evaluations_of, make_sampler, sampler_names
 
 SHAPE = (3, 16, 16)
 
@@ -26,21 +26,21 @@ def shipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     path = tmp_path / "checkpoints" / "photos64-invfusion.safetensors"
     save_weights(path, Denoiser(make_config("tiny")), {})
-    monkeypatch.setattr(restore, "SHIPPED", path)
+    monkeypatch.setattr("commands.restore.SHIPPED", path)
     pixels = np.random.default_rng(0).integers(0, 256, (24, 32, 3), dtype=np.uint8)
     Image.fromarray(pixels).save("photo.png")
     return path
 
 
-@pytest.mark.parametrize("name", solver_names())
+@pytest.mark.parametrize("name", sampler_names())
 def test_evaluations_are_those_that_a_restoration_takes(name: str) -> None:
-    solver, draws = make_solver(name), Draws([1])
+    sampler, draws = make_sampler(name), Draws([1])
     operator = MissingPatches().sample(SHAPE, MissingPatches().structure(1), [1])
     problem = GaussianNoise(0).measure(operator, torch.zeros(1, *SHAPE), draws)
     counter = CountingDenoiser(lambda x, sigma, problem: 0.5 * x, 1)
     with torch.no_grad():
-        solver(counter, draws.normal(SHAPE, "latent"), problem, draws)
-    assert evaluations_of(solver, SHAPE) == counter.calls > 0
+        sampler(counter, draws.normal(SHAPE, "latent"), problem, draws)
+    assert evaluations_of(sampler, SHAPE) == counter.calls > 0
 
 
 def test_the_plan_comes_first_and_lines_follow_where_no_terminal_is(

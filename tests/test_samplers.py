@@ -1,4 +1,4 @@
-"""Solvers on a Gaussian prior, whose denoiser, flow and posterior are known in closed form."""
+"""Samplers on a Gaussian prior, whose denoiser, flow and posterior are known in closed form."""
 
 import math
 from dataclasses import dataclass
@@ -19,12 +19,12 @@ from samplers import (
     CountingDenoiser,
     Euler,
     Heun,
-    Solver,
+    Sampler,
     base,
     karras_grid,
-    make_solver,
+    make_sampler,
     register,
-    solver_names,
+    sampler_names,
 )
 from samplers.deis import adams_bashforth
 
@@ -46,27 +46,27 @@ def plain(batch: int) -> Problem:
 # The flow and the order of convergence
 
 
-def errors(solver, prior: Gaussian, steps: list[int], sigma_min=1e-3, sigma_max=40.0) -> Tensor:
+def errors(sampler, prior: Gaussian, steps: list[int], sigma_min=1e-3, sigma_max=40.0) -> Tensor:
     """Root-mean-square distance to the exact flow for each number of steps."""
     noise = gaussian(6, *SHAPE, seed=2)
     exact = prior.flow(sigma_max * noise, sigma_max)
     results = []
     for n in steps:
-        sample = solver(num_steps=n, sigma_min=sigma_min, sigma_max=sigma_max)
+        sample = sampler(num_steps=n, sigma_min=sigma_min, sigma_max=sigma_max)
         out = sample(prior, noise, plain(6), NoNoise())
         results.append((out - exact).square().mean().sqrt())
     return torch.stack(results)
 
 
 @pytest.mark.parametrize(
-    ("solver", "order"),
+    ("sampler", "order"),
     [
         (Euler, 1), (Heun, 2), (DPM, 2), (partial(DEIS, order=1), 1), (partial(DEIS, order=2), 2),
         (partial(DEIS, order=3), 3), (partial(DEIS, order=4), 4),
     ],
 )  # fmt: skip
-def test_order_of_convergence_to_the_exact_flow(prior, solver, order):
-    error = errors(solver, prior, [40, 80, 160, 320])
+def test_order_of_convergence_to_the_exact_flow(prior, sampler, order):
+    error = errors(sampler, prior, [40, 80, 160, 320])
     orders = (error[:-1] / error[1:]).log2()
     # The first steps of DEIS are of lower order, where the slope hardly changes.
     assert (orders - order).abs().max() < (0.2 if order < 4 else 0.4), orders.tolist()
@@ -80,7 +80,7 @@ def test_heun_reaches_the_exact_flow(prior):
 
 def test_memory_buys_accuracy(prior):
     """With as many evaluations as Euler."""
-    euler, deis, dpm = (errors(solver, prior, [40]) for solver in (Euler, DEIS, DPM))
+    euler, deis, dpm = (errors(sampler, prior, [40]) for sampler in (Euler, DEIS, DPM))
     assert deis < euler / 10
     assert dpm < euler / 5
 
@@ -105,8 +105,8 @@ def test_deis_integrates_polynomials_exactly():
 @pytest.mark.parametrize("eta", [0.5, 1.0])
 def test_the_stochastic_dpm_keeps_the_distribution(prior, eta):
     n = 4000
-    solver = DPM(num_steps=100, eta=eta)
-    z = prior.coordinates(solver(prior, gaussian(n, *SHAPE, seed=3), plain(n), Generator()))
+    sampler = DPM(num_steps=100, eta=eta)
+    z = prior.coordinates(sampler(prior, gaussian(n, *SHAPE, seed=3), plain(n), Generator()))
     for direction in range(3, 12):
         assert scipy.stats.kstest(z[:, direction].numpy(), "norm").pvalue > P_VALUE
 
@@ -120,33 +120,33 @@ def test_the_stochastic_dpm_forgets_where_it_started(prior):
         assert low <= similarity <= high + 1e-9, (eta, similarity)
 
 
-@pytest.mark.parametrize("solver", [Euler(5), Heun(5), DPM(5)])
-def test_directions_without_variance_end_on_the_mean(prior, solver):
+@pytest.mark.parametrize("sampler", [Euler(5), Heun(5), DPM(5)])
+def test_directions_without_variance_end_on_the_mean(prior, sampler):
     prior.variances[:4] = 0
-    out = solver(prior, gaussian(6, *SHAPE), plain(6), NoNoise())
+    out = sampler(prior, gaussian(6, *SHAPE), plain(6), NoNoise())
     along = (out.flatten(1) - prior.mean) @ prior.Q
     assert along[:, :4].abs().max() < 1e-12
     assert along[:, 4:].abs().min() > 1e-5
 
 
 @pytest.mark.parametrize(
-    "solver", [Euler(), Heun(), Heun(churn=20), MMSE(), DPM(), DPM(eta=1), DEIS()]
+    "sampler", [Euler(), Heun(), Heun(churn=20), MMSE(), DPM(), DPM(eta=1), DEIS()]
 )
-def test_solvers_keep_precision_and_leave_the_noise_alone(prior, solver):
+def test_samplers_keep_precision_and_leave_the_noise_alone(prior, sampler):
     noise = gaussian(2, *SHAPE)
     before = noise.clone()
-    out = solver(prior, noise, plain(2), Draws([1, 2]))
+    out = sampler(prior, noise, plain(2), Draws([1, 2]))
     assert out.dtype == torch.float64 and out.shape == noise.shape
     assert torch.equal(noise, before)
 
 
 @pytest.mark.parametrize(
-    "solver", [Euler(8), Heun(num_steps=8, churn=4), MMSE(), DPM(8, eta=1), DEIS(8)]
+    "sampler", [Euler(8), Heun(num_steps=8, churn=4), MMSE(), DPM(8, eta=1), DEIS(8)]
 )
-def test_a_sample_does_not_depend_on_its_batch(prior, solver):
+def test_a_sample_does_not_depend_on_its_batch(prior, sampler):
     noise = gaussian(3, *SHAPE)
-    batch = solver(prior, noise, plain(3), Draws([5, 6, 7]))
-    alone = solver(prior, noise[1:2], plain(1), Draws([6]))
+    batch = sampler(prior, noise, plain(3), Draws([5, 6, 7]))
+    alone = sampler(prior, noise[1:2], plain(1), Draws([6]))
     torch.testing.assert_close(batch[1:2], alone)
 
 
@@ -155,7 +155,7 @@ def test_a_sample_does_not_depend_on_its_batch(prior, solver):
 
 @pytest.mark.parametrize("n", [2, 7, 32])
 @pytest.mark.parametrize(
-    ("solver", "count"),
+    ("sampler", "count"),
     [
         (lambda n: Heun(num_steps=n), lambda n: 2 * n - 1),
         (lambda n: Heun(num_steps=n, churn=10), lambda n: 2 * n - 1),
@@ -166,9 +166,9 @@ def test_a_sample_does_not_depend_on_its_batch(prior, solver):
     ],
     ids=["heun", "heun with churn", "euler", "dpm", "deis", "mmse"],
 )
-def test_number_of_evaluations(prior, solver, count, n):
+def test_number_of_evaluations(prior, sampler, count, n):
     denoiser = CountingDenoiser(prior)
-    solver(n)(denoiser, gaussian(1, *SHAPE), plain(1), Draws([0]))
+    sampler(n)(denoiser, gaussian(1, *SHAPE), plain(1), Draws([0]))
     assert denoiser.calls == count(n)
 
 
@@ -271,8 +271,8 @@ GRID = karras_grid(24)[:-1]
 )
 def test_churn_stays_within_its_noise_levels(prior, low, high, count):
     rng = Draws([0])
-    solver = Heun(num_steps=24, churn=5, churn_min=low, churn_max=high)
-    solver(prior, gaussian(1, *SHAPE), plain(1), rng)
+    sampler = Heun(num_steps=24, churn=5, churn_min=low, churn_max=high)
+    sampler(prior, gaussian(1, *SHAPE), plain(1), rng)
     assert rng.calls == count
 
 
@@ -303,11 +303,11 @@ def masked(noise_level: float, copies: int) -> Problem:
 
 
 @pytest.mark.parametrize("noise_level", [0.0, 0.3])
-@pytest.mark.parametrize("solver", [Heun(num_steps=64), Heun(num_steps=64, churn=10)])
-def test_the_exact_conditional_denoiser_gives_posterior_samples(solver, noise_level):
+@pytest.mark.parametrize("sampler", [Heun(num_steps=64), Heun(num_steps=64, churn=10)])
+def test_the_exact_conditional_denoiser_gives_posterior_samples(sampler, noise_level):
     n, denoiser = 3000, Posterior()
     problem = masked(noise_level, n)
-    out = solver(denoiser, gaussian(n, *SHAPE, seed=4), problem, Draws(range(n)))
+    out = sampler(denoiser, gaussian(n, *SHAPE, seed=4), problem, Draws(range(n)))
     mean, variance = (moment[0] for moment in denoiser.moments(problem))
     if not noise_level:
         assert problem.residual(out).abs().max() < 1e-12
@@ -330,19 +330,21 @@ def test_mmse_is_the_posterior_mean(noise_level):
 # Names and options
 
 
-def test_solvers_are_known_by_name():
-    names = solver_names()
+def test_samplers_are_known_by_name():
+    names = sampler_names()
     assert {"heun", "euler", "mmse", "dpm", "deis"} <= set(names)
     assert names == sorted(names)
-    assert make_solver("heun") == Heun()
-    assert make_solver("mmse", {"sigma": "40"}) == MMSE(sigma=40.0)
+    assert make_sampler("heun") == Heun()
+    assert make_sampler("mmse", {"sigma": "40"}) == MMSE(sigma=40.0)
 
 
 def test_options_are_read_from_text():
-    solver = make_solver("heun", {"num_steps": "16", "churn": "2.5"})
-    assert solver == Heun(num_steps=16, churn=2.5)
-    assert type(solver.num_steps) is int
-    assert make_solver("euler", {"sigma_min": "1e-2", "rho": "5"}) == Euler(sigma_min=0.01, rho=5.0)
+    sampler = make_sampler("heun", {"num_steps": "16", "churn": "2.5"})
+    assert sampler == Heun(num_steps=16, churn=2.5)
+    assert type(sampler.num_steps) is int
+    assert make_sampler("euler", {"sigma_min": "1e-2", "rho": "5"}) == Euler(
+        sigma_min=0.01, rho=5.0
+    )
 
 
 @pytest.mark.parametrize(
@@ -370,25 +372,25 @@ def test_options_are_read_from_text():
 )
 def test_wrong_names_and_options_are_refused(name, options, text):
     with pytest.raises(ValueError, match=text):
-        make_solver(name, options)
+        make_sampler(name, options)
 
 
-def test_a_new_solver_is_one_decorated_dataclass(monkeypatch):
+def test_a_new_sampler_is_one_decorated_dataclass(monkeypatch):
     monkeypatch.setitem(base.SAMPLERS, "start", None)
 
     @register("start")
     @dataclass(frozen=True)
-    class Start(Solver):
+    class Start(Sampler):
         scale: float = 1.0
 
         def __call__(self, denoiser, noise, problem, rng):
             return self.scale * noise
 
-    assert "start" in solver_names()
-    solver = make_solver("start", {"scale": "3"})
-    assert isinstance(solver, Start)
+    assert "start" in sampler_names()
+    sampler = make_sampler("start", {"scale": "3"})
+    assert isinstance(sampler, Start)
     noise = gaussian(1, *SHAPE)
-    assert torch.equal(solver(None, noise, plain(1), NoNoise()), 3 * noise)
+    assert torch.equal(sampler(None, noise, plain(1), NoNoise()), 3 * noise)
 
 
 # Recorded outputs of an independent implementation
@@ -413,11 +415,11 @@ def test_heun_replays_the_recorded_runs(recorded, churn):
     records, denoiser = recorded
     meta, run = records["meta"], records["runs"][f"edm/churn{churn}"]
     rng = Replay(records["bank"])
-    solver = Heun(
+    sampler = Heun(
         run["num_steps"], meta["sigma_min"], meta["sigma_max"], meta["rho"], run["S_churn"]
     )
     problem = Problem.without_measurement(2, (3, 8, 8))
-    out = solver(denoiser, meta["noise"], problem, rng)
+    out = sampler(denoiser, meta["noise"], problem, rng)
     assert rng.calls == run["n_draws"] == (20 if churn else 0)
     torch.testing.assert_close(out, run["out"], rtol=0, atol=1e-5)
 

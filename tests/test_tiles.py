@@ -194,9 +194,9 @@ def test_the_estimate_of_tiles_is_the_estimate_of_the_whole_where_pixels_do_not_
     draws = Draws([1, 2])
     noise = draws.normal((3, *size), "latent")
     counter = CountingDenoiser(Tiled(shrink, tiling, 7))
-    solver = Heun(num_steps=4, churn=1.0)
-    tiled = solver(counter, noise, problem, Draws([1, 2]))
-    assert_near(tiled, solver(shrink, noise, problem, Draws([1, 2])), 1e-5)
+    sampler = Heun(num_steps=4, churn=1.0)
+    tiled = sampler(counter, noise, problem, Draws([1, 2]))
+    assert_near(tiled, sampler(shrink, noise, problem, Draws([1, 2])), 1e-5)
     assert counter.calls == 7
 
 

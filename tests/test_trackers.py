@@ -30,9 +30,9 @@ from training.validation import HeldoutImages, members
 
 TRAIN = [
     "--preset=tiny", "--data-opt=resolution=16", "--data-opt=size=8", "-b", "4", "--ramp=0",
-    "--duration=16", "--fp32", "--workers=0", "--set=log_every=4", "--set=checkpoint_every=8",
-    "--degradation=MissingPatches", "--set=validate_every=8", "--set=validate_images=2",
-    "--set=sheet_every=8", "--set=sheet_images=2", "--mse-train",
+    "--duration=16", "--fp32", "--workers=0", "--log-every=4", "--checkpoint-every=8",
+    "--degradation=MissingPatches", "--validate-every=8", "--validate-images=2",
+    "--sheet-every=8", "--sheet-images=2", "--mse-train",
 ]  # fmt: skip
 
 
@@ -114,7 +114,7 @@ def test_sigterm_within_a_sheet_leaves_a_checkpoint_and_no_picture(finished, tmp
         os.kill(os.getpid(), signal.SIGTERM)
         return estimate(*arguments)
 
-    options = [*TRAIN, "--set=validate_every=0", "--tensorboard", "--outdir", tmp_path / "run"]
+    options = [*TRAIN, "--validate-every=0", "--tensorboard", "--outdir", tmp_path / "run"]
     with monkeypatch.context() as patch:
         patch.setattr(MMSE, "__call__", ended)
         result = CliRunner().invoke(train.main, [str(option) for option in options])
@@ -150,7 +150,7 @@ def test_tensorboard_has_the_numbers_of_the_log_once(tmp_path):
     pytest.importorskip("tensorboard", reason="tensorboard is not installed")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    options = [*TRAIN, "--tensorboard", "--set=sheet_every=0", "--outdir", tmp_path / "run"]
+    options = [*TRAIN, "--tensorboard", "--sheet-every=0", "--outdir", tmp_path / "run"]
     run(*options, "--duration=12")
     run("--resume", tmp_path / "run", "--duration=16")
     events = EventAccumulator(str(tmp_path / "run" / "tensorboard"))

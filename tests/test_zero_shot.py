@@ -1,4 +1,4 @@
-"""What every zero-shot solver is held to: on any operator, in any batch, counted, checked."""
+"""What every zero-shot sampler is held to: on any operator, in any batch, counted, checked."""
 
 import copy
 import dataclasses
@@ -28,8 +28,8 @@ from samplers import (
     Tiled,
     Tiling,
     check_operator,
-    make_solver,
-    solver_names,
+    make_sampler,
+    sampler_names,
 )
 from samplers.base import SAMPLERS, Run
 from zero_shot import (
@@ -69,7 +69,7 @@ QUICK: dict[str, Any] = {
     "pnpdm": PnPDM(6, iterations=3),
     "mcgdiff": MCGdiff(5, particles=3),
 }
-each_solver = pytest.mark.parametrize("solver", QUICK.values(), ids=QUICK.keys())
+each_sampler = pytest.mark.parametrize("sampler", QUICK.values(), ids=QUICK.keys())
 
 
 def make_prior(numel: int = NUMEL) -> Gaussian:
@@ -103,11 +103,11 @@ def posed(op: LinearOperator, noise_level: float | Tensor = 0.0, seed: int = 3) 
 
 
 def test_all_are_known_by_name() -> None:
-    known = {name for name in solver_names() if issubclass(SAMPLERS[name], ZeroShot)}
+    known = {name for name in sampler_names() if issubclass(SAMPLERS[name], ZeroShot)}
     assert known == {name.split()[0] for name in QUICK}
     for name in known:
         assert dataclasses.is_dataclass(SAMPLERS[name])
-        assert make_solver(name) == SAMPLERS[name]()
+        assert make_sampler(name) == SAMPLERS[name]()
         assert SAMPLERS[name].__doc__ and "20" in SAMPLERS[name].__doc__  # year of its source
 
 
@@ -120,9 +120,9 @@ COUNTS = {
 
 @pytest.mark.parametrize("name", COUNTS)
 def test_evaluations_and_backward_passes_by_default(name: str) -> None:
-    solver, seen = make_solver(name), 0
+    sampler, seen = make_sampler(name), 0
     if name == "daps":  # steps of which the denoiser knows nothing
-        solver = DAPS(langevin_steps=1)
+        sampler = DAPS(langevin_steps=1)
 
     def denoiser(x: Tensor, sigma: Tensor | float, problem: Problem) -> Tensor:
         nonlocal seen
@@ -132,14 +132,14 @@ def test_evaluations_and_backward_passes_by_default(name: str) -> None:
     counter = CountingDenoiser(denoiser, 1)
     op = Mask(torch.ones(1, 1, 1, 2), (1, 1, 2))
     problem = Problem(op, torch.zeros(1, 2), 0.1)
-    solver(counter, torch.zeros(1, 1, 1, 2), problem, Draws([0]))
+    sampler(counter, torch.zeros(1, 1, 1, 2), problem, Draws([0]))
     assert (counter.calls, counter.backward_passes) == COUNTS[name]
     assert seen == counter.backward_passes  # a graph is built where it is walked back
-    assert bool(seen) == ("gradient" in solver.needs)  # type: ignore[attr-defined]
+    assert bool(seen) == ("gradient" in sampler.needs)  # type: ignore[attr-defined]
 
 
-@each_solver
-def test_the_denoiser_is_told_the_class_alone_and_once(solver: Any, prior: Gaussian) -> None:
+@each_sampler
+def test_the_denoiser_is_told_the_class_alone_and_once(sampler: Any, prior: Gaussian) -> None:
     problem = posed(operators(2)["mask"], 0.1).with_classes(torch.tensor([5, -1]))
     seen: dict[int, set[int]] = {}
 
@@ -151,8 +151,8 @@ def test_the_denoiser_is_told_the_class_alone_and_once(solver: Any, prior: Gauss
         assert isinstance(sigma, float)  # a tensor on a GPU would have to be waited for
         return prior(x, sigma, given)
 
-    solver(denoiser, gaussian(2, *SHAPE), problem, Draws([0, 1]))
-    assert set(seen) == ({2, 6} if isinstance(solver, MCGdiff) else {2})
+    sampler(denoiser, gaussian(2, *SHAPE), problem, Draws([0, 1]))
+    assert set(seen) == ({2, 6} if isinstance(sampler, MCGdiff) else {2})
     assert all(len(known) == 1 for known in seen.values())  # an object for each size
 
 
@@ -166,18 +166,18 @@ def by_class(prior: Gaussian) -> Any:
     return denoiser
 
 
-@each_solver
-def test_guidance_doubles_the_calls_of_the_network(solver: Any, prior: Gaussian) -> None:
+@each_sampler
+def test_guidance_doubles_the_calls_of_the_network(sampler: Any, prior: Gaussian) -> None:
     problem = posed(operators(2)["mask"], 0.1).with_classes(torch.tensor([5, 3]))
     network = CountingDenoiser(by_class(prior))
     counter = CountingDenoiser(Guided(network, 2.0))
-    guided = solver(counter, gaussian(2, *SHAPE), problem, Draws([0, 1]))
+    guided = sampler(counter, gaussian(2, *SHAPE), problem, Draws([0, 1]))
     assert network.calls == 2 * counter.calls > 2
     assert network.backward_passes == 2 * counter.backward_passes
-    assert bool(counter.backward_passes) == ("gradient" in solver.needs)
-    plain = solver(by_class(prior), gaussian(2, *SHAPE), problem, Draws([0, 1]))
+    assert bool(counter.backward_passes) == ("gradient" in sampler.needs)
+    plain = sampler(by_class(prior), gaussian(2, *SHAPE), problem, Draws([0, 1]))
     assert not torch.allclose(guided, plain)
-    alone = solver(Guided(by_class(prior), 2.0), gaussian(2, *SHAPE)[1:], problem[[1]], Draws([1]))
+    alone = sampler(Guided(by_class(prior), 2.0), gaussian(2, *SHAPE)[1:], problem[[1]], Draws([1]))
     torch.testing.assert_close(alone, guided[1:], rtol=1e-9, atol=1e-9)
 
 
@@ -210,7 +210,7 @@ def test_particles_of_guided_networks_are_counted(prior: Gaussian) -> None:
 
 @pytest.mark.parametrize(("batch", "calls"), [(4, 2 * 2 + 1), (5, 2 * 2 + 1), (16, 2 * 1 + 1)])
 def test_particles_of_tiled_networks_are_counted(batch: int, calls: int) -> None:
-    """Evaluations are those of the solver, calls of the network those that are made."""
+    """Evaluations are those of the sampler, calls of the network those that are made."""
     network = CountingDenoiser(lambda x, sigma, given: x / 2)
     tiled = Tiled(network, Tiling.cover(SHAPE[1:], SHAPE[1:]), batch)
     counter = CountingDenoiser(tiled, 1)
@@ -222,10 +222,10 @@ def test_particles_of_tiled_networks_are_counted(batch: int, calls: int) -> None
 # ---- on every operator
 
 
-@each_solver
+@each_sampler
 @pytest.mark.parametrize("noise_level", [0.0, 0.1])
 def test_float32_stays_finite_whatever_is_measured(
-    solver: Any, noise_level: float, prior: Gaussian
+    sampler: Any, noise_level: float, prior: Gaussian
 ) -> None:
     masks = torch.stack([torch.zeros(1, 4, 4), torch.ones(1, 4, 4)])
     row = torch.zeros(2, 3, NUMEL)
@@ -234,46 +234,46 @@ def test_float32_stays_finite_whatever_is_measured(
     cases += [op.to(torch.float32) for op in operators(2).values()]
     noise = gaussian(2, *SHAPE, dtype=torch.float32)
     for op in cases:
-        out = solver(prior.single(), noise, posed(op, noise_level), Draws([0, 1]))
+        out = sampler(prior.single(), noise, posed(op, noise_level), Draws([0, 1]))
         assert out.dtype == torch.float32 and out.shape == noise.shape
         assert out.isfinite().all() and out.abs().max() < 100, type(op)
 
 
-@each_solver
-def test_an_image_has_draws_of_its_own(solver: Any, prior: Gaussian) -> None:
+@each_sampler
+def test_an_image_has_draws_of_its_own(sampler: Any, prior: Gaussian) -> None:
     """Also where the images of a batch differ in the level of their noise."""
     noise, seeds = gaussian(3, *SHAPE), [5, 6, 7]
     for op in operators(3).values():
         problem = posed(op, torch.tensor([0.0, 0.1, 0.7], dtype=torch.float64))
-        batch = solver(prior, noise, problem, Draws(seeds))
+        batch = sampler(prior, noise, problem, Draws(seeds))
         assert not torch.allclose(batch[0], batch[1])
         for i in range(3):
-            alone = solver(prior, noise[i : i + 1], problem[[i]], Draws(seeds[i : i + 1]))
+            alone = sampler(prior, noise[i : i + 1], problem[[i]], Draws(seeds[i : i + 1]))
             torch.testing.assert_close(alone, batch[i : i + 1], rtol=1e-9, atol=1e-9)
 
 
-@each_solver
+@each_sampler
 @pytest.mark.parametrize("noise_level", [0.0, 0.2])
-def test_operators_without_an_svd(solver: Any, noise_level: float, prior: Gaussian) -> None:
+def test_operators_without_an_svd(sampler: Any, noise_level: float, prior: Gaussian) -> None:
     """The same matrix, once with its SVD and once known by H and Hᵀ alone."""
     matrix = gaussian(9, NUMEL) / NUMEL**0.5
     physics = FromPhysics(Rows(matrix, SHAPE), SHAPE, batch=2, tol=1e-12, floor=0.0)
     problem = posed(physics.to(torch.float64), noise_level)
     noise, calls = gaussian(2, *SHAPE), CountingDenoiser(prior)
-    if "spectrum" in solver.needs:
-        message = f"sampler {type(solver).__name__} needs the singular value decomposition of the "
+    if "spectrum" in sampler.needs:
+        message = f"sampler {type(sampler).__name__} needs the singular value decomposition of the "
         for refuse in (
-            lambda: check_operator(solver, physics),
-            lambda: solver(calls, noise, problem, Draws([0, 1])),
+            lambda: check_operator(sampler, physics),
+            lambda: sampler(calls, noise, problem, Draws([0, 1])),
         ):
             with pytest.raises(ValueError, match=message + "operator, which FromPhysics does not"):
                 refuse()
         assert calls.calls == 0
         return
-    check_operator(solver, physics)
-    found = solver(calls, noise, problem, Draws([0, 1]))
+    check_operator(sampler, physics)
+    found = sampler(calls, noise, problem, Draws([0, 1]))
     op = DenseMatrix(matrix[None].repeat(2, 1, 1), SHAPE)
-    expected = solver(prior, noise, Problem(op, problem.y, noise_level), Draws([0, 1]))
+    expected = sampler(prior, noise, Problem(op, problem.y, noise_level), Draws([0, 1]))
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
 
 
@@ -291,33 +291,33 @@ def test_samples_explain_a_measurement_without_noise(name: str, kind: str, prior
     assert problem.residual(noise).abs().max() > 0.1
 
 
-@each_solver
-def test_without_a_measurement_y_does_not_matter(solver: Any, prior: Gaussian) -> None:
+@each_sampler
+def test_without_a_measurement_y_does_not_matter(sampler: Any, prior: Gaussian) -> None:
     noise, op = gaussian(2, *SHAPE), NullOperator(2, SHAPE)
     outs = [
-        solver(prior, noise, Problem(op, torch.full((2, 1), value), level), Draws([0, 1]))
+        sampler(prior, noise, Problem(op, torch.full((2, 1), value), level), Draws([0, 1]))
         for value, level in ((0.0, 0.1), (9.0, 0.1))
     ]
     assert torch.equal(*outs)
 
 
-@each_solver
-def test_rows_that_do_not_exist_do_not_matter(solver: Any, prior: Gaussian) -> None:
+@each_sampler
+def test_rows_that_do_not_exist_do_not_matter(sampler: Any, prior: Gaussian) -> None:
     """Half of the pixels are hidden: what stands in their rows of y is not looked at."""
     problem = posed(operators(2)["mask"], 0.1)
     rows = problem.degradation.rows
     assert 0 < rows.sum() < rows.numel()
     strange = Problem(problem.degradation, torch.where(rows, problem.y, 7.0), 0.1)
     noise = gaussian(2, *SHAPE)
-    outs = [solver(prior, noise, given, Draws([0, 1])) for given in (problem, strange)]
+    outs = [sampler(prior, noise, given, Draws([0, 1])) for given in (problem, strange)]
     torch.testing.assert_close(*outs, rtol=1e-10, atol=1e-10)
 
 
-@each_solver
-def test_noise_and_problem_are_left_alone(solver: Any, prior: Gaussian) -> None:
+@each_sampler
+def test_noise_and_problem_are_left_alone(sampler: Any, prior: Gaussian) -> None:
     noise, problem = gaussian(2, *SHAPE), posed(operators(2)["matrix"], 0.1)
     before = noise.clone(), problem.y.clone(), problem.pinv().clone()
-    out = solver(prior, noise, problem, Draws([0, 1]))
+    out = sampler(prior, noise, problem, Draws([0, 1]))
     assert out.dtype == torch.float64
     for now, then in zip((noise, problem.y, problem.pinv()), before, strict=True):
         assert torch.equal(now, then)
@@ -326,12 +326,12 @@ def test_noise_and_problem_are_left_alone(solver: Any, prior: Gaussian) -> None:
 # ---- precision
 
 
-@each_solver
+@each_sampler
 @pytest.mark.parametrize("noise_level", [0.0, 0.1])
 def test_autocast_is_for_the_network_alone(
-    solver: Any, noise_level: float, prior: Gaussian
+    sampler: Any, noise_level: float, prior: Gaussian
 ) -> None:
-    """What a solver does itself is as exact under autocast as without."""
+    """What a sampler does itself is as exact under autocast as without."""
     weight = 0.1 * gaussian(NUMEL, NUMEL, dtype=torch.float32)
     single = prior.single()
 
@@ -342,15 +342,15 @@ def test_autocast_is_for_the_network_alone(
     noise = gaussian(2, *SHAPE, dtype=torch.float32)
     for op in operators(2).values():
         problem = posed(op.to(torch.float32), noise_level)
-        expected = solver(denoiser, noise, problem, Draws([0, 1]))
+        expected = sampler(denoiser, noise, problem, Draws([0, 1]))
         with torch.autocast("cpu", torch.bfloat16):
-            found = solver(denoiser, noise, problem, Draws([0, 1]))
+            found = sampler(denoiser, noise, problem, Draws([0, 1]))
         assert found.dtype == torch.float32
         torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
 
 
-@each_solver
-def test_a_problem_in_float64_and_a_network_in_float32(solver: Any, prior: Gaussian) -> None:
+@each_sampler
+def test_a_problem_in_float64_and_a_network_in_float32(sampler: Any, prior: Gaussian) -> None:
     single, noise = prior.single(), gaussian(2, *SHAPE, dtype=torch.float32)
 
     def denoiser(x: Tensor, sigma: Tensor | float, given: Problem) -> Tensor:
@@ -358,15 +358,15 @@ def test_a_problem_in_float64_and_a_network_in_float32(solver: Any, prior: Gauss
 
     for op in operators(2).values():
         problem = posed(op, 0.3)
-        found = solver(denoiser, noise, problem, Draws([0, 1]))
+        found = sampler(denoiser, noise, problem, Draws([0, 1]))
         single_problem = Problem(op.to(torch.float32), problem.y.float(), 0.3)
-        expected = solver(denoiser, noise, single_problem, Draws([0, 1]))
+        expected = sampler(denoiser, noise, single_problem, Draws([0, 1]))
         torch.testing.assert_close(found.float(), expected, rtol=1e-3, atol=2e-3)
 
 
 # ---- gradients, memory
 
-DIFFERENTIATING = [solver for solver in QUICK.values() if "gradient" in solver.needs]
+DIFFERENTIATING = [sampler for sampler in QUICK.values() if "gradient" in sampler.needs]
 
 
 def test_backward_passes_run_in_full_precision() -> None:
@@ -385,21 +385,21 @@ def test_backward_passes_run_in_full_precision() -> None:
     torch.testing.assert_close(found.flatten(1), v @ weight.T, rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("solver", DIFFERENTIATING)
-def test_denoisers_without_a_gradient_are_refused(solver: Any, prior: Gaussian) -> None:
+@pytest.mark.parametrize("sampler", DIFFERENTIATING)
+def test_denoisers_without_a_gradient_are_refused(sampler: Any, prior: Gaussian) -> None:
     problem = posed(operators(2)["matrix"], 0.1)
     with pytest.raises(ValueError, match="needs the gradient of the denoiser, which has none"):
-        solver(torch.no_grad()(prior), gaussian(2, *SHAPE), problem, Draws([0, 1]))
+        sampler(torch.no_grad()(prior), gaussian(2, *SHAPE), problem, Draws([0, 1]))
 
 
-@each_solver
-def test_no_graph_outlives_a_step(solver: Any) -> None:
+@each_sampler
+def test_no_graph_outlives_a_step(sampler: Any) -> None:
     """But for DDRM, DDNM and DDNM+, which can be unrolled."""
     weight = torch.tensor(0.5, requires_grad=True)
     problem = posed(operators(2)["mask"].to(torch.float32), 0.1)
     noise = gaussian(2, *SHAPE, dtype=torch.float32)
-    out = solver(lambda x, sigma, given: weight * x, noise, problem, Draws([0, 1]))
-    assert out.requires_grad == isinstance(solver, DDRM | DDNM | DDNMPlus)
+    out = sampler(lambda x, sigma, given: weight * x, noise, problem, Draws([0, 1]))
+    assert out.requires_grad == isinstance(sampler, DDRM | DDNM | DDNMPlus)
     if out.requires_grad:
         assert torch.autograd.grad(out.square().sum(), weight)[0] != 0
 
@@ -435,7 +435,7 @@ def test_the_watch_sees() -> None:
 
 
 def wrong_options() -> list[tuple[str, str, str]]:
-    """(solver, option, text) that no solver may accept."""
+    """(sampler, option, text) that no sampler may accept."""
     wrong = {"int": "-1", "float": "nan", "str": "nonsense", "bool": "maybe"}
     return [
         (name, field.name, wrong[getattr(field.type, "__name__", str(field.type))])
@@ -447,7 +447,7 @@ def wrong_options() -> list[tuple[str, str, str]]:
 @pytest.mark.parametrize(("name", "option", "text"), wrong_options())
 def test_every_option_is_checked(name: str, option: str, text: str) -> None:
     with pytest.raises(ValueError, match=rf"option {option}='?{text}") as refused:
-        make_solver(name, {option: text})
+        make_sampler(name, {option: text})
     assert len(str(refused.value).splitlines()) == 1
 
 
@@ -470,11 +470,11 @@ def test_refusals_say_what_would_be_accepted(
     name: str, options: dict[str, str], message: str
 ) -> None:
     with pytest.raises(ValueError, match=message):
-        make_solver(name, options)
+        make_sampler(name, options)
 
 
 @pytest.mark.parametrize(
-    "solver",
+    "sampler",
     [
         MGPS(50, midpoint=0.02),
         MGPS(4, midpoint=0.01),
@@ -484,18 +484,18 @@ def test_refusals_say_what_would_be_accepted(
         DAPS(3, sigma_min=100.0, ode_sigma_min=100.0, langevin_steps=2),
     ],
 )
-def test_options_at_the_end_of_their_range_run_to_the_end(solver: Any, prior: Gaussian) -> None:
+def test_options_at_the_end_of_their_range_run_to_the_end(sampler: Any, prior: Gaussian) -> None:
     problem = posed(operators(2)["mask"], 0.1)
-    out = solver(prior, gaussian(2, *SHAPE), problem, Draws([0, 1]))
+    out = sampler(prior, gaussian(2, *SHAPE), problem, Draws([0, 1]))
     assert out.isfinite().all()
 
 
 def test_options_are_read_from_text() -> None:
-    assert make_solver("ddnm", {"released": "true", "num_steps": "7"}) == DDNM(7, released=True)
-    assert make_solver("dps", {"released": "False"}) == DPS(released=False)
-    assert make_solver("pigdm", {"form": "score"}) == PiGDM(form="score")
+    assert make_sampler("ddnm", {"released": "true", "num_steps": "7"}) == DDNM(7, released=True)
+    assert make_sampler("dps", {"released": "False"}) == DPS(released=False)
+    assert make_sampler("pigdm", {"form": "score"}) == PiGDM(form="score")
 
 
-def test_solvers_are_values() -> None:
-    for solver in QUICK.values():
-        assert copy.copy(solver) == solver and hash(solver) == hash(copy.copy(solver))
+def test_samplers_are_values() -> None:
+    for sampler in QUICK.values():
+        assert copy.copy(sampler) == sampler and hash(sampler) == hash(copy.copy(sampler))

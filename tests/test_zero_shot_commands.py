@@ -1,4 +1,4 @@
-"""Zero-shot solvers as users call them: `gen`, `gen-uncond`, `restore.py`."""
+"""Zero-shot samplers as users call them: `gen`, `gen-uncond`, `restore.py`."""
 
 import itertools
 import json
@@ -16,7 +16,7 @@ from torch.profiler import ProfilerActivity, profile
 
 import calculate_metrics
 import restore
-from commands.loading import load_frozen
+from commands.methods import load_frozen
 from degradation import Draws, Mask, PhysicsFamily, Problem
 from networks import Denoiser, GaussianMixture, make_config, save_weights
 from zero_shot import DPS
@@ -92,12 +92,12 @@ def test_an_unconditional_network_restores(home: Path, tmp_path: Path) -> None:
         assert found["dps"]["network_backward_passes"] == 3
     header = next(line for line in result.output.splitlines() if "NFE" in line)
     assert [word.strip() for word in header.split("|")][-4:-1] == ["NFE", "VJP", "s/image"]
-    solvers = json.loads((tmp_path / "out/metrics.json").read_text())["settings"]["solvers"]
-    assert solvers["dps"]["zeta"] == 0.5 and solvers["ddrm"]["eta"] == 0.85
+    samplers = json.loads((tmp_path / "out/metrics.json").read_text())["settings"]["samplers"]
+    assert samplers["dps"]["zeta"] == 0.5 and samplers["ddrm"]["eta"] == 0.85
 
 
 def peak(denoiser: Denoiser) -> tuple[int, torch.Tensor]:
-    """Most bytes at once, while a solver differentiates, and its result."""
+    """Most bytes at once, while a sampler differentiates, and its result."""
     op = Mask((torch.arange(256) % 3 > 0).view(1, 1, 16, 16).float(), (3, 16, 16)).expand(4)
     noise = torch.randn(4, 3, 16, 16, generator=torch.Generator().manual_seed(0))
     problem = Problem(op, op.H(noise), 0.1)
@@ -111,8 +111,8 @@ def peak(denoiser: Denoiser) -> tuple[int, torch.Tensor]:
 
 def test_recomputing_takes_less_memory(home: Path) -> None:
     cpu = torch.device("cpu")
-    kept, expected = peak(load_frozen(home / "plain.safetensors", cpu, torch.float32))
-    less, found = peak(load_frozen(home / "plain.safetensors", cpu, torch.float32, recompute=True))
+    kept, expected = peak(load_frozen(home / "plain.safetensors", cpu, "fp32"))
+    less, found = peak(load_frozen(home / "plain.safetensors", cpu, "fp32", recompute=True))
     torch.testing.assert_close(found, expected)
     assert less < 0.6 * kept
 
@@ -121,7 +121,7 @@ def test_recomputing_takes_less_memory(home: Path) -> None:
 def test_weights_take_no_gradients(
     home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recompute: tuple[str, ...]
 ) -> None:
-    """In each command: a solver differentiates by the images alone."""
+    """In each command: a sampler differentiates by the images alone."""
     asked, forward = [], Denoiser.forward
 
     def watched(self: Denoiser, x: torch.Tensor, *arguments: Any) -> torch.Tensor:
@@ -153,8 +153,8 @@ def test_a_prior_recomputes_nothing(home: Path, tmp_path: Path) -> None:
     prior_path, cpu = tmp_path / "prior.safetensors", torch.device("cpu")
     save_weights(prior_path, prior, {})
     with pytest.raises(ValueError, match="--recompute is for networks, and --net names an analyt"):
-        load_frozen(prior_path, cpu, torch.float32, recompute=True)
-    assert len(load_frozen(prior_path, cpu, torch.float32)) == 1
+        load_frozen(prior_path, cpu, "fp32", recompute=True)
+    assert len(load_frozen(prior_path, cpu, "fp32")) == 1
 
 
 def test_results_do_not_depend_on_the_batch(home: Path, tmp_path: Path) -> None:

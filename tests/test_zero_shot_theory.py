@@ -1,4 +1,4 @@
-"""Zero-shot solvers against what is known: recorded runs, the originals' notation, exact laws."""
+"""Zero-shot samplers against what is known: recorded runs, the originals' notation, exact laws."""
 
 import math
 from collections.abc import Callable
@@ -245,7 +245,7 @@ def test_pigdm_is_the_original(case, eta):
 
 
 @pytest.mark.parametrize(
-    "solver",
+    "sampler",
     [
         DDNM(12),
         DDS(12, cg_steps=40, gamma=0.3),
@@ -253,7 +253,7 @@ def test_pigdm_is_the_original(case, eta):
     ],
 )
 @each_level
-def test_projecting_solvers_are_the_originals(case, solver, noise_level):
+def test_projecting_samplers_are_the_originals(case, sampler, noise_level):
     prior, noise, _ = case
     problem = posed(operators(2)["matrix"], noise_level)
     op, rng = problem.degradation, Draws([0, 1])
@@ -270,13 +270,13 @@ def test_projecting_solvers_are_the_originals(case, solver, noise_level):
         estimate, z = estimate.detach(), rng.randn_like(x)
         sigma, following = (math.sqrt(1 / a - 1) for a in (alpha, after))
         spread, eta = math.sqrt(1 - after), 0.85
-        if isinstance(solver, DDNM):
+        if isinstance(sampler, DDNM):
             share = min(1.0, following / noise_level) if noise_level else 1.0
             estimate = estimate + share * solved(0, op.H_adjoint(problem.residual(estimate)))
             spread = math.sqrt(after) * math.sqrt(
                 max(0.0, following**2 - (share * noise_level) ** 2)
             )
-        elif isinstance(solver, DDS):
+        elif isinstance(sampler, DDS):
             residual = op.H_adjoint(problem.residual(estimate))
             estimate = estimate + solved(1 / 0.3 if noise_level else 0.0, residual)
         else:
@@ -288,7 +288,7 @@ def test_projecting_solvers_are_the_originals(case, solver, noise_level):
         return math.sqrt(after) * estimate + spread * move
 
     expected = vp_chain(noise, 12, prior, step)
-    found = solver(prior, noise, problem, Draws([0, 1]))
+    found = sampler(prior, noise, problem, Draws([0, 1]))
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
 
 
@@ -442,8 +442,8 @@ def test_daps_is_its_algorithm(released):
         if following:
             x = x + following * rng.randn_like(x)
     assert shortened == {False, True}
-    solver = DAPS(5, ode_steps=4, ode_sigma_min=0.02, released=released, **options)
-    out = solver(prior, noise, problem, Draws([0, 1]))
+    sampler = DAPS(5, ode_steps=4, ode_sigma_min=0.02, released=released, **options)
+    out = sampler(prior, noise, problem, Draws([0, 1]))
     torch.testing.assert_close(out, x, rtol=1e-8, atol=1e-8)
 
 
@@ -453,8 +453,8 @@ def test_daps_ends_on_the_measurement():
     problem = Problem(problem.degradation, problem.y, 0.0).expand(200)
     errors = []
     for released in (False, True):
-        solver = DAPS(30, inner="exact", released=released)
-        out = solver(prior, gaussian(200, 3, 2, 2), problem, Generator())
+        sampler = DAPS(30, inner="exact", released=released)
+        out = sampler(prior, gaussian(200, 3, 2, 2), problem, Generator())
         errors.append(problem.residual(out).square().mean().sqrt().item())
     assert errors[0] == pytest.approx(0.01, rel=0.15) and errors[1] > 0.1
 
@@ -576,8 +576,8 @@ def test_mgps_descends_its_objective(case, noise_floor):
             x0 = denoised(u, low)
             mean, variance = between(u, alpha[low], x, alpha[t], alpha[t - 1])
             x = mean + math.sqrt(variance) * rng.randn_like(x)
-    solver = MGPS(n, schedule="mixture", lr=0.05, noise_floor=noise_floor)
-    out = solver(prior, noise, problem, Draws([0, 1]))
+    sampler = MGPS(n, schedule="mixture", lr=0.05, noise_floor=noise_floor)
+    out = sampler(prior, noise, problem, Draws([0, 1]))
     torch.testing.assert_close(out, x0, rtol=1e-6, atol=1e-6)
 
 
@@ -666,8 +666,8 @@ def test_pnpdm_has_its_stationary_law():
     rho = 0.8
     coupled = 0.2**2 * torch.eye(3) + rho**2 * H @ H.T
     law = prior.posterior(problem, coupled)
-    solver = PnPDM(400, iterations=8, rho_start=rho, rho_last=rho)
-    out = solver(prior, gaussian(N, 3, 2, 2), problem.expand(N), Generator())
+    sampler = PnPDM(400, iterations=8, rho_start=rho, rho_last=rho)
+    out = sampler(prior, gaussian(N, 3, 2, 2), problem.expand(N), Generator())
     mean, variance = deviations(out, *law)
     assert mean < 0.08 and variance < 0.12
     assert max(deviations(out, *prior.posterior(problem))) > 0.5  # not yet the posterior: ρ > 0
@@ -678,8 +678,8 @@ def test_mcgdiff_has_the_posterior_as_its_limit(noise_level):
     prior, problem = small()
     problem = Problem(problem.degradation, problem.y, noise_level)
     law = prior.posterior(problem)
-    solver = MCGdiff(120, sigma_min=0.01, sigma_max=20.0, particles=16)
-    out = solver(prior, gaussian(N // 2, 3, 2, 2), problem.expand(N // 2), Generator())
+    sampler = MCGdiff(120, sigma_min=0.01, sigma_max=20.0, particles=16)
+    out = sampler(prior, gaussian(N // 2, 3, 2, 2), problem.expand(N // 2), Generator())
     mean, variance = deviations(out, *law)
     assert mean < 0.12 and variance < 0.18
     if not noise_level:
@@ -690,8 +690,8 @@ def test_more_particles_come_nearer():
     prior, problem = small()
     law, errors = prior.posterior(problem), []
     for particles in (1, 4, 32):
-        solver = MCGdiff(30, particles=particles)
-        out = solver(prior, gaussian(1000, 3, 2, 2), problem.expand(1000), Generator())
+        sampler = MCGdiff(30, particles=particles)
+        out = sampler(prior, gaussian(1000, 3, 2, 2), problem.expand(1000), Generator())
         errors.append(sum(deviations(out, *law)))
     assert errors[0] > 1.5 * errors[1] > 1.5 * errors[2]
 
@@ -715,11 +715,11 @@ class Silent:
 
 def test_langevin_dynamics_settle_where_the_exact_step_does():
     prior, problem = small()
-    solver = DAPS(langevin_steps=4000, lr=2e-3)
+    sampler = DAPS(langevin_steps=4000, lr=2e-3)
     mean, tau = gaussian(1, 3, 2, 2, seed=5), torch.full((1,), 0.2).double()
     exact = explain(problem, mean, 0.5, tau, Silent())
     run = Run(small()[0], problem, problem, Silent())
-    found = solver._langevin(run, mean, 0.5, tau)
+    found = sampler._langevin(run, mean, 0.5, tau)
     torch.testing.assert_close(found, exact, rtol=0, atol=1e-6)
     assert (found - mean).abs().max() > 0.1
 

@@ -81,7 +81,7 @@ class TrainConfig:
     augment: float = option(
         "Probability of each non-leaking augmentation (EDM); 0 leaves augmentation out.", 0.0
     )
-    batch: int = option("Images in a step, over all processes.", 512)
+    batch: int = option("Images in a step, over all processes.", 512, name="-b --batch")
     batch_gpu: int | None = option(
         "Images that a process handles at once; by default its whole share of the batch.", None
     )

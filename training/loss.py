@@ -46,7 +46,7 @@ class DenoisingLoss(nn.Module):
 class MMSELoss(nn.Module):
     """‖D(σε, σ; H, y) − x0‖² per value, the input without the image: training of E[x0 | y] alone.
 
-    The noise level is that of the solver `MMSE`, σ = 100 (`draw_sigma` with an mmse_share of 1).
+    The noise level is that of the sampler `MMSE`, σ = 100 (`draw_sigma` with an mmse_share of 1).
     """
 
     def __init__(self, denoiser: Denoiser):

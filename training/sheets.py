@@ -7,15 +7,15 @@ from torch import Tensor
 
 from metrics.pixel import to_uint8
 from metrics.report import write_pictures
-from samplers import MMSE, Solver
+from samplers import MMSE, Sampler
 from training.validation import HeldoutImages, restoring
 
 
 class Sheet:
-    """Original, measurement, H†y, MMSE estimate and, by `solver`, a sample of a few images."""
+    """Original, measurement, H†y, MMSE estimate and, by `sampler`, a sample of a few images."""
 
-    def __init__(self, images: HeldoutImages, solver: Solver | None, count: int):
-        self.images, self.solver = images, solver
+    def __init__(self, images: HeldoutImages, sampler: Sampler | None, count: int):
+        self.images, self.sampler = images, sampler
         self.indices = range(min(count, len(images.dataset)))
 
     def __call__(self, denoiser: Callable, path: Path) -> None:
@@ -24,8 +24,8 @@ class Sheet:
             "H†y": lambda problem, noise, draws: problem.pinv(),
             "MMSE": restoring(MMSE(), denoiser),
         }
-        if self.solver is not None:
-            methods["sample"] = restoring(self.solver, denoiser)
+        if self.sampler is not None:
+            methods["sample"] = restoring(self.sampler, denoiser)
         pictures: dict[tuple[str, int], dict[str, Tensor]] = {}
         for restored in self.images.restored(self.indices, methods):
             group, x = restored.group, to_uint8(restored.x.nan_to_num())

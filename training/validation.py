@@ -16,7 +16,7 @@ from metrics.pixel import psnr, to_uint8
 from metrics.records import Mean
 from metrics.statistics import FeatureStatistics, Reference
 from runtime import distributed, signals
-from samplers import MMSE, Solver
+from samplers import MMSE, Sampler
 
 SEED = 1  # its own, so that the operators are not those of the evaluation afterwards
 
@@ -54,9 +54,9 @@ class HeldoutImages:
         )
 
 
-def restoring(solver: Solver, denoiser: Callable) -> Restore:
-    """Restoration by a solver that uses this denoiser."""
-    return lambda problem, noise, draws: solver(denoiser, noise, problem, draws)
+def restoring(sampler: Sampler, denoiser: Callable) -> Restore:
+    """Restoration by a sampler that uses this denoiser."""
+    return lambda problem, noise, draws: sampler(denoiser, noise, problem, draws)
 
 
 class Validation:
@@ -93,7 +93,7 @@ class Validation:
 class HeldoutDistances:
     """Fréchet distances between restored held-out images and a reference, for each family.
 
-    The first `count` images are restored by `solver`.
+    The first `count` images are restored by `sampler`.
     """
 
     def __init__(
@@ -101,11 +101,11 @@ class HeldoutDistances:
         images: HeldoutImages,
         reference: Reference,
         detectors: Mapping[str, Detector],
-        solver: Solver,
+        sampler: Sampler,
         count: int,
     ):
         self.images, self.reference, self.detectors = images, reference, detectors
-        self.solver = solver
+        self.sampler = sampler
         self.indices = range(distributed.rank(), count, distributed.world_size())
 
     def __call__(self, denoiser: Callable) -> dict[str, dict[str, float]]:
@@ -124,7 +124,7 @@ class HeldoutDistances:
             total=len(self.indices) * len(families), unit="img", desc="held out", leave=False,
             disable=distributed.rank() != 0,
         )  # fmt: skip
-        methods = {"sample": restoring(self.solver, denoiser)}
+        methods = {"sample": restoring(self.sampler, denoiser)}
         with suppress(signals.Interrupted), bar:
             for restored in self.images.restored(self.indices, methods):
                 group = restored.group

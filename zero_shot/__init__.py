@@ -1,4 +1,4 @@
-"""Solvers for denoisers that know images alone: H and y come in by the solver's own steps."""
+"""Samplers for denoisers that know images alone: H and y come in by the sampler's own steps."""
 
 from zero_shot.base import ZeroShot
 from zero_shot.daps import DAPS

@@ -1,4 +1,4 @@
-"""What zero-shot solvers share: the gradient of the denoiser, grids, moves."""
+"""What zero-shot samplers share: the gradient of the denoiser, grids, moves."""
 
 import math
 from collections.abc import Callable
@@ -7,13 +7,13 @@ import torch
 from torch import Tensor
 
 from degradation import Problem
-from samplers.base import RandnLike, Run, Solver
+from samplers.base import RandnLike, Run, Sampler
 
 Pullback = Callable[[Tensor], Tensor]
 
 
-class ZeroShot(Solver):
-    """A solver that asks the denoiser about images alone, and uses H and y itself."""
+class ZeroShot(Sampler):
+    """A sampler that asks the denoiser about images alone, and uses H and y itself."""
 
     def tell(self, problem: Problem) -> Problem:
         return problem.unconditional()
@@ -28,7 +28,7 @@ def linearised(run: Run, x: Tensor, sigma: float) -> tuple[Tensor, Pullback]:
     with torch.enable_grad():
         estimate = run.estimate(x, sigma)
     if not estimate.requires_grad:
-        raise ValueError("this solver needs the gradient of the denoiser, which has none")
+        raise ValueError("this sampler needs the gradient of the denoiser, which has none")
 
     def pullback(v: Tensor) -> Tensor:
         # What ran in full precision on the way there does so on the way back.

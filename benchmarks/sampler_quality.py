@@ -1,6 +1,6 @@
 """Quality against the number of evaluations, of a trained network on held-out photos.
 
-    python -m benchmarks.solver_quality --net WEIGHTS.safetensors --name solver-quality
+    python -m benchmarks.sampler_quality --net WEIGHTS.safetensors --name sampler-quality
 
 Samplers that tell the network y, and zero-shot ones that use it as a denoiser of images alone, at
 growing numbers of steps and from the same noise.
@@ -28,7 +28,7 @@ from networks import Denoiser
 from networks.weights import read_summary
 from runtime.errors import one_sentence_errors
 from runtime.tables import table
-from samplers import Solver, make_solver
+from samplers import Sampler, make_sampler
 from zero_shot import ZeroShot
 
 STEPS = (4, 8, 16, 32, 64)
@@ -40,29 +40,29 @@ PANELS = {"psnr": "PSNR (dB)", "detail": "detail, as a share of the photos'"}
 _INK, _GRID = "#1b2a41", "#d8dee9"
 
 
-def solver_of(name: str, steps: int) -> Solver:
+def sampler_of(name: str, steps: int) -> Sampler:
     """That takes about `steps` evaluations.
 
     The stochastic one raises the level of each step as EDM does on ImageNet (Karras et al., 2022,
     Table 5: a churn of 40 in 256 steps).
     """
     if name == MMSE:
-        return make_solver(MMSE)
+        return make_sampler(MMSE)
     if name not in ("heun", STOCHASTIC):
-        return make_solver(name, {"num_steps": str(steps)})
+        return make_sampler(name, {"num_steps": str(steps)})
     options = {"num_steps": str(steps // 2)}
     if name == STOCHASTIC:
         churn = {"churn": str(40 / 256 * steps / 2), "churn_noise": "1.003"}
         options |= churn | {"churn_min": "0.05", "churn_max": "50"}
-    return make_solver("heun", options)
+    return make_sampler("heun", options)
 
 
-def solvers_of(names: Sequence[str]) -> dict[tuple[str, int], Solver]:
+def samplers_of(names: Sequence[str]) -> dict[tuple[str, int], Sampler]:
     """By name and number of steps, the MMSE estimate first; two steps of Heun's are no sample."""
     wanted = [(MMSE, 1)]
     for name in names:
         wanted += [(name, n) for n in (STEPS[1:] if name in ("heun", STOCHASTIC) else STEPS)]
-    return {key: solver_of(*key) for key in wanted}
+    return {key: sampler_of(*key) for key in wanted}
 
 
 def values_of(restored: Restored) -> dict[str, list[float]]:
@@ -100,8 +100,8 @@ def quality_rows(
     """A row for each family, sampler and number of steps."""
     photos = Photos(net.config.image_shape[-1], "heldout", size=images)
     methods = {
-        f"{name}/{steps}": Restorer(net, solver, torch.float32)
-        for (name, steps), solver in solvers_of(names).items()
+        f"{name}/{steps}": Restorer(net, sampler, "fp32")
+        for (name, steps), sampler in samplers_of(names).items()
     }
     found: dict[tuple[str, str], dict[str, list[float]]] = {}
     stream = restorations(
@@ -118,7 +118,7 @@ def quality_rows(
             "evaluations": methods[f"{name}/{steps}"].cost["evaluations"],
             **means(found[family, f"{name}/{steps}"]),
         }
-        for family in families for name, steps in solvers_of(names)
+        for family in families for name, steps in samplers_of(names)
     ]  # fmt: skip
 
 
@@ -176,7 +176,7 @@ def draw_curves(axis: Any, rows: Sequence[Mapping[str, Any]], key: str) -> None:
 
 def zero_shot(name: str) -> bool:
     """Whether a sampler uses the network without telling it y."""
-    return isinstance(solver_of(name, 4), ZeroShot)
+    return isinstance(sampler_of(name, 4), ZeroShot)
 
 
 @click.command(context_settings=CONTEXT)
@@ -202,7 +202,7 @@ def main(
         denoiser = load_frozen(net, torch.device("cpu"), "fp32")
         if not isinstance(denoiser, Denoiser):
             raise ValueError(f"{net} holds an analytic prior: benchmarks.posterior is for it")
-        check_conditioning(net, denoiser, {MMSE: solver_of(MMSE, 1)}, "the photos")
+        check_conditioning(net, denoiser, {MMSE: sampler_of(MMSE, 1)}, "the photos")
         check_samplers(net, names)
     drawn = {family: get_family(family) for family in families}
     rows = quality_rows(denoiser, drawn, names, images)

@@ -1,4 +1,4 @@
-"""docs/solvers.md: every solver with its costs, needs and options; the example."""
+"""docs/samplers.md: every sampler with its costs, needs and options; the example."""
 
 import dataclasses
 import json
@@ -11,14 +11,14 @@ import torch
 from helpers import gaussian
 from test_zero_shot import COUNTS
 
-from benchmarks.solver_quality import zero_shot
+from benchmarks.sampler_quality import zero_shot
 from degradation import Draws, Mask, Problem
-from samplers import CountingDenoiser, make_solver, solver_names
+from samplers import CountingDenoiser, make_sampler, sampler_names
 from samplers.base import SAMPLERS, OnGrid
 from zero_shot import ZeroShot
 
 ROOT = Path(__file__).resolve().parents[1]
-TEXT = (ROOT / "docs" / "solvers.md").read_text(encoding="utf-8")
+TEXT = (ROOT / "docs" / "samplers.md").read_text(encoding="utf-8")
 ROWS = {
     cells[1].strip("` "): [cell.strip() for cell in cells[1:-1]]
     for cells in (re.split(r"(?<!\\)\|", line) for line in TEXT.split("\n") if line[:3] == "| `")
@@ -30,8 +30,8 @@ def result(name: str) -> dict[str, Any]:
     return json.loads((ROOT / "benchmarks" / "results" / f"{name}.json").read_text())
 
 
-def test_every_solver_stands_in_the_table() -> None:
-    assert set(ROWS) == set(solver_names())
+def test_every_sampler_stands_in_the_table() -> None:
+    assert set(ROWS) == set(sampler_names())
     split = TEXT.index("## For denoisers that know images alone")
     for name in ROWS:
         assert (TEXT.index(f"| `{name}`") > split) == issubclass(SAMPLERS[name], ZeroShot)
@@ -64,12 +64,12 @@ def test_costs_and_needs(name: str) -> None:
         return
     counter = CountingDenoiser(lambda x, sigma, problem: 0.5 * x, 1)
     problem = Problem(Mask(torch.ones(1, 1, 1, 2), (1, 1, 2)), torch.zeros(1, 2), 0.1)
-    make_solver(name)(counter, torch.zeros(1, 1, 1, 2), problem, Draws([0]))
+    make_sampler(name)(counter, torch.zeros(1, 1, 1, 2), problem, Draws([0]))
     assert told == (counter.calls, counter.backward_passes)
 
 
 def test_the_quality_is_that_of_the_result_file() -> None:
-    rows = result("solver-quality")["rows"]
+    rows = result("sampler-quality")["rows"]
     ends = [row for row in rows if row["evaluations"] in (63, 64)]
     for family in ("MotionBlur", "MissingPatches"):
         told = [row["psnr"] for row in ends
@@ -79,7 +79,7 @@ def test_the_quality_is_that_of_the_result_file() -> None:
 
 
 def test_samples_explain_y_as_the_result_file_says() -> None:
-    rows = result("solver-quality")["rows"]
+    rows = result("sampler-quality")["rows"]
     found = {(row["sampler"], row["family"], row["num_steps"]): row["consistency"] for row in rows}
 
     def short(value: float) -> str:
@@ -106,10 +106,10 @@ def test_the_examples_run(monkeypatch: pytest.MonkeyPatch) -> None:
     use, add = re.findall(r"```python\n(.*?)```", TEXT, re.S)
     used: dict[str, Any] = {}
     exec(use, used)
-    assert used["solver"] == make_solver("pigdm", {"num_steps": "50"})
+    assert used["sampler"] == make_sampler("pigdm", {"num_steps": "50"})
     exec(add, {})
-    solver = make_solver("null_space", {"num_steps": "5"})
+    sampler = make_sampler("null_space", {"num_steps": "5"})
     op = Mask((gaussian(2, 1, 4, 4) > 0).double(), (3, 4, 4))
     problem = Problem(op, op.H(gaussian(2, 3, 4, 4)))
-    out = solver(lambda x, sigma, given: 0.5 * x, gaussian(2, 3, 4, 4), problem, Draws([0, 1]))
+    out = sampler(lambda x, sigma, given: 0.5 * x, gaussian(2, 3, 4, 4), problem, Draws([0, 1]))
     assert problem.residual(out).abs().max() < 1e-12
