@@ -19,8 +19,9 @@ from torch import Tensor, nn
 from datautils.photos import Photos
 from degradation import Draws, Family, MatrixDegradation, MotionBlur, Problem, RandomDegradation
 from networks import Denoiser, load_weights, make_config, read_summary
+from runtime import distributed
 from runtime.errors import DivergedError
-from training import checkpoint, distributed, loop
+from training import checkpoint, loop
 from training.checkpoint import (
     Progress,
     find_checkpoint,
