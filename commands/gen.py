@@ -78,8 +78,9 @@ class Evaluation:
         return [name for name in self.names if name in PER_IMAGE]
 
 
-def evaluate(options: GenOptions) -> None:
-    """Restore, measure, write the result files and print the table."""
+def evaluate(options: GenOptions) -> Values:
+    """Restore, measure, write the result files and print the table; the first process has the
+    values."""
     with distributed.process_group() as device:
         with one_sentence_errors():
             evaluation = build(options, device)
@@ -88,7 +89,7 @@ def evaluate(options: GenOptions) -> None:
             measure, stages = _measure(options, evaluation, folder, device)
             stages["total"] = time.perf_counter() - start
             distributed.barrier()
-            _finish(options, evaluation, folder, measure, stages)
+            return _finish(options, evaluation, folder, measure, stages)
 
 
 def build(options: GenOptions, device: torch.device) -> Evaluation:
@@ -190,12 +191,12 @@ def _finish(
     folder: Path,
     measure: Measure,
     stages: Mapping[str, float],
-) -> None:
+) -> Values:
     """Bring the processes' shares together; the first writes the files and prints the table."""
     distances = _distances(evaluation, measure)
     shares = distributed.gather((measure.restoring, measure.pictures, stages))
     if distributed.rank():
-        return
+        return {}
     order, per_image = list(evaluation.families), measure.metrics
     parts = [folder / f"{rank}.csv" for rank in range(distributed.world_size())]
     summary = Summary(per_image)
@@ -216,6 +217,7 @@ def _finish(
     print(f"ms an image on each process: {text}")
     _warn(values, evaluation.names)
     print(f"results: {options.outdir}")
+    return values
 
 
 def _warn(values: Values, names: Sequence[str]) -> None:

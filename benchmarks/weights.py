@@ -1,0 +1,112 @@
+"""The weights that ship, compared on held-out emoji: `python -m benchmarks.weights`.
+
+InvFusion, Palette and zero-shot samplers on the unconditional network restore the same images. The
+table has each metric for each family; the JSON also has 95 % intervals of the difference between
+InvFusion and every other row, by a bootstrap over the images, paired.
+"""
+
+import csv
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+
+from benchmarks.report import CONTEXT, ROOT, name_option, report
+from commands.gen import evaluate
+from commands.options import GenOptions, RefOptions
+from commands.ref import write_reference
+from runtime.options import parse_count
+from runtime.tables import table
+
+NETS = tuple(
+    ROOT / "checkpoints" / f"emoji32-{kind}.safetensors"
+    for kind in ("invfusion", "palette", "unconditional")
+)
+FAMILIES = ("MotionBlur", "MissingPatches", "MatrixDegradation", "Box")
+STEPS = {"dpm": 20, "ddrm": 25, "ddnm": 50, "pigdm": 50, "dps": 100}
+PAIRED = ("psnr", "ssim", "consistency")
+SHOWN = ("psnr", "ssim", "cfd", "fd", "consistency", "evaluations")
+OURS = {"MMSE": "InvFusion MMSE", "sample": "InvFusion sample (dpm)"}
+DETECTOR = "efficientnet-lite0"
+RESAMPLES = 2000
+
+
+def measured(count: int, data_opt: dict[str, str], folder: Path) -> tuple[dict, dict]:
+    """The cells of every family and method, and the values of every image."""
+    data: dict[str, Any] = {"data": "Emoji", "data_opt": {"resolution": "32"} | data_opt}
+    reference = folder / "ref.safetensors"
+    write_reference(RefOptions(reference, images=count, detectors=(DETECTOR,), **data))
+    options = GenOptions(
+        nets=NETS,
+        outdir=folder / "gen",
+        degradations=FAMILIES,
+        images=count,
+        metrics="psnr,ssim,consistency,fd,cfd",
+        ref=reference,
+        samplers=("mmse", *STEPS),
+        sampler_opt={f"{name}.num_steps": str(steps) for name, steps in STEPS.items()},
+        baselines="pinv,fill,gaussian",
+        pictures=8,
+        **data,
+    )
+    found = evaluate(options)
+    with (options.outdir / "per_image.csv").open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    by_image: dict[tuple[str, str, str], list[float]] = {}
+    for row in rows:
+        for metric in PAIRED:
+            key = row["degradation"], row["method"], metric
+            by_image.setdefault(key, []).append(float(row[metric] or "nan"))
+    return found, by_image
+
+
+def intervals(by_image: Mapping[tuple[str, str, str], list[float]]) -> list[dict[str, Any]]:
+    """InvFusion less each other row: the mean difference and its 95 % interval."""
+    draws = np.random.default_rng(0)
+    rows = []
+    for (family, method, metric), values in by_image.items():
+        if method in OURS.values():
+            continue
+        ours = OURS["MMSE" if method.endswith("MMSE") else "sample"]
+        difference = np.array(by_image[family, ours, metric]) - np.array(values)
+        index = draws.integers(0, len(difference), (RESAMPLES, len(difference)))
+        low, high = np.quantile(difference[index].mean(1), (0.025, 0.975))
+        rows.append({
+            "family": family, "metric": metric, "ours": ours, "other": method,
+            "difference": difference.mean(), "low": low, "high": high,
+        })  # fmt: skip
+    return rows
+
+
+def _mean(value: Any) -> Any:
+    return value["mean"] if isinstance(value, dict) else value
+
+
+@click.command(context_settings=CONTEXT)
+@click.option("--images", default="256", help="Held-out emoji to restore.")
+@click.option("--path", help="Folder with emoji64-heldout.zip; by default the 256 that ship.")
+@name_option
+def main(images: str, path: str | None, name: str | None) -> None:
+    """Restore held-out emoji with the weights that ship, and compare."""
+    data_opt = {"path": path} if path else {}
+    with tempfile.TemporaryDirectory() as folder:
+        values, by_image = measured(parse_count(images), data_opt, Path(folder))
+    rows = [
+        [
+            family,
+            method,
+            *(cell[m]["mean"] if isinstance(cell[m], dict) else cell[m] for m in SHOWN),
+        ]
+        for family, methods in values.items()
+        for method, cell in methods.items()
+    ]
+    record = {"images": parse_count(images), "steps": STEPS, "values": values}
+    record["paired"] = intervals(by_image)
+    report(name, table(["family", "method", *SHOWN], rows), record)
+
+
+if __name__ == "__main__":
+    main()
