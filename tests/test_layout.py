@@ -5,6 +5,7 @@ test.
 """
 
 import ast
+import re
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
@@ -95,6 +96,23 @@ def test_imports_point_one_way() -> None:
 def test_files_are_one_subject_each() -> None:
     long = [f for f in project_files() if too_long(f, (ROOT / f).read_text(encoding="utf-8"))]
     assert not long, f"over {MAX_LINES} lines: {', '.join(long)}"
+
+
+def test_rooms_do_not_grow_silently() -> None:
+    """docs/architecture.md says how many lines a room may have."""
+    text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    table = text.partition("## Sizes")[2].partition("\n## ")[0]
+    allowed = {name.strip("`/"): int(n) for name, n in re.findall(r"\| (\S.*?) \| (\d+) \|", table)}
+    lines = dict.fromkeys(allowed, 0)
+    for path in project_files():
+        room = PurePosixPath(path).parts[0] if "/" in path else "entry scripts"
+        if room in lines:
+            count = len((ROOT / path).read_text(encoding="utf-8").splitlines())
+            lines[room] += count
+            lines["all"] += count
+    assert set(ROOMS) <= set(lines)
+    grown = {room: n for room, n in lines.items() if n > allowed[room]}
+    assert not grown, f"more lines than docs/architecture.md allows: {grown}"
 
 
 @pytest.mark.parametrize(
