@@ -102,13 +102,18 @@ def pose(request: Request, image_shape: Shape, device: torch.device) -> Task:
     if request.kernel is not None:
         kernel = read_kernel(request.kernel)[None]
         if request.measured:
-            return _measured_blur(request, photo, kernel.to(device), image_shape)
+            kernel, notes = _unit(request.kernel, kernel)
+            task = _measured_blur(request, photo, kernel.to(device), image_shape)
+            task.notes += notes
+            return task
     mask = None if request.mask is None else _mask(request, photo)
     if request.fit == "resize":
         photo, mask = _resized(request, photo, mask, image_shape)
     if mask is not None:
         tiling = _tiling(request, photo, image_shape)
-        return _task(request, photo, Mask(mask[None].to(device), _shape(photo)), tiling)
+        task = _task(request, photo, Mask(mask[None].to(device), _shape(photo)), tiling)
+        task.notes.append(f"{int(mask.sum())} of {mask.numel()} pixels are visible")
+        return task
     if request.kernel is not None:
         return _blurred(request, photo, kernel.to(device), request.stride or 1, image_shape)
     return _drawn(request, photo, image_shape, device)
@@ -259,7 +264,23 @@ def _mask(request: Request, photo: Tensor) -> Tensor:
         )
     if not mask.any():
         raise ValueError(f"{request.mask} is black everywhere: white pixels are the visible ones")
+    if mask.all():
+        raise ValueError(f"{request.mask} hides nothing: pixels that are missing must be black")
     return mask
+
+
+def _unit(path: Path, kernel: Tensor) -> tuple[Tensor, list[str]]:
+    """A camera's kernel scaled to the sum 1, and what to say of that.
+
+    Black is -1, so a kernel of another sum would also shift the light. Raises ValueError for a
+    kernel whose sum is not positive.
+    """
+    total = kernel.sum().item()
+    if total <= 0:
+        raise ValueError(f"{path} sums to {total:g}: the kernel of a camera has a positive sum")
+    if abs(total - 1) < 1e-3:
+        return kernel, []
+    return kernel / total, [f"{path} sums to {total:.4g}: it is divided by that"]
 
 
 def _resized(

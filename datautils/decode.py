@@ -74,16 +74,20 @@ def read_image(path: str | os.PathLike[str]) -> Tensor:
 def read_mask(path: str | os.PathLike[str]) -> Tensor:
     """The mask that a grey picture shows, bool `[1, h, w]`: True (visible) above half of white.
 
-    Colours count by their luma; what is transparent is white, so visible. Raises DataError.
+    Colours count by their luma. An alpha channel over one colour is the mask itself. Raises
+    DataError for an alpha channel beside a picture, and for a picture of bytes 0 and 1.
     """
-    grey = np.array(decode_image(read_file(path), str(path)).convert("L"))
+    grey = _grey(path)
+    if grey.max() == 1:
+        raise DataError(f"the largest value of {path} is 1 of 255: scale it, visible is white")
     return torch.from_numpy(grey > 127)[None]
 
 
 def read_kernel(path: str | os.PathLike[str]) -> Tensor:
     """A blur kernel from a file, float32 `[kh, kw]`.
 
-    A picture's grey values (all 16 bits where it has them) are scaled to the sum 1; the numbers of
+    A picture's grey values (all 16 bits where it has them), or those of an alpha channel over one
+    colour, are scaled to the sum 1; the numbers of
     a .npy file are taken as they are. Raises DataError where the file holds neither, or in float32
     has values that are not finite, or only zeros.
     """
@@ -156,11 +160,32 @@ def _sixteen_bits(image: Image.Image, name: str) -> np.ndarray:
 
 
 def _picture_kernel(path: str | os.PathLike[str]) -> np.ndarray:
-    data = read_file(path)
-    image = _open(data, str(path))
+    image = _open(read_file(path), str(path))
     if image.mode.startswith("I"):
         return _sixteen_bits(image, str(path)).astype(np.float64)
-    return np.array(decode_image(data, str(path)).convert("L"), dtype=np.float64)
+    return _grey(path).astype(np.float64)
+
+
+def _grey(path: str | os.PathLike[str]) -> np.ndarray:
+    """The values that a picture of data holds, 0 to 255 `[h, w]`: in grey, or in its alpha channel.
+
+    Raises DataError if both hold some.
+    """
+    data = read_file(path)
+    image = _open(data, str(path))
+    if not image.mode.startswith("I") and image.has_transparency_data:
+        *colours, alpha = image.convert("RGBA").split()
+        if alpha.getextrema()[0] != alpha.getextrema()[1]:
+            if any(low != high for low, high in (band.getextrema() for band in colours)):
+                raise DataError(
+                    f"{path} has a picture and an alpha channel, and either may be meant: "
+                    "save it without the other"
+                )
+            orientation = _orientation(image)
+            return np.array(
+                alpha.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else alpha
+            )
+    return np.array(decode_image(data, str(path)).convert("L"))
 
 
 def _array_kernel(path: str | os.PathLike[str]) -> np.ndarray:

@@ -227,6 +227,11 @@ def _random_images(shape: tuple[int, int, int], device: torch.device) -> Tensor:
 def make_noise(noise_level: float = 0.0, poisson_peak: float | None = None) -> Noise:
     """The noise that options ask for. ValueError for values out of range, or both kinds."""
     if poisson_peak is None:
+        if 2 < noise_level < math.inf:
+            raise ValueError(
+                f"noise level {noise_level:g} is above the range of images in [-1, 1]: if it is in "
+                f"units of 0 to 255, give {noise_level / 127.5:.4g}"
+            )
         return GaussianNoise(noise_level)
     if noise_level:
         raise ValueError(

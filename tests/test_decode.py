@@ -290,3 +290,31 @@ def test_wrong_kernel_files_are_refused_and_never_unpickled(tmp_path: Path):
         path.write_bytes(data)
         with pytest.raises(DataError, match=r"kernel\.npy"):
             read_kernel(path)
+
+
+# ---- data in an alpha channel --------------------------------------------------------------------
+
+
+def test_a_mask_or_kernel_in_the_alpha_channel(tmp_path):
+    values = np.zeros((4, 6), np.uint8)
+    values[1, 2:5] = 255, 128, 64
+    colour = np.full((4, 6, 3), 30, np.uint8)
+    path = tmp_path / "alpha.png"
+    Image.fromarray(np.dstack((colour, values))).save(path)
+    assert (read_mask(path)[0].numpy() == (values > 127)).all()
+    expected = values / values.sum()
+    np.testing.assert_allclose(read_kernel(path).numpy(), expected, rtol=1e-6)
+    colour[0, 0] = 200
+    Image.fromarray(np.dstack((colour, values))).save(path)
+    for read in (read_mask, read_kernel):
+        with pytest.raises(DataError, match=r"alpha\.png has a picture and an alpha channel"):
+            read(path)
+    opaque = np.full((4, 6), 255, np.uint8)
+    Image.fromarray(np.dstack((np.dstack([values] * 3), opaque))).save(path)
+    assert (read_mask(path)[0].numpy() == (values > 127)).all()
+
+
+def test_a_mask_of_zeros_and_ones_is_refused(tmp_path):
+    Image.fromarray(np.eye(4, dtype=np.uint8)).save(tmp_path / "ones.png")
+    with pytest.raises(DataError, match=r"the largest value of .*ones\.png is 1 of 255"):
+        read_mask(tmp_path / "ones.png")
