@@ -50,9 +50,7 @@ def calculate(options: CalcOptions) -> None:
             values = _paired(options, comparison) | _distances(options, comparison, device)
         if distributed.rank():
             return
-        count = len(comparison.images)
-        rows = [[name, shown(name, values[name]["mean"]), count] for name in values]
-        print(table(["metric", "value", "images"], rows))
+        print(table(["metric", "value", "images"], [_row(*item) for item in values.items()]))
         if options.outdir:
             record = {"units": UNITS, "values": values}
             write_metrics(options.outdir, record, _settings(options, comparison))
@@ -174,6 +172,18 @@ def _paired(options: CalcOptions, comparison: Comparison) -> dict[str, dict[str,
         for value in (value for share in shares for value in share[name]):
             mean.add(value)
     return {name: mean.result() for name, mean in means.items()}
+
+
+def _row(name: str, cell: Mapping[str, Any]) -> list[str]:
+    """A metric, its value, and the number of images that it is of."""
+    equal, count = cell.get("infinite", 0), cell["count"]
+    if not count:
+        return [name, "identical", str(equal)]
+    return [
+        name,
+        shown(name, cell["mean"]),
+        f"{count}, {equal} more identical" if equal else str(count),
+    ]
 
 
 def _settings(options: CalcOptions, comparison: Comparison) -> dict[str, Any]:

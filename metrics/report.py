@@ -57,7 +57,9 @@ def metrics_table(
 
 
 def shown(metric: str, value: float) -> str:
-    """A value with the digits that its metric deserves."""
+    """A value with the digits that its metric deserves, and never 0.00 for what is not 0."""
+    if 0 < abs(value) < 0.01:
+        return format(value, ".2e")
     formats = {"consistency": ".2e", "ssim": ".3f"}
     return format(value, formats.get(metric, ".2f"))
 

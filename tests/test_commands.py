@@ -423,6 +423,16 @@ def test_two_folders_are_compared(home, folders, tmp_path):
     assert values["fd"]["mean"] == pytest.approx(expected, rel=1e-5)
 
 
+def test_equal_images_are_counted_by_themselves(home, folders):
+    a, b = folders
+    for i in range(4):
+        shutil.copy(a / f"{i}.png", b / f"{i}.png")
+    compare = "calc", "--images", a, "--ref", b, "--metrics", "psnr"
+    assert "| 1, 4 more identical |" in call(home, *compare).output
+    shutil.copy(a / "4.png", b / "4.png")
+    assert "| psnr   | identical | 5      |" in call(home, *compare).output
+
+
 def test_folders_that_do_not_match_are_refused(home, folders):
     a, b = folders
     (b / "4.png").rename(b / "5.png")
