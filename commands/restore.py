@@ -1,6 +1,7 @@
 """`restore.py`: restore one photo, several times over, and keep what was found."""
 
 import math
+import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -42,6 +43,7 @@ from samplers import (
     make_sampler,
 )
 
+_DIVERGED = 4.0  # mean (y − Hx)²: more than images in [-1, 1] can differ by
 SHIPPED = Path(__file__).resolve().parents[1] / "checkpoints" / "photos64-invfusion.safetensors"
 
 
@@ -89,7 +91,10 @@ def restore(options: RestoreOptions) -> None:
     with one_sentence_errors():
         write_restored(options.out, task, restored, metrics, _settings(restoration))
     print(_summary(metrics))
+    failed = _warn(restoration, metrics)
     print(f"restored: {options.out}")
+    if failed:
+        sys.exit(1)
 
 
 def _build(options: RestoreOptions, device: torch.device) -> Restoration:
@@ -241,9 +246,10 @@ def _metrics(restoration: Restoration, restored: Restored, cost: Cost) -> dict[s
         columns["consistency_before_projection"] = consistency(
             others.degradation, restored.before, others.y
         )
+    failed = ~(columns["consistency"] <= _DIVERGED)  # or not a number
     for column, values in columns.items():
-        for name, value in zip(names, values.tolist(), strict=False):
-            pictures[name][column] = value
+        for name, value, bad in zip(names, values.tolist(), failed.tolist(), strict=False):
+            pictures[name][column] = math.nan if bad and column == "psnr" else value
     return {
         "pictures": pictures,
         "noise_level": task.problem.noise_level.mean().item(),
@@ -252,6 +258,20 @@ def _metrics(restoration: Restoration, restored: Restored, cost: Cost) -> dict[s
         **{what: {name: counts[what] for name, counts in cost.counts.items()} for what in COSTS},
         "seconds": cost.seconds,
     }
+
+
+def _warn(restoration: Restoration, metrics: Mapping[str, Any]) -> bool:
+    """Name the samples that are not finite or far from y. Returns whether all of them are."""
+    samples = {
+        name: values["consistency"]
+        for name, values in metrics["pictures"].items()
+        if name.startswith("sample-")
+    }
+    failed = {name: value for name, value in samples.items() if not value <= _DIVERGED}
+    for name, value in failed.items():
+        sampler = type(restoration.sampler).__name__
+        print(f"warning: {name} of {sampler} failed, mean (y − Hx)² is {value:.2g}")
+    return bool(samples) and len(failed) == len(samples)
 
 
 def _settings(restoration: Restoration) -> dict[str, Any]:

@@ -374,6 +374,19 @@ def test_a_measured_kernel_is_scaled_to_the_sum_1() -> None:
         posed(kernel=Path("zero-sum.npy"), **options)
 
 
+def test_samples_that_diverge_are_named(nets: dict[str, Path], monkeypatch) -> None:
+    def diverging(self, denoiser, noise, problem, rng):
+        return torch.full_like(noise, math.nan)
+
+    monkeypatch.setattr("samplers.Heun.__call__", diverging)
+    arguments = ["--image=photo.png", "--mask=mask.png", "--samples=2", "--sampler=heun"]
+    found = CliRunner().invoke(restore.main, [f"--net={nets['plain']}", "--out=out", *arguments])
+    assert found.exit_code == 1
+    assert "sample-1 of Heun failed, mean (y − Hx)² is nan" in found.output
+    pictures = json.loads(Path("out/restore.json").read_text())["metrics"]["pictures"]
+    assert pictures["sample-1"]["psnr"] is None and pictures["mmse"]["psnr"] > 0
+
+
 def test_a_mask_says_what_it_shows() -> None:
     assert any("pixels are visible" in note for note in posed(mask=Path("mask.png")).notes)
     save("white.png", np.full_like(scene(40, 56), 255))
