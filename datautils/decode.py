@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageCms, UnidentifiedImageError
 from torch import Tensor
 
 from runtime.errors import DataError
@@ -29,7 +29,8 @@ def decode_image(data: bytes, name: str) -> Image.Image:
     """The picture in `data`, upright and in RGB.
 
     The EXIF orientation is applied. Grey becomes RGB, whatever is transparent is laid over white,
-    of 16 bits the upper 8 are kept, an animation gives its first frame. `name` stands in messages.
+    of 16 bits the upper 8 are kept, an animation gives its first frame. Colours of an embedded ICC
+    profile are converted to sRGB. `name` stands in messages.
     Raises DataError where the bytes are no whole picture, or one of absurdly many pixels.
     """
     image = _open(data, name)
@@ -140,12 +141,32 @@ def _to_rgb(image: Image.Image, name: str) -> Image.Image:
     if image.mode == "F":
         raise DataError(f"{name} has floating-point pixels, whose range is unknown")
     try:
+        image = _in_srgb(image)
         if image.has_transparency_data:
             rgba = image.convert("RGBA")
             image = Image.alpha_composite(Image.new("RGBA", image.size, _WHITE), rgba)
         return image.convert("RGB")
     except (ValueError, OSError) as error:  # LAB, for one, has no conversion
         raise DataError(f"{name} cannot be converted to RGB: {error}") from None
+
+
+def _in_srgb(image: Image.Image) -> Image.Image:
+    """The picture in the colours of sRGB; as it is if it has no profile, or one that is broken."""
+    profile = image.info.get("icc_profile")
+    if not profile or b"sRGB" in profile or image.mode not in ("RGB", "RGBA", "CMYK"):
+        return image
+    try:
+        source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+        colours = image.convert("RGB") if image.mode == "RGBA" else image
+        found = ImageCms.profileToProfile(
+            colours, source, ImageCms.createProfile("sRGB"), outputMode="RGB"
+        )
+    except (ImageCms.PyCMSError, OSError):
+        return image
+    assert found is not None  # it is not changed in place
+    if image.mode == "RGBA":
+        found.putalpha(image.getchannel("A"))
+    return found
 
 
 def _sixteen_bits(image: Image.Image, name: str) -> np.ndarray:

@@ -318,3 +318,46 @@ def test_a_mask_of_zeros_and_ones_is_refused(tmp_path):
     Image.fromarray(np.eye(4, dtype=np.uint8)).save(tmp_path / "ones.png")
     with pytest.raises(DataError, match=r"the largest value of .*ones\.png is 1 of 255"):
         read_mask(tmp_path / "ones.png")
+
+
+# ---- colour profiles -----------------------------------------------------------------------------
+
+
+def icc_profile(primaries: list[tuple[float, float, float]], gamma: float) -> bytes:
+    """A profile of three primaries (XYZ under D50) and one gamma (ICC.1:2004, version 2)."""
+
+    def fixed(value: float) -> bytes:
+        return round(value * 65536).to_bytes(4, "big", signed=True)
+
+    def xyz(values: tuple[float, float, float]) -> bytes:
+        return b"XYZ " + bytes(4) + b"".join(map(fixed, values))
+
+    curve = b"curv" + bytes(4) + (1).to_bytes(4, "big") + round(gamma * 256).to_bytes(2, "big")
+    white = 0.9642, 1.0, 0.8249
+    text = b"test profile\0"
+    described = b"desc" + bytes(4) + len(text).to_bytes(4, "big") + text + bytes(78)
+    tags = {
+        b"desc": described, b"cprt": b"text" + bytes(4) + text, b"wtpt": xyz(white),
+        b"rXYZ": xyz(primaries[0]), b"gXYZ": xyz(primaries[1]), b"bXYZ": xyz(primaries[2]),
+        b"rTRC": curve, b"gTRC": curve, b"bTRC": curve,
+    }  # fmt: skip
+    offset, table, data = 132 + 12 * len(tags), len(tags).to_bytes(4, "big"), b""
+    for name, value in tags.items():
+        table += name + (offset + len(data)).to_bytes(4, "big") + len(value).to_bytes(4, "big")
+        data += value + bytes(-len(value) % 4)
+    header = bytes(8) + bytes.fromhex("02400000") + b"mntrRGB XYZ " + bytes(12) + b"acsp"
+    header += bytes(28) + b"".join(map(fixed, white)) + bytes(48)
+    size = len(header[4:]) + 4 + len(table) + len(data)
+    return size.to_bytes(4, "big") + header[4:] + table + data
+
+
+def test_colours_of_a_profile_become_srgb():
+    adobe = [(0.60974, 0.31111, 0.01947), (0.20528, 0.62567, 0.06087), (0.14919, 0.06322, 0.74457)]
+    pixels = np.full((2, 3, 3), (200, 60, 60), np.uint8)
+    stream = io.BytesIO()
+    Image.fromarray(pixels).save(stream, "PNG", icc_profile=icc_profile(adobe, 563 / 256))
+    found = np.asarray(decode_image(stream.getvalue(), "adobe.png"))
+    assert np.abs(found.astype(int) - (231, 57, 57)).max() <= 2, found[0, 0]
+    stream = io.BytesIO()
+    Image.fromarray(pixels).save(stream, "PNG", icc_profile=b"no profile at all")
+    assert (np.asarray(decode_image(stream.getvalue(), "broken.png")) == pixels).all()
