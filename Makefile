@@ -12,11 +12,14 @@ unexport PYTHONPATH PYTHONHOME PYTHONSTARTUP
 # ---- the demo: three commands, edited here -------------------------------------------------------
 override DEMO := experiments/demo
 FAMILIES = --degradation MotionBlur --degradation MissingPatches --degradation MatrixDegradation --degradation Box
-METHODS  = --baselines pinv,fill --sampler dpm --sampler mmse
-DEMO_EMOJI = $(PY) calculate_metrics.py gen --net checkpoints/emoji32-invfusion.safetensors \
-	--data datautils.emoji.Emoji --images 32 $(METHODS) $(FAMILIES) --outdir $(DEMO)/emoji
+TRAINED  = --baselines pinv,fill --sampler dpm --sampler mmse
+ZERO_SHOT = --sampler ddrm --sampler ddnm --sampler pigdm --sampler dps
+STEPS = $(foreach s,dpm ddrm ddnm pigdm dps,--sampler-opt $(s).num_steps=20)
+EMOJI_NETS = $(foreach n,invfusion palette unconditional,--net checkpoints/emoji32-$(n).safetensors)
+DEMO_EMOJI = $(PY) calculate_metrics.py gen $(EMOJI_NETS) --data Emoji --images 32 \
+	$(TRAINED) $(ZERO_SHOT) $(STEPS) $(FAMILIES) --outdir $(DEMO)/emoji
 DEMO_PHOTOS = $(PY) calculate_metrics.py gen --net checkpoints/photos64-invfusion.safetensors \
-	--data datautils.photos.Photos --data-opt resolution=64 --images 16 $(METHODS) $(FAMILIES) --outdir $(DEMO)/photos
+	--data Photos --data-opt resolution=64 --images 16 $(TRAINED) $(FAMILIES) --outdir $(DEMO)/photos
 DEMO_TRAIN = $(PY) train.py --config configs/demo.yaml --outdir $(DEMO)/training
 
 # ---- tests: workers run one torch thread each (tests/conftest.py), so one worker a core ----------

@@ -78,6 +78,6 @@ def _sentence(error: Exception) -> str | None:
     if on_cpu or isinstance(error, torch.OutOfMemoryError | MemoryError):
         return (
             "memory does not suffice: take a smaller --batch; in training a smaller --batch-gpu "
-            "leaves the batch as it is, and --recompute=[0,1] keeps fewer activations"
+            "leaves the batch as it is, and --recompute 0,1 keeps fewer activations"
         )
     return None

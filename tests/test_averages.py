@@ -160,4 +160,4 @@ def test_the_command_refuses_in_a_sentence(run, tmp_path, options, words):
 
 def test_a_run_without_snapshots_is_refused(tmp_path):
     result = invoke(tmp_path, "--sigma-rel", 0.1, "--out", tmp_path / "w.safetensors")
-    assert result.exit_code == 2 and "ema_sigma_rel" in result.stderr
+    assert result.exit_code == 2 and "ema-sigma-rel" in result.stderr

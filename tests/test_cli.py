@@ -550,6 +550,14 @@ def test_a_run_that_died_before_its_first_checkpoint_starts_anew(config):
     assert all("images" in line for line in read_log(Path("run")))
 
 
+def test_weights_that_are_not_finite_are_never_written(config):
+    arguments = [config, "--outdir=run", "--lr=1e38", "--ramp=0", "--decay=none", "--duration=16"]
+    result = CliRunner().invoke(train.main, arguments)
+    assert result.exit_code == 2
+    assert "not finite after" in result.stderr and "lower the learning rate" in result.stderr
+    assert not list(Path("run").rglob("*.safetensors"))
+
+
 def test_any_setting_can_be_set(config):
     resolved = dry_run(config, "--cooldown=0.25", "--decay=null", "--betas=[0.8, 0.9]")
     assert (resolved.cooldown, resolved.decay, resolved.betas) == (0.25, None, (0.8, 0.9))

@@ -139,7 +139,7 @@ def test_our_operators_in_deepinv(deepinv: Any, name: str) -> None:
         theirs.A(torch.zeros(3, *SHAPE))
     # Their proximal step, by conjugate gradients: (HᵀH + 1/γ)⁻¹(Hᵀy + z/γ).
     z, gamma = gaussian(2, *SHAPE, seed=1, dtype=torch.float32), 0.5
-    theirs.set_ls_sampler("CG", max_iter=200, tol=1e-7)
+    theirs.set_ls_solver("CG", max_iter=200, tol=1e-7)
     found = theirs.prox_l2(z, y, gamma)
     residual = op.H_adjoint(op.H(found)) + found / gamma - op.H_adjoint(op.H(x)) - z / gamma
     assert residual.norm() < 1e-4 * z.norm()

@@ -90,7 +90,7 @@ def test_options_have_the_names_of_the_paper():
         (("--blind-train",), ("blind", "degradation")),
         (("--preset", "nope"), ("nope", "FFHQ64")),
         (("--data-class", "datautils.nope.X"), ("datautils.nope.X",)),
-        (("--degradation", "Nope"), ("Nope", "python -m degradation")),
+        (("--degradation", "Nope"), ("Nope", "known are AveragePool")),
         (("--augment", "2"), ("augment", "between 0 and 1")),
         (("--detector", "inception"), ("inception", "key=value")),
     ],

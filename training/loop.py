@@ -3,16 +3,19 @@
 import itertools
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from datautils import ImageDataset
 from datautils.loading import Batches
 from networks import save_weights
 from runtime import distributed, signals
+from runtime.errors import DivergedError
 from training import parallel
 from training.checkpoint import Background, Progress, clear_unfinished, save_checkpoint
 from training.config import TrainConfig
@@ -248,6 +251,7 @@ class _Run:
         copied = self.writing.copied(parts)
 
         def write() -> None:
+            _check_finite(copied, progress.images)  # before an older checkpoint is pruned
             if snapshot:
                 for sigma_rel in config.ema_sigma_rel:
                     name = power_part(sigma_rel)
@@ -267,6 +271,7 @@ class _Run:
     def _save_weights(self) -> None:
         tensors = {k: parallel.whole(t) for k, t in self.trainer.average.state_dict().items()}
         if distributed.rank() == 0:
+            _check_finite({"average": tensors}, self.progress.images)
             denoiser = parallel.denoiser_of(self.trainer.denoiser, tensors)
             save_weights(self.folder / WEIGHTS, denoiser, self._summary())
             self.log.say(f"weights: {self.folder / WEIGHTS}")
@@ -289,6 +294,17 @@ class _Run:
             "init": config.init,
             "skipped_steps": progress.skipped,
         }
+
+
+def _check_finite(parts: Mapping[str, Any], images: int) -> None:
+    """Raise DivergedError if a tensor of the weights is not finite: they are never written."""
+    for name, part in parts.items():
+        for key, tensor in part.items():
+            if isinstance(tensor, torch.Tensor) and not tensor.isfinite().all():
+                raise DivergedError(
+                    f"'{key}' of the {name} is not finite after {images} images: lower the "
+                    "learning rate; what was written before stays"
+                )
 
 
 class _Clock:

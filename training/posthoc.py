@@ -56,7 +56,7 @@ def _snapshots(folder: Path, images: int | None) -> dict[Path, dict[str, Any]]:
     paths = sorted((folder / "snapshots").glob("*.safetensors"))
     if not paths:
         raise ValueError(
-            f"{folder} holds no snapshots: train with --ema-sigma-rel=[0.05,0.1] to keep some"
+            f"{folder} holds no snapshots: train with --ema-sigma-rel 0.05,0.1 to keep some"
         )
     found = {path: read_summary(path) for path in paths}
     for path, summary in found.items():
