@@ -15,7 +15,7 @@ FAMILIES = --degradation MotionBlur --degradation MissingPatches --degradation M
 TRAINED  = --baselines pinv,fill --sampler dpm --sampler mmse
 ZERO_SHOT = --sampler ddrm --sampler ddnm --sampler pigdm --sampler dps
 STEPS = $(foreach s,dpm ddrm ddnm pigdm dps,--sampler-opt $(s).num_steps=20)
-EMOJI_NETS = $(foreach n,invfusion palette unconditional,--net checkpoints/emoji32-$(n).safetensors)
+EMOJI_NETS = $(foreach net,$(wildcard checkpoints/emoji32-*.safetensors),--net $(net))
 DEMO_EMOJI = $(PY) calculate_metrics.py gen $(EMOJI_NETS) --data Emoji --images 32 \
 	$(TRAINED) $(ZERO_SHOT) $(STEPS) $(FAMILIES) --outdir $(DEMO)/emoji
 DEMO_PHOTOS = $(PY) calculate_metrics.py gen --net checkpoints/photos64-invfusion.safetensors \
