@@ -14,7 +14,7 @@ from torch import Tensor
 from commands.cli import check_folder, chosen
 from commands.files import check_new, publish, working_folder
 from commands.methods import Restorer, check_guidance, check_samplers, load_network, samplers_of
-from commands.options import GenOptions
+from commands.options import UNUSED, GenOptions
 from degradation import Draws, Problem, derive_seed
 from metrics.distances import Distances
 from metrics.evaluate import seconds_now
@@ -89,6 +89,8 @@ def draw(options: GenOptions) -> None:
         with one_sentence_errors():
             drawing = build(options, device)
         with data_errors(), working_folder(options.outdir) as folder:
+            if distributed.rank() == 0:
+                print(f"no --degradation: drawing {drawing.count} images from the network alone")
             share = _draw(options, drawing, folder, device)
             distributed.barrier()
             _finish(options, drawing, share, folder)
@@ -248,8 +250,11 @@ def _label_lines(drawing: Drawing) -> Iterator[str]:
 
 
 def _settings(options: GenOptions, drawing: Drawing) -> dict[str, Any]:
-    return asdict(options) | {
+    used = {k: v for k, v in asdict(options).items() if k not in UNUSED}
+    return used | {
         "images": drawing.count,
+        "metrics": ",".join(drawing.names),
+        "pictures": drawing.pictures,
         "precision": drawing.precision,
         "processes": distributed.world_size(),
         "sampler": asdict(drawing.restorer.sampler),  # type: ignore[call-overload]

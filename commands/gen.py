@@ -94,8 +94,10 @@ def evaluate(options: GenOptions) -> Values:
 
 def build(options: GenOptions, device: torch.device) -> Evaluation:
     """Everything that an option can get wrong comes first. Raises ValueError."""
+    if options.classes:
+        raise ValueError("--class draws images of a class: leave out --degradation")
     families = families_of(options.degradations, options.degradation_opt)
-    names = chosen("metric", options.metrics or _METRICS, METRICS)
+    names = chosen("metric", _METRICS if options.metrics is None else options.metrics, METRICS)
     wanted = chosen("baseline", options.baselines, BASELINES)
     noise = make_noise(options.noise_level, options.poisson_peak)
     if (options.noise_level or options.poisson_peak) and {"cfid", "cfd"} & set(names):

@@ -23,6 +23,10 @@ _REF = "Reference statistics for fid and fd: a .safetensors file of `ref`, or an
 _PRECISION = "Arithmetic of the network; auto: half precision where the device has it, else fp32."
 _RECOMPUTE = "For samplers that differentiate the network: less memory, each of their steps slower."
 _SEED = "Seed of everything random."
+# What says nothing without a degradation.
+UNUSED = (
+    *("degradation_opt", "data", "data_opt", "split", "baselines", "noise_level", "poisson_peak"),
+)
 
 
 @dataclass(frozen=True)
@@ -140,11 +144,9 @@ class GenOptions:
 
     def check_unconditional(self) -> None:
         """Raise ValueError for an option that says nothing without a degradation."""
-        needing = ("degradation_opt", "data", "data_opt", "split", "baselines", "noise_level",
-                   "poisson_peak")  # fmt: skip
         for field in dataclasses.fields(self):
             default = {} if field.default is dataclasses.MISSING else field.default
-            if field.name in needing and getattr(self, field.name) != default:
+            if field.name in UNUSED and getattr(self, field.name) != default:
                 name = field.metadata["name"] or f"--{field.name.replace('_', '-')}"
                 raise ValueError(f"{name} goes with a --degradation")
         for name, values in (("--net", self.nets), ("--sampler", self.samplers)):

@@ -20,7 +20,7 @@ from commands.methods import (
     load_frozen,
 )
 from commands.options import RestoreOptions
-from commands.photo import Task, check, pose
+from commands.photo import Task, pose
 from commands.sheet import Restored, write_restored
 from degradation import Draws, Problem, derive_seed
 from metrics.evaluate import seconds_now
@@ -43,7 +43,6 @@ from samplers import (
     make_sampler,
 )
 
-_DIVERGED = 4.0  # mean (y − Hx)²: more than images in [-1, 1] can differ by
 SHIPPED = Path(__file__).resolve().parents[1] / "checkpoints" / "photos64-invfusion.safetensors"
 
 
@@ -99,7 +98,6 @@ def restore(options: RestoreOptions) -> None:
 
 def _build(options: RestoreOptions, device: torch.device) -> Restoration:
     """Everything that an option can get wrong comes first. Raises ValueError."""
-    check(options)
     net = options.net or _shipped()
     name, sampler_opt = options.sampler, options.sampler_opt
     if name is None:
@@ -246,7 +244,8 @@ def _metrics(restoration: Restoration, restored: Restored, cost: Cost) -> dict[s
         columns["consistency_before_projection"] = consistency(
             others.degradation, restored.before, others.y
         )
-    failed = ~(columns["consistency"] <= _DIVERGED)  # or not a number
+    failed = ~(columns["consistency"] <= _limit(task))  # or not a number
+    failed[-1] = False  # H†y
     for column, values in columns.items():
         for name, value, bad in zip(names, values.tolist(), failed.tolist(), strict=False):
             pictures[name][column] = math.nan if bad and column == "psnr" else value
@@ -260,6 +259,12 @@ def _metrics(restoration: Restoration, restored: Restored, cost: Cost) -> dict[s
     }
 
 
+def _limit(task: Task) -> float:
+    """More mean (y − Hx)² than images in [-1, 1] and the noise can explain."""
+    gain = max(1.0, task.problem.degradation.largest_gain.max().item())
+    return 4 * gain**2 + 4 * task.problem.noise_level.square().max().item()
+
+
 def _warn(restoration: Restoration, metrics: Mapping[str, Any]) -> bool:
     """Name the samples that are not finite or far from y. Returns whether all of them are."""
     samples = {
@@ -267,7 +272,8 @@ def _warn(restoration: Restoration, metrics: Mapping[str, Any]) -> bool:
         for name, values in metrics["pictures"].items()
         if name.startswith("sample-")
     }
-    failed = {name: value for name, value in samples.items() if not value <= _DIVERGED}
+    limit = _limit(restoration.task)
+    failed = {name: value for name, value in samples.items() if not value <= limit}
     for name, value in failed.items():
         sampler = type(restoration.sampler).__name__
         print(f"warning: {name} of {sampler} failed, mean (y − Hx)² is {value:.2g}")

@@ -107,6 +107,8 @@ def read_kernel(path: str | os.PathLike[str]) -> Tensor:
 
 def read_file(path: str | os.PathLike[str]) -> bytes:
     """The contents of a file. Raises DataError."""
+    if Path(path).exists() and not Path(path).is_file():
+        raise DataError(f"{path} is no regular file")
     try:
         return Path(path).read_bytes()
     except OSError as error:
@@ -153,6 +155,8 @@ def _to_rgb(image: Image.Image, name: str) -> Image.Image:
 def _in_srgb(image: Image.Image) -> Image.Image:
     """The picture in the colours of sRGB; as it is if it has no profile, or one that is broken."""
     profile = image.info.get("icc_profile")
+    if profile and image.mode == "RGB" and image.has_transparency_data:
+        image = image.convert("RGBA")
     if not profile or b"sRGB" in profile or image.mode not in ("RGB", "RGBA", "CMYK"):
         return image
     try:
@@ -213,7 +217,7 @@ def _array_kernel(path: str | os.PathLike[str]) -> np.ndarray:
     data = read_file(path)
     try:
         array = np.load(io.BytesIO(data), allow_pickle=False)
-    except (ValueError, EOFError):
+    except (ValueError, EOFError, MemoryError):
         raise DataError(f"{path} is no .npy file of numbers, or a damaged one") from None
     if not isinstance(array, np.ndarray) or array.ndim != 2 or array.dtype.kind not in "biuf":
         raise DataError(f"{path} must hold one array of real numbers of shape [kh, kw]")

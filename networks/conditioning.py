@@ -9,7 +9,7 @@ singular: without noise the measured directions are known, and their variance is
 import math
 from collections.abc import Callable
 from dataclasses import replace
-from typing import cast
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -33,13 +33,18 @@ class ConditionalDenoiser:
 
     def prepare(self, problem: Problem) -> Problem:
         """The problem with its posterior."""
-        if isinstance(problem.prepared, GaussianMixture):
+        if isinstance(problem.prepared, _Known) and problem.prepared.owner is self:
             return problem
-        return replace(problem, prepared=posterior(self.prior, problem))
+        return replace(problem, prepared=_Known(self, posterior(self.prior, problem)))
 
     def __call__(self, x: Tensor, sigma: Tensor | float, problem: Problem) -> Tensor:
         """x `[B, C, h, w]`, sigma a number or `[B]`; the estimate `[B, C, h, w]` of x0."""
-        return self.prepare(problem).prepared(x, sigma)
+        return self.prepare(problem).prepared.posterior(x, sigma)
+
+
+class _Known(NamedTuple):
+    owner: ConditionalDenoiser
+    posterior: GaussianMixture
 
 
 def posterior(prior: GaussianMixture, problem: Problem) -> GaussianMixture:

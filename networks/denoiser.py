@@ -38,6 +38,7 @@ class LogVariance(nn.Module):
 class Inputs(NamedTuple):
     """What a network takes of a problem: it depends on H, y and the noise level alone."""
 
+    owner: nn.Module
     pinv: Tensor | None
     """H†y `[B, C, h, w]`, None for a network that does not see it."""
     features: Sequence[FeatureMap | None]
@@ -72,10 +73,10 @@ class Denoiser(nn.Module):
 
     def prepare(self, problem: Problem) -> Problem:
         """The problem with H†y and the operator on tokens, computed once for a sampling run."""
-        if isinstance(problem.prepared, Inputs):
+        if isinstance(problem.prepared, Inputs) and problem.prepared.owner is self:
             return problem
         pinv = problem.pinv().float() if self.config.in_mult == 2 else None
-        return replace(problem, prepared=Inputs(pinv, self.net.features(problem)))
+        return replace(problem, prepared=Inputs(self, pinv, self.net.features(problem)))
 
     def compile(self, **options: Any) -> None:
         """Compile the network in place: what `torch.compile` makes of one call of it.

@@ -30,7 +30,7 @@ def one_sentence_errors() -> Iterator[None]:
     try:
         yield
     except (ValueError, OSError) as caught:
-        error = " ".join(str(caught).split())
+        error = " ".join(str(caught).split()) or type(caught).__name__
     # Importing torch takes seconds, and without this module there is no process group.
     distributed = sys.modules.get("runtime.distributed")
     told = [text for text in distributed.gather(error) if text] if distributed else [error]

@@ -7,6 +7,7 @@ import re
 import types
 import typing
 from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -38,20 +39,31 @@ def arguments(
     readers: how text is read for types that are not built in. Raises ValueError for an unknown
     option (with the known ones), a missing one, and a value of another type.
     """
-    parameters = {k: p for k, p in inspect.signature(cls).parameters.items() if k not in fixed}
-    any_other = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    signature = inspect.signature(cls).parameters
+    takes_any = any(p.kind is p.VAR_KEYWORD for p in signature.values())
+    for name in fixed:
+        if name not in signature and not takes_any:
+            raise ValueError(f"{what} must take the argument '{name}'")
+    parameters = {k: p for k, p in signature.items() if k not in fixed}
     named = {k: p for k, p in parameters.items() if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)}
     kinds = typing.get_type_hints(cls.__init__)  # type: ignore[misc]
     values = {}
     for key, value in options.items():
-        if key not in named and not any_other:
+        if key not in named and not takes_any:
             known = f"it has {', '.join(named)}" if named else "it has none"
             raise ValueError(f"{what} has no option '{key}'; {known}")
-        values[key] = read(value, kinds.get(key, Any), f"{what} option {key}", readers)
+        kind = kinds.get(key) or _kind_of(named.get(key))
+        values[key] = read(value, kind, f"{what} option {key}", readers)
     for key, parameter in named.items():
         if key not in values and parameter.default is parameter.empty:
             raise ValueError(f"{what} needs the option '{key}'")
     return values
+
+
+def _kind_of(parameter: inspect.Parameter | None) -> Any:
+    """The type of a parameter without an annotation: that of its default, if it is a number."""
+    default = None if parameter is None else parameter.default
+    return type(default) if isinstance(default, int | float) else Any
 
 
 def read(value: Any, kind: Any, name: str, readers: Mapping[Any, Reader] | None = None) -> Any:
@@ -73,6 +85,8 @@ def parse_count(text: Any) -> int:
     if isinstance(text, int) and not isinstance(text, bool):
         return text
     text = str(text).strip()
+    if text.isdecimal():
+        return int(text)
     if power := re.fullmatch(r"2\^(\d{1,2})", text):
         return int(2 ** int(power[1]))
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([a-zA-Z]*)", text)
@@ -96,21 +110,25 @@ def _parser(kind: Any) -> tuple[Reader, str]:
         return lambda value: None if value in empty else parse(value), f"{accepted}, or none"
     if origin is tuple:
         parse, _ = _parser(inner[0])
-        return lambda value: tuple(parse(item) for item in _items(value)), _SEVERAL[inner[0]]
+        accepted = _SEVERAL.get(inner[0], "values such as a,b")
+        return lambda value: tuple(parse(item) for item in _items(value)), accepted
+    if origin is typing.Literal:
+        known = {str(choice): choice for choice in inner}
+        return lambda value: known[str(value)], " or ".join(known)
     return _PARSERS.get(origin or kind, (_no_text, "given as a value, not as text"))
 
 
 def _items(value: Any) -> list:
     if isinstance(value, str):
         text = value.strip().removeprefix("[").removesuffix("]")
-        return text.split(",") if text else []
+        return [] if text in ("", "none", "null") else text.split(",")
     if not isinstance(value, list | tuple):
         raise TypeError
     return list(value)
 
 
 def _flag(value: Any) -> bool:
-    return value if isinstance(value, bool) else {"true": True, "false": False}[value.lower()]
+    return {"true": True, "false": False}[str(value).lower()]
 
 
 def _number(value: Any) -> float:
@@ -143,6 +161,7 @@ _PARSERS: dict[Any, tuple[Reader, str]] = {
     int: (parse_count, "a whole number such as 4096, 64Ki or 2^25"),
     float: (_number, "a number"),
     str: (_text, "a text"),
+    Path: (lambda value: Path(_text(value)), "a path"),
     dict: (_mapping, "a mapping of names to values"),
     Any: (lambda value: value, "anything"),
 }

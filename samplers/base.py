@@ -181,6 +181,12 @@ def make_sampler(name: str, options: Mapping[str, Any] | None = None) -> Sampler
     Options are given as text or as values. Raises ValueError for an unknown name or option, or a
     value out of range, with the known ones.
     """
+    found = SAMPLERS.find(name)
+    unfinished = found.__call__ is Sampler.__call__ or (
+        found.__call__ is OnGrid.__call__ and found.step is OnGrid.step
+    )
+    if unfinished or not dataclasses.is_dataclass(found):
+        raise ValueError(f"sampler '{name}' must be a dataclass with a step or a __call__")
     return SAMPLERS.build(name, options)
 
 

@@ -21,4 +21,5 @@ class MMSE(Sampler):
     def __call__(
         self, denoiser: Denoiser, noise: Tensor, problem: Problem, rng: RandnLike
     ) -> Tensor:
-        return denoiser(self.sigma * noise, self.sigma, problem)
+        run = self.begin(denoiser, problem, rng)
+        return run.estimate(self.sigma * noise, self.sigma)

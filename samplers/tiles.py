@@ -158,15 +158,16 @@ class Tiled:
 
     def prepare(self, problem: Problem) -> Problem:
         """The problem with those of its tiles, in batches."""
-        if isinstance(problem.prepared, _Tiles):
+        if isinstance(problem.prepared, _Tiles) and problem.prepared.owner is self:
             return problem
         local = problem
         if len(self.tiling) > 1:
             local = tile_problems(problem, self.tiling, self.blur)
         starts = range(0, len(local), self.batch)
         parts = [local] if len(starts) == 1 else [local[i : i + self.batch] for i in starts]
-        return replace(problem, prepared=_Tiles([prepared(self.denoiser, p) for p in parts]))
+        return replace(problem, prepared=_Tiles(self, [prepared(self.denoiser, p) for p in parts]))
 
 
 class _Tiles(NamedTuple):
+    owner: Tiled
     problems: list[Problem]

@@ -559,6 +559,7 @@ def test_weights_that_are_not_finite_are_never_written(config):
 
 
 def test_any_setting_can_be_set(config):
+    assert dry_run(config, "--degradation=none").degradation is None
     resolved = dry_run(config, "--cooldown=0.25", "--decay=null", "--betas=[0.8, 0.9]")
     assert (resolved.cooldown, resolved.decay, resolved.betas) == (0.25, None, (0.8, 0.9))
     assert dry_run(config, "--lr=1e-2", "--lr=0.5").lr == 0.5  # its own option comes last

@@ -25,7 +25,7 @@ ALLOWED: dict[str, set[str]] = {  # besides the room itself
 }
 ALLOWED["commands"] = set(ALLOWED)
 ROOMS = tuple(ALLOWED)
-ENTRIES = ("train", "calculate_metrics", "restore", "reproduce")
+ENTRIES = ("train", "calculate_metrics", "restore")
 OUTSIDE = (*ENTRIES, "benchmarks", "tests")  # may import rooms, never imported by one
 MAX_LINES = 450
 

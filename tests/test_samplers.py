@@ -375,6 +375,12 @@ def test_wrong_names_and_options_are_refused(name, options, text):
         make_sampler(name, options)
 
 
+def test_a_sampler_without_a_step_is_refused():
+    for name in ("samplers.base.Sampler", "samplers.base.OnGrid"):
+        with pytest.raises(ValueError, match="must be a dataclass with a step or a __call__"):
+            make_sampler(name)
+
+
 def test_a_new_sampler_is_one_decorated_dataclass(monkeypatch):
     monkeypatch.setitem(base.SAMPLERS, "start", None)
 

@@ -3,7 +3,7 @@
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self, get_origin
+from typing import Any, Self, get_args, get_origin
 
 import yaml
 
@@ -228,7 +228,8 @@ class TrainConfig:
             if name not in types:
                 where = f"{path}: " if name in values else ""
                 raise ValueError(f"{where}unknown setting '{name}'; known are {', '.join(types)}")
-        values |= overrides
+        nothing = {k for k, v in overrides.items() if v in ("none", "null") and _optional(types[k])}
+        values |= overrides | dict.fromkeys(nothing)
         try:
             return cls(**{name: read(value, types[name], name) for name, value in values.items()})
         except ValueError as error:
@@ -251,6 +252,10 @@ class TrainConfig:
         }
         values = dataclasses.asdict(self) | lists
         return yaml.safe_dump(values, sort_keys=False)
+
+
+def _optional(kind: Any) -> bool:
+    return type(None) in get_args(kind)
 
 
 def _types() -> dict[str, Any]:

@@ -3,7 +3,7 @@
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 
@@ -35,6 +35,10 @@ class Data:
         ("[0.5, 2]", tuple[float, ...], (0.5, 2.0)),
         ([1, 2], tuple[int, ...], (1, 2)),
         ("{a: 1}", dict[str, Any], {"a": 1}),
+        ("none", tuple[float, ...], ()),
+        ("9007199254740993", int, 9007199254740993),
+        ("a", Path, Path("a")),
+        ("b", Literal["a", "b"], "b"),
         ("anything", Any, "anything"),
     ],
 )
@@ -51,6 +55,8 @@ def test_values_are_read_by_their_type(text: Any, kind: Any, value: Any) -> None
         ("nan", float, "a number"),
         ("inf", float, "a number"),
         ("yes", bool, "true or false"),
+        (1, bool, "true or false"),
+        (None, bool, "true or false"),
         (False, str | None, "a text, or none"),
         ("2,", tuple[int, ...], "whole numbers such as 2,4"),
         ("2", dict[str, Any], "a mapping of names to values"),
@@ -70,6 +76,16 @@ def test_arguments_follow_the_signature() -> None:
         arguments(Data, {}, "data set 'Data'", fixed=("split",))
     with pytest.raises(ValueError, match=r"no option 'split'; it has path, config, size$"):
         arguments(Data, {"split": "train"}, "data set 'Data'", fixed=("split",))
+
+
+def test_options_without_a_type_follow_their_default() -> None:
+    class Plain:
+        def __init__(self, size=32, name=None):
+            self.size, self.name = size, name
+
+    assert arguments(Plain, {"size": "64", "name": "7"}, "Plain") == {"size": 64, "name": "7"}
+    with pytest.raises(ValueError, match="Plain must take the argument 'split'"):
+        arguments(Plain, {}, "Plain", fixed=("split",))
 
 
 def test_key_values() -> None:
