@@ -13,7 +13,14 @@ from torch import Tensor
 
 from commands.cli import check_folder, chosen
 from commands.files import check_new, publish, working_folder
-from commands.methods import Restorer, check_guidance, check_samplers, load_network, samplers_of
+from commands.methods import (
+    Restorer,
+    check_guidance,
+    check_samplers,
+    distances_of,
+    load_network,
+    samplers_of,
+)
 from commands.options import UNUSED, GenOptions
 from degradation import Draws, Problem, derive_seed
 from metrics.distances import Distances
@@ -111,15 +118,7 @@ def build(options: GenOptions, device: torch.device) -> Drawing:
     check_folder(options.outdir)
     check_new(options.outdir, options.save_images)
     count = options.images or _IMAGES
-    distances = Distances.of(
-        names,
-        options.ref,
-        options.detectors,
-        device,
-        images=count,
-        image_shape=denoiser.config.image_shape,
-        any_count=options.any_count,
-    )
+    distances = distances_of(names, options, device, count, denoiser.config.image_shape)
     restorer = Restorer(denoiser, sampler, precision, options.cfg)
     pictures = _PICTURES if options.pictures is None else options.pictures
     return Drawing(

@@ -21,6 +21,7 @@ from commands.methods import (
     check_guidance,
     check_operators,
     check_samplers,
+    distances_of,
     driven,
     load_network,
     samplers_of,
@@ -123,15 +124,7 @@ def build(options: GenOptions, device: torch.device) -> Evaluation:
         check_noise(noise, family, dataset.image_shape)
     check_operators(samplers, families, dataset.image_shape)
     count = checked_count(options.images, dataset, options.data)
-    distances = Distances.of(
-        names,
-        options.ref,
-        options.detectors,
-        device,
-        images=count,
-        image_shape=dataset.image_shape,
-        any_count=options.any_count,
-    )
+    distances = distances_of(names, options, device, count, dataset.image_shape)
     restorers = _restorers(options, precision, nets, samplers, pairs)
     methods = baseline_methods(
         wanted, dataset, lambda: get_dataset(options.data, "train", **options.data_opt)

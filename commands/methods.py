@@ -14,6 +14,7 @@ from datautils import ImageDataset
 from degradation import Draws, Family, Problem
 from metrics import baselines
 from metrics.dataset import check_values, load_images
+from metrics.distances import Distances
 from metrics.evaluate import Restore
 from networks import Denoiser, Model, fit_gaussian, load_weights, posterior_mean
 from networks.precision import DTYPES
@@ -53,6 +54,25 @@ def cost_of(counter: CountingDenoiser, network: CountingDenoiser) -> dict[str, i
     denoiser, told how many images there are, the network the innermost."""
     counts = counter.calls, counter.backward_passes, network.calls, network.backward_passes
     return dict(zip(COSTS, counts, strict=True))
+
+
+def distances_of(
+    names: Sequence[str],
+    options: GenOptions,
+    device: torch.device,
+    images: int,
+    image_shape: tuple[int, int, int],
+) -> Distances:
+    """The Fréchet distances among the metrics, by the reference of the options. ValueError."""
+    return Distances.of(
+        names,
+        options.ref,
+        options.detectors,
+        device,
+        images=images,
+        image_shape=image_shape,
+        any_count=options.any_count,
+    )
 
 
 def samplers_of(names: Sequence[str], options: Mapping[str, str]) -> dict[str, Sampler]:

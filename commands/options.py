@@ -29,27 +29,31 @@ UNUSED = (
 )
 
 
-@dataclass(frozen=True)
-class RefOptions:
-    """Options of `calculate_metrics.py ref`."""
+@dataclass(frozen=True, kw_only=True)
+class DataOptions:
+    """The images that a command takes."""
 
-    dest: Path = option("File to write, .safetensors.")
     data: str = option(_DATA, "Photos")
     data_opt: dict[str, str] = option(_DATA_OPT, {})
     split: str = option(_SPLIT, "heldout", choices=_SPLITS)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RefOptions(DataOptions):
+    """Options of `calculate_metrics.py ref`."""
+
+    dest: Path = option("File to write, .safetensors.")
     images: int | None = option("Images to take, such as 10000 or 8Ki.", None, least=1, shown="all")
     detectors: tuple[str, ...] = option(_DETECTOR, ("inception",), name="--detector")
     batch: int = option(_BATCH, 32, least=1)
     workers: int = option(_WORKERS, 1)
 
 
-@dataclass(frozen=True)
-class PriorOptions:
+@dataclass(frozen=True, kw_only=True)
+class PriorOptions(DataOptions):
     """Options of `calculate_metrics.py prior`."""
 
     dest: Path = option("File to write, .safetensors.")
-    data: str = option(_DATA, "Photos")
-    data_opt: dict[str, str] = option(_DATA_OPT, {})
     split: str = option(_SPLIT, "train", choices=_SPLITS)
     components: int = option("Gaussians, more than one by EM.", 1, least=1)
     images: int = option("Images to take, at most.", 16_000, least=1)
@@ -57,8 +61,8 @@ class PriorOptions:
     seed: int = option(_SEED, 0)
 
 
-@dataclass(frozen=True)
-class GenOptions:
+@dataclass(frozen=True, kw_only=True)
+class GenOptions(DataOptions):
     """Options of `calculate_metrics.py gen`. Some have another default without a degradation."""
 
     nets: tuple[Path, ...] = option(
@@ -78,9 +82,6 @@ class GenOptions:
     degradation_opt: dict[str, str] = option(
         "Option of the family, such as strides=2,4, or NAME.KEY=VALUE if several are measured.", {}
     )
-    data: str = option(_DATA, "Photos")
-    data_opt: dict[str, str] = option(_DATA_OPT, {})
-    split: str = option(_SPLIT, "heldout", choices=_SPLITS)
     images: int | None = option(
         "Images to restore or draw, such as 1000 or 1Ki.",
         None,

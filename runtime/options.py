@@ -46,7 +46,10 @@ def arguments(
             raise ValueError(f"{what} must take the argument '{name}'")
     parameters = {k: p for k, p in signature.items() if k not in fixed}
     named = {k: p for k, p in parameters.items() if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)}
-    kinds = typing.get_type_hints(cls.__init__)  # type: ignore[misc]
+    try:
+        kinds = typing.get_type_hints(cls.__init__)  # type: ignore[misc]
+    except NameError:  # names that are imported for a type checker only
+        kinds = {}
     values = {}
     for key, value in options.items():
         if key not in named and not takes_any:
