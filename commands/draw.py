@@ -46,32 +46,31 @@ _SEVERAL = 1024  # classes that are drawn at once
 class Drawing:
     """What is drawn, once everything about it is checked."""
 
+    options: GenOptions
     name: str
     """Of the sampler."""
     restorer: Restorer
     count: int
     pictures: int
-    classes: tuple[int, ...]
     names: list[str]
     """Metrics."""
     distances: Distances
     precision: str
-    seed: int
 
     def labels(self, indices: Sequence[int]) -> Tensor:
         """The classes asked for in turn; with none asked for, drawn uniformly for each image."""
         known = self.restorer.denoiser.config.num_classes
         if not known:
             return torch.full((len(indices),), -1)
-        if self.classes:
-            return torch.tensor([self.classes[i % len(self.classes)] for i in indices])
-        draws = Draws([derive_seed(self.seed, "image", i) for i in indices])
+        if classes := self.options.classes:
+            return torch.tensor([classes[i % len(classes)] for i in indices])
+        draws = Draws([derive_seed(self.options.seed, "image", i) for i in indices])
         return draws.integers(0, known - 1, (), "class")
 
     @torch.no_grad()
     def sample(self, indices: Sequence[int], device: torch.device) -> Tensor:
         """Image i follows from its own seed, whatever the batch."""
-        draws = Draws([derive_seed(self.seed, "image", i) for i in indices], device)
+        draws = Draws([derive_seed(self.options.seed, "image", i) for i in indices], device)
         shape = self.restorer.denoiser.config.image_shape
         labels = self.labels(indices).to(device)
         problem = Problem.without_measurement(len(indices), shape, labels, device)
@@ -98,9 +97,9 @@ def draw(options: GenOptions) -> None:
         with data_errors(), working_folder(options.outdir) as folder:
             if distributed.rank() == 0:
                 print(f"no --degradation: drawing {drawing.count} images from the network alone")
-            share = _draw(options, drawing, folder, device)
+            share = _draw(drawing, folder, device)
             distributed.barrier()
-            _finish(options, drawing, share, folder)
+            _finish(drawing, share, folder)
 
 
 def build(options: GenOptions, device: torch.device) -> Drawing:
@@ -121,17 +120,7 @@ def build(options: GenOptions, device: torch.device) -> Drawing:
     distances = distances_of(names, options, device, count, denoiser.config.image_shape)
     restorer = Restorer(denoiser, sampler, precision, options.cfg)
     pictures = _PICTURES if options.pictures is None else options.pictures
-    return Drawing(
-        name,
-        restorer,
-        count,
-        pictures,
-        options.classes,
-        names,
-        distances,
-        precision,
-        options.seed,
-    )
+    return Drawing(options, name, restorer, count, pictures, names, distances, precision)
 
 
 def _check_classes(classes: Sequence[int], known: int, net: Path) -> None:
@@ -142,9 +131,9 @@ def _check_classes(classes: Sequence[int], known: int, net: Path) -> None:
             raise ValueError(f"--class {label} must lie between 0 and {known - 1}")
 
 
-def _draw(options: GenOptions, drawing: Drawing, folder: Path, device: torch.device) -> Share:
+def _draw(drawing: Drawing, folder: Path, device: torch.device) -> Share:
     """This process's images; drawing, measuring and writing run side by side."""
-    rank = distributed.rank()
+    options, rank = drawing.options, distributed.rank()
     own = range(rank, drawing.count, distributed.world_size())
     share = Share({metric: FeatureStatistics() for metric in drawing.distances.detectors})
     with (
@@ -188,7 +177,7 @@ def _measure(
     share.seconds["features"] += time.perf_counter() - start
 
 
-def _finish(options: GenOptions, drawing: Drawing, share: Share, folder: Path) -> None:
+def _finish(drawing: Drawing, share: Share, folder: Path) -> None:
     """Bring the processes' shares together; the first writes the files and prints the table."""
     failed = sum(distributed.gather(share.failed))
     values = {}
@@ -197,6 +186,7 @@ def _finish(options: GenOptions, drawing: Drawing, share: Share, folder: Path) -
         if distributed.rank() == 0:
             value = math.nan if failed else drawing.distances.value(metric, total)
             values[metric] = {"mean": value, "count": total.count}
+    options = drawing.options
     shares = distributed.gather((share.shown, share.seconds))
     if distributed.rank():
         return
@@ -217,7 +207,7 @@ def _finish(options: GenOptions, drawing: Drawing, share: Share, folder: Path) -
         "not_finite": failed,
         "stages": stages,
     }
-    write_metrics(folder, record, _settings(options, drawing))
+    write_metrics(folder, record, _settings(drawing))
     images = ["images"] if options.save_images else []
     publish(folder, options.outdir, [*images, "grid.png", "metrics.json"])
     print(metrics_table(named, drawing.names, options.compiled))
@@ -248,8 +238,8 @@ def _label_lines(drawing: Drawing) -> Iterator[str]:
             yield json.dumps([image_name(index), label])
 
 
-def _settings(options: GenOptions, drawing: Drawing) -> dict[str, Any]:
-    used = {k: v for k, v in asdict(options).items() if k not in UNUSED}
+def _settings(drawing: Drawing) -> dict[str, Any]:
+    used = {k: v for k, v in asdict(drawing.options).items() if k not in UNUSED}
     return used | {
         "images": drawing.count,
         "metrics": ",".join(drawing.names),

@@ -172,7 +172,8 @@ def _measure(
             for restored in stream:
                 signals.heed_termination()
                 loading += time.perf_counter() - waited - restored.seconds
-                bar.set_postfix(family=restored.group.degradation, method=restored.method)
+                family, method = restored.group.degradation, restored.method
+                bar.set_postfix(family=family, method=method, refresh=False)
                 stage.put(restored)
                 bar.update(len(restored.group.indices))
                 waited = time.perf_counter()

@@ -47,7 +47,7 @@ def _fit(images: Tensor, components: int, seed: int) -> GaussianMixture:
     with progress(_STEPS, title, "steps") as bar:
 
         def report(objective: float) -> None:
+            bar.set_postfix(nats=f"{objective:.3f}", refresh=False)
             bar.update()
-            bar.set_postfix(nats=f"{objective:.3f}")
 
         return fit_mixture(images, components, seed, _STEPS, progress=report)
