@@ -1,6 +1,6 @@
 """The images of a data set taken in: statistics of their features, or one tensor of them."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -32,9 +32,10 @@ def dataset_statistics(
     """
     rank = distributed.rank()
     indices = range(rank, count, distributed.world_size())
+    batches = [indices[i : i + batch] for i in range(0, len(indices), batch)]
     statistics = {detector.name: FeatureStatistics() for detector in detectors}
     with progress(len(indices), title, "images", silent=rank != 0) as bar:
-        for images, _ in load_batches(dataset, _batches(indices, batch), workers):
+        for images, _ in load_batches(dataset, batches, workers):
             signals.heed_termination()
             images = images.to(device, non_blocking=True)
             for detector in detectors:
@@ -66,8 +67,3 @@ def check_values(image_shape: tuple[int, int, int], wanted: str) -> None:
             f"{wanted} needs the full covariance of an image of at most {LIMIT} values: "
             f"{image_shape} is too large"
         )
-
-
-def _batches(indices: range, batch: int) -> Iterator[Sequence[int]]:
-    for start in range(0, len(indices), batch):
-        yield indices[start : start + batch]

@@ -1,11 +1,17 @@
 """Fetch a file from the web, with its checksum checked."""
 
+import fcntl
 import hashlib
 import http.client
 import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+
+_SILENCE = 30.0  # seconds
 
 
 def sha256_of(path: str | os.PathLike[str]) -> str:
@@ -19,18 +25,32 @@ def fetch(
 ) -> Path:
     """Download `url` to the file `dest`, whose SHA-256 must begin with `sha256_prefix`.
 
-    A file that is right already is not fetched again. The file gets its name only when it is
-    complete and right. Raises OSError when it cannot be had or written, ValueError for another
-    checksum.
+    A file that is right already is not fetched again; of several processes that want it at once,
+    one fetches. The file gets its name only when it is complete and right. Raises OSError when it
+    cannot be had or written, ValueError for another checksum.
     """
     dest, prefix = Path(dest), sha256_prefix.lower()
-    if dest.is_file() and sha256_of(dest).startswith(prefix):
-        return dest
     dest.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        torch.hub.download_url_to_file(url, str(dest), prefix, progress)
-    except RuntimeError as error:
-        raise ValueError(f"{url} gave a wrong or incomplete file: {error}") from error
-    except http.client.HTTPException as error:
-        raise OSError(f"{url} gave no whole answer: {error or type(error).__name__}") from error
+    with _alone(dest.parent):
+        if dest.is_file() and sha256_of(dest).startswith(prefix):
+            return dest
+        try:
+            torch.hub.download_url_to_file(url, str(dest), prefix, progress)
+        except RuntimeError as error:
+            raise ValueError(f"{url} gave a wrong or incomplete file: {error}") from error
+        except http.client.HTTPException as error:
+            raise OSError(f"{url} gave no whole answer: {error or type(error).__name__}") from error
     return dest
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """One process at a time in a folder; none of its connections is silent for long."""
+    handle, before = os.open(folder, os.O_RDONLY), socket.getdefaulttimeout()
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        socket.setdefaulttimeout(_SILENCE)
+        yield
+    finally:
+        socket.setdefaulttimeout(before)
+        os.close(handle)

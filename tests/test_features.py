@@ -8,7 +8,9 @@ import io
 import socketserver
 import sys
 import threading
+import time
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -161,6 +163,41 @@ def test_fetch_tells_a_broken_answer(tmp_path, answer, error):
         web.shutdown()
         thread.join()
     assert not list(tmp_path.iterdir())
+
+
+def test_processes_that_want_a_file_at_once_download_it_once(tmp_path):
+    content, asked = bytes(range(256)), []
+
+    class Slow(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            asked.append(self.path)
+            time.sleep(0.5)
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(content)
+
+        def log_message(self, *arguments):
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Slow) as web:
+        thread = threading.Thread(target=web.serve_forever, daemon=True)
+        thread.start()
+        url = f"http://127.0.0.1:{web.server_address[1]}/weights"
+        digest = hashlib.sha256(content).hexdigest()
+        started = threading.Barrier(4)
+
+        def one(_):
+            started.wait()
+            return fetch(url, tmp_path / "new" / "weights", digest, progress=False)
+
+        # Threads stand for processes: each opens the folder, and a lock belongs to the opening.
+        with ThreadPoolExecutor(4) as pool:
+            paths = list(pool.map(one, range(4)))
+        web.shutdown()
+        thread.join()
+    assert len(asked) == 1
+    assert [p.name for p in (tmp_path / "new").iterdir()] == ["weights"]
+    assert paths[0].read_bytes() == content
 
 
 def test_efficientnet_halves_the_map_five_times(weights_file):
