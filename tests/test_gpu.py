@@ -3,7 +3,7 @@
 import pytest
 import torch
 from exact_gaussian import Generator
-from test_zero_shot import QUICK
+from zero_shot_cases import QUICK
 
 from degradation import (
     Colourisation,

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from helpers import gaussian
-from test_zero_shot import COUNTS
+from zero_shot_cases import COUNTS
 
 from benchmarks.sampler_quality import zero_shot
 from degradation import Draws, Mask, Problem
@@ -17,7 +17,7 @@ from samplers import CountingDenoiser, make_sampler, sampler_names
 from samplers.base import SAMPLERS, OnGrid
 from zero_shot import ZeroShot
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 TEXT = (ROOT / "docs" / "samplers.md").read_text(encoding="utf-8")
 ROWS = {
     cells[1].strip("` "): [cell.strip() for cell in cells[1:-1]]

@@ -817,7 +817,7 @@ def test_only_the_newest_checkpoints_are_kept_whatever_their_number(tmp_path, ke
 
 def test_a_compiled_run_learns_the_same(monkeypatch):
     """One graph for each structure, dropout, new operators and new classes included. The graphs run
-    as they are, but for dropout's: what the compiler makes of them is tests/test_compile.py."""
+    as they are, but for dropout's: tests/networks/test_compile.py has the compiler's."""
     compile_with, graphs = Denoiser.compile, []
 
     def backend(graph, inputs):

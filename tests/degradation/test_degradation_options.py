@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from calling import DATA, FAST, gen, metrics, network, refused
+from calling import call as call_metrics
 from click.testing import CliRunner
 from PIL import Image
-from test_commands import DATA, FAST, gen, metrics, network, refused
-from test_commands import call as call_metrics
 
 import calculate_metrics
 import train
@@ -39,7 +39,7 @@ from degradation import (
 from restore import main as restore
 from training.config import TrainConfig
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="module")

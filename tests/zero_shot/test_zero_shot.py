@@ -11,16 +11,15 @@ from helpers import gaussian
 from plain_physics import Rows
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
+from zero_shot_cases import COUNTS, NUMEL, QUICK, SHAPE, make_prior, operators, posed
 
 from degradation import (
     DenseMatrix,
     Draws,
     FromPhysics,
-    LinearOperator,
     Mask,
     NullOperator,
     Problem,
-    StridedConvolution,
 )
 from samplers import (
     CountingDenoiser,
@@ -36,67 +35,21 @@ from zero_shot import (
     DAPS,
     DDNM,
     DDRM,
-    DDS,
     DPS,
     MGPS,
     DDNMPlus,
-    DiffPIR,
     MCGdiff,
     PiGDM,
-    PnPDM,
-    REDDiff,
     ZeroShot,
 )
 from zero_shot.base import linearised
 
-SHAPE = (3, 4, 4)
-NUMEL = 48
-
-QUICK: dict[str, Any] = {
-    "ddrm": DDRM(6),
-    "ddnm": DDNM(6),
-    "ddnm_plus": DDNMPlus(6),
-    "dps": DPS(6),
-    "pigdm": PiGDM(6),
-    "pigdm score": PiGDM(6, form="score", eta=0.5),
-    "daps": DAPS(3, ode_steps=2, langevin_steps=4),
-    "daps exact": DAPS(3, ode_steps=2, inner="exact"),
-    "daps released": DAPS(3, ode_steps=2, langevin_steps=4, released=True),
-    "mgps": MGPS(7),
-    "reddiff": REDDiff(6),
-    "dds": DDS(6),
-    "diffpir": DiffPIR(6),
-    "pnpdm": PnPDM(6, iterations=3),
-    "mcgdiff": MCGdiff(5, particles=3),
-}
 each_sampler = pytest.mark.parametrize("sampler", QUICK.values(), ids=QUICK.keys())
-
-
-def make_prior(numel: int = NUMEL) -> Gaussian:
-    Q, _ = torch.linalg.qr(gaussian(numel, numel))
-    variances = torch.logspace(-2, 0.3, numel, dtype=torch.float64)
-    return Gaussian(variances, 0.2 * gaussian(numel, seed=1), Q)
 
 
 @pytest.fixture
 def prior() -> Gaussian:
     return make_prior()
-
-
-def operators(batch: int) -> dict[str, LinearOperator]:
-    """One of each kind, float64 where that can be chosen."""
-    mask = (gaussian(batch, 1, 4, 4) > 0).double()
-    return {
-        "mask": Mask(mask, SHAPE),
-        "matrix": DenseMatrix(gaussian(batch, 9, NUMEL) / NUMEL**0.5, SHAPE),
-        "blur": StridedConvolution(gaussian(batch, 3, 3).abs() / 9, 2, SHAPE),
-    }
-
-
-def posed(op: LinearOperator, noise_level: float | Tensor = 0.0, seed: int = 3) -> Problem:
-    y = op.H(gaussian(len(op), *SHAPE, seed=seed).to(op.largest_gain))
-    noise = torch.as_tensor(noise_level).to(y).reshape(-1, 1) * gaussian(*y.shape, seed=9).to(y)
-    return Problem(op, y + noise * op.rows, noise_level)
 
 
 # ---- what they are
@@ -109,13 +62,6 @@ def test_all_are_known_by_name() -> None:
         assert dataclasses.is_dataclass(SAMPLERS[name])
         assert make_sampler(name) == SAMPLERS[name]()
         assert SAMPLERS[name].__doc__ and "20" in SAMPLERS[name].__doc__  # year of its source
-
-
-COUNTS = {
-    "ddrm": (25, 0), "ddnm": (100, 0), "ddnm_plus": (100, 0), "dps": (1000, 1000),
-    "pigdm": (100, 100), "daps": (1000, 0), "mgps": (1764, 1170), "reddiff": (1000, 0),
-    "dds": (50, 0), "diffpir": (100, 0), "pnpdm": (3673, 0), "mcgdiff": (3169, 0),
-}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", COUNTS)

@@ -9,8 +9,8 @@ import pytest
 import torch
 from exact_gaussian import Gaussian, Generator, Replay
 from helpers import dense, gaussian
-from test_zero_shot import make_prior, operators, posed
 from torch import Tensor
+from zero_shot_cases import make_prior, operators, posed
 
 from degradation import DenseMatrix, Draws, LinearOperator, Mask, NullOperator, Problem
 from degradation.solve import least_squares

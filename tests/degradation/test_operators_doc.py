@@ -11,7 +11,7 @@ import torch
 
 from degradation import FAMILIES, Family, Mask
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 TEXT = (ROOT / "docs" / "operators.md").read_text(encoding="utf-8")
 ROWS = {
     cells[0].strip("|` "): cells

@@ -8,7 +8,7 @@ import pytest
 
 from benchmarks.posterior import chosen_samplers, image_table, mixture_table
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 TEXT = (ROOT / "docs" / "posterior.md").read_text(encoding="utf-8")
 RESULTS = sorted((ROOT / "benchmarks" / "results").glob("posterior-*.json"))
 

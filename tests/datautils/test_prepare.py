@@ -22,7 +22,7 @@ from datautils.ffhq import FFHQ64
 from datautils.imagedir import ImageDir
 from datautils.prepare import Originals, folder_originals
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 LANCZOS = Image.Resampling.LANCZOS
 
 

@@ -1,31 +1,20 @@
 """Every source with an index gives the same images, in the same order, to any processes."""
 
-import io
 import itertools
 import zipfile
 from collections.abc import Iterable
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
+from pictures import play, png
 from torch import Tensor
 
 from datautils import DataError, ImageDataset, get_dataset
 from datautils.loading import Batches, load_batches
-from runtime import distributed
 from training.data import training_batches
 
 COUNT, BATCH, SEED = 22, 8, 5
-
-
-def png(value: int, size: tuple[int, int] = (4, 4)) -> bytes:
-    """A picture of noise that follows from the value."""
-    file = io.BytesIO()
-    pixels = np.random.default_rng(value).integers(0, 256, (*size[::-1], 3), dtype=np.uint8)
-    Image.fromarray(pixels).save(file, "PNG")
-    return file.getvalue()
 
 
 def files(broken: Iterable[int] = ()) -> dict[str, bytes]:
@@ -54,11 +43,6 @@ def build(kind: str, folder: Path, broken: Iterable[int] = ()) -> ImageDataset:
         datasets.Dataset.from_dict({"image": rows}, features=features).save_to_disk(path)
         name = "datautils.huggingface.HuggingFace"
     return get_dataset(name, "train", path=str(path))
-
-
-def play(monkeypatch: pytest.MonkeyPatch, rank: int, world: int) -> None:
-    monkeypatch.setattr(distributed, "rank", lambda: rank)
-    monkeypatch.setattr(distributed, "world_size", lambda: world)
 
 
 def taken(batches: Batches, steps: int) -> list[Tensor]:

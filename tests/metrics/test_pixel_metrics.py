@@ -10,7 +10,7 @@ from skimage.metrics import structural_similarity
 
 from metrics.pixel import consistency, psnr, ssim, to_uint8
 
-GOLDEN = Path(__file__).resolve().parents[2] / "shared" / "golden" / "metrics.pt"
+GOLDEN = Path(__file__).resolve().parents[3] / "shared" / "golden" / "metrics.pt"
 
 
 @pytest.fixture(scope="module")

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 from click.testing import CliRunner
+from pictures import play, png
 from PIL import Image
-from test_sources import play, png
 from torch import Tensor
 
 import train

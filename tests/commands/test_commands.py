@@ -11,16 +11,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from click.testing import CliRunner, Result
+from calling import DATA, FAST, call, gen, metrics, network, refused
+from click.testing import Result
 from PIL import Image
 
-from calculate_metrics import main
 from datautils import get_dataset
 from metrics.frechet import frechet_distance
 from metrics.statistics import load_reference
-from networks import Denoiser, make_config, save_weights
+from networks import Denoiser
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 
 
 class Detector(torch.nn.Module):
@@ -29,16 +29,6 @@ class Detector(torch.nn.Module):
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         x = images.float() / 255
         return torch.cat((x.mean((2, 3)), x.var((2, 3))), 1)
-
-
-def network(path: Path, conditioning: str = "invfusion", classes: int = 0) -> Path:
-    torch.manual_seed(0)
-    denoiser = Denoiser(make_config("tiny", conditioning, num_classes=classes))
-    with torch.no_grad():
-        for p in denoiser.parameters():
-            p.add_(0.03 * torch.randn(p.shape))
-    save_weights(path, denoiser, {})
-    return path
 
 
 @pytest.fixture(scope="module")
@@ -53,41 +43,7 @@ def home(tmp_path_factory) -> Path:
     return folder
 
 
-DATA = ("--data-opt", "resolution=16", "--data-opt", "size=8")
-FAST = ("--sampler", "heun", "--sampler-opt", "num_steps=2", "--batch", 4)
-
-
-def call(home: Path, command: str, *arguments: object) -> Result:
-    """Run a command; words that are files of `home` are given as their paths."""
-    words = [str(a) for a in arguments]
-    paths = [
-        str(home / w) if w.endswith((".safetensors", ".pt", ".npz")) and "/" not in w else w
-        for w in words
-    ]
-    return CliRunner().invoke(main, [command, *paths])
-
-
-def gen(home: Path, outdir: Path, *arguments: object) -> Result:
-    return call(
-        home, "gen", "--net", "net.safetensors", *DATA, *FAST, "--outdir", outdir,
-        "--degradation", "degradation.MissingPatches", *arguments,
-    )  # fmt: skip
-
-
 DISTANCES = ("--ref", "ref.safetensors", "--detector", "six.pt")
-
-
-def metrics(folder: Path) -> dict:
-    return json.loads((folder / "metrics.json").read_text())
-
-
-def refused(result: Result, *words: str) -> None:
-    assert result.exit_code == 2, result.output
-    assert isinstance(result.exception, SystemExit)
-    lines = result.stderr.strip().splitlines()
-    assert lines[-1].lower().startswith("error: ")
-    for word in words:
-        assert word in lines[-1]
 
 
 # ---- ref -----------------------------------------------------------------------------------------
@@ -457,7 +413,7 @@ def test_folders_that_do_not_match_are_refused(home, folders):
 
 @pytest.mark.parametrize("command", ["gen", "gen-uncond"])
 def test_a_compiled_network_restores_the_same(home, tmp_path, monkeypatch, command):
-    """The graphs run as they are here: what the compiler makes of them is tests/test_compile.py."""
+    """The graphs run as they are here: tests/networks/test_compile.py has the compiler's."""
     compile_with = Denoiser.compile
     compiled: list[dict] = []
 

@@ -1,0 +1,53 @@
+"""`calculate_metrics.py` called as its users call it, with small networks on small photos."""
+
+import json
+from pathlib import Path
+
+import torch
+from click.testing import CliRunner, Result
+
+from calculate_metrics import main
+from networks import Denoiser, make_config, save_weights
+
+DATA = ("--data-opt", "resolution=16", "--data-opt", "size=8")
+FAST = ("--sampler", "heun", "--sampler-opt", "num_steps=2", "--batch", 4)
+
+
+def network(path: Path, conditioning: str = "invfusion", classes: int = 0) -> Path:
+    torch.manual_seed(0)
+    denoiser = Denoiser(make_config("tiny", conditioning, num_classes=classes))
+    with torch.no_grad():
+        for p in denoiser.parameters():
+            p.add_(0.03 * torch.randn(p.shape))
+    save_weights(path, denoiser, {})
+    return path
+
+
+def call(home: Path, command: str, *arguments: object) -> Result:
+    """Run a command; words that are files of `home` are given as their paths."""
+    words = [str(a) for a in arguments]
+    paths = [
+        str(home / w) if w.endswith((".safetensors", ".pt", ".npz")) and "/" not in w else w
+        for w in words
+    ]
+    return CliRunner().invoke(main, [command, *paths])
+
+
+def gen(home: Path, outdir: Path, *arguments: object) -> Result:
+    return call(
+        home, "gen", "--net", "net.safetensors", *DATA, *FAST, "--outdir", outdir,
+        "--degradation", "degradation.MissingPatches", *arguments,
+    )  # fmt: skip
+
+
+def metrics(folder: Path) -> dict:
+    return json.loads((folder / "metrics.json").read_text())
+
+
+def refused(result: Result, *words: str) -> None:
+    assert result.exit_code == 2, result.output
+    assert isinstance(result.exception, SystemExit)
+    lines = result.stderr.strip().splitlines()
+    assert lines[-1].lower().startswith("error: ")
+    for word in words:
+        assert word in lines[-1]
