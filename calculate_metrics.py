@@ -6,7 +6,6 @@
 import click
 
 from commands.options import CalcOptions, GenOptions, PriorOptions, RefOptions
-from runtime.allocation import keep_memory
 from runtime.cli import SETTINGS, takes
 
 
@@ -41,7 +40,9 @@ def gen(options: GenOptions) -> None:
     Without a --degradation: draw images from a network alone, of chosen classes or any, and
     measure them.
     """
-    keep_memory()
+    from networks.cpu import tune
+
+    tune()
     if options.degradations:
         from commands.gen import evaluate
 

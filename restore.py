@@ -3,7 +3,6 @@
 import click
 
 from commands.options import RestoreOptions
-from runtime.allocation import keep_memory
 from runtime.cli import SETTINGS, takes
 
 
@@ -15,7 +14,9 @@ def main(options: RestoreOptions) -> None:
     Without --measured the photo is degraded by --degradation, --mask or --kernel, and compared
     with what is restored.
     """
-    keep_memory()
+    from networks.cpu import tune
+
+    tune()
     from commands.restore import restore  # importing torch takes seconds: not for --help
 
     restore(options)

@@ -12,7 +12,6 @@ from typing import Any
 
 import click
 
-from runtime.allocation import keep_memory
 from runtime.cli import SETTINGS, given, option, with_options
 from runtime.errors import one_sentence_errors
 from training.config import TrainConfig
@@ -56,7 +55,9 @@ def main(**values: Any) -> None:
             click.echo(config.dump(), nl=False)
             return
 
-    keep_memory()
+    from networks.cpu import tune
+
+    tune()
     from commands.train import run  # importing torch takes seconds: not for --help
 
     run(config, folder, resume=resume, command=sys.argv)

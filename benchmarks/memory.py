@@ -11,11 +11,11 @@ import click
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.report import CONTEXT, name_option, report
 from degradation import Draws, GaussianNoise, MissingPatches
 from networks import PRESETS, Denoiser, make_config
-from networks.flops import operation_counter
 from networks.precision import DTYPES
 from runtime.tables import table
 from training.loss import DenoisingLoss
@@ -44,7 +44,7 @@ def passes(preset: str, precision: str, batch: int) -> tuple[int, float, float, 
     operator = MissingPatches().sample(config.image_shape, None, range(batch))
     clean = torch.zeros(batch, *config.image_shape)
     problem = GaussianNoise(0.0).measure(operator, clean, Draws(range(batch)))
-    with FakeTensorMode(allow_non_fake_inputs=True), operation_counter() as counter:
+    with FakeTensorMode(allow_non_fake_inputs=True), FlopCounterMode(display=False) as counter:
         module = DenoisingLoss(Denoiser(config)).train()
         kept = Kept(module.parameters())
         with (

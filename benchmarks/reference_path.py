@@ -2,8 +2,8 @@
 
 Tests compare results with it, `benchmarks.speed` compares times. A blur is complex transforms of
 every channel on a doubled, zero-padded grid. A matrix stands beside its pseudo-inverse, made by a
-float64 SVD. A mask is as large as the image. Attention is a masked softmax over all tokens. Norm
-and gate are their formulas, differentiated by PyTorch. Pictures are opened one by one.
+float64 SVD. A mask is as large as the image. Attention is a masked softmax over all tokens. Norms
+are their formula. Pictures are opened one by one.
 """
 
 import itertools
@@ -20,7 +20,7 @@ from PIL import Image
 from torch import Tensor
 
 from degradation import LinearOperator, MatrixDegradation, MotionBlur, Problem
-from networks import layers, products
+from networks import cpu, layers
 from networks.attention import BACKENDS, use_backend
 
 # ---- operators
@@ -166,23 +166,19 @@ def plain_norm(x: Tensor, scale: Tensor, eps: float = 1e-6) -> Tensor:
     return x * scale / (x.square().mean(-1, keepdim=True) + eps).sqrt()
 
 
-def plain_gate(x: Tensor) -> Tensor:
-    """a · GELU(b) of x = [a, b] along the last dimension."""
-    value, gate = x.chunk(2, -1)
-    return value * F.gelu(gate)
-
-
 @contextmanager
 def plain_layers() -> Iterator[None]:
-    """Networks inside attend, normalise and gate plainly, by PyTorch's own matrix products."""
-    fast = layers.gated_gelu, layers.rms_normalise, products._HAS_KERNELS
-    layers.gated_gelu, layers.rms_normalise, products._HAS_KERNELS = plain_gate, plain_norm, False
+    """Networks inside attend and normalise plainly, by PyTorch's own matrix products."""
+    norm, onednn = layers.rms_norm, cpu.uses_onednn()
+    layers.rms_norm = plain_norm
+    cpu.use_onednn(False)
     BACKENDS["dense"] = DenseNeighbourhood
     try:
         with use_backend("dense"):
             yield
     finally:
-        layers.gated_gelu, layers.rms_normalise, products._HAS_KERNELS = fast
+        layers.rms_norm = norm
+        cpu.use_onednn(onednn)
         BACKENDS.pop("dense", None)
 
 

@@ -50,12 +50,10 @@ from degradation import (
     Problem,
 )
 from metrics.evaluate import seconds_now
-from networks import PRESETS, Denoiser, NetworkConfig, make_config
+from networks import PRESETS, Denoiser, NetworkConfig, cpu, make_config
 from networks.dropout import seeded
 from networks.flops import count_operations
 from networks.precision import DTYPES
-from networks.products import linear
-from runtime.allocation import keep_memory
 from runtime.tables import table
 from samplers import CountingDenoiser, make_sampler, sampler_names
 from training.data import training_batches
@@ -118,7 +116,7 @@ def workload(
 ) -> Callable[[], Any]:  # fmt: skip
     """What is timed: a forward pass, or a step from the measurement to the optimiser."""
     clean = torch.randn(batch, *denoiser.config.image_shape, device=DEVICE)
-    sigma, seeds = torch.full((batch,), 2.0, device=DEVICE), torch.arange(batch, device=DEVICE)
+    sigma, seeds = torch.full((batch,), 2.0, device=DEVICE), range(batch)
     autocast = torch.autocast(DEVICE.type, dtype, dtype != torch.float32)
     given = problem(clean)
     optimizer = torch.optim.Adam(denoiser.parameters(), 1e-4, fused=True)
@@ -142,7 +140,7 @@ def measure(
     stage: str, preset: str, divide: int, batch: int, precision: str, family: str, path: str
 ) -> dict[str, Any]:
     """A row of the table, measured in this process."""
-    keep_memory()
+    cpu.tune()
     config, (drawn, structure) = configuration(preset, divide, family), FAMILIES[family]
     operator = drawn.sample(config.image_shape, structure, range(batch), DEVICE)
     denoiser, compiling = network_for(config), None
@@ -193,11 +191,12 @@ def peak_memory() -> float:
 
 
 def product_speeds(precision: str) -> dict[str, float]:
-    """TFLOP/s of the product of two large matrices, by PyTorch ("matmul") and as a linear map."""
-    keep_memory()
+    """TFLOP/s of the product of two large matrices, by PyTorch ("matmul") and by oneDNN."""
     n = 8192 if DEVICE.type == "cuda" else 4096
     a, b = (torch.randn(n, n, device=DEVICE).to(DTYPES[precision]) for _ in range(2))
-    ways = {"matmul": lambda: a @ b, "linear": lambda: linear(a, b)}
+    ways = {"matmul": lambda: a @ b}
+    if DEVICE.type == "cpu" and a.dtype == torch.float32:
+        ways["onednn"] = lambda: cpu.multiply(a, b)
     return {name: 2 * n**3 / shortest(call) / 1e12 for name, call in ways.items()}
 
 
@@ -406,7 +405,7 @@ def samplers(
     preset: str, batch: int, precision: str, names: Sequence[str], name: str | None
 ) -> None:
     """Evaluations of a sampler, and its own time beside that of an unconditional network."""
-    keep_memory()
+    cpu.tune()
     denoiser = Denoiser(make_config(preset, "unconditional")).to(DEVICE)
     denoiser.eval().requires_grad_(False).cast_linear(DTYPES[precision])
     rows = sampler_rows(denoiser, names or sampler_names(), batch, precision)

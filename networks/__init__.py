@@ -6,7 +6,6 @@ from networks.denoiser import Denoiser
 from networks.fitting import fit_gaussian, fit_mixture
 from networks.invfusion import LevelConfig, NetworkConfig
 from networks.presets import PRESETS, make_config
-from networks.reference import from_reference
 from networks.weights import Model, load_weights, read_summary, save_weights
 
 __all__ = [
@@ -19,7 +18,6 @@ __all__ = [
     "NetworkConfig",
     "fit_gaussian",
     "fit_mixture",
-    "from_reference",
     "load_weights",
     "make_config",
     "posterior",

@@ -1,56 +1,40 @@
-"""Dropout whose masks follow from the seeds of the images, not from a generator with a state.
+"""Dropout whose masks follow from the seeds of the images, not from one generator's state.
 
 So a training step drops the same activations in whatever processes and parts a batch is shared out
-to, and after a resume. Numbers of 16 bits, four of each word of a SplitMix64 generator (Steele et
-al., "Fast splittable pseudorandom number generators", 2014), decide: p is a multiple of 2^-16, and
-kept activations are scaled by 1/(1 − p) of that p.
+to, and after a resume.
 """
 
-import functools
-import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 
-from degradation.randomness import philox
-
-_VALUES = 2**16
-_STREAM = 0x64726F70  # a counter word of no other stream
-# SplitMix64: its increment, and the shifts and factors that mix; as signed numbers of 64 bits.
-_INCREMENT = 0x9E3779B97F4A7C15 - 2**64
-_MIXING = (30, 0xBF58476D1CE4E5B9 - 2**64), (27, 0x94D049BB133111EB - 2**64), (31, 1)
+from degradation import derive_seed
 
 
 class Dropout(nn.Dropout):
     """Drops activations of `[B, ...]` with probability p while it trains.
 
-    Inside `seeded` a value's fate is a function of its image's seed, the layer and its position;
-    outside, torch's generator decides, as it does in `nn.Dropout`.
+    Inside `seeded` a value's fate follows from its image's seed, the layer and its position.
+    Outside, torch's generator decides, as it does in `nn.Dropout`.
     """
 
-    def __init__(self, p: float = 0.0):
-        super().__init__(p)
-        self.keys: Tensor | None = None
-        """Where the generator of this layer starts for each image, `[B]`."""
+    keys: Tensor | None = None
+    """A generator's seed for each image, `[B]` int64 on the CPU."""
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.keys is None or not self.training or not 0 < self.p < 1:
+        if self.keys is None or not self.training or self.p == 0:
             return super().forward(x)
-        dropped = min(round(self.p * _VALUES), _VALUES - 1)
-        compiled = x.is_cuda or torch.compiler.is_compiling()
-        kept = _kept(self.keys, math.prod(x.shape[1:]), dropped, compiled).view_as(x)
-        # Faster than `where`; of values that are not finite even a dropped one shows, as NaN.
-        return (x * kept).mul_(_VALUES / (_VALUES - dropped))
+        return x * _kept(x, self.keys, self.p) / (1 - self.p)
 
 
 @contextmanager
-def seeded(network: nn.Module, seeds: Tensor) -> Iterator[None]:
-    """Let the dropout layers of a network follow the seeds `[B]` (int64) of a batch."""
+def seeded(network: nn.Module, seeds: Sequence[int]) -> Iterator[None]:
+    """Let the dropout layers of a network follow the seeds of a batch's images."""
     layers = [module for module in network.modules() if isinstance(module, Dropout)]
-    for layer, keys in zip(layers, _keys(seeds, len(layers)), strict=True):
-        layer.keys = keys
+    for number, layer in enumerate(layers):
+        layer.keys = torch.tensor([derive_seed(seed, "dropout", number) for seed in seeds])
     try:
         yield
     finally:
@@ -78,44 +62,17 @@ class Repeated:
             layer.keys = keys
 
 
-# One operation to a compiler, which would otherwise draw the numbers again wherever they are used.
+# One operation to a compiler, which knows no generators of one's own.
 @torch.library.custom_op("invfusion::kept", mutates_args=())
-def _kept(keys: Tensor, count: int, dropped: int, compiled: bool) -> Tensor:
-    """Which values stay, bool `[B, count]`: of 2^16 numbers all but the `dropped` smallest.
-
-    compiled: whether the numbers, the same ones, come from a compiled function.
-    """
-    draw = _compiled() if compiled else _words
-    # Made outside what is compiled: PyTorch's compiler makes large products of indices wrong.
-    steps = torch.arange(-(-count // 4), device=keys.device) * _INCREMENT
-    numbers = draw(keys, steps).view(torch.int16)
-    return numbers[:, :count] >= dropped - _VALUES // 2
+def _kept(x: Tensor, keys: Tensor, p: float) -> Tensor:
+    """Which values of x `[B, ...]` stay, bool: each with probability 1 − p."""
+    kept = torch.empty_like(x, dtype=torch.bool, memory_format=torch.contiguous_format)
+    generator = torch.Generator(x.device)
+    for row, key in zip(kept, keys.tolist(), strict=True):
+        row.bernoulli_(1 - p, generator=generator.manual_seed(key))
+    return kept
 
 
 @_kept.register_fake
-def _(keys: Tensor, count: int, dropped: int, compiled: bool) -> Tensor:
-    return keys.new_empty(len(keys), count, dtype=torch.bool)
-
-
-def _keys(seeds: Tensor, layers: int) -> Tensor:
-    """Where the generator starts, for each layer and image `[layers, B]`."""
-    low, high = seeds & 0xFFFFFFFF, (seeds >> 32) & 0xFFFFFFFF
-    layer = torch.arange(layers, device=seeds.device)[:, None].expand(-1, len(seeds))
-    zero = torch.zeros_like(layer)
-    words = philox([zero, layer, zero, zero + _STREAM], (low, high))
-    return words[0] | (words[1] << 32)
-
-
-def _words(keys: Tensor, steps: Tensor) -> Tensor:
-    """Random words of 64 bits `[B, count]` at so many steps `[count]` of the generators."""
-    z = steps + keys[:, None]
-    for shift, factor in _MIXING:
-        z ^= (z >> shift) & (2 ** (64 - shift) - 1)  # a shift that brings in zeros
-        z *= factor
-    return z
-
-
-@functools.cache
-def _compiled() -> Callable[[Tensor, Tensor], Tensor]:
-    # A dozen operations in as many kernels would move the numbers as often.
-    return torch.compile(_words, dynamic=True)
+def _(x: Tensor, keys: Tensor, p: float) -> Tensor:
+    return torch.empty_like(x, dtype=torch.bool, memory_format=torch.contiguous_format)

@@ -5,12 +5,7 @@ is a fraction of a percent of arithmetic, though not of time.
 """
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
-
-import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 from degradation import DenseMatrix, LinearOperator, StridedConvolution
 from networks.invfusion import LevelConfig, NetworkConfig
@@ -28,17 +23,6 @@ class Operations:
     @property
     def total(self) -> float:
         return self.linear + self.attention + self.mixing + self.operator
-
-
-def operation_counter() -> FlopCounterMode:
-    """PyTorch's counter of the products that run, told of those of `networks/products.py`."""
-
-    def operations(x: Sequence[int], weight: Sequence[int], *others: Any, **more: Any) -> int:
-        return 2 * math.prod(x) * weight[0]
-
-    kernel = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
-    formulas = {kernel: operations} if kernel else {}
-    return FlopCounterMode(display=False, custom_mapping=formulas)
 
 
 def count_operations(config: NetworkConfig, operator: LinearOperator | None = None) -> Operations:

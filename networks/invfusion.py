@@ -32,7 +32,6 @@ from networks.layers import (
     rotate,
     zero_init,
 )
-from networks.products import Linear, linear
 
 AUGMENT_DIM = 9  # numbers that describe a non-leaking augmentation (EDM, appendix F.2)
 _LEAST_LEVEL = 1e-3  # noise of y below this (an eighth of a grey level) is as good as none
@@ -162,15 +161,15 @@ class SelfAttention(nn.Module):
         super().__init__()
         self.d_head, self.n_heads = d_head, width // d_head
         self.norm = AdaRMSNorm(width, cond_width)
-        self.qkv_proj = Linear(width, 3 * width)
+        self.qkv_proj = nn.Linear(width, 3 * width, bias=False)
         self.scale = nn.Parameter(torch.full((self.n_heads,), 10.0))
         self.pos_emb = AxialRoPE(d_head, self.n_heads)
         self.dropout = Dropout(dropout)
-        self.out_proj = zero_init(Linear(width, width))
+        self.out_proj = zero_init(nn.Linear(width, width, bias=False))
         if joint:
             self.jnorm = AdaRMSNorm(width, cond_width)
-            self.jk_proj = Linear(2 * width, width)
-            self.jv_proj = Linear(width, width)
+            self.jk_proj = nn.Linear(2 * width, width, bias=False)
+            self.jv_proj = nn.Linear(width, width, bias=False)
 
     def forward(self, x: Tensor, grid: Grid, cond: Tensor, y: Tensor | None = None) -> Tensor:
         """x, y `[B, h, w, d]`, cond `[B, cond_width]`."""
@@ -181,7 +180,7 @@ class SelfAttention(nn.Module):
         if y is not None:
             y = self.jnorm(y, cond)
             from_x, from_y = self.jk_proj.weight.chunk(2, -1)
-            jk = linear(x, from_x) + linear(y, from_y)
+            jk = F.linear(x, from_x) + F.linear(y, from_y)
             streams.append((self._direction(jk, rope), self._heads(self.jv_proj(y))))
         out = grid.attention(self._direction(q, rope), streams)
         return skip + self.out_proj(self.dropout(out.flatten(-2)))
@@ -231,12 +230,12 @@ class InvFusion(nn.Module):
         levels = config.levels
         self.patch_in = TokenMerge(channels * config.in_mult, levels[0].width, config.patch)
         self.time_emb = FourierFeatures(1, width)
-        self.time_in_proj = Linear(width, width)
+        self.time_in_proj = nn.Linear(width, width, bias=False)
         self.aug_emb = FourierFeatures(AUGMENT_DIM, width)
-        self.aug_in_proj = Linear(width, width)
+        self.aug_in_proj = nn.Linear(width, width, bias=False)
         if config.noise_conditioning:
             self.noise_emb = FourierFeatures(1, width)
-            self.noise_in_proj = Linear(width, width)
+            self.noise_in_proj = nn.Linear(width, width, bias=False)
         if config.num_classes:
             self.class_emb = nn.Embedding(config.num_classes + 1, width)  # the last is "no class"
         self.mapping = Mapping(config.mapping_depth, width, config.mapping_d_ff or 3 * width)

@@ -7,18 +7,22 @@ ImageTransformerDenoiserModelV2, so that weights interchange.
 import math
 
 import torch
+import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
 from networks.dropout import Dropout
-from networks.lean import gated_gelu, rms_normalise
-from networks.products import Linear
 
 
-def zero_init(layer: Linear) -> Linear:
+def zero_init(layer: nn.Linear) -> nn.Linear:
     """Start a projection at zero, so that its branch begins as the identity."""
     nn.init.zeros_(layer.weight)
     return layer
+
+
+def rms_norm(x: Tensor, scale: Tensor) -> Tensor:
+    """x · scale / rms(x) over channels."""
+    return (F.rms_norm(x, x.shape[-1:], eps=1e-6) * scale).to(x.dtype)
 
 
 class RMSNorm(nn.Module):
@@ -29,7 +33,7 @@ class RMSNorm(nn.Module):
         self.scale = nn.Parameter(torch.ones(width))
 
     def forward(self, x: Tensor) -> Tensor:
-        return rms_normalise(x, self.scale)
+        return rms_norm(x, self.scale)
 
 
 class AdaRMSNorm(nn.Module):
@@ -37,10 +41,10 @@ class AdaRMSNorm(nn.Module):
 
     def __init__(self, width: int, cond_width: int):
         super().__init__()
-        self.linear = zero_init(Linear(cond_width, width))
+        self.linear = zero_init(nn.Linear(cond_width, width, bias=False))
 
     def forward(self, x: Tensor, cond: Tensor) -> Tensor:
-        return rms_normalise(x, 1 + self.linear(cond)[:, None, None])
+        return rms_norm(x, 1 + self.linear(cond)[:, None, None])
 
 
 class FourierFeatures(nn.Module):
@@ -58,14 +62,15 @@ class FourierFeatures(nn.Module):
             return torch.cat((angle.cos(), angle.sin()), -1).to(self.weight.dtype)
 
 
-class GEGLU(Linear):
+class GEGLU(nn.Linear):
     """Linear to twice the width; the first half times the exact GELU of the second."""
 
     def __init__(self, inputs: int, outputs: int):
-        super().__init__(inputs, 2 * outputs)
+        super().__init__(inputs, 2 * outputs, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        return gated_gelu(super().forward(x))
+        value, gate = super().forward(x).chunk(2, -1)
+        return value * F.gelu(gate)
 
 
 class MappingBlock(nn.Module):
@@ -75,7 +80,7 @@ class MappingBlock(nn.Module):
         super().__init__()
         self.norm = RMSNorm(width)
         self.up_proj = GEGLU(width, d_ff)
-        self.down_proj = zero_init(Linear(d_ff, width))
+        self.down_proj = zero_init(nn.Linear(d_ff, width, bias=False))
 
     def forward(self, x: Tensor) -> Tensor:
         return x + self.down_proj(self.up_proj(self.norm(x)))
@@ -105,7 +110,7 @@ class FeedForward(nn.Module):
         self.norm = AdaRMSNorm(width, cond_width)
         self.up_proj = GEGLU(width, d_ff)
         self.dropout = Dropout(dropout)
-        self.down_proj = zero_init(Linear(d_ff, width))
+        self.down_proj = zero_init(nn.Linear(d_ff, width, bias=False))
 
     def forward(self, x: Tensor, cond: Tensor) -> Tensor:
         return x + self.down_proj(self.dropout(self.up_proj(self.norm(x, cond))))
@@ -117,7 +122,7 @@ class TokenMerge(nn.Module):
     def __init__(self, inputs: int, outputs: int, patch: int):
         super().__init__()
         self.patch = patch
-        self.proj = Linear(inputs * patch * patch, outputs)
+        self.proj = nn.Linear(inputs * patch * patch, outputs, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         p = self.patch
@@ -130,7 +135,7 @@ class TokenSplit(nn.Module):
     def __init__(self, inputs: int, outputs: int, patch: int, skip: bool = True):
         super().__init__()
         self.patch = patch
-        self.proj = Linear(inputs, outputs * patch * patch)
+        self.proj = nn.Linear(inputs, outputs * patch * patch, bias=False)
         if skip:
             self.fac = nn.Parameter(torch.full((1,), 0.5))
 

@@ -83,7 +83,7 @@ def load_weights(path: str | os.PathLike[str], device: torch.device | str = "cpu
         with torch.device("meta"):  # nothing is initialised only to be overwritten
             denoiser = Denoiser(config)
         tensors = _tensors(path, file)
-        _check_tensors(path, tensors, denoiser.state_dict())
+        check_tensors(path, tensors, denoiser.state_dict())
         denoiser.to_empty(device=device).load_state_dict(tensors)
     return denoiser.eval()
 
@@ -174,9 +174,10 @@ def _tensors(path: Path, file: Any) -> dict[str, Tensor]:
     return tensors
 
 
-def _check_tensors(
-    path: Path, tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor]
+def check_tensors(
+    source: str | Path, tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor]
 ) -> None:
+    """Raise ValueError unless the tensors have the names and shapes that are expected."""
     problems = (
         *(f"'{name}' is missing" for name in expected if name not in tensors),
         *(f"'{name}' is unknown" for name in tensors if name not in expected),
@@ -187,4 +188,4 @@ def _check_tensors(
         ),
     )
     if problems:
-        raise ValueError(f"the weights in {path} do not fit their description: {problems[0]}")
+        raise ValueError(f"the weights of {source} do not fit the network: {problems[0]}")

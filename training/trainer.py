@@ -136,7 +136,7 @@ class Trainer:
         mmse_share = 1.0 if config.mse_train else config.mmse_share
         sigma = draw_sigma(draws, config.P_mean, config.P_std, mmse_share)
         noise = draws.normal(clean.shape[1:], "noise")
-        with self.autocast(), seeded(self.denoiser, draws.seeds):
+        with self.autocast(), seeded(self.denoiser, seeds):
             return self.loss(clean, sigma, noise, problem, augment_labels)
 
     def _update(self, fraction: float) -> Tensor:

@@ -30,9 +30,7 @@ class FusedNeighbourhood:
         try:
             self.natten: Any = importlib.import_module("natten")
         except ImportError:
-            raise ValueError(
-                "attention by natten needs the package: pip install 'invfusion[natten]'"
-            ) from None
+            raise ValueError("attention by natten needs the package: pip install natten") from None
         self.kernel = min(kernel, h), min(kernel, w)
 
     def __call__(self, q: Tensor, streams: list[tuple[Tensor, Tensor]]) -> Tensor:

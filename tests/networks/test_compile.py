@@ -186,7 +186,7 @@ def test_recomputed_blocks_drop_what_they_dropped(structure: int | None) -> None
     task, x = problem(get_family(name), structure, 3), torch.randn(2, *SHAPE)
 
     def gradients() -> list[Tensor]:
-        with seeded(denoiser, torch.tensor([4, 9])):
+        with seeded(denoiser, [4, 9]):
             loss = denoiser(x, 0.7, task).square().sum()
         weights = list(denoiser.net.mid_level.parameters())
         first = torch.autograd.grad(loss, weights, retain_graph=True)

@@ -8,8 +8,10 @@ from typing import Any
 
 import pytest
 import torch
+from recorded import recorded_network
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
 from degradation import (
     DenseMatrix,
@@ -25,11 +27,10 @@ from networks import (
     Denoiser,
     LevelConfig,
     NetworkConfig,
-    from_reference,
     make_config,
 )
 from networks.features import feature_map
-from networks.flops import count_operations, operation_counter
+from networks.flops import count_operations
 from networks.invfusion import FeatureDegradation
 from networks.layers import AxialRoPE, axial_positions, rotate
 from networks.presets import CONDITIONINGS, conditioning_of
@@ -97,7 +98,7 @@ def golden_problem(case: dict[str, Any]) -> Problem:
 def test_golden_network(golden: Callable[[str], Any], name: str, backend: str) -> None:
     recorded = golden("net_joint")
     case = recorded["cases"][name]
-    denoiser = from_reference(recorded["state_dict"], recorded["config"])
+    denoiser = recorded_network(recorded)
     problem, augment = golden_problem(case), case.get("aug_cond")
     if "H_pinv_y" in case:
         close(problem.pinv(), case["H_pinv_y"])
@@ -114,7 +115,7 @@ def test_golden_intermediates(golden: Callable[[str], Any], backend: str) -> Non
     recorded = golden("net_joint")
     case = recorded["cases"]["matrix"]
     expected = golden("net_joint_intermediates")["intermediates"]["matrix"]
-    denoiser = from_reference(recorded["state_dict"], recorded["config"])
+    denoiser = recorded_network(recorded)
     found: dict[str, Tensor] = {}
 
     def keep(name: str) -> Callable[[Any, Any, Tensor], None]:
@@ -133,7 +134,7 @@ def test_golden_intermediates(golden: Callable[[str], Any], backend: str) -> Non
 def test_golden_samples(golden: Callable[[str], Any]) -> None:
     recorded = golden("net_joint")
     run = golden("samplers")["edm_tiny_net"]["patches"]
-    denoiser = from_reference(recorded["state_dict"], recorded["config"])
+    denoiser = recorded_network(recorded)
     problem = golden_problem(recorded["cases"][run["net_case"]])
     rng = Draws([0, 1])
     samples = Heun(num_steps=run["num_steps"])(denoiser, run["noise"], problem, rng)
@@ -144,7 +145,7 @@ def test_golden_samples(golden: Callable[[str], Any]) -> None:
 def test_golden_rotary_frequencies(golden: Callable[[str], Any]) -> None:
     """Loading takes recorded buffers; here they are compared with those that we would compute."""
     recorded = golden("net_joint")
-    config = from_reference(recorded["state_dict"], recorded["config"]).config
+    config = recorded_network(recorded).config
     ours = Denoiser(config).net
     names = [name for name in recorded["state_dict"] if name.endswith("pos_emb.freqs")]
     assert len(names) == 6
@@ -588,7 +589,7 @@ def test_operations_are_those_of_the_products_that_run(conditioning: str) -> Non
     levels = tuple(dataclasses.replace(level, kernel=None) for level in config.levels)
     denoiser = Denoiser(dataclasses.replace(config, levels=levels)).eval()
     problem = make_problem("MatrixDegradation")
-    counter = operation_counter()
+    counter = FlopCounterMode(display=False)
     with torch.no_grad(), counter, sdpa_kernel(SDPBackend.MATH):  # as products, which it counts
         problem = denoiser.prepare(problem)
         before = counter.get_total_flops()

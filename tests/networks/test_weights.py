@@ -318,9 +318,9 @@ def broken(tensors: dict[str, Tensor]) -> None:
 @pytest.mark.parametrize(
     ("damage", "sentence"),
     [
-        (without_first, "do not fit their description: 'net.patch_in.proj.weight' is missing"),
-        (with_another, "do not fit their description: 'net.extra' is unknown"),
-        (reshaped, "do not fit their description: 'net.out_norm.scale' is (24,) instead of (48,)"),
+        (without_first, "do not fit the network: 'net.patch_in.proj.weight' is missing"),
+        (with_another, "do not fit the network: 'net.extra' is unknown"),
+        (reshaped, "do not fit the network: 'net.out_norm.scale' is (24,) instead of (48,)"),
         (broken, "are not all finite: 'net.mid_level.0.ff.up_proj.weight'"),
     ],
 )

@@ -11,7 +11,7 @@ import pytest
 import torch
 from helpers import write_checkpoint
 from processes import Processes, in_group
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributed import TCPStore
 
 from datautils import DataError
@@ -19,7 +19,6 @@ from datautils.loading import load_batches
 from datautils.photos import Photos
 from degradation import Problem, RandomDegradation
 from networks import Denoiser, make_config
-from networks.dropout import Dropout, seeded
 from runtime import distributed, signals
 from runtime.errors import data_errors
 from training.checkpoint import list_checkpoints
@@ -65,42 +64,6 @@ def steps(trainer: Trainer, count: int) -> list[float]:
         loss = trainer.step(images[part], torch.full((len(own),), -1), 0.0).item()
         losses.append(sum(distributed.gather(loss)) / distributed.world_size())
     return losses
-
-
-# ---- dropout -------------------------------------------------------------------------------------
-
-
-def dropped(seeds: list[int], p: float = 0.25, layer: int = 0) -> Tensor:
-    network = nn.Sequential(*[Dropout(p) for _ in range(layer + 1)])
-    with seeded(network, torch.tensor(seeds)):
-        return network[layer](torch.ones(len(seeds), 50, 21))
-
-
-def test_dropout_of_an_image_depends_on_its_seed_alone():
-    batch = dropped([3, 2**40 + 1, 7])
-    assert torch.equal(batch[1:2], dropped([2**40 + 1]))
-    assert not torch.equal(batch[0], batch[1])
-    assert not torch.equal(batch, dropped([3, 2**40 + 1, 7], layer=1))
-
-
-@pytest.mark.parametrize("p", [0.05, 0.5])
-def test_dropout_keeps_the_mean_and_drops_a_share_p(p):
-    out = dropped(list(range(200)), p)
-    share = out.eq(0).double().mean().item()
-    assert abs(share - p) < 4 * (p * (1 - p) / out.numel()) ** 0.5
-    kept = out[out != 0]
-    torch.testing.assert_close(kept, torch.full_like(kept, 1 / (1 - p)), rtol=1e-4, atol=0)
-
-
-def test_dropout_is_idle_in_evaluation_and_plain_without_seeds():
-    layer, x = Dropout(0.5), torch.ones(2, 300)
-    torch.manual_seed(1)
-    plain = layer(x)
-    torch.manual_seed(1)
-    assert torch.equal(plain, nn.Dropout(0.5)(x))
-    layer.eval()
-    with seeded(layer, torch.tensor([1, 2])):
-        assert torch.equal(layer(x), x)
 
 
 # ---- the same numbers ----------------------------------------------------------------------------
