@@ -11,6 +11,15 @@ from networks import Denoiser, make_config, save_weights
 
 DATA = ("--data-opt", "resolution=16", "--data-opt", "size=8")
 FAST = ("--sampler", "heun", "--sampler-opt", "num_steps=2", "--batch", 4)
+DISTANCES = ("--ref", "ref.safetensors", "--detector", "six.pt")
+
+
+class Detector(torch.nn.Module):
+    """Six features of an image."""
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        x = images.float() / 255
+        return torch.cat((x.mean((2, 3)), x.var((2, 3))), 1)
 
 
 def network(path: Path, conditioning: str = "invfusion", classes: int = 0) -> Path:
@@ -37,6 +46,13 @@ def gen(home: Path, outdir: Path, *arguments: object) -> Result:
     return call(
         home, "gen", "--net", "net.safetensors", *DATA, *FAST, "--outdir", outdir,
         "--degradation", "degradation.MissingPatches", *arguments,
+    )  # fmt: skip
+
+
+def uncond(home: Path, outdir: Path, *arguments: object, net: str = "plain") -> Result:
+    return call(
+        home, "gen-uncond", "--net", f"{net}.safetensors", "--outdir", outdir, "--images", 6,
+        "--sampler-opt", "num_steps=2", *arguments,
     )  # fmt: skip
 
 

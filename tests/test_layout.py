@@ -82,8 +82,17 @@ def wrong_imports(path: str, source: str) -> list[str]:
     ]
 
 
-def too_long(path: str, source: str) -> bool:
-    return not path.startswith("tests/") and len(source.splitlines()) > MAX_LINES
+def imported_tests(path: str, source: str) -> list[str]:
+    """One sentence for each test that a file imports: what tests share stands in other files."""
+    return [
+        f"{path}:{line}: imports the test {name}"
+        for line, name in imported(path, source)
+        if name.startswith("test_")
+    ]
+
+
+def too_long(source: str) -> bool:
+    return len(source.splitlines()) > MAX_LINES
 
 
 def test_imports_point_one_way() -> None:
@@ -93,8 +102,14 @@ def test_imports_point_one_way() -> None:
     assert not wrong, "\n".join(wrong)
 
 
+def test_no_test_imports_another() -> None:
+    files = [f for f in project_files() if f.startswith("tests/")]
+    wrong = [w for f in files for w in imported_tests(f, (ROOT / f).read_text(encoding="utf-8"))]
+    assert not wrong, "\n".join(wrong)
+
+
 def test_files_are_one_subject_each() -> None:
-    long = [f for f in project_files() if too_long(f, (ROOT / f).read_text(encoding="utf-8"))]
+    long = [f for f in project_files() if too_long((ROOT / f).read_text(encoding="utf-8"))]
     assert not long, f"over {MAX_LINES} lines: {', '.join(long)}"
 
 
@@ -168,7 +183,12 @@ def test_checker_lets_the_right_way_pass(path: str, source: str) -> None:
     assert wrong_imports(path, source) == []
 
 
+def test_checker_finds_a_test_that_another_imports() -> None:
+    for source in ("import test_a", "from test_a import b"):
+        assert len(imported_tests("tests/test_b.py", source)) == 1
+    assert not imported_tests("tests/test_b.py", "from helpers import test_data")
+
+
 def test_checker_counts_lines() -> None:
-    assert not too_long("samplers/heun.py", "x = 1\n" * MAX_LINES)
-    assert too_long("samplers/heun.py", "x = 1\n" * (MAX_LINES + 1))
-    assert not too_long("tests/test_heun.py", "x = 1\n" * (MAX_LINES + 1))
+    assert not too_long("x = 1\n" * MAX_LINES)
+    assert too_long("x = 1\n" * (MAX_LINES + 1))

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import pytest
 import torch
 from exact_gaussian import Gaussian
 from helpers import gaussian
@@ -25,6 +26,8 @@ from zero_shot import (
 
 SHAPE = (3, 4, 4)
 NUMEL = 48
+
+each_level = pytest.mark.parametrize("noise_level", [0.0, 0.1])
 
 QUICK: dict[str, Any] = {
     "ddrm": DDRM(6),
@@ -73,3 +76,22 @@ def posed(op: LinearOperator, noise_level: float | Tensor = 0.0, seed: int = 3) 
     y = op.H(gaussian(len(op), *SHAPE, seed=seed).to(op.largest_gain))
     noise = torch.as_tensor(noise_level).to(y).reshape(-1, 1) * gaussian(*y.shape, seed=9).to(y)
     return Problem(op, y + noise * op.rows, noise_level)
+
+
+def spectral() -> tuple[Problem, list[list[float]], Tensor, Tensor]:
+    """Measurements whose τ lies above, between and below all levels; s, and Vᵀx and ȳ of it."""
+    U, _ = torch.linalg.qr(gaussian(2, 6, 6, seed=4))
+    V, _ = torch.linalg.qr(gaussian(2, 48, 48, seed=5))
+    s = torch.tensor([[1.5, 0.9, 0.2, 0.05, 0.004, 0.0008], [1.2, 0.6, 0.3, 0.02, 0.001, 0.0]])
+    op = DenseMatrix((U * s.double()[:, None]) @ V[:, :, :6].mT, SHAPE, tol=0.0)
+    problem = posed(op, torch.tensor([0.1, 0.3], dtype=torch.float64))
+    seen = (U.mT @ problem.y[..., None])[..., 0]
+    return problem, s.tolist(), V, seen
+
+
+def small() -> tuple[Gaussian, Problem]:
+    """Twelve pixels, three measurements with noise."""
+    Q, _ = torch.linalg.qr(gaussian(12, 12))
+    prior = Gaussian(torch.logspace(-1, 0.3, 12).double(), 0.3 * gaussian(12, seed=1), Q)
+    op = DenseMatrix(gaussian(1, 3, 12, seed=2) / 2, (3, 2, 2))
+    return prior, Problem(op, gaussian(1, 3, seed=3), 0.2)

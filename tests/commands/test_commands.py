@@ -1,6 +1,5 @@
-"""`calculate_metrics.py` as its users call it: reference, restorations, samples, folders."""
+"""`calculate_metrics.py ref` and `gen` as their users call them."""
 
-import json
 import math
 import shutil
 import subprocess
@@ -11,39 +10,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from calling import DATA, FAST, call, gen, metrics, network, refused
+from calling import DATA, DISTANCES, FAST, Detector, call, gen, metrics, refused, uncond
 from click.testing import Result
 from PIL import Image
 
 from datautils import get_dataset
-from metrics.frechet import frechet_distance
 from metrics.statistics import load_reference
 from networks import Denoiser
 
 ROOT = Path(__file__).resolve().parents[2]
-
-
-class Detector(torch.nn.Module):
-    """Six features of an image."""
-
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        x = images.float() / 255
-        return torch.cat((x.mean((2, 3)), x.var((2, 3))), 1)
-
-
-@pytest.fixture(scope="module")
-def home(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("commands")
-    torch.jit.script(Detector()).save(folder / "six.pt")
-    network(folder / "net.safetensors")
-    network(folder / "classes.safetensors", classes=4)
-    network(folder / "plain.safetensors", "unconditional", classes=4)
-    result = call(folder, "ref", *DATA, "--dest", "ref.safetensors", "--detector", "six.pt")
-    assert result.exit_code == 0, result.output
-    return folder
-
-
-DISTANCES = ("--ref", "ref.safetensors", "--detector", "six.pt")
 
 
 # ---- ref -----------------------------------------------------------------------------------------
@@ -284,128 +259,6 @@ def test_a_broken_image_ends_the_run_with_its_name_and_leaves_nothing(home, tmp_
     )  # fmt: skip
     refused(result, "6.png")
     assert not (tmp_path / "out").exists()
-
-
-# ---- gen-uncond ----------------------------------------------------------------------------------
-
-
-def uncond(home: Path, outdir: Path, *arguments: object, net: str = "plain") -> Result:
-    return call(
-        home, "gen-uncond", "--net", f"{net}.safetensors", "--outdir", outdir, "--images", 6,
-        "--sampler-opt", "num_steps=2", *arguments,
-    )  # fmt: skip
-
-
-def pixels(folder: Path) -> np.ndarray:
-    files = sorted((folder / "images").rglob("*.png"))
-    return np.stack([np.asarray(Image.open(file)) for file in files])
-
-
-def test_images_drawn_follow_from_their_seed_and_class_alone(home, tmp_path):
-    for name, arguments in {
-        "all": ("--batch", 6),
-        "two": ("--batch", 4, "--class", "3", "--class", "1"),
-        "again": ("--batch", 1, "--class", "3", "--class", "1"),
-        "other": ("--batch", 6, "--class", "0"),
-    }.items():
-        result = uncond(home, tmp_path / name, "--save-images", *arguments)
-        assert result.exit_code == 0, result.output
-    found = {p.name: pixels(p).astype(int) for p in tmp_path.iterdir()}
-    assert found["two"].shape == (6, 16, 16, 3)
-    assert np.abs(found["two"] - found["again"]).max() <= 1
-    assert (found["two"] != found["other"]).any((1, 2, 3)).all()
-    labels = json.loads((tmp_path / "two/images/dataset.json").read_text())["labels"]
-    assert [label for _, label in labels] == [3, 1, 3, 1, 3, 1]
-    dataset = get_dataset("datautils.imagedir.ImageDir", "all", path=tmp_path / "two/images")
-    assert [dataset[i][1] for i in range(6)] == [3, 1, 3, 1, 3, 1]
-
-
-@pytest.mark.parametrize("net", ["net", "classes", "plain"])
-def test_any_network_draws_without_a_measurement(home, tmp_path, net):
-    result = uncond(home, tmp_path, "--metrics", "fd", *DISTANCES, "--any-count", net=net)
-    assert result.exit_code == 0, result.output
-    cell = metrics(tmp_path)["metrics"]["values"]["none"]["heun"]
-    assert cell["fd"]["count"] == 6 and cell["fd"]["mean"] > 0
-    assert cell["evaluations"] == 3
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["grid.png", "metrics.json"]
-
-
-@pytest.mark.parametrize(
-    ("arguments", "words"),
-    [
-        (("--class", "4"), ("--class 4", "between 0 and 3")),
-        (("--metrics", "psnr"), ("psnr", "fid")),
-        (("--metrics", "fd", *DISTANCES), ("8 images", "6")),
-        (("--sampler", "none"), ("none", "heun")),
-    ],
-)
-def test_samples_that_cannot_be_drawn_are_refused(home, tmp_path, arguments, words):
-    refused(uncond(home, tmp_path / "out", *arguments), *words)
-    assert not list(tmp_path.iterdir())
-
-
-def test_a_class_of_a_network_without_classes_is_refused(home, tmp_path):
-    refused(uncond(home, tmp_path / "out", "--class", "0", net="net"), "without classes")
-
-
-# ---- calc ----------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def folders(tmp_path) -> tuple[Path, Path]:
-    rng = np.random.default_rng(0)
-    for name in "ab":
-        (tmp_path / name).mkdir()
-        for i in range(5):
-            image = rng.integers(0, 256, (16, 16, 3), dtype=np.uint8)
-            Image.fromarray(image).save(tmp_path / name / f"{i}.png")
-    return tmp_path / "a", tmp_path / "b"
-
-
-def test_two_folders_are_compared(home, folders, tmp_path):
-    a, b = folders
-    result = call(home, "calc", "--images", a, "--ref", b, "--metrics", "fd,psnr,ssim",
-                  "--detector", "six.pt", "--outdir", tmp_path / "out", "--batch", 2)  # fmt: skip
-    assert result.exit_code == 0, result.output
-    values = metrics(tmp_path / "out")["metrics"]["values"]
-    one, two = (
-        np.stack([np.asarray(Image.open(f)).transpose(2, 0, 1) for f in sorted(p.iterdir())])
-        for p in folders
-    )
-    mse = np.square(one.astype(float) - two).mean((1, 2, 3))
-    assert values["psnr"]["mean"] == pytest.approx((10 * np.log10(255**2 / mse)).mean())
-    x, y = (Detector()(torch.from_numpy(images)).double() for images in (one, two))
-    expected = frechet_distance(x.mean(0), x.T.cov(), y.mean(0), y.T.cov())
-    assert values["fd"]["mean"] == pytest.approx(expected, rel=1e-5)
-
-
-def test_equal_images_are_counted_by_themselves(home, folders):
-    a, b = folders
-    for i in range(4):
-        shutil.copy(a / f"{i}.png", b / f"{i}.png")
-    compare = "calc", "--images", a, "--ref", b, "--metrics", "psnr"
-    assert "| 1, 4 more identical |" in call(home, *compare).output
-    shutil.copy(a / "4.png", b / "4.png")
-    assert "| psnr   | identical | 5      |" in call(home, *compare).output
-
-
-def test_folders_that_do_not_match_are_refused(home, folders):
-    a, b = folders
-    (b / "4.png").rename(b / "5.png")
-    refused(call(home, "calc", "--images", a, "--ref", b, "--metrics", "psnr"), "4.png", "5.png")
-    (b / "5.png").unlink()
-    refused(call(home, "calc", "--images", a, "--ref", b, "--metrics", "psnr"), "4 images", "5")
-    fd = "--metrics", "fd", "--detector", "six.pt"
-    refused(call(home, "calc", "--images", a, "--ref", b, *fd), "--any-count")
-    refused(call(home, "calc", "--images", a, "--ref", "ref.safetensors", *fd), "8 images", "5")
-    refused(
-        call(home, "calc", "--images", a, "--ref", "ref.safetensors", "--metrics", "ssim"), "ssim"
-    )
-    shutil.rmtree(b)
-    refused(call(home, "calc", "--images", b, "--ref", a, *fd), str(b))
-    refused(call(home, "calc", "--images", a, "--ref", b, "--metrics", ""), "--metrics names none")
-    gone = "--ref", "nowhere", "--metrics", "psnr"
-    refused(call(home, "calc", "--images", a, *gone), "nowhere")
 
 
 # ---- compiling -----------------------------------------------------------------------------------

@@ -1,68 +1,21 @@
 """Detectors: what they compute, where their weights come from, and how they refuse."""
 
-import functools
-import hashlib
-import http.server
 import importlib.util
-import io
-import socketserver
-import sys
-import threading
-import time
-import zipfile
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from detector_cases import Colours, images, sha256
 from PIL import Image
 from safetensors.torch import save_file
 
 from datautils import DataError
 from datautils.photos import Photos, _locate
 from metrics import efficientnet, features
-from metrics.download import fetch
-from metrics.efficientnet import EfficientNetLite0
 from metrics.features import DISTANCES, Detector, detectors_for, load_detector
 from metrics.frechet import frechet_distance
 from metrics.statistics import FeatureStatistics
-
-
-def images(count, side=64, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randint(0, 256, (count, 3, side, side), dtype=torch.uint8, generator=generator)
-
-
-def sha256(path):
-    return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path, monkeypatch):
-    """The cache folder of a user who has none yet."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    return tmp_path / "cache" / "invfusion"
-
-
-@pytest.fixture
-def weights_file(tmp_path):
-    """Of EfficientNet-Lite0, drawn: means and variances as after training, so that maps differ."""
-    torch.manual_seed(0)
-    network = EfficientNetLite0().train()
-    with torch.no_grad():
-        network(images(8, side=48))
-    path = tmp_path / "efficientnet-lite0.pt"
-    torch.save(network.state_dict(), path)
-    return path
-
-
-class Colours(torch.nn.Module):
-    """Mean colour and its squares: a detector anyone could write."""
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        mean = x.float().mean(dim=(2, 3))
-        return torch.cat([mean, mean * mean], dim=1)
 
 
 class Mistaken(torch.nn.Module):
@@ -83,121 +36,6 @@ class Mistaken(torch.nn.Module):
         if self.kind == "raises" or x.shape[3] < 100:
             raise ValueError("images of 299 pixels only")
         return mean
-
-
-@pytest.fixture
-def own_file(tmp_path):
-    path = tmp_path / "colours.pt"
-    torch.jit.script(Colours()).save(str(path))
-    return path
-
-
-def serve(folder):
-    class Quiet(http.server.SimpleHTTPRequestHandler):
-        def log_message(self, *arguments):
-            pass
-
-    handler = functools.partial(Quiet, directory=str(folder))
-    return http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
-
-
-@pytest.fixture
-def server(tmp_path):
-    """(folder, its URL) of a web server on this machine."""
-    folder = tmp_path / "web"
-    folder.mkdir()
-    with serve(folder) as web:
-        thread = threading.Thread(target=web.serve_forever, daemon=True)
-        thread.start()
-        yield folder, f"http://127.0.0.1:{web.server_address[1]}"
-        web.shutdown()
-        thread.join()
-
-
-def test_fetch_puts_a_checked_file_in_place(server, tmp_path, capsys):
-    folder, url = server
-    (folder / "weights").write_bytes(bytes(range(256)) * 5000)
-    dest = tmp_path / "new" / "folder" / "weights"
-    digest = sha256(folder / "weights")
-    assert fetch(f"{url}/weights", dest, digest[:8].upper()) == dest
-    assert dest.read_bytes() == (folder / "weights").read_bytes()
-    assert [p.name for p in dest.parent.iterdir()] == ["weights"]
-    assert "100%" in capsys.readouterr().err
-
-
-def test_fetch_keeps_nothing_of_a_wrong_or_missing_file(server, tmp_path):
-    folder, url = server
-    (folder / "weights").write_bytes(b"not them")
-    dest = tmp_path / "dest" / "weights"
-    dest.parent.mkdir()
-    dest.write_bytes(b"older")
-    with pytest.raises(ValueError, match=r'wrong or incomplete file: .*expected "6726825d"'):
-        fetch(f"{url}/weights", dest, "6726825d", progress=False)
-    with pytest.raises(OSError, match="404"):
-        fetch(f"{url}/none", dest, "6726825d", progress=False)
-    assert dest.read_bytes() == b"older"
-    assert [p.name for p in dest.parent.iterdir()] == ["weights"]
-
-
-@pytest.mark.parametrize(
-    ("answer", "error"),
-    [
-        (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n10\r\nhalf", OSError),
-        (b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\nhalf", ValueError),
-        (b"no HTTP at all\r\n", OSError),
-    ],
-    ids=["cut off", "too short", "another protocol"],
-)
-def test_fetch_tells_a_broken_answer(tmp_path, answer, error):
-    class Broken(socketserver.BaseRequestHandler):
-        def handle(self):
-            self.request.recv(1 << 16)
-            self.request.sendall(answer)
-
-    with socketserver.TCPServer(("127.0.0.1", 0), Broken) as web:
-        thread = threading.Thread(target=web.serve_forever, daemon=True)
-        thread.start()
-        url = f"http://127.0.0.1:{web.server_address[1]}/weights"
-        with pytest.raises(error, match=f"^{url} gave (no whole answer|a wrong or incomplete)"):
-            fetch(url, tmp_path / "a", "00", progress=False)
-        web.shutdown()
-        thread.join()
-    assert not list(tmp_path.iterdir())
-
-
-def test_processes_that_want_a_file_at_once_download_it_once(tmp_path):
-    content, asked = bytes(range(256)), []
-
-    class Slow(http.server.BaseHTTPRequestHandler):
-        def do_GET(self):
-            asked.append(self.path)
-            time.sleep(0.5)
-            self.send_response(200)
-            self.end_headers()
-            self.wfile.write(content)
-
-        def log_message(self, *arguments):
-            pass
-
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Slow) as web:
-        thread = threading.Thread(target=web.serve_forever, daemon=True)
-        thread.start()
-        url = f"http://127.0.0.1:{web.server_address[1]}/weights"
-        digest = hashlib.sha256(content).hexdigest()
-        started = threading.Barrier(4)
-
-        def one(_):
-            started.wait()
-            return fetch(url, tmp_path / "new" / "weights", digest, progress=False)
-
-        # Threads stand for processes: each opens the folder, and a lock belongs to the opening.
-        with ThreadPoolExecutor(4) as pool:
-            paths = list(pool.map(one, range(4)))
-        web.shutdown()
-        thread.join()
-    assert len(asked) == 1
-    assert [p.name for p in (tmp_path / "new").iterdir()] == ["weights"]
-    assert paths[0].read_bytes() == content
 
 
 def test_efficientnet_halves_the_map_five_times(weights_file):
@@ -320,15 +158,6 @@ def test_other_images_are_refused(weights_file):
             ValueError, match=r"'efficientnet-lite0' takes uint8 images \[B, 3, h, w\]"
         ):
             detector(wrong)
-
-
-def zip_images(path, count):
-    """The first images that are spread evenly over a zip file, uint8 `[count, 3, h, w]`."""
-    with zipfile.ZipFile(path) as archive:
-        names = sorted(n for n in archive.namelist() if not n.endswith((".json", "/")))
-        chosen = names[:: len(names) // count][:count]
-        arrays = [np.array(Image.open(io.BytesIO(archive.read(n))).convert("RGB")) for n in chosen]
-    return torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2)
 
 
 def blurred(batch, sigma):
@@ -459,91 +288,3 @@ def test_detectors_that_lack_or_are_left_over_are_refused(weights_file, own_file
     ]:
         with pytest.raises(ValueError, match=message):
             detectors_for(metrics, specs, "cpu")
-
-
-def test_inception_without_its_package_is_one_sentence(monkeypatch):
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(ValueError, match="needs the package torch-fidelity: pip install"):
-        detectors_for(["fid"], [], "cpu")
-
-
-@pytest.fixture
-def inception_module():
-    if importlib.util.find_spec("torch_fidelity") is None:
-        pytest.skip("torch-fidelity is not installed")
-    return features._fidelity_module()
-
-
-def test_inception_needs_no_torchvision_and_leaves_no_trace(inception_module):
-    def known() -> set[str]:
-        return {n for n in sys.modules if n.split(".")[0] in ("torch_fidelity", "torchvision")}
-
-    before = known()
-    assert features._fidelity_module().FeatureExtractorInceptionV3
-    assert known() == before
-
-
-@pytest.fixture
-def inception_file(inception_module, tmp_path, monkeypatch):
-    """A file like the published one, of the same network with random weights."""
-    path = tmp_path / "random.pth"
-
-    def build():
-        with monkeypatch.context() as patch:
-            cls = inception_module.FeatureExtractorInceptionV3
-            patch.setattr(inception_module.torch, "load", lambda *a, **k: {})
-            patch.setattr(cls, "load_state_dict", lambda self, state: None)
-            return cls("random", ["2048"], feature_extractor_weights_path="none")
-
-    torch.save(build().state_dict(), path)
-    return path
-
-
-def test_inception_runs_through_torch_fidelity(inception_file, inception_module, cache):
-    with pytest.warns(UserWarning, match="no FID to compare"):
-        detector = load_detector(f"inception={inception_file}")
-    assert (detector.name, detector.features) == ("inception", 2048)
-    assert detector.sha256 == sha256(inception_file)
-    cls = inception_module.FeatureExtractorInceptionV3
-    direct = cls("direct", ["2048"], feature_extractor_weights_path=str(inception_file))
-    batch = images(2, side=32)
-    result = detector(batch)
-    assert result.shape == (2, 2048) and result.std() > 0
-    assert torch.equal(result, direct(batch)[0])
-    with torch.autocast("cpu", torch.bfloat16):
-        assert torch.equal(detector(batch), result)
-    cache.mkdir(parents=True)
-    inception_file.rename(cache / features.INCEPTION_FILE)
-    with pytest.raises(ValueError, match=r"begins with .* instead of 6726825d"):
-        load_detector("inception")
-
-
-def test_inception_is_downloaded_once_and_checked(inception_file, server, cache, monkeypatch):
-    folder, url = server
-    published = inception_file.rename(folder / features.INCEPTION_FILE)
-    monkeypatch.setattr(features, "INCEPTION_URL", f"{url}/{published.name}")
-    with pytest.raises(ValueError, match=r"wrong or incomplete file.*--detector inception=FILE"):
-        load_detector("inception")
-    assert not list(cache.iterdir())
-    monkeypatch.setattr(features, "INCEPTION_SHA256", sha256(published)[:8])
-    assert load_detector("inception").sha256 == sha256(published)
-    published.unlink()
-    load_detector("inception")
-    (cache / features.INCEPTION_FILE).unlink()
-    with pytest.raises(ValueError, match=f"are not at {cache}.* {url}.*404.*inception=FILE"):
-        load_detector("inception")
-
-
-@pytest.mark.filterwarnings("ignore:.*no FID to compare")
-def test_inception_weights_are_never_unpickled_blindly(inception_module, tmp_path):
-    class Trap:
-        def __reduce__(self):
-            return pytest.fail, ("a pickle was opened",)
-
-    path = tmp_path / "trap.pth"
-    torch.save({"weight": Trap()}, path)
-    with pytest.raises(ValueError, match="more than plain tensors"):
-        load_detector(f"inception={path}")
-    torch.save({"weight": torch.ones(2)}, path)
-    with pytest.raises(ValueError, match="does not hold the weights of torch-fidelity's Inception"):
-        load_detector(f"inception={path}")

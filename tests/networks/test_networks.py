@@ -1,158 +1,26 @@
-"""The denoiser: recorded outputs, the published sizes, and what must hold for any weights."""
+"""The denoiser: its preconditioning, what it is told, and what must hold for any weights."""
 
 import dataclasses
 import itertools
 import math
-from collections.abc import Callable
-from typing import Any
 
 import pytest
 import torch
-from recorded import recorded_network
+from small_networks import FAMILIES, SHAPE, close, make_problem, noisy, randomised, tiny
 from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
 
 from degradation import (
     DenseMatrix,
-    Draws,
-    GaussianNoise,
     Mask,
-    MissingPatches,
     Problem,
-    get_family,
 )
 from networks import (
-    PRESETS,
     Denoiser,
-    LevelConfig,
-    NetworkConfig,
     make_config,
 )
 from networks.features import feature_map
-from networks.flops import count_operations
 from networks.invfusion import FeatureDegradation
-from networks.layers import AxialRoPE, axial_positions, rotate
-from networks.presets import CONDITIONINGS, conditioning_of
-from samplers import MMSE, Heun
-
-SHAPE = (3, 16, 16)
-FAMILIES = [
-    *("MissingPatches", "Box", "MotionBlur", "SRConv", "MatrixDegradation", "NoDegradation"),
-    *("Hadamard", "Colourisation", "Bicubic"),
-]
-
-
-def randomised(config: NetworkConfig) -> Denoiser:
-    """A network in evaluation mode with no zero-initialised layer left to hide a branch."""
-    with torch.random.fork_rng(), torch.no_grad():
-        torch.manual_seed(1)
-        denoiser = Denoiser(config)
-        for parameter in denoiser.parameters():
-            parameter.add_(0.05 * torch.randn_like(parameter))
-    return denoiser.eval()
-
-
-def tiny(conditioning: str = "invfusion", **changes: Any) -> Denoiser:
-    return randomised(dataclasses.replace(make_config("tiny", conditioning), **changes))
-
-
-def make_problem(family: str, batch: int = 2, noise_level: float = 0.0) -> Problem:
-    """Operators of a family, and measurements of random images."""
-    source = get_family(family)
-    seeds = list(range(3, 3 + batch))
-    operators = source.sample(SHAPE, source.structure(3), seeds)
-    x = torch.rand(batch, *SHAPE, generator=torch.Generator().manual_seed(5)) * 2 - 1
-    return GaussianNoise(noise_level).measure(operators, x, Draws(seeds))
-
-
-def noisy(batch: int = 2) -> tuple[Tensor, Tensor]:
-    """Inputs x `[B, C, h, w]` and their noise levels `[B]`."""
-    sigma = torch.tensor([0.05, 0.7, 6.0])[:batch]
-    x = torch.randn(batch, *SHAPE, generator=torch.Generator().manual_seed(7))
-    return x * (0.5 + sigma[:, None, None, None]), sigma
-
-
-def close(a: Tensor, b: Tensor, tolerance: float = 1e-5) -> None:
-    torch.testing.assert_close(a, b, rtol=tolerance, atol=tolerance)
-
-
-# ---- recorded outputs of an independent implementation ------------------------------------------
-
-GOLDEN_CASES = ["matrix", "patches", "box", "none", "joint_without_degradation", "patches_aug_cond"]
-
-
-def golden_problem(case: dict[str, Any]) -> Problem:
-    shape = tuple(case["x"].shape[1:])
-    tensors = case["degradation"] or {}
-    if "deg_matrix" in tensors:
-        return Problem(DenseMatrix(tensors["deg_matrix"], shape), case["y"][:, 0])
-    if "deg_mask" in tensors:
-        return Problem(Mask(tensors["deg_mask"][:, 0], shape), case["y"][:, 0])
-    return Problem.without_measurement(len(case["x"]), shape)
-
-
-@torch.no_grad()
-@pytest.mark.parametrize("name", GOLDEN_CASES)
-@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
-def test_golden_network(golden: Callable[[str], Any], name: str, backend: str) -> None:
-    recorded = golden("net_joint")
-    case = recorded["cases"][name]
-    denoiser = recorded_network(recorded)
-    problem, augment = golden_problem(case), case.get("aug_cond")
-    if "H_pinv_y" in case:
-        close(problem.pinv(), case["H_pinv_y"])
-    inputs = torch.cat((case["x"], problem.pinv()), 1)
-    raw = denoiser.net(inputs, case["c_noise"], problem, augment)
-    close(raw, case["net_out"], 1e-4)
-    close(denoiser(case["x"], case["sigma"], problem, augment), case["precond_out"], 1e-4)
-    close(denoiser.log_variance(case["sigma"]), case["logvar"].flatten(), 1e-4)
-
-
-@torch.no_grad()
-@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
-def test_golden_intermediates(golden: Callable[[str], Any], backend: str) -> None:
-    recorded = golden("net_joint")
-    case = recorded["cases"]["matrix"]
-    expected = golden("net_joint_intermediates")["intermediates"]["matrix"]
-    denoiser = recorded_network(recorded)
-    found: dict[str, Tensor] = {}
-
-    def keep(name: str) -> Callable[[Any, Any, Tensor], None]:
-        return lambda module, inputs, output: found.update({name: output})
-
-    for name, module in denoiser.net.named_modules():
-        module.register_forward_hook(keep(name))
-    problem = golden_problem(case)
-    denoiser.net(torch.cat((case["x"], problem.pinv()), 1), case["c_noise"], problem)
-    assert len(expected) == 13
-    for name, value in expected.items():
-        close(found[name.replace(".attn.", ".")], value, 1e-4)
-
-
-@torch.no_grad()
-def test_golden_samples(golden: Callable[[str], Any]) -> None:
-    recorded = golden("net_joint")
-    run = golden("samplers")["edm_tiny_net"]["patches"]
-    denoiser = recorded_network(recorded)
-    problem = golden_problem(recorded["cases"][run["net_case"]])
-    rng = Draws([0, 1])
-    samples = Heun(num_steps=run["num_steps"])(denoiser, run["noise"], problem, rng)
-    close(samples, run["out"], 1e-4)
-    close(MMSE()(denoiser, run["noise"], problem, rng), run["mse_out"], 1e-4)
-
-
-def test_golden_rotary_frequencies(golden: Callable[[str], Any]) -> None:
-    """Loading takes recorded buffers; here they are compared with those that we would compute."""
-    recorded = golden("net_joint")
-    config = recorded_network(recorded).config
-    ours = Denoiser(config).net
-    names = [name for name in recorded["state_dict"] if name.endswith("pos_emb.freqs")]
-    assert len(names) == 6
-    for name in names:
-        found = ours.get_buffer(name.removeprefix("unet.").replace("attn.self", "self"))
-        close(found, recorded["state_dict"][name], 1e-6)
-
+from networks.presets import CONDITIONINGS
 
 # ---- the Feature Degradation Layer --------------------------------------------------------------
 
@@ -181,96 +49,6 @@ def test_feature_degradation_by_hand(family: str, noise_level: float) -> None:
     features = feature_map(problem.degradation, problem.y, problem.noise_level, 2)
     close(layer(x, features), expected, 2e-5)
     assert expected.abs().max() > 0.1
-
-
-# ---- presets ------------------------------------------------------------------------------------
-
-
-def count(config: NetworkConfig) -> int:
-    with torch.device("meta"):
-        return sum(p.numel() for p in Denoiser(config).parameters())
-
-
-@pytest.mark.parametrize(
-    ("preset", "conditioning", "millions"),
-    [
-        ("FFHQ64", "unconditional", 305.47),
-        ("FFHQ64", "blind", 305.48),
-        ("FFHQ64", "invfusion", 375.28),
-        ("FFHQ256", "unconditional", 151.88),
-        ("FFHQ256", "blind", 151.89),
-        ("FFHQ256", "invfusion", 170.42),
-    ],
-)
-def test_presets_have_the_published_sizes(preset: str, conditioning: str, millions: float) -> None:
-    assert round(count(make_config(preset, conditioning)) / 1e6, 2) == millions
-
-
-def test_classes_add_their_embeddings_and_nothing_else() -> None:
-    extra = count(make_config("ImageNet64")) - count(make_config("FFHQ64"))
-    assert extra == 1001 * 256  # 0.26 million
-
-
-@pytest.mark.parametrize(
-    ("preset", "patch", "kernels", "joint"),
-    [
-        ("FFHQ64", 2, (7, 7, None), (True, True, True)),
-        ("ImageNet64", 2, (7, 7, None), (True, True, True)),
-        ("FFHQ256", 4, (5, 7, None, None), (True, True, True, False)),
-    ],
-)
-def test_presets_have_what_counting_does_not_show(
-    preset: str, patch: int, kernels: tuple, joint: tuple
-) -> None:
-    config = make_config(preset)
-    assert config.patch == patch
-    assert tuple(level.kernel for level in config.levels) == kernels
-    assert tuple(level.joint for level in config.levels) == joint
-    assert {level.dropout for level in config.levels} == {0.05}
-    assert {level.d_head for level in config.levels} == {64}
-
-
-@pytest.mark.parametrize("preset", PRESETS)
-@pytest.mark.parametrize("conditioning", CONDITIONINGS)
-def test_conditioning_is_told_by_the_configuration(preset: str, conditioning: str) -> None:
-    config = make_config(preset, conditioning)
-    assert conditioning_of(config) == conditioning
-    assert any(level.joint for level in config.levels) == (conditioning == "invfusion")
-    assert config.in_mult == (1 if conditioning == "unconditional" else 2)
-
-
-def test_make_config_overrides() -> None:
-    config = make_config("small32", image_shape=(3, 48, 32), num_classes=5)
-    assert config.image_shape == (3, 48, 32)
-    assert config.num_classes == 5
-    assert make_config("ImageNet64", num_classes=0) == make_config("FFHQ64")
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (
-            ("FFHQ",),
-            "unknown network 'FFHQ'; known are FFHQ64, ImageNet64, FFHQ256, small32, small64, tiny",
-        ),
-        (("tiny", "palette"), "unknown conditioning 'palette'; known are invfusion, blind, uncond"),
-        (("tiny", "blind", (3, 18, 16)), "image sides 18×16 must be multiples of 4"),
-        (("tiny", "invfusion", (5, 16, 16)), "level 0: width 48 is no multiple of 20 values"),
-    ],
-)
-def test_make_config_errors(arguments: tuple, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        make_config(*arguments)
-
-
-@pytest.mark.parametrize("joint", [True, False])
-def test_only_joint_levels_need_a_stack_of_images(joint: bool) -> None:
-    levels = (LevelConfig(1, 50, None, d_head=10, joint=joint),)
-    if joint:
-        with pytest.raises(ValueError, match="width 50 is no multiple of 12 values of a patch"):
-            NetworkConfig(SHAPE, 2, levels)
-    else:
-        assert NetworkConfig(SHAPE, 2, levels).levels == levels
 
 
 # ---- preconditioning ----------------------------------------------------------------------------
@@ -530,35 +308,6 @@ def test_output_is_float32_for_any_input(dtype: torch.dtype) -> None:
     close(estimate, denoiser(x.float(), 0.5, problem), 1e-6)
 
 
-def test_positions_are_square_on_any_grid() -> None:
-    positions = axial_positions(2, 4)
-    close(positions[:, 0, 0], torch.tensor([-0.25, 0.25]))
-    close(positions[0, :, 1], torch.tensor([-0.75, -0.25, 0.25, 0.75]))
-    close(axial_positions(4, 2), positions.transpose(0, 1).flip(-1))
-    assert (positions[..., 0] == positions[:, :1, 0]).all()
-
-
-def test_rotary_logits_depend_on_the_offset_alone() -> None:
-    rope = AxialRoPE(d_head=32, n_heads=3)
-    q, k = torch.randn(2, 1, 1, 1, 3, 32).double()
-
-    def logit(at: list[float], other: list[float]) -> Tensor:
-        positions = (torch.tensor(p, dtype=torch.float64)[None, None] for p in (at, other))
-        cos_sin = [rope.double()(position) for position in positions]
-        return (rotate(q, *cos_sin[0]) * rotate(k, *cos_sin[1])).sum(-1)
-
-    here = logit([0.1, -0.4], [0.3, 0.2])
-    torch.testing.assert_close(here, logit([-0.5, 0.1], [-0.3, 0.7]))
-    assert (here - logit([0.1, -0.4], [0.3, 0.3])).abs().min() > 1e-4
-
-
-def test_rotary_frequencies() -> None:
-    """From π to 10π in logarithmic steps without the last, dealt out to the heads in turn."""
-    freqs = AxialRoPE(d_head=16, n_heads=3).freqs
-    expected = [[math.pi * 10 ** ((j * 3 + head) / 6) for j in range(2)] for head in range(3)]
-    close(freqs, torch.tensor(expected))
-
-
 @torch.no_grad()
 def test_the_network_takes_images_that_are_not_square() -> None:
     """A layer that swapped the sides would break the shape, or move what changes."""
@@ -576,80 +325,6 @@ def test_the_network_takes_images_that_are_not_square() -> None:
     change = (denoiser(x, 0.5, Problem(operator, y)) - estimate).abs()
     assert change[..., :2, -2:].max() > 1e-3
     close(change[..., -4:, :4], torch.zeros(1, 3, 4, 4), 1e-6)
-
-
-# ---- operations ---------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("conditioning", ["invfusion", "blind", "unconditional"])
-def test_operations_are_those_of_the_products_that_run(conditioning: str) -> None:
-    """Against PyTorch's counter, which sees matrix products: a matrix as operator, all of a map
-    as window. What it sees beside them is the conditioning, for each image rather than token."""
-    config = make_config("tiny", conditioning)
-    levels = tuple(dataclasses.replace(level, kernel=None) for level in config.levels)
-    denoiser = Denoiser(dataclasses.replace(config, levels=levels)).eval()
-    problem = make_problem("MatrixDegradation")
-    counter = FlopCounterMode(display=False)
-    with torch.no_grad(), counter, sdpa_kernel(SDPBackend.MATH):  # as products, which it counts
-        problem = denoiser.prepare(problem)
-        before = counter.get_total_flops()
-        denoiser(torch.randn(len(problem), 3, 16, 16), 1.0, problem)
-    conditions = sum(
-        2 * p.numel() for name, p in denoiser.named_parameters()
-        if p.ndim == 2 and ("mapping" in name or "norm.linear" in name or "in_proj" in name
-                            or "logvar" in name)
-    )  # fmt: skip
-    found = (counter.get_total_flops() - before) / len(problem) - conditions
-    expected = count_operations(denoiser.config, problem.degradation)
-    assert expected.total == pytest.approx(found, rel=0.02)
-
-
-def test_operations_of_the_paper() -> None:
-    """About 77 GFLOP an image for the FFHQ64 network (the operator apart)."""
-    mask = MissingPatches().sample((3, 64, 64), None, [0])
-    operations = count_operations(PRESETS["FFHQ64"], mask)
-    assert 7.5e10 < operations.total < 8.2e10 and operations.operator == 0
-    assert operations.linear > 0.9 * operations.total
-
-
-# ---- sizes ---------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("change", "sentence"),
-    [
-        ({"patch": 0}, "patch 0 must be a whole number of at least 1"),
-        ({"image_shape": (3, -16, 16)}, "image_shape -16 must be a whole number of at least 1"),
-        ({"levels": ()}, "a network needs at least one level"),
-        ({"in_mult": 3}, "in_mult 3 must be 1 or 2"),
-        ({"num_classes": -5}, "num_classes -5 must be a whole number of at least 0"),
-        ({"sigma_data": 0.0}, "sigma_data 0.0 must be a positive number"),
-        ({"sigma_data": None}, "sigma_data None must be a positive number"),
-        ({"mapping_width": 33}, "mapping_width 33 must be even"),
-        ({"mapping_d_ff": -5}, "mapping_d_ff -5 must be a whole number of at least 1"),
-        ({"noise_conditioning": "no"}, "noise_conditioning no must be true or false"),
-    ],
-)
-def test_sizes_that_no_network_has(change: dict[str, Any], sentence: str) -> None:
-    with pytest.raises(ValueError, match=f"^{sentence}$"):
-        dataclasses.replace(make_config("tiny"), **change)
-
-
-@pytest.mark.parametrize(
-    ("change", "sentence"),
-    [
-        ({"d_head": 20}, "d_head 20 must divide the width 48"),
-        ({"d_head": 0}, "d_head 0 must be a whole number of at least 1"),
-        ({"depth": "1"}, "depth 1 must be a whole number of at least 1"),
-        ({"kernel": 0}, "kernel 0 must be a whole number of at least 1"),
-        ({"d_ff": -1}, "d_ff -1 must be a whole number of at least 1"),
-        ({"joint": "x"}, "joint x must be true or false"),
-        ({"dropout": 1.0}, "dropout 1.0 must be at least 0 and less than 1"),
-    ],
-)
-def test_sizes_that_no_level_has(change: dict[str, Any], sentence: str) -> None:
-    with pytest.raises(ValueError, match=f"^{sentence}$"):
-        LevelConfig(**({"depth": 1, "width": 48, "kernel": 5, "d_head": 16} | change))
 
 
 def test_x_the_problem_and_the_network_must_be_of_one_size() -> None:

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import pytest
 
-from runtime.options import arguments, key_values, read
+from runtime.options import arguments, key_values, parse_count, read
 from runtime.registry import Registry
 
 
@@ -114,3 +114,20 @@ def test_a_registry_builds_by_name_and_by_module(
         registry.find("stebs")
     with pytest.raises(ValueError, match=r"sampler .x.; known are steps, and module\.Class"):
         registry.find("x")
+
+
+@pytest.mark.parametrize(
+    ("text", "count"),
+    [("0", 0), ("4096", 4096), (" 64Ki ", 65536), ("8Mi", 2**23), ("1gi", 2**30), ("10k", 10_000),
+     ("2M", 2_000_000), ("1.5Ki", 1536), ("2^0", 1), (7, 7)],
+)  # fmt: skip
+def test_counts(text, count):
+    assert parse_count(text) == count
+
+
+@pytest.mark.parametrize(
+    "text", ["", "Ki", "-1", "4 096", "1e3", "64Kb", "2^", "2^-1", "3^2", "0x10"]
+)
+def test_what_is_no_count(text):
+    with pytest.raises(ValueError, match="no count such as 4096, 64Ki"):
+        parse_count(text)
