@@ -3,7 +3,6 @@
 import re
 from pathlib import Path
 
-import pytest
 import torch
 
 from degradation import Draws, Problem
@@ -50,8 +49,3 @@ def test_the_new_sampler(monkeypatch):
     draws = Draws([0, 1])
     out = sampler(lambda x, sigma, problem: x / sigma, torch.ones(2, 3, 4, 4), problem, draws)
     assert out.shape == (2, 3, 4, 4) and out.std() > 0
-
-
-@pytest.mark.parametrize("path", re.findall(r"\]\((?!http)([^)#]+)\)", README))
-def test_linked_files_are_there(path):
-    assert (ROOT / path).exists()

@@ -87,8 +87,3 @@ def test_resumed_runs_ended_as_told() -> None:
     slowest = max(k["seconds"] for run in runs for k in run["kills"] if k["kind"] == "SIGTERM")
     assert f"no difference in {files} files and {lines} lines of log" in SCALING
     assert f"SIGTERM took {slowest:.0f} s at most" in SCALING
-
-
-@pytest.mark.parametrize("path", re.findall(r"\]\((?!http)([^)#]+)\)", TEXT + SCALING))
-def test_linked_files_are_there(path: str) -> None:
-    assert (ROOT / "docs" / path).exists()

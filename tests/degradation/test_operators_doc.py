@@ -40,8 +40,3 @@ def test_the_example_is_a_family():
     exec(code, names)
     operator = names["EveryOtherRow"](step=4).sample((3, 8, 8), None, [1, 2])
     assert operator.rows.sum(1).tolist() == [3 * 8 * 6] * 2
-
-
-@pytest.mark.parametrize("path", re.findall(r"\]\((?!http)([^)#]+)\)", TEXT))
-def test_linked_files_are_there(path):
-    assert (ROOT / "docs" / path).exists()

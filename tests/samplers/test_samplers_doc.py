@@ -96,11 +96,6 @@ def test_samples_explain_y_as_the_result_file_says() -> None:
     assert max(others) < 1e-12
 
 
-@pytest.mark.parametrize("path", re.findall(r"\]\((?!http)([^)#]+)\)", TEXT))
-def test_linked_files_are_there(path: str) -> None:
-    assert (ROOT / "docs" / path).exists()
-
-
 def test_the_examples_run(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(SAMPLERS, "null_space", None)
     use, add = re.findall(r"```python\n(.*?)```", TEXT, re.S)
