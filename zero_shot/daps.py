@@ -9,6 +9,8 @@ from samplers.base import OnGrid, Run, check_choice, check_range, register
 from samplers.euler import Euler
 from zero_shot.base import ZeroShot, column, explain
 
+_TAU = 0.01
+
 
 @register("daps")
 @dataclass(frozen=True)
@@ -19,11 +21,12 @@ class DAPS(ZeroShot, OnGrid):
     probability-flow ODE from level σ; a sample of p(x0 | x̂0, y) ∝ N(y; Hx0, τ²I)·N(x0; x̂0, σ²I);
     noise of the next level. The last level returns that sample.
 
-    inner "langevin": langevin_steps steps of size `lr`, which falls linearly to lr·lr_last over the
-    run. "exact": the same density drawn at once, H being linear. The authors' files keep τ at 0.01,
-    here it is the noise level but at least `noise_floor`; their ODE takes ode_steps steps that end
-    at ode_sigma_min, ours one less, and the last from there to 0. Steps are at most 1.5 over the
-    curvature ‖H‖²/τ² + 1/σ²; theirs diverge at 2 and end in NaN.
+    inner "langevin": langevin_steps steps of size lr·(τ/0.01)²/‖H‖², which falls linearly to
+    lr_last of that over the run. "exact": the same density drawn at once, H being linear. τ is the
+    noise level, but at least 0.01, or `tau`: the authors' files have 0.01 at any noise level, for
+    which `lr` is meant. Their ODE takes ode_steps steps that end at ode_sigma_min, ours one less,
+    and the last from there to 0. Steps are at most 1.5 over the curvature ‖H‖²/τ² + 1/σ²; theirs
+    diverge at 2 and end in NaN.
 
     released: returns x̂0 of the last level, as InvFusion's released code does; nothing draws that
     towards y, and it lacks the variance of level sigma_min.
@@ -38,14 +41,15 @@ class DAPS(ZeroShot, OnGrid):
     langevin_steps: int = 100
     lr: float = 1e-4
     lr_last: float = 0.01
-    noise_floor: float = 0.01
+    tau: float | None = None
     released: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_range(self, ode_steps=(2, 10**6), ode_sigma_min=(1e-9, self.sigma_min))
         check_range(self, langevin_steps=(1, 10**6), lr=(1e-12, 1e3), lr_last=(1e-9, 1))
-        check_range(self, noise_floor=(1e-6, 1e3))
+        if self.tau is not None:
+            check_range(self, tau=(1e-6, 1e3))
         check_choice(self, inner=("langevin", "exact"))
 
     @torch.no_grad()
@@ -55,7 +59,9 @@ class DAPS(ZeroShot, OnGrid):
         x = ode(run.denoiser, x / sigma, run.told, run.rng)
         if self.released and not following:
             return x
-        tau = run.problem.noise_level.clamp(min=self.noise_floor)
+        tau = run.problem.noise_level.clamp(min=_TAU)
+        if self.tau is not None:
+            tau = torch.full_like(tau, self.tau)
         if self.inner == "exact":
             x = explain(run.problem, x, sigma, tau, run.rng)
         else:
@@ -65,9 +71,11 @@ class DAPS(ZeroShot, OnGrid):
     def _langevin(self, run: Run, mean: Tensor, sigma: float, tau: Tensor) -> Tensor:
         """Unadjusted Langevin steps on −‖y − Hx‖²/(2τ²) − ‖x − mean‖²/(2σ²) from the mean."""
         operator, problem = run.problem.degradation, run.problem
-        curvature = (operator.largest_gain / tau).square() + 1 / sigma**2
+        gain = operator.largest_gain.clamp(min=1e-12)  # of an operator that measures nothing: 0
+        curvature = (gain / tau).square() + 1 / sigma**2
         rate = self.lr * (1 + run.index / self.num_steps * (self.lr_last - 1))
-        lr, variance = column((1.5 / curvature).clamp(max=rate)), column(tau.square())
+        lr = column(torch.minimum(rate * (tau / (_TAU * gain)).square(), 1.5 / curvature))
+        variance = column(tau.square())
         x, spread = mean, (2 * lr).sqrt()
         for _ in range(self.langevin_steps):
             data = operator.H_adjoint(problem.residual(x)) / variance
