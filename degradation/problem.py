@@ -108,3 +108,11 @@ class Problem:
     def project(self, x: Tensor) -> Tensor:
         """x + H†(y − Hx) with H† regularised by the noise level, `[B, C, h, w]`."""
         return x + self.degradation.H_pinv(self.residual(x), self.noise_level)
+
+    def fuse(self, x: Tensor, sigma: float | Tensor) -> Tensor:
+        """x = x0 + σε and y in one image: the mean of x0 of which only these are known.
+
+        x + H†(y − Hx), H† regularised by the noise level over sigma (a number or `[B]`, positive):
+        μ⋆ of EPS (arXiv 2606.17048). E[x0 | x, y] is a function of it, H, y and the levels.
+        """
+        return x + self.degradation.H_pinv(self.residual(x), self.noise_level / sigma)

@@ -49,7 +49,8 @@ class Denoiser(nn.Module):
     """D(x, σ; H, y) ≈ E[x0 | x, y] with x = x0 + σ·ε (EDM, Table 1; paper, Eq. 6).
 
     The output is c_skip·x + c_out·F(c_in·x, H†y), the coefficients those of EDM for images of
-    standard deviation sigma_data.
+    standard deviation sigma_data. A network with `fused` has x and y in one image in place of x
+    (`Problem.fuse`, EPS).
     """
 
     def __init__(self, config: NetworkConfig):
@@ -130,6 +131,9 @@ class Denoiser(nn.Module):
             sigma = sigma.to(x.device, torch.float32).expand(len(x))
         else:  # filled on the device: nothing is copied to it
             sigma = torch.full((len(x),), float(sigma), device=x.device)
+        if self.config.fused:
+            with torch.autocast(x.device.type, enabled=False):
+                x = problem.fuse(x, sigma).float()
         total = (sigma.square() + self.config.sigma_data**2).sqrt()[:, None, None, None]
         inputs = x / total
         if self.config.in_mult == 2:

@@ -75,6 +75,7 @@ class NetworkConfig:
     mapping_depth: int = 2
     mapping_d_ff: int | None = None  # 3·width
     noise_conditioning: bool = False  # told the noise level of y, to restore at any of a range
+    fused: bool = False  # gets x and y in one image, as EPS does, instead of x
     sigma_data: float = 0.5  # standard deviation of pixels
     logvar_channels: int = 128  # random features of u(σ)
 
@@ -88,6 +89,7 @@ class NetworkConfig:
         if self.mapping_d_ff is not None:
             _require_positive("mapping_d_ff", self.mapping_d_ff)
         _require_bool("noise_conditioning", self.noise_conditioning)
+        _require_bool("fused", self.fused)
         if self.in_mult not in (1, 2):
             raise ValueError(f"in_mult {self.in_mult} must be 1 or 2")
         if not isinstance(self.num_classes, int) or self.num_classes < 0:
