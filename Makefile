@@ -14,12 +14,13 @@ override DEMO := experiments/demo
 FAMILIES = --degradation MotionBlur --degradation MissingPatches --degradation MatrixDegradation --degradation Box
 TRAINED  = --baselines pinv,fill --sampler dpm --sampler mmse
 ZERO_SHOT = --sampler ddrm --sampler ddnm --sampler pigdm --sampler dps
-STEPS = $(foreach s,dpm ddrm ddnm pigdm dps,--sampler-opt $(s).num_steps=20)
+STEPS = --sampler-opt dpm.num_steps=12
+ZERO_SHOT_STEPS = $(foreach s,ddrm=20 ddnm=20 pigdm=10 dps=10,--sampler-opt $(subst =,.num_steps=,$(s)))
 EMOJI_NETS = $(foreach net,$(wildcard checkpoints/emoji32-*.safetensors),--net $(net))
 DEMO_EMOJI = $(PY) calculate_metrics.py gen $(EMOJI_NETS) --data Emoji --images 32 \
-	$(TRAINED) $(ZERO_SHOT) $(STEPS) $(FAMILIES) --outdir $(DEMO)/emoji
+	$(TRAINED) $(STEPS) $(ZERO_SHOT) $(ZERO_SHOT_STEPS) $(FAMILIES) --outdir $(DEMO)/emoji
 DEMO_PHOTOS = $(PY) calculate_metrics.py gen --net checkpoints/photos64-invfusion.safetensors \
-	--data Photos --data-opt resolution=64 --images 16 $(TRAINED) $(FAMILIES) --outdir $(DEMO)/photos
+	--data Photos --data-opt resolution=64 --images 16 $(TRAINED) $(STEPS) $(FAMILIES) --outdir $(DEMO)/photos
 DEMO_TRAIN = $(PY) train.py --config configs/demo.yaml --outdir $(DEMO)/training
 
 # ---- tests: workers run one torch thread each (tests/conftest.py), so one worker a core ----------
