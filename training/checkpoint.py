@@ -11,9 +11,9 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from threading import Thread
 from typing import Any
 
 import torch
@@ -173,8 +173,8 @@ class Background:
     """
 
     def __init__(self) -> None:
-        self._thread: Thread | None = None
-        self._error: BaseException | None = None
+        self._pool = ThreadPoolExecutor(1, "checkpoint")
+        self._task: Future | None = None
         self._host: dict[str, Tensor] = {}
 
     def copied(self, parts: Parts) -> Parts:
@@ -198,28 +198,18 @@ class Background:
     def run(self, task: Callable[[], Any]) -> None:
         """Start a task, once the one before is done."""
         self.wait()
-
-        def work() -> None:
-            try:
-                task()
-            except BaseException as error:
-                self._error = error
-
-        self._thread = Thread(target=work, name="checkpoint")
-        self._thread.start()
+        self._task = self._pool.submit(task)
 
     def check(self) -> None:
         """Raise the failure of a task."""
-        if self._error is not None:
-            error, self._error = self._error, None
-            raise error
+        if self._task and self._task.done():
+            self.wait()
 
     def wait(self) -> None:
         """Until the task is done."""
-        if self._thread is not None:
-            self._thread.join()
-            self._thread = None
-        self.check()
+        task, self._task = self._task, None
+        if task:
+            task.result()
 
 
 def _remove(path: Path) -> None:

@@ -11,7 +11,6 @@ from datautils.huggingface import HuggingFaceStream
 from datautils.loading import Batches, load_batches, stream_batches
 from degradation import derive_seed
 from runtime import distributed
-from training.order import permutation
 
 
 class SampleOrder(Sampler[list[int]]):
@@ -32,7 +31,9 @@ class SampleOrder(Sampler[list[int]]):
             for sample in step_samples(step, self.batch, self.rank, self.world):
                 if sample // self.size != epoch:
                     epoch = sample // self.size
-                    order = permutation(self.size, self.seed, "order", epoch)
+                    seed = derive_seed(self.seed, "order", epoch)
+                    generator = torch.Generator().manual_seed(seed)
+                    order = torch.randperm(self.size, generator=generator)
                 indices.append(int(order[sample % self.size]))
             yield indices
             step += 1

@@ -43,15 +43,11 @@ class DenoisingLoss(nn.Module):
         return weight / log_variance.exp() * error + log_variance
 
 
-class MMSELoss(nn.Module):
+class MMSELoss(DenoisingLoss):
     """‖D(σε, σ; H, y) − x0‖² per value, the input without the image: training of E[x0 | y] alone.
 
     The noise level is that of the sampler `MMSE`, σ = 100 (`draw_sigma` with an mmse_share of 1).
     """
-
-    def __init__(self, denoiser: Denoiser):
-        super().__init__()
-        self.denoiser = denoiser
 
     def forward(
         self,

@@ -34,7 +34,7 @@ from training.checkpoint import (
 from training.config import TrainConfig
 from training.data import step_samples
 from training.loss import DenoisingLoss, MMSELoss, draw_sigma
-from training.precision import LossScale, Meter
+from training.precision import Meter, loss_scaler
 from training.schedule import ema_decay, learning_rate, update_average
 
 Parts = dict[str, dict[str, Tensor]]
@@ -55,10 +55,9 @@ class Trainer:
         self.progress = Progress()
         self.augment = Augment(config.augment) if config.augment else None
         self.precision = resolve_precision(config.precision, device)
-        self.scaler, self.meter = LossScale(self.precision, device), Meter(device)
-        self.skips = torch.zeros(
-            3, dtype=torch.int64, device=device
-        )  # all, in a row, most in a row
+        self.scaler, self.meter = loss_scaler(self.precision, device), Meter(device)
+        # Steps without finite gradients: all, in a row, most in a row.
+        self.skips = torch.zeros(3, dtype=torch.int64, device=device)
 
         self.denoiser = denoiser.to(device).train()
         self.average = copy.deepcopy(self.denoiser).eval().requires_grad_(False)
@@ -78,7 +77,7 @@ class Trainer:
             sigma_rel: {name: p.detach().clone() for name, p in self.weights.items()}
             for sigma_rel in config.ema_sigma_rel
         }
-        # One kernel for all tensors, which unscales, clips and skips by itself.
+        # One kernel for all tensors, which clips and skips by itself.
         beta1, beta2 = config.betas
         self.optimizer = torch.optim.Adam(self.parameters, config.lr, (beta1, beta2), fused=True)
 
@@ -103,7 +102,7 @@ class Trainer:
             with parallel.accumulating(self.loss, last=start + size >= len(images)):
                 loss = self._loss(images[part], labels[part], structure, seeds[part])
                 mean = loss.sum() / len(images)
-                (mean * self.scaler.scale).backward()
+                self.scaler.scale(mean).backward()
             total += mean.detach()
         progress.step += 1
         progress.images += config.batch
@@ -153,19 +152,15 @@ class Trainer:
         )
         for group in optimizer.param_groups:
             group["lr"] = rate
+        self.scaler.unscale_(optimizer)
         gradients = [p.grad for p in self.parameters if p.grad is not None]
-        norm = parallel.whole(torch.nn.utils.get_total_norm(gradients)) / self.scaler.scale
-        finite = norm.isfinite()
-        divisor = self.scaler.scale
-        if config.clip:
-            divisor = divisor * (norm / config.clip).clamp(min=1)
-        # What GradScaler, too, hands to a fused optimiser: it divides, or does nothing at all.
-        optimizer.grad_scale = divisor.float()  # type: ignore[attr-defined]
-        optimizer.found_inf = (~finite).float()  # type: ignore[attr-defined]
-        optimizer.step()
+        norm = parallel.whole(torch.nn.utils.get_total_norm(gradients))
+        if config.clip:  # a fused optimiser divides by this, so that nothing is waited for
+            optimizer.grad_scale = (norm / config.clip).clamp(min=1)  # type: ignore[attr-defined]
+        self.scaler.step(optimizer)
+        self.scaler.update()
         optimizer.zero_grad()
-        self.scaler.update(finite)
-        self._count(finite)
+        self._count(norm.isfinite())
         self._average()
         return norm
 
@@ -214,8 +209,9 @@ class Trainer:
         first."""
         self.check_skips()
         progress = copy.deepcopy(self.progress)
-        progress.scaler = self.scaler.state()
-        progress.meters = distributed.gather([*self.meter.sums.tolist(), float(self.meter.steps)])
+        scale = self.scaler.state_dict()
+        progress.scaler = {"scale": scale["scale"], "good": scale["_growth_tracker"]}
+        progress.meters = distributed.gather(self.meter.sums.tolist())
         parts: Parts = {
             "model": self.loss_module.state_dict(),
             "average": self.average.state_dict(),
@@ -286,20 +282,14 @@ class Trainer:
         self.optimizer.load_state_dict({"state": state, "param_groups": groups})
         progress = self.progress
         if progress.scaler:
-            self.scaler.load(progress.scaler)
+            scale = progress.scaler["scale"] if self.precision == "fp16" else 1.0
+            state = {"scale": scale, "_growth_tracker": int(progress.scaler["good"])}
+            self.scaler.load_state_dict(self.scaler.state_dict() | state)
         row = progress.skipped_in_a_row
         self.skips.copy_(torch.tensor([progress.skipped, row, row]))
-        self._load_meter(progress.meters)
-
-    def _load_meter(self, meters: list[list[float]]) -> None:
-        if not meters:
-            return
-        world = distributed.world_size()
-        own = meters[distributed.rank()] if len(meters) == world else None
-        if own is None:  # other processes than before: each takes the mean of what there was
-            own = [sum(values) / len(meters) for values in zip(*meters, strict=True)]
-        self.meter.sums.copy_(torch.tensor(own[:-1], dtype=torch.float64))
-        self.meter.steps = round(own[-1])
+        if len(progress.meters) == distributed.world_size():  # else the report starts anew
+            own = progress.meters[distributed.rank()][:4]  # older versions wrote one more
+            self.meter.sums.copy_(torch.tensor(own, dtype=torch.float64))
 
     @contextlib.contextmanager
     def averaged(self) -> Iterator[Callable]:

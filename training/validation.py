@@ -90,23 +90,18 @@ class Validation:
         return {name: mean.result()["mean"] for name, mean in means.items()}
 
 
+@dataclass(frozen=True)
 class HeldoutDistances:
     """Fréchet distances between restored held-out images and a reference, for each family.
 
     The first `count` images are restored by `sampler`.
     """
 
-    def __init__(
-        self,
-        images: HeldoutImages,
-        reference: Reference,
-        detectors: Mapping[str, Detector],
-        sampler: Sampler,
-        count: int,
-    ):
-        self.images, self.reference, self.detectors = images, reference, detectors
-        self.sampler = sampler
-        self.indices = range(distributed.rank(), count, distributed.world_size())
+    images: HeldoutImages
+    reference: Reference
+    detectors: Mapping[str, Detector]
+    sampler: Sampler
+    count: int
 
     def __call__(self, denoiser: Callable) -> dict[str, dict[str, float]]:
         """{family: {metric: distance}} on every process, NaN where a sample is not finite.
@@ -114,6 +109,7 @@ class HeldoutDistances:
         Interrupted where a signal to end comes.
         """
         families = self.images.families
+        indices = range(distributed.rank(), self.count, distributed.world_size())
         statistics = {
             (family, metric): FeatureStatistics()
             for family in families
@@ -121,12 +117,12 @@ class HeldoutDistances:
         }
         failed = dict.fromkeys(families, 0)
         bar = tqdm(
-            total=len(self.indices) * len(families), unit="img", desc="held out", leave=False,
+            total=len(indices) * len(families), unit="img", desc="held out", leave=False,
             disable=distributed.rank() != 0,
         )  # fmt: skip
         methods = {"sample": restoring(self.sampler, denoiser)}
         with suppress(signals.Interrupted), bar:
-            for restored in self.images.restored(self.indices, methods):
+            for restored in self.images.restored(indices, methods):
                 group = restored.group
                 x = restored.x[: len(group.indices)]
                 finite = x.flatten(1).isfinite().all(1)

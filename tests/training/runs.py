@@ -55,7 +55,7 @@ def assert_same_state(a: Trainer, b: Trainer) -> None:
         (a.average, b.average),
         (a.optimizer, b.optimizer),
     ]
-    assert a.scaler.state() == b.scaler.state()
+    assert a.scaler.state_dict() == b.scaler.state_dict()
     for one, other in pairs:
         torch.testing.assert_close(one.state_dict(), other.state_dict(), rtol=0, atol=0)
 
