@@ -3,6 +3,7 @@
 import datetime
 import os
 import sys
+import threading
 import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -13,9 +14,11 @@ import torch
 import torch.distributed as dist
 
 from runtime import signals
-from runtime.rendezvous import fresh_store, launched
+from runtime.launcher import launched, place
+from runtime.rendezvous import fresh_store
 
 _PATIENCE = datetime.timedelta(minutes=30)  # with the slowest process
+_SILENCE = 10.0  # seconds, after which a process says that it waits for others
 # Kept to the end: where a model that is freed holds the last reference to a group, PyTorch waits
 # for the group's threads while it holds the GIL, which these may be waiting for.
 _groups: list[dist.ProcessGroup | None] = []
@@ -27,28 +30,37 @@ def process_group() -> Iterator[torch.device]:
 
     Uses NCCL where every process has a GPU of its own, gloo elsewhere.
     """
-    on_gpu = torch.cuda.is_available()
-    local = int(os.environ.get("LOCAL_RANK", 0))
-    device = (
-        torch.device("cuda", local % torch.cuda.device_count()) if on_gpu else torch.device("cpu")
-    )
+    try:
+        here = place()
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    on_gpu, device = torch.cuda.is_available(), torch.device("cpu")
     if on_gpu:
+        device = torch.device("cuda", here.local_rank % torch.cuda.device_count())
         torch.cuda.set_device(device)
     if not launched():
         with signals.orderly_end():
             yield device
         return
-    own_gpu = on_gpu and int(os.environ.get("LOCAL_WORLD_SIZE", 1)) <= torch.cuda.device_count()
+    own_gpu = on_gpu and here.local_world <= torch.cuda.device_count()
+    where = f"{os.environ['MASTER_ADDR']}, port {os.environ['MASTER_PORT']}"
+    minutes = _PATIENCE.total_seconds() / 60
+    waiting = (
+        f"process {here.rank} waits at {where}, for the others of {here.world}, {minutes:g} "
+        "minutes at most"
+    )
+    said = threading.Timer(_SILENCE, print, [waiting], {"file": sys.stderr, "flush": True})
+    said.daemon = True
+    said.start()
     try:
         store, number, count = fresh_store(_PATIENCE)
-    except ValueError as error:
-        print(f"error: WORLD_SIZE is set, as torchrun does it, but {error}", file=sys.stderr)
-        sys.exit(2)
     except dist.DistError as error:
-        where = f"{os.environ['MASTER_ADDR']}, port {os.environ['MASTER_PORT']}"
         reason = str(error).partition("\n")[0]
         print(f"error: the processes cannot meet at {where}: {reason}", file=sys.stderr)
         sys.exit(2)
+    finally:
+        said.cancel()
     dist.init_process_group(
         "nccl" if own_gpu else "gloo", store=store, rank=number, world_size=count, timeout=_PATIENCE
     )

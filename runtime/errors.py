@@ -1,9 +1,10 @@
 """Errors that are not ours: one sentence and exit code 2. A traceback is for our own mistakes."""
 
-import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+
+from runtime.launcher import first_here
 
 KILLED_LOADER = (
     "a process that loads images was killed, perhaps for lack of memory (or of shared memory, "
@@ -35,7 +36,7 @@ def one_sentence_errors() -> Iterator[None]:
     distributed = sys.modules.get("runtime.distributed")
     told = [text for text in distributed.gather(error) if text] if distributed else [error]
     if told and told[0] is not None:
-        if os.environ.get("LOCAL_RANK", "0") == "0" and not (distributed and distributed.rank()):
+        if first_here() and not (distributed and distributed.rank()):
             print(f"error: {told[0]}", file=sys.stderr, flush=True)
         sys.exit(2)
 

@@ -6,7 +6,6 @@ agree on a name that no start has used.
 """
 
 import datetime
-import os
 import time
 import uuid
 
@@ -15,17 +14,12 @@ import torch.distributed as dist
 _POLL = 0.01  # seconds
 
 
-def launched() -> bool:
-    """Whether this process is one of several that torchrun, or another launcher, has started."""
-    return "WORLD_SIZE" in os.environ
-
-
 def fresh_store(timeout: datetime.timedelta) -> tuple[dist.Store, int, int]:
     """A store for the processes that torchrun, or another launcher, has just started; this one's
     rank, and their number.
 
-    Raises ValueError where the environment lacks what a launcher sets, and DistError where the
-    others do not come within `timeout`.
+    The environment is that of a launcher (`runtime.launcher.place`). Raises DistError if the others
+    do not come within `timeout`.
     """
     store, rank, world = next(dist.rendezvous("env://", timeout=timeout))
     store.set_timeout(timeout)

@@ -8,7 +8,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from runtime.rendezvous import launched
+from runtime.launcher import launched
 
 RESUMABLE = 75  # exit code of a run that a signal ended: --resume goes on (sysexits: try again)
 _PARENT = os.getppid()
