@@ -29,6 +29,13 @@ def replacing(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def regular(path: Path) -> Path:
+    """The path itself. Raises OSError if a pipe or a device is there, which would be waited for."""
+    if path.exists() and not path.is_file():
+        raise OSError(f"{path} is no regular file")
+    return path
+
+
 def plain(value: Any) -> Any:
     """The value in what JSON knows: dicts, lists, strings, finite numbers, bools and null."""
     if isinstance(value, Mapping):

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
+from runtime.records import parse_yaml
 
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")  # arithmetic of a network
 Reader = Callable[[Any], Any]
@@ -79,7 +79,7 @@ def read(value: Any, kind: Any, name: str, readers: Mapping[Any, Reader] | None 
     parse, accepted = _parser(kind)
     try:
         return parse(value)
-    except (TypeError, ValueError, KeyError, yaml.YAMLError):
+    except (TypeError, ValueError, KeyError):
         raise ValueError(f"{name}={value!r} must be {accepted}") from None
 
 
@@ -147,7 +147,7 @@ def _text(value: Any) -> str | os.PathLike:
 
 
 def _mapping(value: Any) -> dict:
-    found = yaml.safe_load(value) if isinstance(value, str) else value
+    found = parse_yaml(value) if isinstance(value, str) else value
     if not isinstance(found, dict):
         raise TypeError
     return found

@@ -1,0 +1,110 @@
+"""JSON and YAML from files, which anybody may have written, and dataclasses from what they hold."""
+
+import dataclasses
+import json
+import math
+import types
+import typing
+from typing import Any, TypeVar
+
+import yaml
+
+_DEEPEST = 100  # lists and mappings inside one another
+_MOST = 100_000  # values of a YAML text, those counted that an alias repeats
+
+T = TypeVar("T")
+
+
+def parse_json(text: str | bytes) -> Any:
+    """The value of a JSON text. Raises ValueError if it is none, or nested too deep."""
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("the JSON is nested too deep") from None
+
+
+def parse_yaml(text: str) -> Any:
+    """The value of a YAML text, of which nothing is built before its size is known.
+
+    Raises ValueError if it is none, if it is nested more than 100 deep, or if its aliases make more
+    than 100,000 values of it.
+    """
+    sizes: dict[str, int] = {}  # of what an anchor names
+    open_: list[tuple[str | None, int]] = [(None, 0)]
+    try:
+        for event in yaml.parse(text, yaml.SafeLoader):
+            anchor, size = getattr(event, "anchor", None), 1
+            if isinstance(event, yaml.CollectionStartEvent):
+                open_.append((anchor, 1))
+                if len(open_) > _DEEPEST:
+                    raise ValueError(f"the YAML is nested more than {_DEEPEST} deep")
+                continue
+            if isinstance(event, yaml.AliasEvent):
+                size = sizes.get(str(anchor), _MOST)  # unknown while it is inside itself
+            elif isinstance(event, yaml.CollectionEndEvent):
+                anchor, size = open_.pop()
+            elif not isinstance(event, yaml.ScalarEvent):
+                continue
+            if anchor is not None and not isinstance(event, yaml.AliasEvent):
+                sizes[anchor] = size
+            outer, before = open_.pop()
+            open_.append((outer, before + size))
+            if before + size > _MOST:
+                raise ValueError(f"the YAML has more than {_MOST} values, or repeats itself")
+        return yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise ValueError("this is no valid YAML") from None
+
+
+def record(cls: type[T], values: Any, what: str, others: bool = False) -> T:
+    """A dataclass from a mapping, its fields checked against their annotations.
+
+    A bool is no number, an integer stands for a float, numbers are finite and integers have 64
+    bits. A list stands for a tuple, and a mapping for another dataclass. what: the record in a
+    message; others: pass over names that are no fields, as other versions may write them. Raises
+    ValueError that names the field.
+    """
+    if not isinstance(values, dict):
+        raise ValueError(f"{what} must be a mapping of names to values")
+    kinds, found = typing.get_type_hints(cls), {}
+    fields = {field.name: field for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    if not others and (unknown := [name for name in values if name not in fields]):
+        raise ValueError(f"{what} has an unknown entry '{unknown[0]}'")
+    for name, field in fields.items():
+        if name in values:
+            found[name] = _checked(kinds[name], values[name], f"{what}: {name}", others)
+        elif field.default is field.default_factory is dataclasses.MISSING:
+            raise ValueError(f"{what} lacks {name}")
+    try:
+        return cls(**found)
+    except ValueError as error:
+        raise ValueError(f"{what}: {error}") from None
+
+
+def _checked(kind: Any, value: Any, what: str, others: bool) -> Any:
+    """A value as its type has it. Raises ValueError."""
+    origin, inner = typing.get_origin(kind), typing.get_args(kind)
+    if kind is Any:
+        return value
+    if dataclasses.is_dataclass(kind):
+        return record(typing.cast(type, kind), value, what, others)
+    if origin in (typing.Union, types.UnionType):
+        if value is None and type(None) in inner:
+            return None
+        return _checked(next(k for k in inner if k is not type(None)), value, what, others)
+    if origin is dict and isinstance(value, dict):
+        return {k: _checked(inner[1], v, f"{what}: {k}", others) for k, v in value.items()}
+    if origin in (list, tuple) and isinstance(value, list):
+        several = origin is list or inner[-1] is ...
+        kinds = [inner[0]] * len(value) if several else list(inner)
+        if len(kinds) == len(value):
+            return origin(_checked(k, v, what, others) for k, v in zip(kinds, value, strict=True))
+    if origin is typing.Literal and any(value == k and type(value) is type(k) for k in inner):
+        return value
+    whole = type(value) is int and abs(value) < 2**63
+    if kind is float and (whole or (type(value) is float and math.isfinite(value))):
+        return float(value)
+    if type(value) is kind and (whole or kind in (str, bool)):
+        return value
+    accepted = getattr(origin or kind, "__name__", kind)
+    raise ValueError(f"{what} must be of the kind {accepted}, not {value!r:.60}")
