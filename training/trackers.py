@@ -14,6 +14,7 @@ from runtime.files import replacing
 from training.config import TrainConfig
 
 _PACKAGES = {"tensorboard": "tensorboard", "wandb": "wandb"}
+_PATIENCE = 30.0  # seconds, with the network
 _ID = "wandb-id.txt"  # a resumed run goes on as the same one
 
 
@@ -79,10 +80,17 @@ class WeightsAndBiases:
         if not identifier.exists():
             with replacing(identifier) as path:
                 path.write_text(uuid.uuid4().hex)
-        self.run = wandb.init(
-            project=config.wandb, dir=str(folder), name=folder.name, id=identifier.read_text(),
-            resume="allow", config={"settings": config.dump()},
-        )  # fmt: skip
+        try:
+            self.run = wandb.init(
+                project=config.wandb, dir=str(folder), name=folder.name, id=identifier.read_text(),
+                resume="allow", config={"settings": config.dump()},
+                settings={"init_timeout": _PATIENCE},
+            )  # fmt: skip
+        except Exception as error:  # of its login, its network, its own settings
+            raise ConnectionError(
+                f"Weights & Biases cannot start ({error}): log in by `wandb login`, or keep the "
+                "run here by WANDB_MODE=offline"
+            ) from error
         self.run.define_metric("images")
         self.run.define_metric("*", step_metric="images")
         self.image = wandb.Image

@@ -184,3 +184,21 @@ def test_wandb_offline_keeps_a_run_and_goes_on_with_it(tmp_path, monkeypatch):
     assert (tmp_path / "run" / "wandb-id.txt").read_text() == identifier
     kept = list((tmp_path / "run" / "wandb").glob(f"offline-run-*/run-{identifier}.wandb"))
     assert kept and all(path.stat().st_size > 1000 for path in kept)
+
+
+def test_wandb_that_cannot_start_ends_the_run_before_its_first_step(tmp_path, monkeypatch):
+    """Without a login, without a network, or with settings that it does not know."""
+    wandb = pytest.importorskip("wandb", reason="wandb is not installed")
+
+    def fail(**settings: object) -> None:
+        assert settings["settings"] == {"init_timeout": 30.0}
+        raise wandb.Error("1 validation error for Settings\nmode\n  Input should be 'online'")
+
+    monkeypatch.setattr(wandb, "init", fail)
+    options = [*TRAIN, "--wandb=project", "--outdir", str(tmp_path / "run")]
+    result = CliRunner().invoke(train.main, options)
+    assert result.exit_code == 2 and "Traceback" not in result.stderr
+    (sentence,) = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
+    assert sentence.startswith("error: Weights & Biases cannot start (1 validation error for ")
+    assert "wandb login" in sentence and "WANDB_MODE=offline" in sentence
+    assert not (tmp_path / "run" / "checkpoints").exists()
