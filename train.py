@@ -6,6 +6,7 @@ checkpoint was written: `--resume` goes on.
 
 import os
 import sys
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,8 @@ import click
 
 from runtime.cli import SETTINGS, given, option, with_options
 from runtime.errors import one_sentence_errors
+from runtime.output import unbroken_output
+from runtime.registry import own_modules_only
 from training.config import TrainConfig
 
 
@@ -32,6 +35,16 @@ class RunOptions:
         "started again by the same command, such as torchrun --max-restarts does it.",
         False,
     )
+    accept_changes: bool = option(
+        "Go on with the run though its data, or the settings in its config.yaml, are no longer "
+        "those that it was begun with.",
+        False,
+    )
+    trust_config: bool = option(
+        "With --resume: run what the config.yaml of the folder names, modules that are no part of "
+        "the project and detectors.",
+        False,
+    )
     dry_run: bool = option("Print the resolved settings and stop.", False)
     fp32: bool = option("The same as --precision fp32.", False)
 
@@ -44,23 +57,34 @@ def main(**values: Any) -> None:
 
     Exit code 75: SIGTERM or Ctrl-C came, a checkpoint is written, and --resume goes on.
     """
-    with one_sentence_errors():
-        options = RunOptions(**{f.name: values.pop(f.name) for f in fields(RunOptions)})
-        overrides = {k: v for k, v in given(TrainConfig, values).items() if v not in (None, {})}
-        config, folder, resume = _resolved(options, overrides)
-        if options.dry_run:
-            from commands.train import check_names
+    options = RunOptions(**{f.name: values.pop(f.name) for f in fields(RunOptions)})
+    with unbroken_output(), _trusting(options):
+        with one_sentence_errors():
+            overrides = {k: v for k, v in given(TrainConfig, values).items() if v not in (None, {})}
+            config, folder, resume = _resolved(options, overrides)
+            if options.dry_run:
+                from commands.train import check_names
 
-            check_names(config)
-            click.echo(config.dump(), nl=False)
-            return
+                check_names(config)
+                print(config.dump(), end="")
+                return
 
-    from networks.cpu import tune
+        from networks.cpu import tune
 
-    tune()
-    from commands.train import run  # importing torch takes seconds: not for --help
+        tune()
+        from commands.train import run  # importing torch takes seconds: not for --help
 
-    run(config, folder, resume=resume, command=sys.argv)
+        run(config, folder, resume=resume, command=sys.argv, accept_changes=options.accept_changes)
+
+
+def _trusting(options: RunOptions) -> AbstractContextManager:
+    """A config.yaml of somebody else's must not choose what this machine runs."""
+    if options.resume is None or options.trust_config:
+        return nullcontext()
+    return own_modules_only(
+        f"{options.resume / 'config.yaml'} names it, and it would be run: add --trust-config if "
+        "you trust whoever wrote that file"
+    )
 
 
 def _resolved(options: RunOptions, overrides: dict[str, Any]) -> tuple[TrainConfig, Path, bool]:
@@ -89,7 +113,7 @@ def _resolved(options: RunOptions, overrides: dict[str, Any]) -> tuple[TrainConf
     folder = options.resume or options.outdir or Path("experiments", options.name or config.preset)
     before = folder / "config.yaml"
     resume = bool(options.resume or (options.keep_going and before.exists()))
-    if resume:
+    if resume and not options.accept_changes:
         config.check_resumes(TrainConfig.load(before, {}))
     return config, folder, resume
 

@@ -2,6 +2,7 @@
 
 import inspect
 import math
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -28,6 +29,7 @@ from commands.methods import (
 )
 from commands.options import GenOptions
 from datautils import ImageDataset, dataset_class, get_dataset
+from datautils.identity import Identity, classes_of
 from degradation import Family, Noise, check_noise, make_noise
 from metrics.distances import Distances
 from metrics.evaluate import Restore, Restored, restorations
@@ -39,12 +41,13 @@ from metrics.records import COLUMNS, PartialRecords, Summary, merged
 from metrics.report import metrics_table, units, write_pictures
 from metrics.results import write_metrics, write_per_image
 from metrics.statistics import FeatureStatistics
-from networks import Model
+from networks import Model, read_summary
 from networks.precision import resolve_precision
 from networks.presets import conditioning_of
 from runtime import distributed, signals
 from runtime.errors import data_errors, one_sentence_errors
 from runtime.progress import progress
+from runtime.records import record
 from samplers import Sampler
 from zero_shot import ZeroShot
 
@@ -118,6 +121,7 @@ def build(options: GenOptions, device: torch.device) -> Evaluation:
     dataset = get_dataset(options.data, options.split, **options.data_opt)
     for net, denoiser in nets.items():
         _check_fits(options, net, denoiser, dataset)
+        _warn_of_classes(options, net, denoiser, dataset)
     check_size(names, dataset.image_shape)
     for family in families.values():
         family.check(dataset.image_shape)
@@ -275,6 +279,22 @@ def _check_fits(options: GenOptions, net: Path, denoiser: Model, dataset: ImageD
         )
     if options.cfg is not None and known and not dataset.num_classes:
         raise ValueError(f"--cfg {options.cfg} guides by class, but {options.data} has no classes")
+
+
+def _warn_of_classes(
+    options: GenOptions, net: Path, denoiser: Model, dataset: ImageDataset
+) -> None:
+    """Say if the data set numbers other classes than the one that a network was trained on."""
+    trained, found = read_summary(net).get("dataset"), classes_of(dataset)
+    if not (trained and found and denoiser.config.num_classes and distributed.rank() == 0):
+        return
+    names = record(Identity, trained, f"the training data in {net}", others=True).classes
+    if names and names != found:
+        print(
+            f"warning: {net} was trained on the classes {', '.join(names)}, and {options.data} "
+            f"has {', '.join(found)}: its labels mean others",
+            file=sys.stderr,
+        )
 
 
 def _restorers(

@@ -4,7 +4,7 @@ import fcntl
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
@@ -13,6 +13,7 @@ from commands.cli import check_folder
 from commands.families import family_of
 from commands.methods import check_compiler
 from datautils import ImageDataset, dataset_class, get_dataset
+from datautils.identity import identity
 from degradation import Family, NoDegradation, check_noise
 from metrics.distances import reference_detectors
 from metrics.statistics import load_reference
@@ -22,19 +23,31 @@ from runtime.environment import environment
 from runtime.errors import data_errors, one_sentence_errors
 from runtime.files import replacing
 from runtime.options import arguments
+from runtime.registry import refuse_foreign
 from samplers import MMSE, Heun, Sampler
 from training.checkpoint import list_checkpoints
 from training.config import TrainConfig
 from training.curves import draw_curves
 from training.loop import WEIGHTS, Heldout, train
+from training.origin import Origin
 from training.sheets import Sheet
 from training.trackers import check_trackers
 from training.trainer import Trainer, noise_of
 from training.validation import HeldoutDistances, HeldoutImages, Validation, members
 
 
-def run(config: TrainConfig, folder: Path, *, resume: bool, command: Sequence[str]) -> None:
-    """Train in `folder`, alone or as one of several processes."""
+def run(
+    config: TrainConfig,
+    folder: Path,
+    *,
+    resume: bool,
+    command: Sequence[str],
+    accept_changes: bool = False,
+) -> None:
+    """Train in `folder`, alone or as one of several processes.
+
+    accept_changes: go on with other settings or data than the run was begun with.
+    """
     with distributed.process_group() as device, ExitStack() as stack:
         with one_sentence_errors():
             _check(config, folder, resume)
@@ -56,15 +69,16 @@ def run(config: TrainConfig, folder: Path, *, resume: bool, command: Sequence[st
             heldout = _heldout(config, family, dataset, device)
         with one_sentence_errors():  # all processes have come this far: they meet here
             trainer = Trainer(config, denoiser, family, device)
+            trainer.progress.origin = Origin(config.fixed(), identity(dataset))
         with one_sentence_errors():
             if distributed.rank() == 0:
                 stack.enter_context(_claimed(folder))
                 _check_new(folder, resume)  # another may have begun it meanwhile
         with one_sentence_errors():  # nobody else writes checkpoints any more
             if distributed.value_of_first(resume and _begun(folder)):
-                trainer.resume(folder / "checkpoints")
+                trainer.resume(folder / "checkpoints", accept_changes)
             if distributed.rank() == 0:
-                _record(config, folder, command, trainer.precision)
+                _record(config, folder, command, trainer)
         with data_errors():
             train(trainer, dataset, folder, heldout)
             if distributed.rank() == 0 and heldout.psnr:
@@ -198,6 +212,8 @@ def _distances(
 ) -> HeldoutDistances:
     """Checked against the reference before the first step: a wrong path must not cost hours."""
     assert config.ref_path
+    if config.detectors:
+        refuse_foreign(f"the detectors {', '.join(config.detectors.values())} may be programs")
     reference = load_reference(config.ref_path)
     heldout = images.dataset
     count = len(heldout) if reference.images is None else reference.images
@@ -212,11 +228,14 @@ def _distances(
     return HeldoutDistances(images, reference, detectors, sampler, count)
 
 
-def _record(config: TrainConfig, folder: Path, command: Sequence[str], precision: str) -> None:
+def _record(config: TrainConfig, folder: Path, command: Sequence[str], trainer: Trainer) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     with replacing(folder / "config.yaml") as path:
         path.write_text(config.dump())
     # A line for each time the run was started.
     with (folder / "starts.jsonl").open("a") as file:
-        start = {"command": list(command), "precision": precision, "environment": environment()}
+        start = {
+            "command": list(command), "precision": trainer.precision, "environment": environment(),
+            "data": trainer.progress.origin and asdict(trainer.progress.origin.data),
+        }  # fmt: skip
         file.write(json.dumps(start) + "\n")

@@ -58,6 +58,7 @@ class HuggingFace(IndexedImages):
         self._image, self._label = _columns(rows, self._where, image_column, label_column)
         used = [column for column in (self._image, self._label) if column is not None]
         rows = _undecoded(rows.select_columns(used), self._image)
+        self.classes = getattr((rows.features or {}).get(self._label), "names", [])
         self._take(rows, heldout_split)
 
     @property

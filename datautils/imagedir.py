@@ -43,7 +43,7 @@ class ImageDir(IndexedImages):
         self.path = Path(path)
         self.heldout_path = None if heldout_path is None else Path(heldout_path)
         self._archive, found, self.num_classes = self._open(labels, num_classes)
-        self._label_mode = found.mode
+        self._label_mode, self.classes = found.mode, found.folders
         self._chosen = self._choose(self._archive, found)
         self.labels = found.values[self._chosen].astype(np.int32)
 

@@ -2,10 +2,31 @@
 
 import difflib
 import importlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from runtime.options import Reader, arguments
+
+_ROOT = Path(__file__).resolve().parents[1]
+_untrusted: list[str] = []  # why what is named is not run, and what would allow it
+
+
+@contextmanager
+def own_modules_only(reason: str) -> Iterator[None]:
+    """Refuse, within the block, what would run programs that are no part of the project."""
+    _untrusted.append(reason)
+    try:
+        yield
+    finally:
+        _untrusted.pop()
+
+
+def refuse_foreign(what: str) -> None:
+    """Raise ValueError within `own_modules_only`: `what` is a program of somebody else."""
+    if _untrusted:
+        raise ValueError(f"{what}: {_untrusted[-1]}")
 
 
 class Registry(dict[str, Any]):
@@ -77,6 +98,8 @@ def _imported(name: str, kind: str) -> Any:
     module, _, attribute = name.rpartition(".")
     if not module or not all(name.split(".")):
         return None
+    if not (_ROOT / module.partition(".")[0] / "__init__.py").is_file():
+        refuse_foreign(f"{kind} '{name}' is no part of the project")
     try:
         return getattr(importlib.import_module(module), attribute, None)
     except ImportError as error:

@@ -21,6 +21,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from runtime.files import regular
+from runtime.records import parse_json, record
+from training.origin import Origin
+
 _STATE = "state.json"
 _COUNT = "[0-9]" * 12
 _UNFINISHED = (
@@ -46,6 +50,32 @@ class Progress:
     scaler: dict[str, float] = field(default_factory=dict)
     meters: list[list[float]] = field(default_factory=list)
     """Sums since the last report, of each process."""
+    origin: Origin | None = None
+    """None in checkpoints of older versions."""
+
+    def __post_init__(self) -> None:
+        """Raises ValueError for counters that no run has."""
+        counters = self.images, self.step, self.seconds, self.skipped, self.skipped_in_a_row
+        if min(*counters, self.broken, self.scaler.get("good", 0)) < 0:
+            raise ValueError("a counter is negative")
+        if self.scaler.get("scale", 1) <= 0:
+            raise ValueError("the scale of the loss is not above 0")
+        if any(len(sums) not in (4, 5) for sums in self.meters):  # older versions wrote one more
+            raise ValueError("the sums of a report are not four numbers")
+
+
+@dataclass
+class _State:
+    """The file state.json."""
+
+    progress: Progress
+    checksums: dict[str, str]
+    checksum: str
+
+    def __post_init__(self) -> None:
+        for name in self.checksums:
+            if Path(name).name != name or not name.endswith(".safetensors"):
+                raise ValueError(f"'{name}' is no file of a checkpoint")
 
 
 def save_checkpoint(
@@ -71,8 +101,8 @@ def save_checkpoint(
             _sync(path)
             checksums[path.name] = _checksum(path)
         state = temporary / _STATE
-        record = {"progress": asdict(progress), "checksums": checksums}
-        state.write_text(json.dumps(record | {"checksum": _record_checksum(record)}))
+        values = {"progress": asdict(progress), "checksums": checksums}
+        state.write_text(json.dumps(values | {"checksum": _record_checksum(values)}))
         _sync(state)
         _sync(temporary)
         _remove(final)
@@ -118,17 +148,13 @@ def find_checkpoint(folder: Path) -> tuple[Path, Progress, list[str]]:
     warnings: list[str] = []
     for path in reversed(list_checkpoints(folder)):
         try:
-            state = json.loads((path / _STATE).read_text())
-            if _record_checksum(state) != state["checksum"]:
-                raise ValueError(f"{_STATE} is damaged")
-            for name, expected in state["checksums"].items():
+            state = _read_state(path)
+            for name, expected in state.checksums.items():
                 if _checksum(path / name) != expected:
                     raise ValueError(f"{name} is damaged")
-                with safe_open(path / name, framework="pt"):
-                    pass  # a pickle, for one, is refused
-            state["progress"].pop("position", None)  # which older versions wrote
-            return path, Progress(**state["progress"]), warnings
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
+                _check_tensors(path / name)
+            return path, state.progress, warnings
+        except (OSError, ValueError, SafetensorError) as error:
             warnings.append(f"passing over checkpoint {path}: {error}")
     reasons = "".join(f"; {warning}" for warning in warnings)
     raise ValueError(f"{folder} holds no sound checkpoint to resume from{reasons}")
@@ -136,8 +162,26 @@ def find_checkpoint(folder: Path) -> tuple[Path, Progress, list[str]]:
 
 def load_parts(path: Path) -> dict[str, dict[str, Tensor]]:
     """The parts by name of a checkpoint that `find_checkpoint` has found."""
-    names = json.loads((path / _STATE).read_text())["checksums"]
-    return {Path(name).stem: load_file(path / name) for name in names}
+    return {Path(name).stem: load_file(path / name) for name in _read_state(path).checksums}
+
+
+def _read_state(path: Path) -> _State:
+    """The record of a checkpoint. Raises ValueError if it is damaged, OSError if it is not read."""
+    values = parse_json(regular(path / _STATE).read_bytes())
+    state = record(_State, values, _STATE, others=True)
+    if _record_checksum(values) != state.checksum:
+        raise ValueError(f"{_STATE} is damaged")
+    return state
+
+
+def _check_tensors(path: Path) -> None:
+    """Raise SafetensorError for another kind of file (a pickle is not opened), and ValueError if a
+    tensor is not finite."""
+    with safe_open(path, framework="pt") as file:
+        for name in file.keys():  # noqa: SIM118
+            tensor = file.get_tensor(name)
+            if tensor.is_floating_point() and not tensor.float().isfinite().all():
+                raise ValueError(f"'{name}' in {path.name} is not finite")
 
 
 def clear_unfinished(run: Path) -> None:
@@ -222,7 +266,7 @@ def _remove(path: Path) -> None:
 
 
 def _checksum(path: Path) -> str:
-    with path.open("rb") as file:
+    with regular(path).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 

@@ -1,6 +1,7 @@
 """The settings of a training run: one YAML file, overridden by command-line options."""
 
 import dataclasses
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self, get_args, get_origin
@@ -9,6 +10,7 @@ import yaml
 
 from runtime.cli import option
 from runtime.options import PRECISIONS, read
+from runtime.records import parse_yaml
 from training.averages import WIDEST
 
 _POSITIVE = (
@@ -237,11 +239,26 @@ class TrainConfig:
 
     def check_resumes(self, before: Self) -> None:
         """Raise ValueError where a run that goes on would no longer be the run it was."""
-        for name in (f.name for f in dataclasses.fields(self)):
-            if name not in _FREE and getattr(self, name) != getattr(before, name):
+        now, then = self.fixed(), before.fixed()
+        for name in now:
+            if now[name] != then[name]:
                 raise ValueError(
                     f"{name} cannot change when a run is resumed; only {', '.join(_FREE)} can"
                 )
+
+    def fixed(self) -> dict[str, Any]:
+        """The settings that stay the same when a run goes on, as JSON has them.
+
+        Data sets and families have one name, whichever was given. Where data lies is left out: a
+        checkpoint knows what they are.
+        """
+        from datautils import DATASETS  # imports torch, which takes seconds
+
+        values = {k: v for k, v in dataclasses.asdict(self).items() if k not in _FREE}
+        values["data_class"] = DATASETS.get(self.data_class, self.data_class)
+        values["data"] = {k: v for k, v in self.data.items() if not k.endswith("path")}
+        text = json.dumps(values, default=str)
+        return json.loads(text.replace('"degradation.', '"'))
 
     def dump(self) -> str:
         """The resolved settings as YAML."""
@@ -264,11 +281,13 @@ def _types() -> dict[str, Any]:
 
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
-        values = yaml.safe_load(path.read_text())
+        if path.exists() and not path.is_file():
+            raise ValueError("it is no regular file")
+        values = parse_yaml(path.read_text())
     except OSError as error:
         raise ValueError(f"cannot read the configuration {path}: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError):
-        raise ValueError(f"{path} is no valid YAML file") from None
+    except ValueError as error:  # or no text
+        raise ValueError(f"{path} is no valid YAML file: {error}") from None
     if not isinstance(values, dict):
         raise ValueError(f"{path} must hold settings as 'name: value' lines")
     return values

@@ -5,6 +5,7 @@ import os
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -13,6 +14,7 @@ from tqdm import tqdm
 
 from runtime import distributed
 from runtime.files import plain, replacing
+from runtime.records import parse_json, record
 from training.trackers import Tracker, flat
 
 
@@ -94,6 +96,21 @@ class RunLog:
             self.bar.write(text, file=sys.stdout)
 
 
+@dataclass
+class _Line:
+    """What is read of a line of a log."""
+
+    images: int
+    loss: float | None = None
+    sheet: str | None = None
+    heldout_psnr: dict[str, float | None] | None = None
+    heldout_distance: dict[str, dict[str, float | None]] | None = None
+
+    def __post_init__(self) -> None:
+        if self.images < 0:
+            raise ValueError("a count of images is negative")
+
+
 def read_log(folder: Path) -> list[dict[str, Any]]:
     """The whole lines of a run's `log.jsonl`: a kill may have cut one. ValueError without a log."""
     path = folder / "log.jsonl"
@@ -107,8 +124,8 @@ def _whole_lines(path: Path) -> list[dict[str, Any]]:
     """The lines of a log that can be read; none where there is no such file."""
     values = []
     for line in path.read_bytes().splitlines() if path.is_file() else ():
-        with suppress(ValueError):  # no JSON, or no text
-            value = json.loads(line)
-            if isinstance(value, dict) and isinstance(value.get("images"), int):
-                values.append(value)
+        with suppress(ValueError):  # no JSON, or other values than a run writes
+            value = parse_json(line)
+            record(_Line, value, "a line", others=True)
+            values.append(value)
     return values

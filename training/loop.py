@@ -5,7 +5,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -291,6 +291,7 @@ class _Run:
             "augment": config.augment,
             "precision": self.trainer.precision,
             "data": config.data_class,
+            "dataset": None if progress.origin is None else asdict(progress.origin.data),
             "init": config.init,
             "skipped_steps": progress.skipped,
         }

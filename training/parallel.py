@@ -67,10 +67,13 @@ def share_of(tensor: Tensor, like: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def fill(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-    """Set parameters and buffers from whole tensors. Raises ValueError where they do not fit."""
-    own = module.state_dict()
-    if own.keys() != tensors.keys() or any(own[k].shape != t.shape for k, t in tensors.items()):
+def fill(own: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> None:
+    """Set parameters and buffers from whole tensors.
+
+    Raises ValueError unless names, shapes and types are the same.
+    """
+    kinds = [{k: (t.shape, t.dtype) for k, t in part.items()} for part in (own, tensors)]
+    if kinds[0] != kinds[1]:
         raise ValueError("the tensors belong to a network of another architecture")
     for name, tensor in own.items():
         tensor.copy_(share_of(tensors[name], tensor))

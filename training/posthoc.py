@@ -5,6 +5,7 @@ come close to the average of any other width, at any time up to the last snapsho
 """
 
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor
 
 from networks import Denoiser, load_weights, read_summary, save_weights
+from runtime.records import record
 from training.averages import coefficients, power_exponent
 
 
@@ -27,13 +29,12 @@ def reconstruct(
     """
     exponent = power_exponent(sigma_rel)
     snapshots = _snapshots(folder, images)
-    paths, summaries = list(snapshots), list(snapshots.values())
-    times = [summary["images"] for summary in summaries]
+    times = [snapshot.images for snapshot in snapshots.values()]
     time = max(times) if images is None else images
-    exponents = [power_exponent(summary["sigma_rel"]) for summary in summaries]
+    exponents = [power_exponent(snapshot.sigma_rel) for snapshot in snapshots.values()]
     factors = coefficients(times, exponents, time, exponent)
     sums: dict[str, Tensor] = {}
-    for path, factor in zip(paths, factors, strict=True):
+    for path, factor in zip(snapshots, factors, strict=True):
         denoiser = _network(path)
         for name, p in denoiser.named_parameters():
             part = factor * p.detach().double()
@@ -41,7 +42,8 @@ def reconstruct(
     with torch.no_grad():
         for name, p in denoiser.named_parameters():
             p.copy_(sums[name])
-    return denoiser, summaries[-1] | {"sigma_rel": sigma_rel, "images": time}
+    summary = read_summary(list(snapshots)[-1])
+    return denoiser, summary | {"sigma_rel": sigma_rel, "images": time}
 
 
 def _network(path: Path) -> Denoiser:
@@ -51,21 +53,31 @@ def _network(path: Path) -> Denoiser:
     return denoiser
 
 
-def _snapshots(folder: Path, images: int | None) -> dict[Path, dict[str, Any]]:
-    """Path and summary of each snapshot up to a count of images, oldest first."""
+@dataclass
+class _Snapshot:
+    """What the summary of a snapshot says of it."""
+
+    images: int
+    sigma_rel: float
+
+
+def _snapshots(folder: Path, images: int | None) -> dict[Path, _Snapshot]:
+    """Path and record of each snapshot up to a count of images, oldest first."""
     paths = sorted((folder / "snapshots").glob("*.safetensors"))
     if not paths:
         raise ValueError(
             f"{folder} holds no snapshots: train with --ema-sigma-rel 0.05,0.1 to keep some"
         )
-    found = {path: read_summary(path) for path in paths}
-    for path, summary in found.items():
-        if not summary.keys() >= {"images", "sigma_rel"}:
-            raise ValueError(f"{path} is no snapshot of a run: remove it")
-    early = {path: s for path, s in found.items() if images is None or s["images"] <= images}
-    last = max(summary["images"] for summary in found.values())
+    found = {}
+    for path in paths:
+        what = f"{path} is no snapshot of a run, remove it: its summary"
+        found[path] = record(_Snapshot, read_summary(path), what, others=True)
+        if found[path].images <= 0:
+            raise ValueError(f"{what} has {found[path].images} images")
+    early = {path: s for path, s in found.items() if images is None or s.images <= images}
+    last = max(snapshot.images for snapshot in found.values())
     if not early or (images is not None and images > last):
-        first = min(summary["images"] for summary in found.values())
+        first = min(snapshot.images for snapshot in found.values())
         raise ValueError(f"images={images} must lie between the snapshots, {first} to {last}")
     return early
 

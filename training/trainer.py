@@ -34,6 +34,7 @@ from training.checkpoint import (
 from training.config import TrainConfig
 from training.data import step_samples
 from training.loss import DenoisingLoss, MMSELoss, draw_sigma
+from training.origin import check_origin
 from training.precision import Meter, loss_scaler
 from training.schedule import ema_decay, learning_rate, update_average
 
@@ -234,21 +235,32 @@ class Trainer:
                 kept[name] = full.cpu() if isinstance(tensor, DTensor) else full
         return kept
 
-    def resume(self, folder: Path) -> None:
+    def resume(self, folder: Path, accept_changes: bool = False) -> None:
         """Go on from the newest sound checkpoint below `folder`, which the first process finds.
 
-        Raises ValueError where there is none, and OSError on a process that cannot read it.
+        Raises ValueError if there is none, or, unless accept_changes, if the run was begun with
+        another origin than that of `progress`; and OSError on a process that cannot read it.
         """
         found = error = None
+        origin = self.progress.origin
         if distributed.rank() == 0:
             try:
                 found = find_checkpoint(folder)
+                before = found[1].origin
+                if before and origin and not accept_changes:
+                    check_origin(before, origin)
             except (ValueError, OSError) as none:
                 error = str(none)
         error, found = distributed.value_of_first((error, found))
         if error is not None:
             raise ValueError(error)
         path, self.progress, warnings = found
+        if origin and not self.progress.origin:
+            warnings.append(
+                f"{path} is of an older version: it does not say with which data and settings the "
+                "run was begun"
+            )
+        self.progress.origin = origin
         try:
             parts = load_parts(path)
         except OSError as unseen:
@@ -263,17 +275,15 @@ class Trainer:
 
     def _load(self, path: Path, parts: Parts) -> None:
         try:
-            parallel.fill(self.loss_module, parts["model"])
-            parallel.fill(self.average, parts["average"])
-            for sigma_rel, average in self.powers.items():
-                tensors = parts[power_part(sigma_rel)]
-                for name, tensor in average.items():
-                    tensor.copy_(parallel.share_of(tensors[name], tensor))
+            state = unflatten_state(self._moments(parts["optimizer"]))
+            parallel.fill(self.loss_module.state_dict(), parts["model"])
+            parallel.fill(self.average.state_dict(), parts["average"])
+            for sigma_rel in self.powers:
+                parallel.fill(self.power_state(sigma_rel), parts[power_part(sigma_rel)])
         except (ValueError, KeyError):
             raise ValueError(
                 f"the checkpoint {path} belongs to a network of another architecture"
             ) from None
-        state = unflatten_state(parts["optimizer"])
         for i, entry in state.items():
             for key, value in entry.items():
                 if value.ndim:
@@ -282,14 +292,27 @@ class Trainer:
         self.optimizer.load_state_dict({"state": state, "param_groups": groups})
         progress = self.progress
         if progress.scaler:
-            scale = progress.scaler["scale"] if self.precision == "fp16" else 1.0
-            state = {"scale": scale, "_growth_tracker": int(progress.scaler["good"])}
-            self.scaler.load_state_dict(self.scaler.state_dict() | state)
+            scale = progress.scaler.get("scale", 1.0) if self.precision == "fp16" else 1.0
+            kept = {"scale": scale, "_growth_tracker": int(progress.scaler.get("good", 0))}
+            self.scaler.load_state_dict(self.scaler.state_dict() | kept)
         row = progress.skipped_in_a_row
         self.skips.copy_(torch.tensor([progress.skipped, row, row]))
         if len(progress.meters) == distributed.world_size():  # else the report starts anew
             own = progress.meters[distributed.rank()][:4]  # older versions wrote one more
             self.meter.sums.copy_(torch.tensor(own, dtype=torch.float64))
+
+    def _moments(self, tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """The state of the optimiser. Raises ValueError unless it has the names, shapes and types
+        that belong to each parameter; before the first step it is empty."""
+        expected: dict[str, Any] = {}
+        for i, p in enumerate(self.parameters):
+            own = p.shape, p.dtype
+            expected[f"{i}/step"] = torch.Size(), torch.float32
+            expected |= {f"{i}/exp_avg": own, f"{i}/exp_avg_sq": own}
+        found = {name: (tensor.shape, tensor.dtype) for name, tensor in tensors.items()}
+        if found != expected and (tensors or self.progress.step):
+            raise ValueError
+        return tensors
 
     @contextlib.contextmanager
     def averaged(self) -> Iterator[Callable]:
