@@ -196,20 +196,6 @@ def clear_unfinished(run: Path) -> None:
             path.unlink(missing_ok=True)
 
 
-def flatten_state(state: Mapping[int, Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    """The state of an optimiser as named tensors."""
-    return {f"{i}/{key}": value for i, entry in state.items() for key, value in entry.items()}
-
-
-def unflatten_state(tensors: Mapping[str, Tensor]) -> dict[int, dict[str, Tensor]]:
-    """The inverse of `flatten_state`."""
-    state: dict[int, dict[str, Tensor]] = {}
-    for name, value in tensors.items():
-        index, key = name.split("/")
-        state.setdefault(int(index), {})[key] = value
-    return state
-
-
 class Background:
     """Writes in a thread what was copied before, one task at a time.
 

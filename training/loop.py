@@ -90,7 +90,7 @@ class _Run:
         self.config, self.progress = trainer.config, trainer.progress
         self.losses: list[float] = []  # of every report
         self.saved = self.progress.images  # the count of the newest checkpoint
-        self.clock = _Clock(self.progress.seconds)
+        self.start = time.monotonic() - self.progress.seconds
         self.reported = self.progress.images, time.monotonic()  # where the last report was made
         config = self.config
         self.batches = training_batches(
@@ -101,8 +101,8 @@ class _Run:
 
     def go(self) -> bool:
         """Train to the end; whether a signal came before it."""
-        images, config = self.progress.images, self.config
-        fraction = _fraction(config, images, distributed.from_first(self.clock.seconds()))
+        images, config, first = self.progress.images, self.config, distributed.rank() == 0
+        fraction = _fraction(config, images, distributed.from_first(self._seconds()))
         over = fraction >= 1
         self.log.say(f"precision: {self.trainer.precision}")
         self._warn_of_a_short_run()
@@ -111,7 +111,7 @@ class _Run:
         stop = self._look(over, resumed=images > 0)
         while not over and not stop:
             self.trainer.step(*next(self.batches), fraction)
-            asked, seconds = self.pulse.beat(signals.asked_to_end(), self._seconds_of_first())
+            asked, seconds = self.pulse.beat(signals.asked_to_end(), self._seconds() * first)
             fraction, stop = _fraction(config, self.progress.images, seconds), bool(asked)
             over = fraction >= 1
             self.log.advance(config.batch, fraction)
@@ -124,8 +124,9 @@ class _Run:
             self.log.say(f"loss {self.losses[0]:.3f} -> {self.losses[-1]:.3f}")
         return stop
 
-    def _seconds_of_first(self) -> float:
-        return self.clock.seconds() if distributed.rank() == 0 else 0.0
+    def _seconds(self) -> float:
+        """Of the run, those before a resume included."""
+        return time.monotonic() - self.start
 
     def _due(self, every: int) -> bool:
         return _due(every, self.progress.images, self.config.batch)
@@ -159,7 +160,7 @@ class _Run:
             images_per_second=round(speed, 2),
             skipped=progress.skipped,
             broken=progress.broken,
-            seconds=round(self.clock.seconds(), 2),
+            seconds=round(self._seconds(), 2),
         )
         skipped = {"skipped": str(progress.skipped)} if progress.skipped else {}
         self.log.show(loss=f"{loss:.3f}", **skipped)
@@ -217,7 +218,7 @@ class _Run:
         self._log(sheet=name)
 
     def _log(self, **values: Any) -> None:
-        seconds = round(self.clock.seconds(), 2)
+        seconds = round(self._seconds(), 2)
         self.log.write(images=self.progress.images, seconds=seconds, **values)
 
     # ---- files -----------------------------------------------------------------------------------
@@ -232,7 +233,7 @@ class _Run:
         checkpoint = self._due(config.checkpoint_every) or over or stop or measuring
         snapshot = bool(config.ema_sigma_rel) and (self._due(config.snapshot_every) or over)
         if (checkpoint or snapshot) and self.saved != images:
-            self.progress.seconds = self.clock.seconds()
+            self.progress.seconds = self._seconds()
             self.source.note(self.log)
             progress, parts = self.trainer.state()
             self.log.sync()
@@ -282,7 +283,7 @@ class _Run:
             "images": progress.images,
             "batch": config.batch,
             "steps": progress.step,
-            "seconds": round(self.clock.seconds(), 1),
+            "seconds": round(self._seconds(), 1),
             "degradation": config.degradation,
             "noise_level": config.noise_level,
             "noise_range": list(config.noise_range),
@@ -306,16 +307,6 @@ def _check_finite(parts: Mapping[str, Any], images: int) -> None:
                     f"'{key}' of the {name} is not finite after {images} images: lower the "
                     "learning rate; what was written before stays"
                 )
-
-
-class _Clock:
-    """Seconds of the run, those before a resume included."""
-
-    def __init__(self, before: float):
-        self.start = time.monotonic() - before
-
-    def seconds(self) -> float:
-        return time.monotonic() - self.start
 
 
 class _Source:

@@ -13,7 +13,7 @@ from PIL import Image
 from runtime.files import replacing
 from training.config import TrainConfig
 
-_PACKAGES = {"tensorboard": "tensorboard", "wandb": "wandb"}
+_PACKAGES = ("tensorboard", "wandb")
 _PATIENCE = 30.0  # seconds, with the network
 _ID = "wandb-id.txt"  # a resumed run goes on as the same one
 
@@ -30,12 +30,9 @@ class Tracker(Protocol):
 
 def check_trackers(config: TrainConfig) -> None:
     """Raise ValueError where a package that the settings ask for is not installed."""
-    for setting, package in _PACKAGES.items():
-        if getattr(config, setting) and importlib.util.find_spec(package) is None:
-            raise ValueError(
-                f"{setting} needs the package {package}, which is not installed: pip install "
-                f"{package}"
-            )
+    for package in _PACKAGES:
+        if getattr(config, package) and importlib.util.find_spec(package) is None:
+            raise ValueError(f"{package} is not installed: pip install {package}")
 
 
 def trackers(config: TrainConfig, folder: Path, images: int) -> list[Tracker]:

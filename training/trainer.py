@@ -24,13 +24,7 @@ from runtime.errors import DivergedError
 from training import parallel
 from training.augment import Augment
 from training.averages import power_decay, power_exponent
-from training.checkpoint import (
-    Progress,
-    find_checkpoint,
-    flatten_state,
-    load_parts,
-    unflatten_state,
-)
+from training.checkpoint import Progress, find_checkpoint, load_parts
 from training.config import TrainConfig
 from training.data import step_samples
 from training.loss import DenoisingLoss, MMSELoss, draw_sigma
@@ -81,6 +75,12 @@ class Trainer:
         # One kernel for all tensors, which clips and skips by itself.
         beta1, beta2 = config.betas
         self.optimizer = torch.optim.Adam(self.parameters, config.lr, (beta1, beta2), fused=True)
+        for p in self.parameters:  # as the first step would, so that a checkpoint can fill it
+            self.optimizer.state[p] = {
+                "step": torch.zeros((), device=device),
+                "exp_avg": torch.zeros_like(p),
+                "exp_avg_sq": torch.zeros_like(p),
+            }
 
     def step(self, images: Tensor, labels: Tensor, fraction: float) -> Tensor:
         """One optimiser step on this process's share of the batch; returns its mean loss `[]`.
@@ -216,11 +216,16 @@ class Trainer:
         parts: Parts = {
             "model": self.loss_module.state_dict(),
             "average": self.average.state_dict(),
-            "optimizer": flatten_state(self.optimizer.state_dict()["state"]),
+            "optimizer": self._moments(),
         }
         for sigma_rel in self.powers:
             parts[power_part(sigma_rel)] = self.power_state(sigma_rel)
         return progress, {name: self._whole(part) for name, part in parts.items()}
+
+    def _moments(self) -> dict[str, Tensor]:
+        """The state of the optimiser as named tensors."""
+        state = self.optimizer.state_dict()["state"]
+        return {f"{i}/{key}": value for i, entry in state.items() for key, value in entry.items()}
 
     def power_state(self, sigma_rel: float) -> dict[str, Tensor]:
         """The power-function average of this width, with the network's buffers."""
@@ -275,21 +280,15 @@ class Trainer:
 
     def _load(self, path: Path, parts: Parts) -> None:
         try:
-            state = unflatten_state(self._moments(parts["optimizer"]))
             parallel.fill(self.loss_module.state_dict(), parts["model"])
             parallel.fill(self.average.state_dict(), parts["average"])
             for sigma_rel in self.powers:
                 parallel.fill(self.power_state(sigma_rel), parts[power_part(sigma_rel)])
+            parallel.fill(self._moments(), parts["optimizer"])
         except (ValueError, KeyError):
             raise ValueError(
                 f"the checkpoint {path} belongs to a network of another architecture"
             ) from None
-        for i, entry in state.items():
-            for key, value in entry.items():
-                if value.ndim:
-                    entry[key] = parallel.share_of(value, self.parameters[i])
-        groups = self.optimizer.state_dict()["param_groups"]
-        self.optimizer.load_state_dict({"state": state, "param_groups": groups})
         progress = self.progress
         if progress.scaler:
             scale = progress.scaler.get("scale", 1.0) if self.precision == "fp16" else 1.0
@@ -300,19 +299,6 @@ class Trainer:
         if len(progress.meters) == distributed.world_size():  # else the report starts anew
             own = progress.meters[distributed.rank()][:4]  # older versions wrote one more
             self.meter.sums.copy_(torch.tensor(own, dtype=torch.float64))
-
-    def _moments(self, tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        """The state of the optimiser. Raises ValueError unless it has the names, shapes and types
-        that belong to each parameter; before the first step it is empty."""
-        expected: dict[str, Any] = {}
-        for i, p in enumerate(self.parameters):
-            own = p.shape, p.dtype
-            expected[f"{i}/step"] = torch.Size(), torch.float32
-            expected |= {f"{i}/exp_avg": own, f"{i}/exp_avg_sq": own}
-        found = {name: (tensor.shape, tensor.dtype) for name, tensor in tensors.items()}
-        if found != expected and (tensors or self.progress.step):
-            raise ValueError
-        return tensors
 
     @contextlib.contextmanager
     def averaged(self) -> Iterator[Callable]:
