@@ -12,11 +12,9 @@ from training import checkpoint
 from training.checkpoint import (
     Progress,
     find_checkpoint,
-    flatten_state,
     list_checkpoints,
     load_parts,
     save_checkpoint,
-    unflatten_state,
 )
 
 # ---- checkpoints ---------------------------------------------------------------------------------
@@ -42,10 +40,11 @@ def advance(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
 
 
 def parts(model: nn.Module, average: nn.Module, optimizer: torch.optim.Optimizer) -> dict:
+    moments = optimizer.state_dict()["state"]
     return {
         "model": model.state_dict(),
         "average": average.state_dict(),
-        "optimizer": flatten_state(optimizer.state_dict()["state"]),
+        "optimizer": {f"{i}/{key}": t for i, entry in moments.items() for key, t in entry.items()},
     }
 
 
@@ -56,7 +55,10 @@ def load_checkpoint(folder: Path, *into: Any) -> tuple[Progress, list[str]]:
     loaded = load_parts(path)
     model.load_state_dict(loaded["model"])
     average.load_state_dict(loaded["average"])
-    entries = unflatten_state(loaded["optimizer"])
+    entries: dict = {}
+    for name, tensor in loaded["optimizer"].items():
+        index, key = name.split("/")
+        entries.setdefault(int(index), {})[key] = tensor
     groups = optimizer.state_dict()["param_groups"]
     optimizer.load_state_dict({"state": entries, "param_groups": groups})
     return progress, warnings
