@@ -21,7 +21,7 @@ from networks import Denoiser, Model, NetworkConfig, load_weights, make_config
 from runtime import distributed
 from runtime.environment import environment
 from runtime.errors import data_errors, one_sentence_errors
-from runtime.files import replacing
+from runtime.files import regular, replacing
 from runtime.options import arguments
 from runtime.registry import refuse_foreign
 from samplers import MMSE, Heun, Sampler
@@ -233,7 +233,7 @@ def _record(config: TrainConfig, folder: Path, command: Sequence[str], trainer: 
     with replacing(folder / "config.yaml") as path:
         path.write_text(config.dump())
     # A line for each time the run was started.
-    with (folder / "starts.jsonl").open("a") as file:
+    with regular(folder / "starts.jsonl").open("a") as file:
         start = {
             "command": list(command), "precision": trainer.precision, "environment": environment(),
             "data": trainer.progress.origin and asdict(trainer.progress.origin.data),

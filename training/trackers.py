@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import numpy as np
 from PIL import Image
 
-from runtime.files import replacing
+from runtime.files import regular, replacing
 from training.config import TrainConfig
 
 _PACKAGES = ("tensorboard", "wandb")
@@ -73,7 +73,7 @@ class WeightsAndBiases:
 
     def __init__(self, config: TrainConfig, folder: Path):
         wandb = importlib.import_module("wandb")
-        identifier = folder / _ID
+        identifier = regular(folder / _ID)
         if not identifier.exists():
             with replacing(identifier) as path:
                 path.write_text(uuid.uuid4().hex)

@@ -1,6 +1,7 @@
 """A run goes on with what it was begun with, or says what has changed; nothing foreign is run."""
 
 import json
+import os
 import shutil
 import sys
 from pathlib import Path
@@ -189,6 +190,12 @@ def test_modules_of_somebody_else_are_not_imported_on_resume(home, monkeypatch, 
     assert not Path("exploded").exists()
     result = resume("--trust-config", *options)
     assert Path("exploded").exists() and "--trust-config" not in result.output
+
+
+def test_a_pipe_in_the_folder_of_a_run_is_not_waited_for(home):
+    Path("run/starts.jsonl").unlink()
+    os.mkfifo("run/starts.jsonl")
+    assert_refused(resume(), "starts.jsonl is no regular file")
 
 
 def test_detectors_of_somebody_else_are_not_run_on_resume(home):
