@@ -137,7 +137,7 @@ def list_checkpoints(folder: Path) -> list[Path]:
     """Complete checkpoint folders, oldest first."""
     if not folder.is_dir():
         return []
-    return sorted(path for path in folder.iterdir() if path.name.isdigit())
+    return sorted(path for path in folder.iterdir() if path.name.isdecimal())
 
 
 def find_checkpoint(folder: Path) -> tuple[Path, Progress, list[str]]:
