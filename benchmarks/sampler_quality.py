@@ -19,7 +19,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from benchmarks.report import CONTEXT, name_option, report, save_picture
-from commands.methods import Restorer, check_conditioning, check_samplers, load_frozen
+from commands.methods import Restorer, check_conditioning, check_objective, load_frozen
 from datautils.photos import Photos
 from degradation import FAMILIES, Family, GaussianNoise, get_family
 from metrics.evaluate import Restored, restorations
@@ -203,7 +203,7 @@ def main(
         if not isinstance(denoiser, Denoiser):
             raise ValueError(f"{net} holds an analytic prior: benchmarks.posterior is for it")
         check_conditioning(net, denoiser, {MMSE: sampler_of(MMSE, 1)}, "the photos")
-        check_samplers(net, names)
+        check_objective(net, denoiser, {name: make_sampler(name) for name in names})
     drawn = {family: get_family(family) for family in families}
     rows = quality_rows(denoiser, drawn, names, images)
     report(

@@ -16,7 +16,7 @@ from commands.files import check_new, publish, working_folder
 from commands.methods import (
     Restorer,
     check_guidance,
-    check_samplers,
+    check_objective,
     distances_of,
     load_network,
     samplers_of,
@@ -111,7 +111,7 @@ def build(options: GenOptions, device: torch.device) -> Drawing:
     precision = resolve_precision(options.precision, device)
     (net,) = options.nets
     denoiser = load_network(net, device, precision, options)
-    check_samplers(net, [name])
+    check_objective(net, denoiser, {name: sampler})
     _check_classes(options.classes, denoiser.config.num_classes, net)
     check_guidance(options.cfg, denoiser, net)
     check_folder(options.outdir)

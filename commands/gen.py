@@ -21,7 +21,6 @@ from commands.methods import (
     baseline_methods,
     check_guidance,
     check_operators,
-    check_samplers,
     distances_of,
     driven,
     load_network,
@@ -114,8 +113,6 @@ def build(options: GenOptions, device: torch.device) -> Evaluation:
     check_once("--net", [str(net) for net in options.nets])
     nets = {net: load_network(net, device, precision, options) for net in options.nets}
     pairs = driven(nets, samplers)
-    for net, name in pairs:
-        check_samplers(net, [name])
     check_folder(options.outdir)
     check_new(options.outdir, options.save_images)
     dataset = get_dataset(options.data, options.split, **options.data_opt)
@@ -330,5 +327,7 @@ def _title(name: str, sampler: Sampler, conditioning: str) -> str:
     """What a method is called in tables and pictures."""
     if isinstance(sampler, ZeroShot):
         return name
+    if name == "indi":
+        return "InDI"
     trained = _NAMES[conditioning]
     return f"{trained} MMSE" if name == "mmse" else f"{trained} sample ({name})"

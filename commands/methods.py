@@ -19,8 +19,8 @@ from metrics.evaluate import Restore
 from networks import Denoiser, Model, fit_gaussian, load_weights, posterior_mean
 from networks.precision import DTYPES
 from networks.presets import conditioning_of
-from networks.weights import read_summary
-from samplers import CountingDenoiser, Guided, Sampler, check_operator, make_sampler
+from samplers import CountingDenoiser, Guided, Sampler, check_operator, make_sampler, sampler_names
+from samplers.base import SAMPLERS
 from zero_shot import ZeroShot
 
 BASELINES = ("pinv", "fill", "gaussian")
@@ -110,8 +110,8 @@ def driven(nets: Mapping[Path, Model], samplers: Mapping[str, Sampler]) -> list[
     """Which networks each sampler drives, as pairs (network, sampler).
 
     A zero-shot sampler drives the unconditional networks, or all if there is none. Any other
-    drives the networks that know y. Raises ValueError if a sampler would ignore y, or if no sampler
-    drives a network.
+    drives the networks that know y and were trained for it. Raises ValueError if a sampler would
+    ignore y, or if no sampler drives a network.
     """
     unconditional = [n for n, net in nets.items() if conditioning_of(net.config) == "unconditional"]
     others = [net for net in nets if net not in unconditional]
@@ -123,9 +123,14 @@ def driven(nets: Mapping[Path, Model], samplers: Mapping[str, Sampler]) -> list[
             chosen = others
         else:
             check_conditioning(unconditional[0], nets[unconditional[0]], {name: sampler}, "y")
-        pairs += [(net, name) for net in chosen]
+        fitting = [net for net in chosen if objective_of(nets[net]) in sampler.objectives]
+        if not fitting:
+            check_objective(chosen[0], nets[chosen[0]], {name: sampler})
+        pairs += [(net, name) for net in fitting]
     for idle in [net for net in nets if net not in {pair[0] for pair in pairs}]:
-        wanted = "a zero-shot one such as ddrm" if idle in unconditional else "heun or dpm"
+        wanted = "a zero-shot one such as ddrm"
+        if idle not in unconditional:
+            wanted = "indi" if objective_of(nets[idle]) == "indi" else "heun or dpm"
         raise ValueError(f"no --sampler drives {idle}: add {wanted}, or leave this --net out")
     return pairs
 
@@ -192,15 +197,21 @@ def check_compiler(device: torch.device) -> None:
         raise ValueError(f"--compile needs {wanted}, which is not there: leave it out")
 
 
-def check_samplers(net: Path, samplers: Sequence[str]) -> None:
-    """Raise ValueError where a network that was trained at one noise level is to be sampled."""
-    if not read_summary(net).get("mse_train"):
-        return
-    for name in samplers:
-        if name != "mmse":
+def objective_of(denoiser: Model) -> str:
+    """What a network was trained for; a prior denoises."""
+    return getattr(denoiser.config, "objective", "denoising")
+
+
+def check_objective(net: Path, denoiser: Model, samplers: Mapping[str, Sampler]) -> None:
+    """Raise ValueError if a sampler needs a network that was trained for something else."""
+    objective = objective_of(denoiser)
+    for name, sampler in samplers.items():
+        if objective not in sampler.objectives:
+            known = (n for n in sampler_names() if objective in SAMPLERS.find(n).objectives)
+            fitting = " or ".join(known)
             raise ValueError(
-                f"{net} was trained for the one-step MMSE estimate alone, --sampler {name} needs "
-                "one that was trained at all noise levels"
+                f"{net} was trained for the objective {objective}: --sampler {name} cannot drive "
+                f"it, {fitting} can"
             )
 
 

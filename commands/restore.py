@@ -15,9 +15,10 @@ from commands.methods import (
     COSTS,
     check_conditioning,
     check_guidance,
-    check_samplers,
+    check_objective,
     cost_of,
     load_frozen,
+    objective_of,
 )
 from commands.options import RestoreOptions
 from commands.photo import Task, pose
@@ -33,7 +34,6 @@ from runtime.errors import one_sentence_errors
 from runtime.progress import progress
 from runtime.tables import table
 from samplers import (
-    MMSE,
     CountingDenoiser,
     Guided,
     Sampler,
@@ -41,6 +41,7 @@ from samplers import (
     check_operator,
     evaluations_of,
     make_sampler,
+    one_step,
 )
 
 SHIPPED = Path(__file__).resolve().parents[1] / "checkpoints" / "photos64-invfusion.safetensors"
@@ -110,7 +111,7 @@ def _build(options: RestoreOptions, device: torch.device) -> Restoration:
     denoiser = load_frozen(net, device, precision, options.recompute)
     check_conditioning(net, denoiser, {name: sampler}, "the photo")
     _check_network(options, net, denoiser)
-    check_samplers(net, [name] if options.samples else [])
+    check_objective(net, denoiser, {name: sampler} if options.samples else {})
     task = pose(options, denoiser.config.image_shape, device)
     check_operator(sampler, task.problem.degradation)
     evaluations = evaluations_of(sampler, denoiser.config.image_shape)
@@ -208,7 +209,7 @@ def _run(
     network = CountingDenoiser(restoration.denoiser)
     guided = network if options.cfg is None else Guided(network, options.cfg)
     if name == "mmse":  # the estimate of a guided network would be of another distribution
-        sampler, evaluations, guided = MMSE(), 1, network
+        sampler, evaluations, guided = one_step(objective_of(restoration.denoiser)), 1, network
     dtype = DTYPES[restoration.precision]
     batches = math.ceil(len(task.tiling) * len(problem) / options.batch)
     start = seconds_now(device)

@@ -24,7 +24,7 @@ from runtime.errors import data_errors, one_sentence_errors
 from runtime.files import regular, replacing
 from runtime.options import arguments
 from runtime.registry import refuse_foreign
-from samplers import MMSE, Heun, Sampler
+from samplers import Heun, InDI, Sampler, one_step
 from training.checkpoint import list_checkpoints
 from training.config import TrainConfig
 from training.curves import draw_curves
@@ -34,6 +34,9 @@ from training.sheets import Sheet
 from training.trackers import check_trackers
 from training.trainer import Trainer, noise_of
 from training.validation import HeldoutDistances, HeldoutImages, Validation, members
+
+_SAMPLERS: dict[str, Sampler | None] = {"denoising": Heun(), "mmse": None, "indi": InDI()}
+"""What restores held-out images while a run of this objective trains, beside the MMSE estimate."""
 
 
 def run(
@@ -157,7 +160,9 @@ def _denoiser(config: TrainConfig, dataset: ImageDataset) -> Denoiser:
     network = make_config(
         config.preset, conditioning, dataset.image_shape, dataset.num_classes, config.network
     )
-    network = replace(network, noise_conditioning=bool(config.noise_range))
+    network = replace(
+        network, noise_conditioning=bool(config.noise_range), objective=config.objective
+    )
     if config.init is None:
         return Denoiser(network)
     denoiser = load_weights(config.init)
@@ -195,15 +200,15 @@ def _heldout(
         device,
         config.workers,
     )
-    sampler = None if config.mse_train else Heun()
+    sampler, estimator = _SAMPLERS[config.objective], one_step(config.objective)
     # Where nothing is measured there is nothing that an estimate could be compared with.
     families = {name: f for name, f in images.families.items() if name != "NoDegradation"}
     return Heldout(
-        Validation(replace(images, families=families), config.validate_images)
+        Validation(replace(images, families=families), config.validate_images, estimator)
         if validated
         else None,
-        _distances(config, images, dataset, sampler or MMSE()) if measured else None,
-        Sheet(images, sampler, config.sheet_images) if config.sheet_every else None,
+        _distances(config, images, dataset, sampler or estimator) if measured else None,
+        Sheet(images, estimator, sampler, config.sheet_images) if config.sheet_every else None,
     )
 
 

@@ -75,6 +75,7 @@ class NetworkConfig:
     mapping_depth: int = 2
     mapping_d_ff: int | None = None  # 3·width
     noise_conditioning: bool = False  # told the noise level of y, to restore at any of a range
+    objective: str = "denoising"  # what it is trained for (training/loss.py)
     fused: bool = False  # gets x and y in one image, as EPS does, instead of x
     sigma_data: float = 0.5  # standard deviation of pixels
     logvar_channels: int = 128  # random features of u(σ)

@@ -101,7 +101,7 @@ def make_config(
     )
 
 
-_FIXED = ("image_shape", "num_classes", "in_mult", "out_mult", "noise_conditioning")
+_FIXED = ("image_shape", "num_classes", "in_mult", "out_mult", "noise_conditioning", "objective")
 """Fields that follow from the data and from what the network is trained for."""
 
 

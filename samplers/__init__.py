@@ -15,7 +15,8 @@ from samplers.dpm import DPM
 from samplers.euler import Euler
 from samplers.guidance import Guided
 from samplers.heun import Heun
-from samplers.mmse import MMSE
+from samplers.indi import InDI
+from samplers.mmse import MMSE, one_step
 from samplers.tiles import Tiled, Tiling, tile_problems
 
 __all__ = [
@@ -26,6 +27,7 @@ __all__ = [
     "Euler",
     "Guided",
     "Heun",
+    "InDI",
     "Sampler",
     "Tiled",
     "Tiling",
@@ -33,6 +35,7 @@ __all__ = [
     "evaluations_of",
     "karras_grid",
     "make_sampler",
+    "one_step",
     "register",
     "sampler_names",
     "tile_problems",

@@ -53,9 +53,11 @@ class Sampler:
 
     needs: what else it asks for: "spectrum", the SVD of the operator (`check_operator` raises
     ValueError for an operator without one), "gradient", a denoiser that can be differentiated.
+    objectives: what a network may have been trained for that it drives.
     """
 
     needs: ClassVar[frozenset[str]] = frozenset()
+    objectives: ClassVar[frozenset[str]] = frozenset({"denoising"})
 
     def __call__(
         self, denoiser: Denoiser, noise: Tensor, problem: Problem, rng: RandnLike

@@ -28,6 +28,7 @@ _FREE = (
     *("keep_every", "snapshot_every", "sheet_every", "sheet_images", "max_skipped"),
     *("compile", "recompute", "fsdp", "tensorboard", "wandb"),
 )
+OBJECTIVES = ("denoising", "mmse", "indi")
 _SHARES = ("mmse_share", "clean_share", "label_dropout", "cooldown", "augment")
 
 
@@ -77,8 +78,11 @@ class TrainConfig:
     poisson_peak: float | None = option(
         "Photon noise instead: the expected number of photons of a white measurement.", None
     )
-    mse_train: bool = option(
-        "Train the one-step MMSE estimate alone: input 100·ε, plain mean-squared error.", False
+    objective: str = option(
+        "What the network learns: denoising (the method), mmse (the one-step MMSE estimate alone), "
+        "indi (the rival InDI).",
+        "denoising",
+        choices=OBJECTIVES,
     )
     augment: float = option(
         "Probability of each non-leaking augmentation (EDM); 0 leaves augmentation out.", 0.0
@@ -212,8 +216,9 @@ class TrainConfig:
             raise ValueError(f"clean_share={self.clean_share} goes with a noise_range")
         if self.blind and not self.degradation:
             raise ValueError("blind leaves H out of a conditional network: give a degradation")
-        if self.mse_train and not self.degradation:
-            raise ValueError("mse_train estimates x0 from y: give a degradation")
+        _require(self.objective in OBJECTIVES, "objective", self.objective, " or ".join(OBJECTIVES))
+        if self.objective != "denoising" and not self.degradation:
+            raise ValueError(f"objective={self.objective} starts from y: give a degradation")
         if self.detectors and not self.ref_path:
             raise ValueError("detectors measure distances to a reference: give a ref_path")
         _require(self.precision in PRECISIONS, "precision", self.precision, " or ".join(PRECISIONS))
@@ -225,6 +230,8 @@ class TrainConfig:
         Raises ValueError that names the file and the setting at fault.
         """
         values = _read_yaml(path) if path else {}
+        if values.pop("mse_train", False):  # of earlier versions
+            values["objective"] = "mmse"
         types = _types()
         for name in (*values, *overrides):
             if name not in types:

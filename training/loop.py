@@ -288,7 +288,7 @@ class _Run:
             "noise_level": config.noise_level,
             "noise_range": list(config.noise_range),
             "poisson_peak": config.poisson_peak,
-            "mse_train": config.mse_train,
+            "objective": config.objective,
             "augment": config.augment,
             "precision": self.trainer.precision,
             "data": config.data_class,

@@ -1,10 +1,11 @@
-"""The training losses: denoising with learned uncertainty (EDM2, 2.2; paper, Eq. 6), MMSE."""
+"""The training losses: denoising with learned uncertainty (EDM2, 2.2; paper, Eq. 6), MMSE, InDI."""
 
 import torch
 from torch import Tensor, nn
 
 from degradation import Draws, Problem
 from networks import Denoiser
+from training.config import TrainConfig
 
 
 def draw_sigma(
@@ -22,6 +23,10 @@ class DenoisingLoss(nn.Module):
     def __init__(self, denoiser: Denoiser):
         super().__init__()
         self.denoiser = denoiser
+
+    def levels(self, draws: Draws, config: TrainConfig) -> Tensor:
+        """The noise level of each sample of a step, `[B]`."""
+        return draw_sigma(draws, config.P_mean, config.P_std, config.mmse_share)
 
     def forward(
         self,
@@ -46,8 +51,11 @@ class DenoisingLoss(nn.Module):
 class MMSELoss(DenoisingLoss):
     """‖D(σε, σ; H, y) − x0‖² per value, the input without the image: training of E[x0 | y] alone.
 
-    The noise level is that of the sampler `MMSE`, σ = 100 (`draw_sigma` with an mmse_share of 1).
+    The noise level is that of the sampler `MMSE`, σ = 100.
     """
+
+    def levels(self, draws: Draws, config: TrainConfig) -> Tensor:
+        return draw_sigma(draws, config.P_mean, config.P_std, mmse_share=1.0)
 
     def forward(
         self,
@@ -62,3 +70,41 @@ class MMSELoss(DenoisingLoss):
         error = (estimate - images).square().flatten(1).mean(1)
         # Parallel training waits for a gradient of every parameter, the idle uncertainty's too.
         return error + 0 * self.denoiser.log_variance(sigma)
+
+
+class InDILoss(DenoisingLoss):
+    """|D(x_t, t; y) − x0| per value, x_t = (1 − t)x0 + t·H†y + t·ε·n (InDI, with ε = 0.01).
+
+    t is uniform in (0, 1], but 1 for a share `mmse_share` of the samples. The paper of InvFusion
+    states none of these choices.
+    """
+
+    epsilon = 0.01
+
+    def levels(self, draws: Draws, config: TrainConfig) -> Tensor:
+        """The times t `[B]`."""
+        chosen = draws.uniform((), "sigma/mmse") < config.mmse_share
+        return torch.where(chosen, 1.0, 1 - draws.uniform((), "sigma"))
+
+    def forward(
+        self,
+        images: Tensor,
+        sigma: Tensor,
+        noise: Tensor,
+        problem: Problem,
+        augment_labels: Tensor | None = None,
+    ) -> Tensor:
+        """Loss `[B]`, arguments as in `DenoisingLoss`, the times in place of sigma."""
+        time = sigma[:, None, None, None]
+        mixed = images + time * (problem.pinv() - images + self.epsilon * noise)
+        estimate = self.denoiser(mixed, sigma, problem, augment_labels)
+        error = (estimate - images).abs().flatten(1).mean(1)
+        return error + 0 * self.denoiser.log_variance(sigma)
+
+
+LOSSES: dict[str, type[DenoisingLoss]] = {
+    "denoising": DenoisingLoss,
+    "mmse": MMSELoss,
+    "indi": InDILoss,
+}
+"""What each objective of a run minimises."""

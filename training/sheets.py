@@ -7,22 +7,24 @@ from torch import Tensor
 
 from metrics.pixel import to_uint8
 from metrics.report import write_pictures
-from samplers import MMSE, Sampler
+from samplers import Sampler
 from training.validation import HeldoutImages, restoring
 
 
 class Sheet:
     """Original, measurement, H†y, MMSE estimate and, by `sampler`, a sample of a few images."""
 
-    def __init__(self, images: HeldoutImages, sampler: Sampler | None, count: int):
-        self.images, self.sampler = images, sampler
+    def __init__(
+        self, images: HeldoutImages, estimator: Sampler, sampler: Sampler | None, count: int
+    ):
+        self.images, self.estimator, self.sampler = images, estimator, sampler
         self.indices = range(min(count, len(images.dataset)))
 
     def __call__(self, denoiser: Callable, path: Path) -> None:
         """Draw the denoiser's restorations into the PNG file `path`."""
         methods = {
             "H†y": lambda problem, noise, draws: problem.pinv(),
-            "MMSE": restoring(MMSE(), denoiser),
+            "MMSE": restoring(self.estimator, denoiser),
         }
         if self.sampler is not None:
             methods["sample"] = restoring(self.sampler, denoiser)

@@ -27,7 +27,7 @@ from training.averages import power_decay, power_exponent
 from training.checkpoint import Progress, find_checkpoint, load_parts
 from training.config import TrainConfig
 from training.data import step_samples
-from training.loss import DenoisingLoss, MMSELoss, draw_sigma
+from training.loss import LOSSES
 from training.origin import check_origin
 from training.precision import Meter, loss_scaler
 from training.schedule import ema_decay, learning_rate, update_average
@@ -59,8 +59,7 @@ class Trainer:
         self.denoiser.net.recompute = _recomputed(config, denoiser)
         if config.compile:  # the average stays as it is: it sees batches of many sizes
             self.denoiser.compile()
-        loss = MMSELoss if config.mse_train else DenoisingLoss
-        self.loss_module = loss(self.denoiser).to(device)
+        self.loss_module = LOSSES[config.objective](self.denoiser).to(device)
         if config.fsdp:
             parallel.shard(self.loss_module)
             parallel.shard(self.average)
@@ -133,8 +132,7 @@ class Trainer:
         operator = self.family.sample(shape, structure, seeds, self.device)
         hidden = draws.uniform((), "label dropout") < config.label_dropout
         problem = self.noise.measure(operator, clean, draws, torch.where(hidden, -1, labels))
-        mmse_share = 1.0 if config.mse_train else config.mmse_share
-        sigma = draw_sigma(draws, config.P_mean, config.P_std, mmse_share)
+        sigma = self.loss_module.levels(draws, config)
         noise = draws.normal(clean.shape[1:], "noise")
         with self.autocast(), seeded(self.denoiser, seeds):
             return self.loss(clean, sigma, noise, problem, augment_labels)

@@ -16,7 +16,7 @@ from metrics.pixel import psnr, to_uint8
 from metrics.records import Mean
 from metrics.statistics import FeatureStatistics, Reference
 from runtime import distributed, signals
-from samplers import MMSE, Sampler
+from samplers import Sampler
 
 SEED = 1  # its own, so that the operators are not those of the evaluation afterwards
 
@@ -62,10 +62,10 @@ def restoring(sampler: Sampler, denoiser: Callable) -> Restore:
 class Validation:
     """PSNR of the one-step MMSE estimate of the first `count` held-out images."""
 
-    def __init__(self, images: HeldoutImages, count: int):
+    def __init__(self, images: HeldoutImages, count: int, estimator: Sampler):
         count = min(count, len(images.dataset))
         self.indices = range(distributed.rank(), count, distributed.world_size())
-        self.images = images
+        self.images, self.estimator = images, estimator
 
     def __call__(self, denoiser: Callable) -> dict[str, float]:
         """Mean PSNR (dB) for each family, on every process, NaN where an estimate is not finite.
@@ -76,7 +76,7 @@ class Validation:
         values: dict[str, list[float]] = {name: [] for name in families}
         with suppress(signals.Interrupted):
             for restored in self.images.restored(
-                self.indices, {"mmse": restoring(MMSE(), denoiser)}
+                self.indices, {"mmse": restoring(self.estimator, denoiser)}
             ):
                 found = psnr(to_uint8(restored.x), restored.truth)
                 found[~restored.x.flatten(1).isfinite().all(1)] = math.nan

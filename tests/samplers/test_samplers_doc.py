@@ -49,7 +49,7 @@ def test_options_and_defaults(name: str) -> None:
     assert set(told) == set(fields)
     for option, value in told.items():
         default = fields[option]
-        if isinstance(default, bool | str):
+        if default is None or isinstance(default, bool | str):
             assert value == str(default).lower()
         else:
             assert float(value) == default

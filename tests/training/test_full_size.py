@@ -86,7 +86,7 @@ def test_options_have_the_names_of_the_paper():
     ("arguments", "words"),
     [
         (("--fp32", "--precision", "bf16"), ("--fp32", "bf16")),
-        (("--mse-train",), ("mse_train", "degradation")),
+        (("--objective=mmse",), ("objective=mmse", "degradation")),
         (("--blind-train",), ("blind", "degradation")),
         (("--preset", "nope"), ("nope", "FFHQ64")),
         (("--data-class", "datautils.nope.X"), ("datautils.nope.X",)),
@@ -247,7 +247,7 @@ def test_weights_are_kept_before_the_long_measurement(home, tmp_path, monkeypatc
 
 
 def test_a_network_of_one_noise_level_is_not_sampled(home, tmp_path):
-    assert start(home, tmp_path / "run", "--mse-train").exit_code == 0
+    assert start(home, tmp_path / "run", "--objective=mmse").exit_code == 0
     net = str(tmp_path / "run" / "weights.safetensors")
     words = ["--net", net, "--outdir", str(tmp_path / "out")]
     gen = ["gen", *words, "--data-opt", "resolution=16", "--images", "4", "--degradation", "Box"]

@@ -32,7 +32,7 @@ TRAIN = [
     "--preset=tiny", "--data-opt=resolution=16", "--data-opt=size=8", "-b", "4", "--ramp=0",
     "--duration=16", "--fp32", "--workers=0", "--log-every=4", "--checkpoint-every=8",
     "--degradation=MissingPatches", "--validate-every=8", "--validate-images=2",
-    "--sheet-every=8", "--sheet-images=2", "--mse-train",
+    "--sheet-every=8", "--sheet-images=2", "--objective=mmse",
 ]  # fmt: skip
 
 
@@ -71,7 +71,7 @@ def test_a_sheet_of_the_default_settings_is_one_picture(tmp_path):
     images = HeldoutImages(data, families, make_noise(), 4, cpu)
     rows = len(families) * config.sheet_images
     assert rows > 12  # more than a page of an evaluation
-    draw = Sheet(images, None, config.sheet_images)
+    draw = Sheet(images, MMSE(), None, config.sheet_images)
     draw(lambda x, sigma, problem: torch.zeros_like(x), tmp_path / "sheet.png")
     assert [path.name for path in tmp_path.iterdir()] == ["sheet.png"]
     assert pixels(tmp_path / "sheet.png").shape[0] > rows * 128

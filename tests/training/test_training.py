@@ -108,9 +108,9 @@ def test_augmented_images_are_measured_and_the_network_is_told():
 
 
 def test_mmse_training_is_at_sigma_100_with_a_plain_loss():
-    trainer = make_trainer(settings(mse_train=True, noise_level=0.1))
+    trainer = make_trainer(settings(objective="mmse", noise_level=0.1))
     assert isinstance(trainer.loss_module, MMSELoss)
-    ((_, sigma, _, problem, *_),) = given_to_the_loss(settings(mse_train=True, noise_level=0.1))
+    ((_, sigma, _, problem, *_),) = given_to_the_loss(settings(objective="mmse", noise_level=0.1))
     assert sigma.eq(100).all() and problem.noise_level.eq(torch.tensor(0.1)).all()
 
 

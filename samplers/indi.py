@@ -1,0 +1,37 @@
+"""Inversion by direct iteration (Delbracio and Milanfar, TMLR 2023)."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+from degradation import Problem
+from samplers.base import Denoiser, RandnLike, Sampler, check_range, register
+
+
+@register("indi")
+@dataclass(frozen=True)
+class InDI(Sampler):
+    """From H†y + epsilon·noise to an image in num_steps steps, for networks trained so.
+
+    The network has E[x0 | x_t], x_t = (1 − t)x0 + t·H†y + t·epsilon·n, with the time t in place of
+    the noise level. A step from t to t − δ: x ← (δ/t)·E[x0 | x] + (1 − δ/t)·x. With num_steps=1 the
+    result is the MMSE estimate.
+    """
+
+    objectives: ClassVar[frozenset[str]] = frozenset({"indi"})
+
+    num_steps: int = 50
+    epsilon: float = 0.01
+
+    def __post_init__(self) -> None:
+        check_range(self, num_steps=(1, 10**6), epsilon=(0, 1e3))
+
+    def __call__(
+        self, denoiser: Denoiser, noise: Tensor, problem: Problem, rng: RandnLike
+    ) -> Tensor:
+        run = self.begin(denoiser, problem, rng)
+        x = problem.pinv() + self.epsilon * noise
+        for remaining in range(self.num_steps, 0, -1):
+            x = x + (run.estimate(x, remaining / self.num_steps) - x) / remaining
+        return x
