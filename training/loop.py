@@ -241,7 +241,8 @@ class _Run:
                 self._start_writing(progress, parts, checkpoint, snapshot)
             self.saved = images if checkpoint else self.saved
         if over:
-            self._save_weights()
+            self.writing.wait()
+            self.log.say(f"weights: {self.folder / WEIGHTS}")
 
     def _start_writing(
         self, progress: Progress, parts: Parts, checkpoint: bool, snapshot: bool
@@ -270,6 +271,7 @@ class _Run:
         self.writing.run(write)
 
     def _save_weights(self) -> None:
+        """For a run that is over when it is resumed: the kill may have come before they were."""
         tensors = {k: parallel.whole(t) for k, t in self.trainer.average.state_dict().items()}
         if distributed.rank() == 0:
             _check_finite({"average": tensors}, self.progress.images)

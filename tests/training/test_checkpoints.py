@@ -20,7 +20,7 @@ from torch import Tensor
 import train
 from degradation import MissingPatches
 from networks import Denoiser, make_config
-from training import checkpoint
+from training import checkpoint, loop
 from training.checkpoint import (
     Background,
     Progress,
@@ -94,6 +94,20 @@ def test_a_run_keeps_the_checkpoints_that_it_is_told_to(folder):
     result = CliRunner().invoke(train.main, [*TRAIN, "--keep-checkpoints=1", "--keep-every=8"])
     assert result.exit_code == 0, result.stderr
     assert images_of(folder / "run" / "checkpoints") == [8, 16]
+
+
+def test_weights_are_written_once_for_each_checkpoint(folder, monkeypatch):
+    """Not by the thread and by the run at its end, into one temporary file."""
+    written, save = [], loop.save_weights
+
+    def saved(path: Path, *arguments: object) -> None:
+        written.append(path.name)
+        save(path, *arguments)
+
+    monkeypatch.setattr(loop, "save_weights", saved)
+    result = CliRunner().invoke(train.main, TRAIN)
+    assert result.exit_code == 0, result.stderr
+    assert written == ["weights.safetensors"] * 4 and f"weights: run/{written[0]}" in result.stdout
 
 
 # ---- disks that are full -------------------------------------------------------------------------
