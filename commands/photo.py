@@ -206,7 +206,7 @@ def _measured_blur(request: Request, photo: Tensor, kernel: Tensor, image_shape:
     except ValueError as error:
         raise ValueError(f"{request.kernel}: {error}") from None
     # H† is shown, not computed with: a tolerance far below a grey level is enough.
-    operator = blur if len(tiling) == 1 else ValidRegion(kernel, stride, shape, tol=1e-4)
+    operator = blur if len(tiling) == 1 else ValidRegion(kernel, stride, shape, tol=1e-3)
     picture = to_float(photo.to(kernel.device))
     y = picture.flatten()[None] * operator.rows
     problem = _problem(request, operator, y)
@@ -224,7 +224,7 @@ def _tile_blur(kernel: Tensor, stride: int, image_shape: Shape) -> TileBlur:
     """The operator of a tile: with its SVD where that is small enough, else by iterations."""
     count = image_shape[1] * image_shape[2]
     if (count // stride**2) * count * 8 > MAX_BYTES or count // stride**2 > MAX_ROWS:
-        return ValidRegion(kernel, stride, image_shape, tol=1e-3, max_iter=100, floor=0.02)
+        return ValidRegion(kernel, stride, image_shape, tol=0.02, max_iter=100, floor=0.02)
     return ValidConvolution(kernel, stride, image_shape)
 
 

@@ -17,8 +17,9 @@ class Iterative(LinearOperator):
     singular value is as small as that, H† shrinks its direction, by half there and entirely further
     below. So H H_pinv(y) is y to a few `floor` only; with floor 0 it is the least-squares solution
     of smallest norm, for which many steps can be needed. Conjugate gradients stop, for each image
-    by itself, where the residual of the normal equations has fallen to `tol` of what it was, or to
-    the precision of the numbers; a warning says where `max_iter` steps are not enough. A
+    by itself, where the solution is exact for an H and a y that differ by `tol`, or by the
+    precision of the numbers (`least_squares`); a warning says where `max_iter` steps are not
+    enough. A
     measurement that holds NaN has an H_pinv of NaN.
 
     All maps are differentiable: the gradient of H is Hᵀ, that of H_pinv, by y and by the noise

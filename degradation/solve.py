@@ -23,23 +23,25 @@ def least_squares(
     """argmin ‖Ax − y‖² + σ²‖x‖², of smallest norm: (AᵀA + σ²I)⁻¹Aᵀy, for each row of y.
 
     forward, adjoint: A and Aᵀ, maps of vectors `[B, K, n]` to `[B, K, m]` and back; y: `[B, K, m]`;
-    sigma: `[B, 1, 1]`; norm: ‖A‖ `[B, 1, 1]`, roughly. Stops if the residual of the normal
-    equations has fallen to `tol` of what it was, and warns if `max_iter` steps are not enough;
-    without `tol` it makes `max_iter` steps, or as many as rounding allows.
+    sigma: `[B, 1, 1]`; norm: ‖A‖ `[B, 1, 1]`, roughly. Stops if the residual r of [A; σI]x = [y; 0]
+    has ‖r‖ ≤ tol ‖y‖ or ‖[A; σI]ᵀr‖ ≤ tol ‖A‖ ‖r‖: x is then exact for an A and a y that differ by
+    about `tol` (Paige and Saunders, LSQR, 1982, section 6), and its error along a singular value s
+    is about tol ‖A‖/s of x. A `tol` below the rounding of the numbers counts as that. Warns if
+    `max_iter` steps are not enough; without `tol` it makes `max_iter` steps, or as many as rounding
+    allows.
 
     Conjugate gradients for least squares (Björck, Numerical Methods for Least Squares Problems,
     1996, algorithm 7.4.1) with a damping σ: all steps are the same for one image alone as in a
     batch, where rows that are done wait.
     """
-    variance, residual = sigma.square(), y
+    variance, residual, left = sigma.square(), y, _energy(y)
     direction = slope = adjoint(y)
     energy = _energy(slope)
-    x = torch.zeros_like(slope) + 0 * energy  # NaN, of which no energy is above another, stays
-    # Aᵀ of the rounding errors of y: less than that cannot be reached.
-    rounding = (4 * torch.finfo(y.dtype).eps * norm) ** 2 * _energy(y)
-    enough = torch.maximum((tol or 0) ** 2 * energy, rounding)
+    x = torch.zeros_like(slope) + 0 * energy  # NaN, of which nothing is above anything, stays
+    relative = max(tol or 0, 4 * torch.finfo(y.dtype).eps) ** 2
+    enough = relative * left
     for step_number in range(max_iter):
-        active = energy > enough
+        active = (left > enough) & (energy > relative * norm**2 * left)
         if tol and step_number % _LOOK == 0 and not active.any():
             return x
         image = forward(direction)
@@ -47,15 +49,18 @@ def least_squares(
         step = torch.where(active & (curvature > 0), energy / curvature, 0)
         x, residual = x + step * direction, residual - step * image
         slope = adjoint(residual) - variance * x
+        left = _energy(residual) + variance * _energy(x)
         before, energy = energy, torch.where(active, _energy(slope), energy)
         direction = torch.where(active, slope + energy / before * direction, direction)
-    open_rows = int((energy > enough).sum()) if tol else 0
-    if open_rows:
-        warnings.warn(
-            f"conjugate gradients stopped after {max_iter} steps before {open_rows} of "
-            f"{energy.numel()} images reached the tolerance {tol:g}: raise max_iter or floor",
-            stacklevel=2,
-        )
+    if tol:
+        reached = torch.minimum(left / _energy(y), energy / (norm**2 * left)).sqrt()
+        if (late := reached[reached > relative**0.5]).numel():
+            warnings.warn(
+                f"conjugate gradients stopped after {max_iter} steps before {late.numel()} of "
+                f"{energy.numel()} images reached the tolerance {tol:g} (the worst is at "
+                f"{late.max():.1g}): raise max_iter or floor",
+                stacklevel=2,
+            )
     return x
 
 
