@@ -35,13 +35,15 @@ class FeatureStatistics:
     """Count, sum and sum of outer products of features, in float64 on the features' device.
 
     Sums can be taken in any order, so the statistics depend neither on the batches nor on how the
-    images were shared between processes, but for the rounding of float64.
+    images were shared between processes, but for the rounding of float64. They are sums of
+    differences from the mean of the first batch: features far from 0 lose no digits.
     """
 
     def __init__(self) -> None:
         self.count = 0
-        self._sum: Tensor | None = None  # [d]
-        self._outer: Tensor | None = None  # [d, d]
+        self._shift: Tensor | None = None  # [d]
+        self._sum: Tensor  # [d], and the next one [d, d]: of features less the shift
+        self._outer: Tensor
 
     def update(self, features: Tensor) -> None:
         """Take in features `[B, d]`; ValueError for another d or values that are not finite."""
@@ -49,32 +51,36 @@ class FeatureStatistics:
             raise ValueError(f"expected features [B, d], not {tuple(features.shape)}")
         if not features.isfinite().all():
             raise ValueError("the features of an image are not finite")
+        if len(features) == 0:
+            return
         features = features.detach().double()
-        self._add(len(features), features.sum(0), features.mT @ features)
+        if self._shift is None:
+            self._start(features.mean(0))
+        assert self._shift is not None
+        if features.shape[1:] != self._shift.shape:
+            raise ValueError(f"expected {len(self._shift)} features, not {features.shape[1]}")
+        features = features.to(self._shift.device) - self._shift
+        self.count += len(features)
+        self._sum += features.sum(0)
+        self._outer += features.mT @ features
 
-    def _add(self, count: int, total: Tensor, outer: Tensor) -> None:
-        if self._sum is None or self._outer is None:
-            self._sum, self._outer = torch.zeros_like(total), torch.zeros_like(outer)
-        if total.shape != self._sum.shape:
-            raise ValueError(f"expected {len(self._sum)} features, not {len(total)}")
-        self.count += count
-        self._sum += total.to(self._sum.device)
-        self._outer += outer.to(self._outer.device)
+    def _start(self, shift: Tensor) -> None:
+        self._shift, self._sum = shift, torch.zeros_like(shift)
+        self._outer = torch.zeros_like(torch.outer(shift, shift))
 
     @property
     def mean(self) -> Tensor:
         """Mean of the features, float64 `[d]`; ValueError before the first image."""
-        if self._sum is None or self.count == 0:
+        if self._shift is None:
             raise ValueError("there is no mean of the features of no image")
-        return self._sum / self.count
+        return self._shift + self._sum / self.count
 
     @property
     def covariance(self) -> Tensor:
         """Unbiased covariance (n − 1), float64 `[d, d]`; ValueError for fewer than 2 images."""
-        if self._outer is None or self.count < 2:
+        if self.count < 2:
             raise ValueError(f"a covariance needs at least 2 images, not {self.count}")
-        mean = self.mean
-        return (self._outer - self.count * torch.outer(mean, mean)) / (self.count - 1)
+        return (self._outer - torch.outer(self._sum, self._sum) / self.count) / (self.count - 1)
 
     def reduced(self, sum_tensor: Callable[[Tensor], Tensor], features: int) -> "FeatureStatistics":
         """The statistics of all processes, on every process; each must call it.
@@ -82,14 +88,24 @@ class FeatureStatistics:
         sum_tensor: sums a tensor over the processes. features: their number d, for a process that
         has seen no image.
         """
-        total, outer = self._sum, self._outer
-        if total is None or outer is None:
-            total = torch.zeros(features, dtype=torch.float64)
-            outer = torch.zeros(features, features, dtype=torch.float64)
-        flat = torch.cat([total.new_tensor([self.count]), total, outer.flatten()])
-        count, total, outer = sum_tensor(flat).split([1, features, features**2])
-        result = FeatureStatistics()
-        result._add(int(count.item()), total, outer.view(features, features))
+        own, result = self, FeatureStatistics()
+        if self._shift is None:
+            own = FeatureStatistics()
+            own._start(torch.zeros(features, dtype=torch.float64))
+        assert own._shift is not None
+        moments = torch.cat([own._sum.new_tensor([own.count]), own._sum + own.count * own._shift])
+        count, total = sum_tensor(moments).split([1, features])
+        result.count = int(count.item())
+        if result.count == 0:
+            return result
+        # The sums of each process as differences from the mean of all, which is the same on all.
+        result._start(total / count)
+        step = own._shift - result._shift
+        moved = torch.outer(step, own._sum)
+        outer = own._outer + moved + moved.mT + own.count * torch.outer(step, step)
+        flat = sum_tensor(torch.cat([own._sum + own.count * step, outer.flatten()]))
+        result._sum, outer = flat.split([features, features**2])
+        result._outer = outer.view(features, features)
         return result
 
 

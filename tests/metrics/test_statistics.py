@@ -4,7 +4,9 @@ import io
 import json
 import pickle
 import resource
+import threading
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -28,6 +30,24 @@ def gathered(features, batch):
 
 def detector(name="own", sha256="ab" * 32, features=6):
     return Detector(name, sha256, features, lambda images: images, torch.device("cpu"))
+
+
+def reduced(shares, features):
+    """The statistics of all shares, as their processes have them."""
+    meeting, sent = threading.Barrier(len(shares)), {}
+
+    def of(share):
+        def sum_tensor(value):  # in place, as all_reduce
+            sent[id(share)] = value.clone()
+            meeting.wait(10)
+            total = sum(sent[id(other)] for other in shares)
+            meeting.wait(10)
+            return value.copy_(total)
+
+        return share.reduced(sum_tensor, features)
+
+    with ThreadPoolExecutor(len(shares)) as pool:
+        return list(pool.map(of, shares))
 
 
 @pytest.fixture
@@ -66,20 +86,23 @@ def test_reduced_over_processes_one_of_which_saw_no_image():
     features = gaussian(40, 5)
     shares = [gathered(features[:25], 9), FeatureStatistics(), gathered(features[25:], 4)]
     before = shares[0].mean.clone()
-    sent = []
-
-    def collect(value):
-        sent.append(value)
-        return value
-
-    for share in shares:
-        share.reduced(collect, 5)
-    total = shares[1].reduced(lambda value: value.copy_(sum(sent)), 5)  # in place, as all_reduce
-    whole = gathered(features, 40)
-    assert total.count == 40 and shares[1].count == 0
-    torch.testing.assert_close(total.covariance, whole.covariance, rtol=1e-12, atol=1e-12)
-    shares[0].reduced(lambda value: value.zero_(), 5)
+    totals, whole = reduced(shares, 5), gathered(features, 40)
+    assert [total.count for total in totals] == [40] * 3 and shares[1].count == 0
+    for total in totals:
+        torch.testing.assert_close(total.mean, whole.mean, rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(total.covariance, whole.covariance, rtol=1e-12, atol=1e-12)
     assert torch.equal(shares[0].mean, before)
+    assert reduced([FeatureStatistics(), FeatureStatistics()], 5)[0].count == 0
+
+
+@pytest.mark.parametrize("offset", [1e6, -1e9])
+def test_features_far_from_zero_lose_no_digits(offset):
+    features = offset + gaussian(60, 5)
+    expected = torch.cov((features - offset).mT)
+    shares = [gathered(features[:1], 1), gathered(features[1:40], 6), gathered(features[40:], 20)]
+    for found in (gathered(features, 60), gathered(features, 1), *reduced(shares, 5)):
+        torch.testing.assert_close(found.covariance, expected, rtol=1e-9, atol=1e-9)
+        torch.testing.assert_close(found.mean, features.mean(0), rtol=1e-14, atol=0)
 
 
 def test_too_few_images_and_bad_features_are_refused():
