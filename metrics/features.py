@@ -26,6 +26,7 @@ from torch import Tensor
 from metrics.download import fetch, sha256_of
 from metrics.efficientnet import EfficientNetLite0
 from runtime.errors import DataError
+from runtime.files import check_floats
 
 # By metric: its detector (None for the one that is chosen), and whether the images are projected
 # first onto those that explain the measurement.
@@ -334,4 +335,6 @@ def _read_tensors(path: Path) -> tuple[dict[str, Tensor], str]:
         raise ValueError(f"{path} is damaged, or holds more than plain tensors") from error
     if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
         raise ValueError(f"{path} holds no tensors by name")
+    counters = {name for name, v in state.items() if v.ndim == 0 and not v.is_floating_point()}
+    check_floats(path, {name: v for name, v in state.items() if name not in counters})
     return state, hashlib.sha256(data).hexdigest()

@@ -6,6 +6,8 @@
 import torch
 from torch import Tensor
 
+_SLACK = 1e-4  # of the largest value: a covariance may have been computed in float32
+
 
 def frechet_distance(
     mean1: Tensor, cov1: Tensor, mean2: Tensor, cov2: Tensor, *, root2: Tensor | None = None
@@ -33,10 +35,15 @@ def square_root(covariance: Tensor) -> Tensor:
     """The symmetric positive semi-definite square root, `[d, d]`, float64 on the CPU.
 
     Eigenvalues below the rounding error of the largest are taken for 0: a singular covariance has
-    them, of either sign, and their roots would be 10⁸ times as large.
+    them, of either sign, and their roots would be 10⁸ times as large. Raises ValueError for a
+    matrix that is not symmetric, or has negative eigenvalues, beyond what float32 rounds away.
     """
     covariance = covariance.detach().cpu().double()
+    if (covariance - covariance.mT).abs().max() > _SLACK * covariance.abs().max():
+        raise ValueError("is not symmetric")
     values, vectors = torch.linalg.eigh((covariance + covariance.mT) / 2)
+    if values[0] < -_SLACK * values.abs().max():
+        raise ValueError(f"has a negative eigenvalue, {values[0]:.3g}")
     rounding = len(values) * torch.finfo(values.dtype).eps * values.abs().max()
     roots = torch.where(values > rounding, values, 0.0).sqrt()
     return (vectors * roots) @ vectors.mT

@@ -24,7 +24,7 @@ from metrics.features import Detector
 from metrics.frechet import frechet_distance, square_root
 from runtime.environment import environment
 from runtime.errors import DataError
-from runtime.files import replacing
+from runtime.files import check_floats, replacing
 
 METADATA_KEY = "invfusion-reference"
 FORMAT_VERSION = 1
@@ -122,7 +122,10 @@ class Moments:
 
     @cached_property
     def root(self) -> Tensor:
-        """The square root of the covariance, computed once for the distances of many methods."""
+        """The square root of the covariance, computed once for the distances of many methods.
+
+        Raises ValueError for a matrix that is not symmetric or not positive semi-definite.
+        """
         return square_root(self.covariance)
 
 
@@ -145,6 +148,8 @@ class Reference:
     ) -> None:
         """ValueError, in a sentence, where a distance to this reference would mean nothing.
 
+        So it does for a matrix that is no covariance.
+
         images: how many are compared with it; image_shape: theirs. What is None, here or in the
         file, is not checked.
         """
@@ -159,6 +164,12 @@ class Reference:
                 f"{self.path} has {len(moments.mean)} features of '{detector.name}', and the "
                 f"detector gives {detector.features}"
             )
+        try:
+            _ = moments.root  # kept for the distances
+        except ValueError as error:
+            raise ValueError(
+                f"the covariance of '{detector.name}' in {self.path} {error}"
+            ) from None
         shape = None if image_shape is None else tuple(image_shape)
         if None not in (shape, self.image_shape) and shape != self.image_shape:
             raise ValueError(f"{self.path} is of images {self.image_shape}, not {shape}")
@@ -243,8 +254,7 @@ def load_reference(path: str | os.PathLike[str]) -> Reference:
         shapes = tuple(moments.mean.shape), tuple(moments.covariance.shape)
         if d == 0 or shapes != ((d,), (d, d)):
             raise ValueError(f"{path} has a mean and covariance of '{name}' of shapes {shapes}")
-        if not (moments.mean.isfinite().all() and moments.covariance.isfinite().all()):
-            raise ValueError(f"the statistics of '{name}' in {path} are not all finite")
+        check_floats(path, {f"{name}/mean": moments.mean, f"{name}/covariance": moments.covariance})
     return reference
 
 

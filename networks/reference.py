@@ -20,6 +20,7 @@ from networks.denoiser import Denoiser
 from networks.invfusion import NetworkConfig
 from networks.presets import PRESETS, make_config
 from networks.weights import check_tensors, save_weights
+from runtime.files import check_floats
 
 # Around single modules: parallel, compiled, k-diffusion's denoiser, sharded, recomputed.
 _WRAPPERS = {
@@ -42,9 +43,7 @@ def from_reference(state_dict: Mapping[str, Tensor], config: NetworkConfig) -> D
     for name, tensor in expected.items():
         if name.endswith(".pos_emb.freqs") or (name.startswith("logvar.") and headless):
             tensors.setdefault(name, tensor)
-    for name, tensor in tensors.items():
-        if not tensor.isfinite().all():
-            raise ValueError(f"'{name}' of the other network is not finite")
+    check_floats("the other network", tensors)
     check_tensors("the other network", tensors, expected)
     denoiser.load_state_dict(tensors)
     return denoiser.eval()

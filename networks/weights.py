@@ -21,6 +21,7 @@ from networks.analytic import GaussianMixture
 from networks.denoiser import Denoiser
 from networks.invfusion import LevelConfig, NetworkConfig
 from networks.presets import conditioning_of
+from runtime.files import check_floats
 
 METADATA_KEY = "invfusion"
 FORMAT_VERSION = 1
@@ -166,11 +167,9 @@ def _mixture(path: Path, description: Mapping[str, Any], file: Any) -> GaussianM
 
 
 def _tensors(path: Path, file: Any) -> dict[str, Tensor]:
-    """All tensors of a file, checked to be finite."""
+    """All tensors of a file, checked to be finite numbers."""
     tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    for name, tensor in tensors.items():
-        if not tensor.isfinite().all():
-            raise ValueError(f"the weights in {path} are not all finite: '{name}'")
+    check_floats(path, tensors)
     return tensors
 
 

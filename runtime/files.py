@@ -16,6 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
@@ -49,6 +51,19 @@ def plain(value: Any) -> Any:
     if isinstance(value, Path | torch.device | torch.dtype):
         return str(value)
     return value
+
+
+def check_floats(source: str | Path, tensors: Mapping[str, Tensor]) -> None:
+    """Raise ValueError unless the tensors of `source` are finite numbers of 16 to 64 bits."""
+    for name, tensor in tensors.items():
+        if tensor.dtype not in _FLOATS:
+            kind = str(tensor.dtype).removeprefix("torch.")
+            raise ValueError(
+                f"'{name}' of {source} is of the type {kind}: it must be float16, bfloat16, "
+                "float32 or float64"
+            )
+        if not tensor.isfinite().all():
+            raise ValueError(f"'{name}' of {source} is not all finite")
 
 
 def write_json(path: Path, value: Any) -> None:

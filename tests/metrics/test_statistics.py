@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from helpers import gaussian
+from safetensors import safe_open
 from safetensors.torch import save_file
 
 from metrics.features import Detector
@@ -285,6 +286,16 @@ def test_npz_of_other_arrays_or_shapes_is_refused(tmp_path):
     np.savez(path, mu=np.ones(2), sigma=np.full((2, 2), np.nan))
     with pytest.raises(ValueError, match="not all finite"):
         load_reference(path)
+    for sigma, sentence in (
+        (-np.eye(2), "has a negative eigenvalue, -1"),
+        ([[1, 0.5], [0.2, 1]], "is not symmetric"),
+    ):
+        np.savez(path, mu=np.ones(2), sigma=np.array(sigma))
+        with pytest.raises(ValueError, match=rf"'inception' in {path} {sentence}$"):
+            load_reference(path).check(detector("inception", features=2))
+    nearly = np.array([[1, 1 + 1e-6], [1, 1]])  # as float32 leaves it
+    np.savez(path, mu=np.ones(2), sigma=nearly)
+    load_reference(path).check(detector("inception", features=2))
     path.write_bytes(b"PK\x03\x04 no zip")
     with pytest.raises(ValueError, match="damaged"):
         load_reference(path)
@@ -344,4 +355,16 @@ def test_npz_of_gigabytes_is_not_unpacked(tmp_path, monkeypatch):
     path.write_bytes(data)
     monkeypatch.setattr(zipfile.ZipFile, "open", lambda *_: pytest.fail("it was unpacked"))
     with pytest.raises(ValueError, match=r"sigma in .*r\.npz claims 2147483649 bytes: refused"):
+        load_reference(path)
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.float8_e4m3fn])
+def test_statistics_in_another_type_of_numbers_are_refused(saved, dtype):
+    path, _ = saved
+    with safe_open(path, "pt") as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        metadata = file.metadata()
+    tensors["own/covariance"] = tensors["own/covariance"].to(dtype)
+    save_file(tensors, path, metadata)
+    with pytest.raises(ValueError, match=rf"'own/covariance' of {path} is of the type .*8"):
         load_reference(path)

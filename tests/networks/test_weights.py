@@ -315,20 +315,34 @@ def broken(tensors: dict[str, Tensor]) -> None:
     tensors["net.mid_level.0.ff.up_proj.weight"][3, 4] = torch.nan
 
 
+def whole(tensors: dict[str, Tensor]) -> None:
+    tensors["net.out_norm.scale"] = tensors["net.out_norm.scale"].to(torch.int8)
+
+
+def short(tensors: dict[str, Tensor]) -> None:
+    tensors["net.out_norm.scale"] = tensors["net.out_norm.scale"].to(torch.float8_e5m2)
+
+
+FIT = "the weights of PATH do not fit the network"
+FLOATS = "it must be float16, bfloat16, float32 or float64"
+
+
 @pytest.mark.parametrize(
     ("damage", "sentence"),
     [
-        (without_first, "do not fit the network: 'net.patch_in.proj.weight' is missing"),
-        (with_another, "do not fit the network: 'net.extra' is unknown"),
-        (reshaped, "do not fit the network: 'net.out_norm.scale' is (24,) instead of (48,)"),
-        (broken, "are not all finite: 'net.mid_level.0.ff.up_proj.weight'"),
+        (without_first, f"{FIT}: 'net.patch_in.proj.weight' is missing"),
+        (with_another, f"{FIT}: 'net.extra' is unknown"),
+        (reshaped, f"{FIT}: 'net.out_norm.scale' is (24,) instead of (48,)"),
+        (broken, "'net.mid_level.0.ff.up_proj.weight' of PATH is not all finite"),
+        (whole, f"'net.out_norm.scale' of PATH is of the type int8: {FLOATS}"),
+        (short, f"'net.out_norm.scale' of PATH is of the type float8_e5m2: {FLOATS}"),
     ],
 )
 def test_tensors_that_do_not_fit(saved: Path, damage: Callable, sentence: str) -> None:
     tensors, description = parts(saved)
     damage(tensors)
     rewrite(saved, tensors, description)
-    assert refusal(saved) == f"the weights in {saved} {sentence}"
+    assert refusal(saved) == sentence.replace("PATH", str(saved))
     assert read_summary(saved) == SUMMARY  # which needs no tensors
 
 
