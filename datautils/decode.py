@@ -6,14 +6,28 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageCms, UnidentifiedImageError
+from PIL import Image, ImageCms, PngImagePlugin, UnidentifiedImageError
+from PIL.TiffImagePlugin import TiffImageFile
 from torch import Tensor
 
 from runtime.errors import DataError
 
-# Only these are tried: of the dozens Pillow knows, one starts a PostScript interpreter.
-_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF", "PPM")
+# Only these are tried: of the dozens Pillow knows, one starts a PostScript interpreter. An older
+# Pillow lacks the last.
+_WANTED = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF", "PPM", "JPEG2000", "AVIF")
+Image.init()
+_FORMATS = tuple(name for name in _WANTED if name in Image.OPEN)
+EXTENSIONS = tuple(
+    extension
+    for extension, name in sorted(Image.registered_extensions().items())
+    if name in _FORMATS and extension != ".pfm"  # of floating-point numbers
+)
+_MOST_PIXELS = 2**28
+Image.MAX_IMAGE_PIXELS = None  # ours counts instead, which names the picture
+PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY  # 64 MiB for all, not 1 for each
 _WHITE = (255, 255, 255, 255)
+_WHITE_IS_ZERO, _SIGNED = (262, 0), (339, 2)  # tags of a TIFF file and their values
+_DARK = 4096  # a picture of 16 bits with smaller values only is one of 12 bits, or fewer
 _UPRIGHT = {  # EXIF orientation -> what turns the picture upright
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -29,9 +43,11 @@ def decode_image(data: bytes, name: str) -> Image.Image:
     """The picture in `data`, upright and in RGB.
 
     The EXIF orientation is applied. Grey becomes RGB, whatever is transparent is laid over white,
-    of 16 bits the upper 8 are kept, an animation gives its first frame. Colours of an embedded ICC
-    profile are converted to sRGB. `name` stands in messages.
-    Raises DataError where the bytes are no whole picture, or one of absurdly many pixels.
+    of 16 bits the upper 8 are kept, signed bytes count from −128, an animation gives its first
+    frame. Colours of an embedded ICC profile are converted to sRGB. `name` stands in messages.
+    Raises DataError where the bytes are no whole picture, one of more than 2²⁸ pixels, or one of
+    numbers whose range is unknown: floating-point ones, signed ones of 16 bits, any of 32 bits, and
+    grey ones of 16 bits that are all below 4096 (but not all 0).
     """
     image = _open(data, name)
     # Asked for after loading: Pillow turns TIFFs itself while it loads, and then says 1.
@@ -119,14 +135,38 @@ def _open(data: bytes, name: str) -> Image.Image:
     """The picture as Pillow sees it, with its pixels read."""
     try:
         image = Image.open(io.BytesIO(data), formats=_FORMATS)
+        pixels = image.width * image.height
+        if pixels > _MOST_PIXELS:
+            raise DataError(f"{name} has {pixels} pixels, more than the {_MOST_PIXELS} allowed")
         image.load()
+        return _mended(image, data)
     except UnidentifiedImageError:
         raise DataError(f"{name} is no picture ({', '.join(_FORMATS)})") from None
-    except MemoryError:
+    except (MemoryError, DataError):
         raise
     except Exception as error:  # on damaged bytes the decoders raise nearly anything
         raise DataError(f"{name} is a damaged picture: {error or type(error).__name__}") from None
+
+
+def _mended(image: Image.Image, data: bytes) -> Image.Image:
+    """The picture with what Pillow leaves to be done for rare kinds of PNG and TIFF."""
+    clear, info = image.info.get("transparency"), image.info
+    if image.format == "PNG" and clear is not None:  # in the file's own bits, unlike the pixels
+        bits = data[24]
+        if image.mode == "L" and bits < 8:
+            info["transparency"] = clear * 255 // (2**bits - 1)
+        elif image.mode == "RGB" and bits == 16:
+            info["transparency"] = tuple(value >> 8 for value in clear)
+    if _has(image, _SIGNED) and image.mode == "L":
+        return image.point(lambda value: value ^ 128)
     return image
+
+
+def _has(image: Image.Image, tag: tuple[int, int]) -> bool:
+    """Whether a TIFF file has this value of a tag, for all channels."""
+    key, value = tag
+    found = image.tag_v2.get(key) if isinstance(image, TiffImageFile) else None
+    return found == value or (isinstance(found, tuple) and set(found) == {value})
 
 
 def _orientation(image: Image.Image) -> int:
@@ -139,7 +179,9 @@ def _orientation(image: Image.Image) -> int:
 
 def _to_rgb(image: Image.Image, name: str) -> Image.Image:
     if image.mode.startswith("I"):
-        image = Image.fromarray((_sixteen_bits(image, name) >> 8).astype(np.uint8))
+        values, clear = _sixteen_bits(image, name), image.info.get("transparency")
+        grey = np.where(values == clear, 255, values >> 8) if clear is not None else values >> 8
+        image = Image.fromarray(grey.astype(np.uint8))
     if image.mode == "F":
         raise DataError(f"{name} has floating-point pixels, whose range is unknown")
     try:
@@ -173,21 +215,30 @@ def _in_srgb(image: Image.Image) -> Image.Image:
     return found
 
 
-def _sixteen_bits(image: Image.Image, name: str) -> np.ndarray:
+def _sixteen_bits(image: Image.Image, name: str, any_range: bool = False) -> np.ndarray:
     """Grey values of the modes "I;16" and "I" as they are, int64 `[h, w]` in 0..65535.
 
     They are not stretched to their own range, nor clipped at 255 as Pillow's conversion does.
+    any_range: all may be near 0.
     """
+    if isinstance(image, TiffImageFile) and image.mode == "I":
+        raise DataError(
+            f"{name} has signed numbers, or more than 16 bits, whose range is unknown: save it "
+            "with 8 or 16 bits"
+        )
     values = np.array(image).astype(np.int64)
-    if values.min() < 0 or values.max() > 65535:
-        raise DataError(f"{name} has grey values beyond 16 bits")
-    return values
+    if 0 < values.max() < _DARK and not any_range:
+        raise DataError(
+            f"{name} has 16 bits, and values up to {values.max()} only: its range is unknown, so "
+            "scale them to 0..65535"
+        )
+    return 65535 - values if _has(image, _WHITE_IS_ZERO) else values
 
 
 def _picture_kernel(path: str | os.PathLike[str]) -> np.ndarray:
     image = _open(read_file(path), str(path))
     if image.mode.startswith("I"):
-        return _sixteen_bits(image, str(path)).astype(np.float64)
+        return _sixteen_bits(image, str(path), any_range=True).astype(np.float64)
     return _grey(path).astype(np.float64)
 
 

@@ -104,8 +104,8 @@ def test_of_sixteen_bits_the_upper_eight_are_kept(format: str):
 
 
 def test_thirty_two_bits_are_refused_beyond_sixteen():
-    data = encoded(Image.fromarray(np.full((2, 2), 70000, np.int32)), "TIFF")
-    with pytest.raises(DataError, match=r"^a\.png has grey values beyond 16 bits$"):
+    data = encoded(Image.fromarray(np.full((2, 2), 255, np.int32)), "TIFF")
+    with pytest.raises(DataError, match=r"^a\.png has .* more than 16 bits"):
         decode_image(data, "a.png")
     with pytest.raises(DataError, match=r"a\.png .*floating-point"):
         decode_image(encoded(Image.fromarray(np.ones((2, 2), np.float32)), "TIFF"), "a.png")
@@ -181,9 +181,11 @@ def test_other_files_are_refused(data: bytes):
         decode_image(data, "a.png")
 
 
-def test_a_decompression_bomb_is_refused():
-    with pytest.raises(DataError, match=r"^a\.png is a damaged picture: .*decompression bomb"):
+def test_absurdly_many_pixels_are_refused():
+    with pytest.raises(DataError, match=r"^a\.png has 10000000000 pixels, more than the"):
         decode_image(png_claiming(100_000, 100_000), "a.png")
+    with pytest.raises(DataError, match=r"^a\.png is a damaged picture"):  # its size is no fault
+        decode_image(png_claiming(10_000, 20_000), "a.png")
 
 
 def test_centre_crop():
