@@ -2,20 +2,19 @@
 
 import os
 import struct
+import warnings
 import zipfile
 import zlib
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Iterable, Iterator
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from datautils.decode import read_file
+from datautils.decode import EXTENSIONS, read_file
 from runtime.errors import DataError
 
-EXTENSIONS = (
-    ".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm",
-)  # fmt: skip
 LABELS = "dataset.json"
 _KINDS = "a folder or a zip file of images"
 _METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
@@ -54,14 +53,21 @@ class Archive(ABC):
     """
 
     def __init__(self, path: Path, files: Iterable[str]):
-        """Raises DataError where none of the files is a picture."""
-        files = [name for name in files if not _is_hidden(name)]
+        """Raises DataError where none of the files is a picture; warns of files that are none."""
+        files = [name for name in files if not name.endswith("/") and not _is_hidden(name)]
         self.path = path
         self.names = Names(sorted(name for name in files if name.lower().endswith(EXTENSIONS)))
-        labels = (name for name in files if name.rpartition("/")[2] == LABELS)
+        labels = [name for name in files if name.rpartition("/")[2] == LABELS]
         self.labels = min(labels, key=lambda name: (name.count("/"), name), default=None)
+        left = Counter(map(_extension, files)) - Counter(map(_extension, [*self.names, *labels]))
+        others = ", ".join(f"{count} {extension}" for extension, count in left.most_common(9))
         if not self.names:
-            raise DataError(f"{path} holds no image ({', '.join(EXTENSIONS)})")
+            read = f"{', '.join(EXTENSIONS)} are read" + (f", there are {others}" if others else "")
+            raise DataError(f"{path} holds no image: {read}")
+        if others:
+            warnings.warn(
+                f"files in {path} that are no images are left out: {others}", stacklevel=2
+            )
 
     @abstractmethod
     def where(self, name: str) -> str:
@@ -164,6 +170,11 @@ class Zip(Archive):
         if signature != b"PK\3\4" or len(data) != size or zlib.crc32(data) != crc:
             raise ValueError
         return data
+
+
+def _extension(name: str) -> str:
+    extension = PurePosixPath(name).suffix.lower()
+    return extension if extension[1:].isalnum() else "without an extension"
 
 
 def _is_hidden(name: str) -> bool:

@@ -182,3 +182,15 @@ def test_threads_share_an_archive(where: Path):
 def test_an_opened_archive_can_be_pickled(where: Path):
     archive = open_archive(make(where, ["a.png"]))
     assert pickle.loads(pickle.dumps(archive)).picture(0) == archive.picture(0)
+
+
+def test_files_of_other_extensions_are_counted_in_one_line(where: Path):
+    names = ["a.jfif", "b.JPE", "c.heic", "d.heic", "e.txt", "f", ".hidden.txt"]
+    with pytest.warns(UserWarning, match="are left out") as told:
+        archive = open_archive(make(where, names, labels=None))
+    assert list(archive.names) == ["a.jfif", "b.JPE"]
+    (warning,) = told
+    assert str(warning.message).endswith("left out: 2 .heic, 1 .txt, 1 without an extension")
+    other = where.with_name(f"none{where.suffix}")
+    with pytest.raises(DataError, match=r"holds no image: .*\.jpg.* are read, there are 1 \.heic$"):
+        open_archive(make(other, {"x.heic": b""}))

@@ -60,13 +60,13 @@ def test_black_of_a_tiff(values: list, dtype: type, photometric: str, expected: 
 
 @pytest.mark.parametrize("dtype", [np.uint32, np.int32, np.int16])
 def test_numbers_of_no_known_range_are_refused(dtype: type) -> None:
-    with pytest.raises(DataError, match="^a has signed numbers, or more than 16 bits"):
+    with pytest.raises(DataError, match=r"^a has signed numbers, or more than 16 bits"):
         pixels(tiff([0, 255, 100], dtype))
 
 
 @pytest.mark.parametrize("photometric", ["minisblack", "miniswhite"])
 def test_twelve_bits_in_sixteen_are_refused(photometric: str) -> None:
-    with pytest.raises(DataError, match="^a has 16 bits, and values up to 4095 only"):
+    with pytest.raises(DataError, match=r"^a has 16 bits, and values up to 4095 only"):
         pixels(tiff([0, 4095, 100], np.uint16, photometric))
 
 
