@@ -24,7 +24,7 @@ from datautils.imagedir import ImageDir
 from datautils.indexed import fit
 from datautils.labels import MODES
 from datautils.loading import cores, in_order
-from runtime.errors import DataError
+from runtime.errors import DataError, data_errors, one_sentence_errors
 from runtime.files import replacing
 
 _WRITER: dict[str, dict[str, Any]] = {
@@ -98,7 +98,8 @@ def prepare(
     if dest.exists():
         raise DataError(f"{dest} is already there: remove it, or choose another --dest")
     convert = partial(_converted, originals.read, size, crop, format, skip_broken)
-    results = in_order(convert, range(len(originals.stems)), workers)
+    count = len(originals.stems)
+    results = in_order(convert, range(count), min(workers, count))
     try:
         with replacing(dest) as path, closing(results), zipfile.ZipFile(path, "w") as file:
             return _write(file, originals, results, f".{format}")
@@ -189,7 +190,7 @@ def main(
 
     Files keep their relative names but for the extension. After an error nothing is left.
     """
-    try:
+    with one_sentence_errors(), data_errors():
         if source is not None and hub is None:
             originals = folder_originals(source, labels)
         elif hub is not None and source is None:
@@ -201,9 +202,6 @@ def main(
             dest, size=size, crop=crop, format=format,
             workers=cores() if workers is None else workers, skip_broken=skip_broken,
         )  # fmt: skip
-    except (ValueError, OSError) as error:
-        click.echo(f"error: {' '.join(str(error).split())}", err=True)
-        sys.exit(2)
     for sentence in done.broken[:20]:
         click.echo(f"left out: {sentence}", err=True)
     click.echo(f"{dest}: {done}")

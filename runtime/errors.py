@@ -78,7 +78,8 @@ def _sentence(error: Exception) -> str | None:
     on_cpu = isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
     if on_cpu or isinstance(error, torch.OutOfMemoryError | MemoryError):
         return (
-            "memory does not suffice: take a smaller --batch; in training a smaller --batch-gpu "
-            "leaves the batch as it is, and --recompute 0,1 keeps fewer activations"
+            "memory does not suffice: take a smaller --batch or --size, or fewer --workers; in "
+            "training a smaller --batch-gpu leaves the batch as it is, and --recompute 0,1 keeps "
+            "fewer activations"
         )
     return None

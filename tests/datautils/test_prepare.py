@@ -181,6 +181,32 @@ def test_a_full_disk_is_told(source: Path, tmp_path: Path, monkeypatch: pytest.M
     assert result.stderr.endswith("x.zip cannot be written: No space left on device\n")
 
 
+@pytest.mark.parametrize("workers", [0, 1])
+def test_too_little_memory_is_told(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workers: int
+):
+    def fit(*_: Any) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(prepare, "fit", fit)
+    dest = tmp_path / "new/x.zip"
+    result = run("--source", source, "--dest", dest, "--size", 9000, "--workers", workers)
+    assert result.exit_code == 2 and "error: memory does not suffice" in result.stderr
+    assert list(dest.parent.iterdir()) == []
+
+
+def test_no_more_workers_than_images(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    started = []
+
+    def in_order(function: Callable, inputs: Any, workers: int) -> Any:
+        started.append(workers)
+        yield from map(function, inputs)
+
+    monkeypatch.setattr(prepare, "in_order", in_order)
+    run("--source", source, "--dest", tmp_path / "x.zip", "--size", 8, "--workers", 300)
+    assert started == [3]
+
+
 def test_files_that_would_become_one(tmp_path: Path):
     source = make(tmp_path / "originals", ["a/b.png", "a/b-1.png", "a/b.bmp"])
     with pytest.raises(DataError, match=r"two files a/b, which differ in the extension only"):
