@@ -14,6 +14,7 @@ import numpy as np
 
 from datautils.decode import EXTENSIONS, read_file
 from runtime.errors import DataError
+from runtime.files import regular
 
 LABELS = "dataset.json"
 _KINDS = "a folder or a zip file of images"
@@ -99,7 +100,7 @@ def open_archive(path: str | os.PathLike[str]) -> Archive:
         if path.is_dir():
             return Folder(path)
         if path.exists():
-            return Zip(path)
+            return Zip(regular(path))
     except OSError as error:
         raise DataError(
             f"{error.filename or path} cannot be read: {error.strerror or error}"

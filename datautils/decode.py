@@ -11,6 +11,7 @@ from PIL.TiffImagePlugin import TiffImageFile
 from torch import Tensor
 
 from runtime.errors import DataError
+from runtime.files import regular
 
 # Only these are tried: of the dozens Pillow knows, one starts a PostScript interpreter. An older
 # Pillow lacks the last.
@@ -123,10 +124,8 @@ def read_kernel(path: str | os.PathLike[str]) -> Tensor:
 
 def read_file(path: str | os.PathLike[str]) -> bytes:
     """The contents of a file. Raises DataError."""
-    if Path(path).exists() and not Path(path).is_file():
-        raise DataError(f"{path} is no regular file")
     try:
-        return Path(path).read_bytes()
+        return regular(path).read_bytes()
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror or error}") from None
 
@@ -268,7 +267,7 @@ def _array_kernel(path: str | os.PathLike[str]) -> np.ndarray:
     data = read_file(path)
     try:
         array = np.load(io.BytesIO(data), allow_pickle=False)
-    except (ValueError, EOFError, MemoryError):
+    except Exception:  # on a damaged header its parser raises nearly anything
         raise DataError(f"{path} is no .npy file of numbers, or a damaged one") from None
     if not isinstance(array, np.ndarray) or array.ndim != 2 or array.dtype.kind not in "biuf":
         raise DataError(f"{path} must hold one array of real numbers of shape [kh, kw]")

@@ -22,6 +22,7 @@ from datautils.labels import Labels
 from datautils.loading import cores
 from datautils.prepare import Originals, prepare
 from runtime.errors import DataError
+from runtime.files import regular
 
 # In the order of their classes: the folder of the pictures in the npm package, and the white border
 # of a prepared picture, in 64ths of it.
@@ -116,7 +117,7 @@ class _Emoji(NamedTuple):
 def _pictures(path: Path, folder: str) -> dict[str, bytes]:
     """The bytes of the files in a folder of an npm package, by their names. Raises DataError."""
     try:
-        with tarfile.open(path) as archive:
+        with tarfile.open(regular(path)) as archive:
             found = {
                 PurePosixPath(member.name).name: archive.extractfile(member).read()  # type: ignore[union-attr]
                 for member in archive

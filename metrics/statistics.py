@@ -24,7 +24,7 @@ from metrics.features import Detector
 from metrics.frechet import frechet_distance, square_root
 from runtime.environment import environment
 from runtime.errors import DataError
-from runtime.files import check_floats, replacing
+from runtime.files import check_floats, regular, replacing
 
 METADATA_KEY = "invfusion-reference"
 FORMAT_VERSION = 1
@@ -241,9 +241,7 @@ def load_reference(path: str | os.PathLike[str]) -> Reference:
     path = Path(path)
     if not path.exists():
         raise FileNotFoundError(f"there is no reference file {path}")
-    if path.is_dir():
-        raise ValueError(f"{path} is a folder, not a reference file")
-    if path.suffix in (".pkl", ".pickle", ".pt", ".pth"):
+    if regular(path).suffix in (".pkl", ".pickle", ".pt", ".pth"):
         raise ValueError(
             f"{path} is a pickle, and pickles are never opened here: give a .safetensors file of "
             "`calculate_metrics.py ref`, or an .npz with the arrays mu and sigma"

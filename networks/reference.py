@@ -20,7 +20,7 @@ from networks.denoiser import Denoiser
 from networks.invfusion import NetworkConfig
 from networks.presets import PRESETS, make_config
 from networks.weights import check_tensors, save_weights
-from runtime.files import check_floats
+from runtime.files import check_floats, regular
 
 # Around single modules: parallel, compiled, k-diffusion's denoiser, sharded, recomputed.
 _WRAPPERS = {
@@ -95,7 +95,7 @@ def read_tensors(path: Path, key: str | None = None) -> dict[str, Tensor]:
     Raises ValueError if the file holds anything but tensors, numbers and texts.
     """
     try:
-        content: Any = torch.load(path, map_location="cpu", weights_only=True)
+        content: Any = torch.load(regular(path), map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
         raise ValueError(
             f"{path} is damaged or holds objects, which would run code when read: save the "

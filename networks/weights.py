@@ -21,7 +21,7 @@ from networks.analytic import GaussianMixture
 from networks.denoiser import Denoiser
 from networks.invfusion import LevelConfig, NetworkConfig
 from networks.presets import conditioning_of
-from runtime.files import check_floats
+from runtime.files import check_floats, regular
 
 METADATA_KEY = "invfusion"
 FORMAT_VERSION = 1
@@ -100,10 +100,8 @@ def read_summary(path: str | os.PathLike[str]) -> dict[str, Any]:
 def _opened(path: Path) -> Iterator[Any]:
     if not path.exists():
         raise FileNotFoundError(f"there is no weights file {path}")
-    if path.is_dir():
-        raise ValueError(f"{path} is a folder, not a weights file")
     try:
-        with safe_open(path, framework="pt", device="cpu") as file:
+        with safe_open(regular(path), framework="pt", device="cpu") as file:
             yield file
     except SafetensorError as error:
         if _is_pickle(path):

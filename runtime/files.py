@@ -31,8 +31,10 @@ def replacing(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
-def regular(path: Path) -> Path:
-    """The path itself. Raises OSError if a pipe or a device is there, which would be waited for."""
+def regular(path: str | os.PathLike[str]) -> Path:
+    """The path of a file to read. Raises OSError if a folder is there, or a pipe or a device, which
+    would be waited for."""
+    path = Path(path)
     if path.exists() and not path.is_file():
         raise OSError(f"{path} is no regular file")
     return path

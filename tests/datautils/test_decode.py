@@ -363,3 +363,17 @@ def test_colours_of_a_profile_become_srgb():
     stream = io.BytesIO()
     Image.fromarray(pixels).save(stream, "PNG", icc_profile=b"no profile at all")
     assert (np.asarray(decode_image(stream.getvalue(), "broken.png")) == pixels).all()
+
+
+@pytest.mark.parametrize(
+    "header",
+    [b"{'descr': '<f8', 'fortran_order': False, 'shape': (2, 2", b"{'descr': (", b"'" * 3,
+     b"{'descr': '<f8', 'fortran_order': False, 'shape': (999999999, 999999), }", b"1 +\xff(\0",
+     b"(" * 9000],
+    ids=str,
+)  # fmt: skip
+def test_a_broken_header_of_numbers_is_one_sentence(tmp_path: Path, header: bytes):
+    path = tmp_path / "kernel.npy"
+    path.write_bytes(b"\x93NUMPY\x01\x00" + struct.pack("<H", len(header)) + header)
+    with pytest.raises(DataError, match=r"kernel\.npy is no \.npy file of numbers"):
+        read_kernel(path)

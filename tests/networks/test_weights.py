@@ -214,10 +214,6 @@ def test_missing_file(tmp_path: Path, read: Callable) -> None:
     assert str(caught.value) == f"there is no weights file {path}"
 
 
-def test_folder(tmp_path: Path) -> None:
-    assert "is a folder, not a weights file" in refusal(tmp_path)
-
-
 @pytest.mark.parametrize("kept", [0, 5, 500, -1], ids=lambda n: f"{n} bytes")
 @pytest.mark.parametrize("read", [load_weights, read_summary])
 def test_cut_off_file(saved: Path, kept: int, read: Callable) -> None:
