@@ -100,6 +100,7 @@ class FeatureStatistics:
             return result
         # The sums of each process as differences from the mean of all, which is the same on all.
         result._start(total / count)
+        assert result._shift is not None
         step = own._shift - result._shift
         moved = torch.outer(step, own._sum)
         outer = own._outer + moved + moved.mT + own.count * torch.outer(step, step)
