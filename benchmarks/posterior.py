@@ -310,10 +310,11 @@ def evaluation_curves(
 # ---- the commands
 
 COUNT = click.IntRange(2)
+SAMPLING = [name for name in sampler_names("denoising") if name != "mmse"]
 problems_option = click.option("--problems", type=COUNT, default=3, help="Of each kind.")
 samples_option = click.option("--samples", type=COUNT, default=512, help="Of each problem.")
 sampler_option = click.option(
-    "--sampler", "names", type=click.Choice([name for name in sampler_names() if name != "mmse"]),
+    "--sampler", "names", type=click.Choice(SAMPLING),
     multiple=True, callback=lambda ctx, parameter, names: chosen_samplers(names),
     help="Only these; may be repeated.",
 )  # fmt: skip
@@ -321,7 +322,7 @@ sampler_option = click.option(
 
 def chosen_samplers(names: Sequence[str]) -> list[str]:
     """All that draw samples, oracles first."""
-    known = [name for name in sampler_names() if name != "mmse" and (not names or name in names)]
+    known = [name for name in SAMPLING if not names or name in names]
     return sorted(known, key=lambda name: (isinstance(make_sampler(name), ZeroShot), name))
 
 

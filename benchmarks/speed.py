@@ -399,7 +399,7 @@ def operators(name: str | None) -> None:
 @click.option("--preset", type=click.Choice(list(PRESETS)), default="FFHQ64")
 @click.option("--batch", type=click.IntRange(1), default=4, help="Images restored at once.")
 @click.option("--precision", type=click.Choice(list(DTYPES)), default="bf16")
-@click.option("--sampler", "names", type=click.Choice(sampler_names()), multiple=True)
+@click.option("--sampler", "names", type=click.Choice(sampler_names("denoising")), multiple=True)
 @name_option
 def samplers(
     preset: str, batch: int, precision: str, names: Sequence[str], name: str | None
@@ -408,7 +408,7 @@ def samplers(
     cpu.tune()
     denoiser = Denoiser(make_config(preset, "unconditional")).to(DEVICE)
     denoiser.eval().requires_grad_(False).cast_linear(DTYPES[precision])
-    rows = sampler_rows(denoiser, names or sampler_names(), batch, precision)
+    rows = sampler_rows(denoiser, names or sampler_names("denoising"), batch, precision)
     cells = [
         [r["sampler"], r["family"], r["evaluations"], r["denoiser_ms"], r["sampler_ms"],
          f"{100 * r['share']:.1f} %"]

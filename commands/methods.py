@@ -20,7 +20,6 @@ from networks import Denoiser, Model, fit_gaussian, load_weights, posterior_mean
 from networks.precision import DTYPES
 from networks.presets import conditioning_of
 from samplers import CountingDenoiser, Guided, Sampler, check_operator, make_sampler, sampler_names
-from samplers.base import SAMPLERS
 from zero_shot import ZeroShot
 
 BASELINES = ("pinv", "fill", "gaussian")
@@ -207,8 +206,7 @@ def check_objective(net: Path, denoiser: Model, samplers: Mapping[str, Sampler])
     objective = objective_of(denoiser)
     for name, sampler in samplers.items():
         if objective not in sampler.objectives:
-            known = (n for n in sampler_names() if objective in SAMPLERS.find(n).objectives)
-            fitting = " or ".join(known)
+            fitting = " or ".join(sampler_names(objective))
             raise ValueError(
                 f"{net} was trained for the objective {objective}: --sampler {name} cannot drive "
                 f"it, {fitting} can"

@@ -172,9 +172,10 @@ SAMPLERS = Registry("sampler", Sampler)
 register = SAMPLERS.register
 
 
-def sampler_names() -> list[str]:
-    """The names that `make_sampler` knows."""
-    return sorted(SAMPLERS)
+def sampler_names(objective: str | None = None) -> list[str]:
+    """The names that `make_sampler` knows; objective: only of those that drive such networks."""
+    names = sorted(SAMPLERS)
+    return [n for n in names if objective is None or objective in SAMPLERS.find(n).objectives]
 
 
 def make_sampler(name: str, options: Mapping[str, Any] | None = None) -> Sampler:

@@ -1,0 +1,236 @@
+"""Trained networks against exact posteriors: the paper's claim where the truth is known.
+
+    python -m benchmarks.exact_world --images 262144 --name exact-world
+
+The prior is a Gaussian fitted to crops of the built-in photos, 8×8 pixels, or a mixture. Images are
+drawn from it, so that no network can overfit, and the posterior of every problem is known. The same
+small network is trained in four ways that differ in two switches: whether it applies H to its
+features (InvFusion, not Palette), and whether it gets x and y in one image (EPS). After 1/16, 1/4
+and all of the images, samples and the MMSE estimate of each are compared with the exact posterior,
+beside exact samples (the floor) and zero-shot samplers with the exact denoiser.
+"""
+
+import statistics
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+import click
+import matplotlib.pyplot as plt
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from benchmarks.posterior import FLOOR, Run, exact_run, image_errors, image_sampler, solve
+from benchmarks.report import CONTEXT, name_option, report, save_picture
+from datautils.photos import Photos
+from degradation import Draws, GaussianNoise, Problem, RandomDegradation, derive_seed, get_family
+from metrics.pixel import to_float
+from metrics.sliced import sliced_wasserstein
+from networks import (
+    Denoiser,
+    GaussianMixture,
+    LevelConfig,
+    NetworkConfig,
+    fit_gaussian,
+    fit_mixture,
+    posterior,
+    posterior_mean,
+)
+from runtime.tables import table
+from samplers import DPM, MMSE
+from training.config import TrainConfig
+from training.loss import DenoisingLoss
+from training.schedule import ema_decay, learning_rate, update_average
+
+SIDE, NOISE, CROPS = 8, 0.05, 16_000
+FAMILIES = ("MotionBlur", "MissingPatches", "MatrixDegradation", "Box")  # the last one is unseen
+SETTINGS = TrainConfig(
+    degradation="RandomDegradation", batch=64, lr=2e-3, ramp=4096, decay=None, cooldown=0.3,
+    mmse_share=0.1, ema_halflife=8192, ema_ramp=0.1,
+)  # fmt: skip
+ZERO_SHOT = ("ddrm", "ddnm_plus", "pigdm", "dps", "daps", "diffpir", "mgps")
+WAYS = {  # in two switches: Feature Degradation Layers; x and y in one image
+    "Palette": (False, False),
+    "InvFusion": (True, False),
+    "EPS": (False, True),
+    "InvFusion + EPS": (True, True),
+}
+
+
+def network(way: str) -> Denoiser:
+    """About 0.6 M parameters, patches of 2×2 pixels."""
+    joint, fused = WAYS[way]
+    level = LevelConfig(depth=4, width=96, kernel=None, d_head=32, joint=joint)
+    torch.manual_seed(0)
+    shape = (3, SIDE, SIDE)
+    return Denoiser(NetworkConfig(shape, 2, (level,), mapping_width=64, fused=fused))
+
+
+def train(way: str, prior: GaussianMixture, images: int) -> Iterator[tuple[int, Denoiser]]:
+    """The averaged network after 1/16, 1/4 and all of the images."""
+    loss, config = DenoisingLoss(network(way)), replace(SETTINGS, duration=images)
+    average = network(way).eval().requires_grad_(False)
+    weights = list(loss.denoiser.parameters())
+    optimizer = torch.optim.Adam(weights, config.lr, config.betas, fused=True)
+    family, noise = RandomDegradation(), GaussianNoise(NOISE)
+    steps = images // config.batch
+    for step in tqdm(range(steps), way):
+        seeds = [derive_seed("exact world", step, i) for i in range(config.batch)]
+        draws = Draws(seeds)
+        clean = prior.sample(draws).float()
+        structure = family.structure(derive_seed("structure", step))
+        problem = noise.measure(family.sample(clean.shape[1:], structure, seeds), clean, draws)
+        unit = draws.normal(clean.shape[1:], "noise")
+        loss(clean, loss.levels(draws, config), unit, problem).mean().backward()
+        seen = (step + 1) * config.batch
+        optimizer.param_groups[0]["lr"] = learning_rate(
+            seen, seen / images, lr=config.lr, batch=config.batch, ramp=config.ramp,
+            decay=config.decay, cooldown=config.cooldown,
+        )  # fmt: skip
+        optimizer.step()
+        optimizer.zero_grad()
+        decay = ema_decay(
+            seen, batch=config.batch, halflife=config.ema_halflife, ramp=config.ema_ramp
+        )
+        update_average(list(average.parameters()), [w.detach() for w in weights], decay)
+        if step + 1 in (-(-steps // 16), -(-steps // 4), steps):
+            average.logvar.load_state_dict(loss.denoiser.logvar.state_dict())
+            yield seen, average
+
+
+def problems_of(prior: GaussianMixture, count: int) -> list[tuple[str, Problem]]:
+    """`count` problems of each family, of its images; every stride of the blurs in turn."""
+    found = []
+    for name in FAMILIES:
+        family = get_family(name)
+        structures = family.structures()
+        for i in range(count):
+            draws = Draws([derive_seed("held out", name, i)])
+            structure = structures[i % len(structures)]
+            operator = family.sample(prior.image_shape, structure, draws.seeds.tolist())
+            noise = GaussianNoise(NOISE)
+            problem = noise.measure(operator.to(torch.float64), prior.sample(draws), draws)
+            found.append((name, problem))
+    return found
+
+
+def errors_of(run: Run, exact: GaussianMixture) -> dict[str, float]:
+    """Of samples: those of the benchmark of posteriors, and the sliced Wasserstein distance."""
+    reference = exact_run(exact, len(run.x), "reference").x
+    distance = sliced_wasserstein(run.x.flatten(1), reference.flatten(1))
+    return {**image_errors(run, exact), "sliced_wasserstein": distance}
+
+
+def sampled(denoiser: Denoiser, problem: Problem, count: int) -> tuple[Run, Tensor]:
+    """`count` samples of a problem by a trained network, and its MMSE estimate."""
+    single = Problem(problem.degradation.to(torch.float32), problem.y.float(), NOISE)
+    seeds = [derive_seed("solve", i) for i in range(count)]
+    draws = Draws(seeds)
+    noise = draws.normal(problem.degradation.image_shape, "latent")
+    with torch.no_grad():
+        start = time.perf_counter()
+        x = DPM(num_steps=20)(denoiser, noise, single.expand(count), draws)
+        seconds = time.perf_counter() - start
+        mmse = MMSE()(denoiser, noise[:1], single, draws)
+    return Run(x.double(), 20, 0, seconds), mmse.double()
+
+
+def measure(
+    prior: GaussianMixture, images: int, problems: int, count: int, ways: Sequence[str]
+) -> list[dict[str, Any]]:
+    """A row for each method, number of images seen, and problem."""
+    cases = [(name, p, posterior(prior, p)) for name, p in problems_of(prior, problems)]
+    rows = []
+    for family, problem, exact in cases:
+        floor = exact_run(exact, count, "floor")
+        rows.append({"method": FLOOR, "images": 0, "family": family, **errors_of(floor, exact)})
+        for name in ZERO_SHOT:
+            run = solve(image_sampler(name), prior, exact, problem, count)
+            rows.append({"method": name, "images": 0, "family": family, **errors_of(run, exact)})
+    for way in ways:
+        for seen, denoiser in train(way, prior, images):
+            for family, problem, exact in cases:
+                run, mmse = sampled(denoiser, problem, count)
+                error = (mmse - posterior_mean(prior, problem)).square().sum()
+                rows.append({
+                    "method": way, "images": seen, "family": family, **errors_of(run, exact),
+                    "mmse": float((error / exact.covariance()[0].trace()).sqrt()),
+                })  # fmt: skip
+    return rows
+
+
+def mean_of(
+    rows: Sequence[dict[str, Any]], method: str, family: str, key: str, images: int
+) -> float:
+    chosen = [
+        row[key] for row in rows
+        if (row["method"], row["family"], row["images"]) == (method, family, images)
+    ]  # fmt: skip
+    return statistics.fmean(chosen)
+
+
+def distances_table(rows: Sequence[dict[str, Any]], key: str) -> str:
+    """An error by method and family, trained ones after each number of images."""
+    found = dict.fromkeys((row["method"], row["images"]) for row in rows if key in row)
+    cells = [
+        [m, n or None, *(f"{mean_of(rows, m, f, key, n):.3f}" for f in FAMILIES)] for m, n in found
+    ]
+    return table(["method", "images", *FAMILIES], cells)
+
+
+def draw(rows: Sequence[dict[str, Any]], key: str) -> Any:
+    """The error of each trained way against the images it has seen; level lines for the others."""
+    figure, axes = plt.subplots(1, len(FAMILIES), figsize=(13, 3.8), sharey=True)
+    ways = [m for m in dict.fromkeys(r["method"] for r in rows) if m in WAYS]
+    for axis, family in zip(axes, FAMILIES, strict=True):
+        for way, colour in zip(WAYS, ("#8d99ae", "#d1495b", "#6f9ac8", "#1b2a41"), strict=True):
+            if way in ways:
+                seen = sorted({r["images"] for r in rows if r["method"] == way})
+                values = [mean_of(rows, way, family, key, n) for n in seen]
+                axis.plot(seen, values, "o-", color=colour, label=way, lw=1.8, ms=4)
+        levels = {m: mean_of(rows, m, family, key, 0) for m in ZERO_SHOT}
+        best = min(levels, key=lambda m: levels[m])
+        axis.axhline(levels[best], color="#888888", ls="--", lw=1)
+        axis.annotate(f"best zero-shot: {best}", (0.02, levels[best]), (0, 3), fontsize=8,
+                      xycoords=("axes fraction", "data"), textcoords="offset points")  # fmt: skip
+        floor = mean_of(rows, FLOOR, family, key, 0)
+        axis.axhline(floor, color="#888888", ls=":", lw=1)
+        axis.set(xscale="log", yscale="log", xlabel="images seen", title=family)
+        axis.grid(alpha=0.25, which="both")
+    axes[0].set_ylabel("distance to the exact posterior")
+    axes[0].legend(fontsize=8, frameon=False)
+    figure.suptitle("Sliced Wasserstein distance of samples; dotted: exact samples", fontsize=10)
+    figure.tight_layout()
+    return figure
+
+
+@click.command(context_settings=CONTEXT)
+@click.option("--images", type=click.IntRange(SETTINGS.batch), default=2**18)
+@click.option("--problems", type=click.IntRange(1), default=6, help="Of each family.")
+@click.option("--samples", type=click.IntRange(2), default=256, help="Of each problem.")
+@click.option("--components", type=click.IntRange(1), default=1, help="Gaussians of the prior.")
+@click.option("--way", "ways", type=click.Choice(list(WAYS)), multiple=True, help="Only these.")
+@name_option
+def main(
+    images: int, problems: int, samples: int, components: int, ways: Sequence[str], name: str | None
+) -> None:
+    """Train four networks on samples of a known prior, and compare them with exact posteriors."""
+    photos = Photos(SIDE, "train", size=CROPS)
+    crops = to_float(torch.stack([photos[i][0] for i in range(CROPS)])).double()
+    prior = fit_gaussian(crops) if components == 1 else fit_mixture(crops, components)
+    rows = measure(prior, images, problems, samples, ways or list(WAYS))
+    keys = ("sliced_wasserstein", "mean", "covariance", "mmse")
+    text = "\n\n".join(f"{key}\n{distances_table(rows, key)}" for key in keys)
+    record = {
+        "side": SIDE, "noise_level": NOISE, "crops": CROPS, "components": components,
+        "images": images, "problems": problems, "samples": samples, "rows": rows,
+    }  # fmt: skip
+    report(name, text, record)
+    if name is not None:
+        save_picture(name, draw(rows, "sliced_wasserstein"))
+
+
+if __name__ == "__main__":
+    main()
