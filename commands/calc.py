@@ -70,7 +70,9 @@ def _build(options: CalcOptions, device: torch.device) -> Comparison:
         check_folder(options.outdir)
         check_new(options.outdir)
     measured = [name for name in names if name in DISTANCES]
-    detectors = detectors_for(measured, options.detectors, device, images.image_shape)
+    detectors = detectors_for(
+        measured, options.detectors, device, images.image_shape, options.trust_detector
+    )
     if detectors:
         _check_several(images)
     if reference:

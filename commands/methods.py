@@ -71,6 +71,7 @@ def distances_of(
         images=images,
         image_shape=image_shape,
         any_count=options.any_count,
+        trusted=options.trust_detector,
     )
 
 

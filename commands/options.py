@@ -13,9 +13,10 @@ _SPLIT = "Images of the data set to take."
 _SPLITS = ("train", "heldout", "all")
 _DETECTOR = (
     "Detector and its weights file: NAME or NAME=FILE; inception=FILE (fid), or for fd the "
-    "TorchScript file of any. By default inception is downloaded, and fd takes "
-    "efficientnet-lite0, which a package brings."
+    "TorchScript file of any, with --trust-detector. By default inception is downloaded, and fd "
+    "takes efficientnet-lite0, which a package brings."
 )
+_TRUST = "Run a detector that is a TorchScript file. It is a program: it can do what you can do."
 _ANY_COUNT = "Accept a reference of another number of images; Fréchet distances depend on it."
 _BATCH = "Images at once, on each process."
 _WORKERS = "Processes that load images, for each process."
@@ -45,6 +46,7 @@ class RefOptions(DataOptions):
     dest: Path = option("File to write, .safetensors.")
     images: int | None = option("Images to take, such as 10000 or 8Ki.", None, least=1, shown="all")
     detectors: tuple[str, ...] = option(_DETECTOR, ("inception",), name="--detector")
+    trust_detector: bool = option(_TRUST, False)
     batch: int = option(_BATCH, 32, least=1)
     workers: int = option(_WORKERS, 1)
 
@@ -97,6 +99,7 @@ class GenOptions(DataOptions):
     )
     ref: Path | None = option(_REF, None)
     detectors: tuple[str, ...] = option(_DETECTOR, (), name="--detector")
+    trust_detector: bool = option(_TRUST, False)
     any_count: bool = option(_ANY_COUNT, False)
     samplers: tuple[str, ...] = option(
         "Sampler, one of docs/samplers.md, or module.Class of your own.",
@@ -169,6 +172,7 @@ class CalcOptions:
         "fid",
     )
     detectors: tuple[str, ...] = option(_DETECTOR, (), name="--detector")
+    trust_detector: bool = option(_TRUST, False)
     any_count: bool = option(_ANY_COUNT, False)
     size: int | None = option("Crop and resize all images to this side, in pixels.", None, least=1)
     outdir: Path | None = option("Folder for metrics.json.", None, shown="only print")

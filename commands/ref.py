@@ -43,7 +43,9 @@ def _build(options: RefOptions, device: torch.device) -> tuple[ImageDataset, lis
     if count < 2:
         raise ValueError(f"a covariance needs at least 2 images, not {count}")
     shape = dataset.image_shape
-    detectors = [load_detector(spec, device, shape) for spec in options.detectors]
+    detectors = [
+        load_detector(spec, device, shape, options.trust_detector) for spec in options.detectors
+    ]
     _ = dataset[0]  # a broken data set shows before the work begins
     return dataset, detectors, count
 

@@ -217,7 +217,7 @@ def _distances(
 ) -> HeldoutDistances:
     """Checked against the reference before the first step: a wrong path must not cost hours."""
     assert config.ref_path
-    if config.detectors:
+    if config.detectors and config.trust_detector:
         refuse_foreign(f"the detectors {', '.join(config.detectors.values())} may be programs")
     reference = load_reference(config.ref_path)
     heldout = images.dataset
@@ -227,7 +227,9 @@ def _distances(
             f"{config.ref_path} is of {count} images, and {config.data_class} holds out only "
             f"{len(heldout)}: restorations are compared with statistics of the held-out images"
         )
-    detectors = reference_detectors(reference, config.detectors, images.device, dataset.image_shape)
+    detectors = reference_detectors(
+        reference, config.detectors, images.device, dataset.image_shape, config.trust_detector
+    )
     for detector in detectors.values():
         reference.check(detector, images=count, image_shape=dataset.image_shape)
     return HeldoutDistances(images, reference, detectors, sampler, count)

@@ -29,10 +29,12 @@ class Distances:
         images: int,
         image_shape: tuple[int, int, int],
         any_count: bool = False,
+        trusted: bool = False,
     ) -> Self:
         """Load what the metrics need and refuse a reference that does not match.
 
-        specs: values of `--detector`. Raises ValueError or OSError in one sentence.
+        specs: values of `--detector`; trusted: as of `load_detector`. Raises ValueError or OSError
+        in one sentence.
         """
         wanted = [metric for metric in metrics if metric in DISTANCES]
         if wanted and ref is None:
@@ -43,7 +45,7 @@ class Distances:
         if wanted and images < 2:
             raise ValueError(f"{', '.join(wanted)} needs at least 2 images, not {images}")
         reference = None if ref is None else load_reference(ref)  # first: others may be downloaded
-        loaded = detectors_for(wanted, specs, device, image_shape)
+        loaded = detectors_for(wanted, specs, device, image_shape, trusted)
         if reference is None:
             return cls(loaded, None)
         for detector in loaded.values():
@@ -73,10 +75,12 @@ def reference_detectors(
     files: Mapping[str, str],
     device: torch.device,
     image_shape: tuple[int, int, int],
+    trusted: bool,
 ) -> dict[str, Detector]:
     """The detectors that a reference was made with, by metric.
 
-    files: their weights by name, else those in the cache. Raises ValueError in one sentence.
+    files: their weights by name, else those in the cache; trusted: as of `load_detector`. Raises
+    ValueError in one sentence.
     """
     for name in files:
         if name not in reference.detectors:
@@ -87,6 +91,6 @@ def reference_detectors(
     for name in reference.detectors:
         metric = by_detector.get(name, by_detector[None])
         found[metric] = load_detector(
-            f"{name}={files[name]}" if name in files else name, device, image_shape
+            f"{name}={files[name]}" if name in files else name, device, image_shape, trusted
         )
     return found

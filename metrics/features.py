@@ -1,8 +1,8 @@
 """Detectors: networks whose features of an image stand in for what one sees in it.
 
 `inception` is the network of FID (Heusel et al. 2017), through the optional package torch-fidelity.
-`efficientnet-lite0` is a small one whose weights a Python package brings. Any other is a
-TorchScript file of the user's.
+`efficientnet-lite0` is a small one whose weights a Python package brings. Their files are tensors
+alone. Any other is a TorchScript file of the user's: a program, which may read and write files.
 """
 
 import hashlib
@@ -92,6 +92,7 @@ def load_detector(
     spec: str,
     device: torch.device | str = "cpu",
     image_shape: Sequence[int] | None = None,
+    trusted: bool = False,
 ) -> Detector:
     """The detector of a `--detector` option.
 
@@ -100,7 +101,8 @@ def load_detector(
     with `=FILE`; or `NAME=FILE` or `FILE` with a TorchScript file that takes uint8 images
     `[B, 3, h, w]` and returns features `[B, d]`. Without a NAME, the file's stem is the name.
     image_shape: (3, h, w) of the images it will see; a
-    TorchScript file is tried on some of that size. Raises ValueError, in one sentence.
+    TorchScript file is tried on some of that size. trusted: it may be run. Raises ValueError, in
+    one sentence.
 
     On a GPU this ends the use of TensorFloat-32 in the convolutions of the whole process.
     """
@@ -112,6 +114,12 @@ def load_detector(
     if name == CHOSEN:
         return _efficientnet(file, device)
     assert file is not None
+    if not trusted:
+        raise ValueError(
+            f"the detector {file} would be run as TorchScript, a program that can read, write and "
+            "delete your files: add --trust-detector if you trust whoever made it, or take "
+            f"{' or '.join(RESERVED)}, whose files hold weights alone"
+        )
     return _torchscript(name, file, device, tuple(image_shape or _PROBE))
 
 
@@ -120,11 +128,12 @@ def detectors_for(
     specs: Sequence[str],
     device: torch.device | str = "cpu",
     image_shape: Sequence[int] | None = None,
+    trusted: bool = False,
 ) -> dict[str, Detector]:
     """The detector of each metric in `DISTANCES`; metrics that share one get the same object.
 
-    specs: values of a repeated `--detector`; image_shape: as of `load_detector`. Raises ValueError,
-    in one sentence, when a detector cannot be had or one that was given is not used.
+    specs: values of a repeated `--detector`; image_shape and trusted: as of `load_detector`. Raises
+    ValueError, in one sentence, when a detector cannot be had or one that was given is not used.
     """
     by_name: dict[str, str] = {}
     for spec in specs:
@@ -149,7 +158,7 @@ def detectors_for(
                 f"{' or '.join(users)}"
             )
     loaded = {
-        name: load_detector(by_name.get(name, name), device, image_shape)
+        name: load_detector(by_name.get(name, name), device, image_shape, trusted)
         for name in dict.fromkeys(names.values())
     }
     return {metric: loaded[name] for metric, name in names.items()}

@@ -11,7 +11,7 @@ from networks import Denoiser, make_config, save_weights
 
 DATA = ("--data-opt", "resolution=16", "--data-opt", "size=8")
 FAST = ("--sampler", "heun", "--sampler-opt", "num_steps=2", "--batch", 4)
-DISTANCES = ("--ref", "ref.safetensors", "--detector", "six.pt")
+DISTANCES = ("--ref", "ref.safetensors", "--detector", "six.pt", "--trust-detector")
 
 
 class Detector(torch.nn.Module):

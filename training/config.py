@@ -24,7 +24,7 @@ _NOT_NEGATIVE = (
 _FREE = (
     *("duration", "max_minutes", "workers", "batch_gpu", "log_every", "validate_every"),
     *("checkpoint_every", "keep_checkpoints", "ref_path", "detectors", "measure_every"),
-    "skip_broken",
+    *("trust_detector", "skip_broken"),
     *("keep_every", "snapshot_every", "sheet_every", "sheet_images", "max_skipped"),
     *("compile", "recompute", "fsdp", "tensorboard", "wandb"),
 )
@@ -148,6 +148,7 @@ class TrainConfig:
         {},
         name="--detector",
     )
+    trust_detector: bool = option("Run detectors that are TorchScript files, so programs.", False)
     measure_every: int = option(
         "Fréchet distances of as many restorations as the reference has images; 0 leaves them out.",
         2**22,

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from calling import DATA, Detector, call, network
+from calling import DATA, DISTANCES, Detector, call, network
 from photo_files import kernel_array, save, scene
 
 from networks import (
@@ -73,6 +73,6 @@ def home(tmp_path_factory) -> Path:
     network(folder / "net.safetensors")
     network(folder / "classes.safetensors", classes=4)
     network(folder / "plain.safetensors", "unconditional", classes=4)
-    result = call(folder, "ref", *DATA, "--dest", "ref.safetensors", "--detector", "six.pt")
+    result = call(folder, "ref", *DATA, "--dest", "ref.safetensors", *DISTANCES[2:])
     assert result.exit_code == 0, result.output
     return folder

@@ -50,7 +50,9 @@ def test_reference_statistics_are_those_of_the_images(home):
 )
 def test_a_reference_that_cannot_be_made_is_refused(home, tmp_path, arguments, words):
     arguments = [tmp_path / a if a.startswith("x.") else a for a in arguments]
-    refused(call(home, "ref", *DATA, "--detector", "six.pt", *arguments), *words)
+    refused(
+        call(home, "ref", *DATA, "--detector", "six.pt", "--trust-detector", *arguments), *words
+    )
     assert not list(tmp_path.iterdir())
 
 
@@ -132,7 +134,8 @@ def test_a_failed_image_shows_in_the_distance(home, tmp_path, monkeypatch):
         (("--metrics", "fid", *DISTANCES), ("six",)),
         (("--metrics", "cfd", *DISTANCES, "--noise-level", "0.1"), ("cfd", "noise")),
         (("--metrics", "fd", *DISTANCES, "--images", "4"), ("8 images", "4", "--any-count")),
-        (("--metrics", "fd", "--ref", "none.safetensors", "--detector", "six.pt"), ("none.saf",)),
+        (("--metrics", "fd", "--ref", "none.safetensors"), ("none.saf",)),
+        (("--metrics", "fd", *DISTANCES[:4]), ("six.pt", "program", "--trust-detector")),
         (("--metrics", "quality"), ("quality", "psnr")),
         (("--cfg", "2"), ("--cfg 2", "without classes")),
         (("--images", "9"), ("--images 9", "only 8")),

@@ -121,7 +121,7 @@ def options(run: Path, outdir: Path, batch: int) -> list[object]:
         "--sampler-opt", "heun.num_steps=4", "--baselines", "pinv,fill,gaussian",
         "--batch", batch, "--pictures", 2, "--outdir", outdir,
         "--metrics", "psnr,ssim,consistency,fd,cfd", "--ref", run.parent / "ref.safetensors",
-        "--detector", run.parent / "mean.pt", "--save-images",
+        "--detector", run.parent / "mean.pt", "--trust-detector", "--save-images",
     ]  # fmt: skip
 
 
@@ -135,7 +135,7 @@ class Means(torch.nn.Module):
 def reference(home: Path, dest: Path) -> list[object]:
     return [
         "ref", "--data-opt", "resolution=16", "--data-opt", "size=8", "--dest", dest,
-        "--detector", home / "mean.pt", "--batch", 3,
+        "--detector", home / "mean.pt", "--trust-detector", "--batch", 3,
     ]  # fmt: skip
 
 

@@ -83,7 +83,8 @@ def folders(tmp_path) -> tuple[Path, Path]:
 def test_two_folders_are_compared(home, folders, tmp_path):
     a, b = folders
     result = call(home, "calc", "--images", a, "--ref", b, "--metrics", "fd,psnr,ssim",
-                  "--detector", "six.pt", "--outdir", tmp_path / "out", "--batch", 2)  # fmt: skip
+                  "--detector", "six.pt", "--trust-detector", "--outdir", tmp_path / "out",
+                  "--batch", 2)  # fmt: skip
     assert result.exit_code == 0, result.output
     values = metrics(tmp_path / "out")["metrics"]["values"]
     one, two = (
@@ -113,7 +114,7 @@ def test_folders_that_do_not_match_are_refused(home, folders):
     refused(call(home, "calc", "--images", a, "--ref", b, "--metrics", "psnr"), "4.png", "5.png")
     (b / "5.png").unlink()
     refused(call(home, "calc", "--images", a, "--ref", b, "--metrics", "psnr"), "4 images", "5")
-    fd = "--metrics", "fd", "--detector", "six.pt"
+    fd = "--metrics", "fd", "--detector", "six.pt", "--trust-detector"
     refused(call(home, "calc", "--images", a, "--ref", b, *fd), "--any-count")
     refused(call(home, "calc", "--images", a, "--ref", "ref.safetensors", *fd), "8 images", "5")
     refused(

@@ -174,10 +174,17 @@ def test_own_detector_by_name_or_file(own_file):
     batch = images(3)
     mean = batch.float().mean((2, 3))
     for spec, name in [(str(own_file), "colours"), (f"mine={own_file}", "mine")]:
-        detector = load_detector(spec, "cpu")
+        detector = load_detector(spec, "cpu", trusted=True)
         assert (detector.name, detector.features) == (name, 6)
         assert detector.sha256 == sha256(own_file)
         torch.testing.assert_close(detector(batch), torch.cat([mean, mean**2], 1))
+
+
+def test_a_program_is_not_run_unless_it_is_trusted(own_file, monkeypatch):
+    monkeypatch.setattr(torch.jit, "load", pytest.fail)
+    for load in (load_detector, lambda spec: detectors_for(["fd"], [spec])):
+        with pytest.raises(ValueError, match=rf"{own_file} .*program .*--trust-detector"):
+            load(str(own_file))
 
 
 @pytest.mark.parametrize(
@@ -193,7 +200,7 @@ def test_own_detector_is_tried_first(tmp_path, kind, message):
     path = tmp_path / "wrong.pt"
     torch.jit.script(Mistaken(kind)).save(str(path))
     with pytest.raises(ValueError, match=message) as caught:
-        load_detector(str(path))
+        load_detector(str(path), trusted=True)
     assert str(path) in str(caught.value) and "\n" not in str(caught.value)
 
 
@@ -201,16 +208,16 @@ def test_own_detector_is_tried_on_images_of_the_size_it_will_see(tmp_path):
     path = tmp_path / "large.pt"
     torch.jit.script(Mistaken("small only fails")).save(str(path))
     with pytest.raises(ValueError, match=r"uint8 images \[2, 3, 64, 64\]: .*299 pixels only"):
-        load_detector(str(path))
-    assert load_detector(str(path), "cpu", (3, 90, 120)).features == 3
-    found = detectors_for(["fd"], [str(path)], "cpu", image_shape=(3, 90, 120))
+        load_detector(str(path), trusted=True)
+    assert load_detector(str(path), "cpu", (3, 90, 120), trusted=True).features == 3
+    found = detectors_for(["fd"], [str(path)], "cpu", (3, 90, 120), trusted=True)
     assert found["fd"](images(2, 120)).shape == (2, 3)
 
 
 def test_a_detector_that_fails_later_is_named_in_one_sentence(tmp_path):
     path = tmp_path / "large.pt"
     torch.jit.script(Mistaken("small only fails")).save(str(path))
-    detector = load_detector(f"mine={path}", "cpu", (3, 120, 120))
+    detector = load_detector(f"mine={path}", "cpu", (3, 120, 120), trusted=True)
     message = r"^the detector 'mine' fails on images \[4, 3, 64, 64\]: .*299 pixels only$"
     with pytest.raises(DataError, match=message):
         detector(images(4))
@@ -228,7 +235,7 @@ def test_features_that_are_not_finite_are_refused():
 
 def test_settings_of_the_process_are_made_once(own_file, monkeypatch):
     """Other threads compute meanwhile: nothing of theirs changes with a call."""
-    detector = load_detector(str(own_file))
+    detector = load_detector(str(own_file), trusted=True)
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
     monkeypatch.setattr(torch.backends.cudnn, "set_flags", pytest.fail)
     detector(images(1))
@@ -255,11 +262,11 @@ def test_specs_that_name_nothing_are_refused(tmp_path, weights_file, own_file):
     text = tmp_path / "text.pt"
     text.write_text("no network")
     with pytest.raises(ValueError, match="no TorchScript file"):
-        load_detector(f"own={text}")
+        load_detector(f"own={text}", trusted=True)
 
 
 def test_metrics_choose_their_detectors(weights_file, own_file):
-    found = detectors_for(["cfd", "fd"], [f"mine={own_file}"], "cpu")
+    found = detectors_for(["cfd", "fd"], [f"mine={own_file}"], "cpu", trusted=True)
     assert {metric: d.name for metric, d in found.items()} == {"cfd": "mine", "fd": "mine"}
     found = detectors_for(["cfd", "fd"], [f"efficientnet-lite0={weights_file}"], "cpu")
     assert {d.name for d in found.values()} == {"efficientnet-lite0"}

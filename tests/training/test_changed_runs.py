@@ -200,7 +200,7 @@ def test_a_pipe_in_the_folder_of_a_run_is_not_waited_for(home):
 
 def test_detectors_of_somebody_else_are_not_run_on_resume(home):
     Path("ref.safetensors").touch()
-    edited(ref_path="ref.safetensors", detectors={"fd": "planted.pt"}, data={
+    edited(ref_path="ref.safetensors", detectors={"fd": "planted.pt"}, trust_detector=True, data={
         "path": "data", "size": 16, "heldout_path": "data",
     })  # fmt: skip
     assert_refused(resume(), "planted.pt", "--trust-config")

@@ -119,7 +119,8 @@ def home(tmp_path_factory) -> Path:
     for size, name in ((6, "ref"), (9, "many")):
         arguments = [
             "ref", "--data-opt", "resolution=16", "--data-opt", f"size={size}",
-            "--dest", str(folder / f"{name}.safetensors"), "--detector", str(folder / "three.pt"),
+            "--dest", str(folder / f"{name}.safetensors"), "--trust-detector",
+            "--detector", str(folder / "three.pt"),
         ]  # fmt: skip
         assert CliRunner().invoke(metrics, arguments).exit_code == 0
     return folder
@@ -137,7 +138,7 @@ def start(home: Path, outdir: Path, *arguments: object):
 def test_distances_of_held_out_restorations_are_logged(home, tmp_path):
     result = start(
         home, tmp_path / "run", "--ref-path", home / "ref.safetensors",
-        "--detector", f"three={home / 'three.pt'}",
+        "--detector", f"three={home / 'three.pt'}", "--trust-detector",
     )  # fmt: skip
     assert result.exit_code == 0, result.output
     lines = [line for line in read_log(tmp_path / "run") if "heldout_distance" in line]
@@ -159,7 +160,9 @@ def test_distances_of_held_out_restorations_are_logged(home, tmp_path):
 def test_a_reference_that_does_not_serve_is_refused_before_training(
     home, tmp_path, ref, detector, words
 ):
-    given = ("--detector", f"{detector}={home / 'three.pt'}") if detector else ()
+    given = (
+        ("--detector", f"{detector}={home / 'three.pt'}", "--trust-detector") if detector else ()
+    )
     result = start(home, tmp_path / "run", "--ref-path", home / ref, *given)
     assert result.exit_code == 2, result.output
     for word in words:
@@ -170,7 +173,8 @@ def test_a_reference_that_does_not_serve_is_refused_before_training(
 def test_a_reference_of_other_images_is_refused(home, tmp_path):
     result = start(
         home, tmp_path / "run", "--ref-path", home / "ref.safetensors",
-        "--detector", f"three={home / 'three.pt'}", "--data-opt", "resolution=32",
+        "--detector", f"three={home / 'three.pt'}", "--trust-detector",
+        "--data-opt", "resolution=32",
     )  # fmt: skip
     assert result.exit_code == 2
     assert "(3, 16, 16)" in result.stderr and "(3, 32, 32)" in result.stderr
@@ -233,14 +237,15 @@ def test_weights_are_kept_before_the_long_measurement(home, tmp_path, monkeypatc
     def killed(self, denoiser):
         raise KeyboardInterrupt
 
-    options = "--ref-path", home / "ref.safetensors", "--detector", f"three={home / 'three.pt'}"
+    detector = "--detector", f"three={home / 'three.pt'}", "--trust-detector"
+    options = "--ref-path", home / "ref.safetensors", *detector
     with monkeypatch.context() as patch:
         patch.setattr(HeldoutDistances, "__call__", killed)
         result = start(home, tmp_path / "run", *options, "--measure-every=8")
     assert result.exit_code == 1  # click's for a keyboard interrupt
     assert (tmp_path / "run" / "weights.safetensors").exists()
     assert not [line for line in read_log(tmp_path / "run") if "heldout_distance" in line]
-    result = CliRunner().invoke(train.main, ["--resume", str(tmp_path / "run")])
+    result = CliRunner().invoke(train.main, ["--resume", str(tmp_path / "run"), "--trust-config"])
     assert result.exit_code == 0, result.output
     lines = [line for line in read_log(tmp_path / "run") if "heldout_distance" in line]
     assert [line["images"] for line in lines] == [8]
