@@ -25,6 +25,7 @@ from metrics.frechet import frechet_distance, square_root
 from runtime.environment import environment
 from runtime.errors import DataError
 from runtime.files import check_floats, regular, replacing
+from runtime.records import parse_json, record
 
 METADATA_KEY = "invfusion-reference"
 FORMAT_VERSION = 1
@@ -128,6 +129,25 @@ class Moments:
         Raises ValueError for a matrix that is not symmetric or not positive semi-definite.
         """
         return square_root(self.covariance)
+
+
+@dataclass
+class _Origin:
+    sha256: str | None
+
+
+@dataclass
+class _Description:
+    """What a reference file says about itself."""
+
+    format: Any  # of any version
+    detectors: dict[str, _Origin]
+    images: int
+    image_shape: tuple[int, int, int] | None = None
+
+    def __post_init__(self) -> None:
+        if self.images < 1:
+            raise ValueError(f"images {self.images} must be at least 1")
 
 
 @dataclass(frozen=True)
@@ -295,31 +315,22 @@ def _load_safetensors(path: Path) -> Reference:
         raise ValueError(
             f"{path} holds tensors, but is no reference file of `calculate_metrics.py ref`"
         )
+    what = f"the description inside {path}"
     try:
-        description = json.loads(text)
-        if description["format"] != FORMAT_VERSION:
-            raise ValueError(
-                f"{path} has reference format {description['format']}, and this version of the "
-                f"project reads {FORMAT_VERSION} only"
-            )
-    except (TypeError, KeyError, json.JSONDecodeError) as error:
-        raise ValueError(f"the description inside {path} is damaged") from error
-    return _described(path, description, tensors)
-
-
-def _described(path: Path, description: Mapping[str, Any], tensors: dict[str, Tensor]) -> Reference:
+        values = parse_json(text)
+    except ValueError as error:
+        raise ValueError(f"{what} is damaged: {error}") from None
+    found = record(_Description, values, what, others=True)
+    if found.format != FORMAT_VERSION:
+        raise ValueError(
+            f"{path} has reference format {found.format}, and this version of the project reads "
+            f"{FORMAT_VERSION} only"
+        )
     try:
         detectors = {
-            name: Moments(tensors[f"{name}/mean"], tensors[f"{name}/covariance"], entry["sha256"])
-            for name, entry in description["detectors"].items()
+            name: Moments(tensors[f"{name}/mean"], tensors[f"{name}/covariance"], entry.sha256)
+            for name, entry in found.detectors.items()
         }
-        shape = description.get("image_shape")
-        return Reference(
-            path,
-            detectors,
-            images=int(description["images"]),
-            image_shape=None if shape is None else tuple(shape),
-            description=description,
-        )
-    except (TypeError, KeyError, AttributeError, ValueError) as error:
-        raise ValueError(f"{path} does not hold what its description says: {error}") from error
+    except KeyError as error:
+        raise ValueError(f"{path} does not hold what its description says: {error}") from None
+    return Reference(path, detectors, found.images, found.image_shape, values)

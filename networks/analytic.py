@@ -27,6 +27,10 @@ class PriorConfig:
     image_shape: tuple[int, int, int]
     num_classes: int = 0
 
+    def __post_init__(self) -> None:
+        if min(self.image_shape) < 1:
+            raise ValueError(f"image_shape {self.image_shape} must be three positive numbers")
+
 
 class GaussianMixture:
     """B mixtures p(x0) = Σ_k w_k N(x0; μ_k, Σ_k) over images of D = C·h·w values, in float64.

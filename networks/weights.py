@@ -9,6 +9,7 @@ import json
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from networks.analytic import GaussianMixture
+from networks.analytic import GaussianMixture, PriorConfig
 from networks.denoiser import Denoiser
-from networks.invfusion import LevelConfig, NetworkConfig
+from networks.invfusion import NetworkConfig
 from networks.presets import conditioning_of
 from runtime.files import check_floats, regular
+from runtime.records import parse_json, record
 
 METADATA_KEY = "invfusion"
 FORMAT_VERSION = 1
@@ -29,6 +31,30 @@ _MIXTURE = "Gaussian mixture"
 
 Model = Denoiser | GaussianMixture
 """What a weights file holds."""
+
+
+@dataclass
+class _Description:
+    """What a file says about itself."""
+
+    format: Any  # of any version
+    config: dict[str, Any] = field(default_factory=dict)
+    summary: dict[str, Any] = field(default_factory=dict)
+    kind: str | None = None
+
+
+@dataclass
+class _Summary:
+    """What of a training summary is used."""
+
+    noise_level: float = 0.0
+    noise_range: tuple[float, ...] = ()
+    poisson_peak: float | None = None
+    mse_train: bool = False
+
+    def __post_init__(self) -> None:
+        if len(self.noise_range) not in (0, 2):
+            raise ValueError(f"noise_range {self.noise_range} must be two numbers or none")
 
 
 def save_weights(path: str | os.PathLike[str], denoiser: Model, summary: dict[str, Any]) -> None:
@@ -78,9 +104,9 @@ def load_weights(path: str | os.PathLike[str], device: torch.device | str = "cpu
     path = Path(path)
     with _opened(path) as file:
         description = _description(path, file)
-        if description.get("kind") == _MIXTURE:
+        if description.kind == _MIXTURE:
             return _mixture(path, description, file).to(device)
-        config = _config(path, description)
+        config = _config(path, description, len(file.keys()))
         with torch.device("meta"):  # nothing is initialised only to be overwritten
             denoiser = Denoiser(config)
         tensors = _tensors(path, file)
@@ -93,7 +119,9 @@ def read_summary(path: str | os.PathLike[str]) -> dict[str, Any]:
     """The training summary of a weights file, without its tensors; errors as in `load_weights`."""
     path = Path(path)
     with _opened(path) as file:
-        return _description(path, file).get("summary", {})
+        summary = _description(path, file).summary
+    record(_Summary, summary, f"the summary inside {path}", others=True)
+    return summary
 
 
 @contextmanager
@@ -121,7 +149,7 @@ def _is_pickle(path: Path) -> bool:
     return start[:4] == b"PK\x03\x04" or old
 
 
-def _description(path: Path, file: Any) -> dict[str, Any]:
+def _description(path: Path, file: Any) -> _Description:
     """What the file says about itself, in a format that this version knows."""
     text = (file.metadata() or {}).get(METADATA_KEY)
     if text is None:
@@ -129,39 +157,42 @@ def _description(path: Path, file: Any) -> dict[str, Any]:
             f"{path} holds tensors, but does not say of which network: it was not written by "
             "save_weights"
         )
+    what = f"the description inside {path}"
     try:
-        description = json.loads(text)
-        version = description["format"]
-    except (ValueError, TypeError, KeyError) as error:
-        raise ValueError(f"the description inside {path} is damaged") from error
-    if version != FORMAT_VERSION:
+        values = parse_json(text)
+    except ValueError as error:
+        raise ValueError(f"{what} is damaged: {error}") from None
+    description = record(_Description, values, what, others=True)
+    if description.format != FORMAT_VERSION:
         raise ValueError(
-            f"{path} has weights format {version}, and this version of the project reads "
-            f"{FORMAT_VERSION} only"
+            f"{path} has weights format {description.format}, and this version of the project "
+            f"reads {FORMAT_VERSION} only"
         )
     return description
 
 
-def _config(path: Path, description: Mapping[str, Any]) -> NetworkConfig:
-    try:
-        fields = dict(description["config"])
-        levels = tuple(LevelConfig(**level) for level in fields.pop("levels"))
-        shape = tuple(fields.pop("image_shape"))
-        if fields.pop("consistent", False):  # a field of earlier versions
-            raise ValueError("it is a `consistent` network, which this version no longer has")
-        return NetworkConfig(image_shape=shape, levels=levels, **fields)
-    except (ValueError, TypeError, KeyError) as error:
-        raise ValueError(f"the network described inside {path} cannot be built: {error}") from error
+def _config(path: Path, description: _Description, tensors: int) -> NetworkConfig:
+    """The network of a file of so many tensors, of which every block and layer has some."""
+    what = f"the network described inside {path}"
+    values = dict(description.config)
+    if values.pop("consistent", False):  # a field of earlier versions
+        raise ValueError(f"{what} is a `consistent` one, which this version no longer has")
+    config = record(NetworkConfig, values, what)
+    layers = config.mapping_depth + sum(level.depth for level in config.levels)
+    if layers > tensors:
+        raise ValueError(f"{what} has {layers} layers, and the file only {tensors} tensors")
+    return config
 
 
-def _mixture(path: Path, description: Mapping[str, Any], file: Any) -> GaussianMixture:
+def _mixture(path: Path, description: _Description, file: Any) -> GaussianMixture:
     tensors = {name: tensor.clone() for name, tensor in _tensors(path, file).items()}
+    what = f"the prior described inside {path}"
+    config = record(PriorConfig, description.config, what, others=True)
     try:
-        channels, h, w = description["config"]["image_shape"]
         basis = tensors.pop("basis", None)
-        return GaussianMixture(**tensors, basis=basis, image_shape=(channels, h, w))
-    except (ValueError, TypeError, KeyError) as error:
-        raise ValueError(f"the prior described inside {path} cannot be built: {error}") from error
+        return GaussianMixture(**tensors, basis=basis, image_shape=config.image_shape)
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{what} cannot be built: {error}") from error
 
 
 def _tensors(path: Path, file: Any) -> dict[str, Tensor]:

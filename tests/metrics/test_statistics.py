@@ -273,6 +273,19 @@ def test_descriptions_that_do_not_fit_are_refused(saved):
         load_reference(rewritten(path, detectors=wrong))
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *(("images", "30"), ("images", -30), ("images", None), ("image_shape", [3, 64.0, 64])),
+        *(("detectors", []), ("detectors", {"own": {"sha256": 7}}), ("detectors", {"own": 1})),
+    ],
+)
+def test_descriptions_of_the_wrong_types_are_refused(saved, name, value):
+    path, _ = saved
+    with pytest.raises(ValueError, match=rf"^the description inside {path}: {name}"):
+        load_reference(rewritten(path, **{name: value}))
+
+
 def test_npz_of_other_arrays_or_shapes_is_refused(tmp_path):
     path = tmp_path / "r.npz"
     np.savez(path, mean=np.ones(2))

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import resource
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from networks import Denoiser, NetworkConfig, load_weights, make_config, read_summary, save_weights
 from networks import weights as module
+from networks.analytic import GaussianMixture
 
 SUMMARY = {"preset": "tiny", "images": 1 << 20, "loss": 0.125, "degradations": ["matrix", "μ"]}
 
@@ -277,6 +279,13 @@ def test_another_format_version(saved: Path, version: Any) -> None:
         {"levels": 7},
         {"image_shape": [3, 16]},
         {"image_shape": None},
+        {"image_shape": [3, 16.0, 16]},
+        {"image_shape": [3, -16, -16]},
+        {"image_shape": [3, 0, 0]},
+        {"num_classes": True},
+        {"mapping_depth": 10**6},
+        {"levels": [{"depth": 10**6, "width": 48}]},
+        {"levels": [{"depth": 1.0, "width": 48}]},
         {"colour": "blue"},
     ],
     ids=str,
@@ -285,14 +294,52 @@ def test_a_network_that_cannot_be_built(saved: Path, change: dict[str, Any]) -> 
     tensors, description = parts(saved)
     config = {**description["config"], **change}
     rewrite(saved, tensors, {**description, "config": config})
-    assert refusal(saved).startswith(f"the network described inside {saved} cannot be built: ")
+    assert refusal(saved).startswith(f"the network described inside {saved}")
 
 
 def test_a_missing_configuration(saved: Path) -> None:
     tensors, description = parts(saved)
     del description["config"]
     rewrite(saved, tensors, description)
-    assert "cannot be built: 'config'" in refusal(saved)
+    assert refusal(saved) == f"the network described inside {saved} lacks image_shape"
+
+
+@pytest.mark.parametrize(
+    "summary",
+    [
+        *([], None, "text", 7, {"noise_level": "0.1"}, {"noise_range": [0.1]}),
+        *({"noise_range": 0.1}, {"mse_train": 1}, {"poisson_peak": "a"}),
+    ],
+    ids=str,
+)
+def test_a_summary_of_the_wrong_kind(saved: Path, summary: Any) -> None:
+    tensors, description = parts(saved)
+    rewrite(saved, tensors, {**description, "summary": summary})
+    with pytest.raises(ValueError, match=r"^the (summary|description) inside"):
+        read_summary(saved)
+
+
+def test_nothing_that_a_weights_file_says_is_imported(
+    saved: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (saved.parent / "planted.py").write_text("raise SystemExit('imported')")
+    monkeypatch.syspath_prepend(str(saved.parent))
+    tensors, description = parts(saved)
+    name = "planted.Class"
+    says = {"data": name, "degradation": name, "init": name, "precision": name}
+    rewrite(saved, tensors, description | {"summary": says, "conditioning": name, "kind": name})
+    assert read_summary(saved) == says
+    load_weights(saved)
+    assert "planted" not in sys.modules
+
+
+@pytest.mark.parametrize("shape", [[-3, -2, 2], [3, 2], [3.0, 2, 2], None])
+def test_a_prior_of_no_shape(tmp_path: Path, shape: Any) -> None:
+    path = tmp_path / "prior.safetensors"
+    save_weights(path, GaussianMixture.gaussian(torch.zeros(12), torch.eye(12), (3, 2, 2)), {})
+    tensors, description = parts(path)
+    rewrite(path, tensors, {**description, "config": {"image_shape": shape}})
+    assert refusal(path).startswith(f"the prior described inside {path}")
 
 
 def without_first(tensors: dict[str, Tensor]) -> None:
@@ -360,6 +407,6 @@ def test_files_of_before_with_a_field_that_is_gone(saved: Path, consistent: bool
     description["config"]["consistent"] = consistent
     rewrite(saved, tensors, description)
     if consistent:
-        assert "a `consistent` network, which this version no longer has" in refusal(saved)
+        assert "a `consistent` one, which this version no longer has" in refusal(saved)
     else:
         assert load_weights(saved).config == make_config("tiny")
