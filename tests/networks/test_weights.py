@@ -401,6 +401,13 @@ def test_a_damaged_file_that_begins_like_a_pickle_is_called_damaged(tmp_path: Pa
     assert "damaged" in refusal(path)
 
 
+def test_a_network_of_before_that_was_trained_for_the_mmse_estimate(saved: Path) -> None:
+    tensors, description = parts(saved)
+    del description["config"]["objective"]
+    rewrite(saved, tensors, {**description, "summary": {"mse_train": True}})
+    assert load_weights(saved).config.objective == "mmse"
+
+
 @pytest.mark.parametrize("consistent", [False, True])
 def test_files_of_before_with_a_field_that_is_gone(saved: Path, consistent: bool) -> None:
     tensors, description = parts(saved)
