@@ -6,15 +6,15 @@
 import click
 
 from commands.options import CalcOptions, GenOptions, PriorOptions, RefOptions
-from runtime.cli import SETTINGS, takes
+from runtime.cli import SETTINGS, Group, takes
 
 
-@click.group(context_settings=SETTINGS)
+@click.group(cls=Group, context_settings=SETTINGS)
 def main() -> None:
     """Measure how good images are."""
 
 
-@main.command(context_settings=SETTINGS)
+@main.command()
 @takes(RefOptions)
 def ref(options: RefOptions) -> None:
     """Compute the statistics of a data set's features that restorations are compared with."""
@@ -23,7 +23,7 @@ def ref(options: RefOptions) -> None:
     write_reference(options)
 
 
-@main.command(context_settings=SETTINGS)
+@main.command()
 @takes(PriorOptions)
 def prior(options: PriorOptions) -> None:
     """Fit a Gaussian mixture to a data set: a denoiser for zero-shot samplers without training."""
@@ -32,7 +32,7 @@ def prior(options: PriorOptions) -> None:
     write_prior(options)
 
 
-@main.command(context_settings=SETTINGS)
+@main.command()
 @takes(GenOptions)
 def gen(options: GenOptions) -> None:
     """Restore a data set under each degradation and measure the result.
@@ -56,7 +56,7 @@ def gen(options: GenOptions) -> None:
 main.add_command(gen, "gen-uncond")  # its name of before
 
 
-@main.command(context_settings=SETTINGS)
+@main.command()
 @takes(CalcOptions)
 def calc(options: CalcOptions) -> None:
     """Measure a folder of images against another one, or against reference statistics."""

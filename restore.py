@@ -3,10 +3,10 @@
 import click
 
 from commands.options import RestoreOptions
-from runtime.cli import SETTINGS, takes
+from runtime.cli import SETTINGS, Command, takes
 
 
-@click.command(context_settings=SETTINGS)
+@click.command(cls=Command, context_settings=SETTINGS)
 @takes(RestoreOptions)
 def main(options: RestoreOptions) -> None:
     """Restore a photo: samples, the MMSE estimate, and how much the samples differ.

@@ -13,7 +13,7 @@ from typing import Any
 
 import click
 
-from runtime.cli import SETTINGS, given, option, with_options
+from runtime.cli import SETTINGS, Command, given, option, with_options
 from runtime.errors import one_sentence_errors
 from runtime.output import unbroken_output
 from runtime.registry import own_modules_only
@@ -25,7 +25,7 @@ class RunOptions:
     """Options of `train.py` besides the settings of a run."""
 
     config: Path | None = option("YAML file of settings; the options below override it.", None)
-    name: str | None = option(
+    name: Path | None = option(
         "The run is kept in experiments/NAME.", None, shown="the preset's name"
     )
     outdir: Path | None = option("Folder of the run, instead of experiments/NAME.", None)
@@ -49,7 +49,7 @@ class RunOptions:
     fp32: bool = option("The same as --precision fp32.", False)
 
 
-@click.command(context_settings=SETTINGS)
+@click.command(cls=Command, context_settings=SETTINGS)
 @with_options(RunOptions)
 @with_options(TrainConfig, overriding=True)
 def main(**values: Any) -> None:

@@ -80,7 +80,8 @@ def compared(drawn: Tensor, heldout: Tensor, train: Tensor) -> tuple[list[dict],
 def main(net: Path, data: str, data_opt: tuple[str, ...], images: int, name: str | None) -> None:
     """Compare samples with their nearest training images."""
     sets: list[ImageDataset] = [
-        get_dataset(data, split, **key_values(data_opt)) for split in ("heldout", "train")
+        get_dataset(data, split, **key_values(data_opt, "--data-opt"))
+        for split in ("heldout", "train")
     ]
     heldout, train = load_images(sets[0], images), load_images(sets[1], len(sets[1]))
     drawn = samples(net, images)

@@ -23,7 +23,9 @@ def options_by_name(
             inner = key.rpartition(".")[2]
             known = ", ".join(f"{known}.{inner}" for known in by_name)
             raise ValueError(f"{option} {key} must name the {kind}: {known}")
-        by_name[name][key.removeprefix(f"{name}.")] = value
+        if (inner := key.removeprefix(f"{name}.")) in by_name[name]:
+            raise ValueError(f"{option} {name}.{inner} is given twice: give it once")
+        by_name[name][inner] = value
     return by_name
 
 

@@ -4,7 +4,7 @@ import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 
-from runtime.cli import option
+from runtime.cli import flag, option
 from runtime.options import PRECISIONS
 
 _DATA = "Data set, such as Photos, FFHQ64, ImageDir, or module.Class of your own."
@@ -151,8 +151,7 @@ class GenOptions(DataOptions):
         for field in dataclasses.fields(self):
             default = {} if field.default is dataclasses.MISSING else field.default
             if field.name in UNUSED and getattr(self, field.name) != default:
-                name = field.metadata["name"] or f"--{field.name.replace('_', '-')}"
-                raise ValueError(f"{name} goes with a --degradation")
+                raise ValueError(f"{flag(field)} goes with a --degradation")
         for name, values in (("--net", self.nets), ("--sampler", self.samplers)):
             if len(values) > 1:
                 raise ValueError(f"without a --degradation give one {name}, not {len(values)}")

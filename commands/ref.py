@@ -5,11 +5,11 @@ from typing import Any
 
 import torch
 
-from commands.cli import check_destination, checked_count
+from commands.cli import check_destination, check_once, checked_count
 from commands.options import RefOptions
 from datautils import ImageDataset, get_dataset
 from metrics.dataset import dataset_statistics
-from metrics.features import Detector, load_detector
+from metrics.features import Detector, load_detector, parsed
 from metrics.statistics import save_reference
 from runtime import distributed
 from runtime.errors import data_errors, one_sentence_errors
@@ -38,6 +38,7 @@ def write_reference(options: RefOptions) -> None:
 
 def _build(options: RefOptions, device: torch.device) -> tuple[ImageDataset, list[Detector], int]:
     check_destination(options.dest)
+    check_once("--detector", [parsed(spec)[0] for spec in options.detectors])
     dataset = get_dataset(options.data, options.split, **options.data_opt)
     count = checked_count(options.images, dataset, options.data)
     if count < 2:

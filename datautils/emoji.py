@@ -21,6 +21,7 @@ from datautils.indexed import check_count
 from datautils.labels import Labels
 from datautils.loading import cores
 from datautils.prepare import Originals, prepare
+from runtime.cli import SETTINGS, Command
 from runtime.errors import DataError
 from runtime.files import regular
 
@@ -141,7 +142,7 @@ def _drawn(emoji: Sequence[_Emoji], size: int, index: int) -> tuple[bytes, str]:
     return file.getvalue(), where
 
 
-@click.command(context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
+@click.command(cls=Command, context_settings=SETTINGS | {"show_default": True})
 @click.option("--fluent", required=True, type=click.Path(path_type=Path), help="Fluent 3D, .tgz.")
 @click.option("--noto", required=True, type=click.Path(path_type=Path), help="Noto, .tgz.")
 @click.option("--twemoji", required=True, type=click.Path(path_type=Path), help="Twemoji, .tgz.")

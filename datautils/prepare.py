@@ -24,6 +24,7 @@ from datautils.imagedir import ImageDir
 from datautils.indexed import fit
 from datautils.labels import MODES
 from datautils.loading import cores, in_order
+from runtime.cli import SETTINGS, Command
 from runtime.errors import DataError, data_errors, one_sentence_errors
 from runtime.files import replacing
 
@@ -150,7 +151,7 @@ def _converted(
     return torch.frombuffer(encoded.getbuffer(), dtype=torch.uint8)
 
 
-@click.command(context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
+@click.command(cls=Command, context_settings=SETTINGS | {"show_default": True})
 @click.option("--source", type=click.Path(path_type=Path), help="Folder or zip file of originals.")
 @click.option("--hub", metavar="OWNER/NAME", help="Hugging Face data set, instead.")
 @click.option("--hub-split", default="train", help="Split of the hub's data set.")

@@ -106,7 +106,7 @@ def load_detector(
 
     On a GPU this ends the use of TensorFloat-32 in the convolutions of the whole process.
     """
-    name, file = _parsed(spec)
+    name, file = parsed(spec)
     device = torch.device(device)
     _use_float32(device)
     if name == "inception":
@@ -137,7 +137,7 @@ def detectors_for(
     """
     by_name: dict[str, str] = {}
     for spec in specs:
-        name, _ = _parsed(spec)
+        name, _ = parsed(spec)
         if name in by_name:
             raise ValueError(f"--detector gives '{name}' twice: {by_name[name]} and {spec}")
         by_name[name] = spec
@@ -169,8 +169,8 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "invfusion"
 
 
-def _parsed(spec: str) -> tuple[str, Path | None]:
-    """Name and file of a detector option; no file for a reserved name by itself."""
+def parsed(spec: str) -> tuple[str, Path | None]:
+    """Name and file of a detector option; no file for a reserved name by itself. ValueError."""
     if spec in RESERVED:
         return spec, None
     name, equals, file = spec.partition("=")

@@ -59,6 +59,32 @@ class Count(click.ParamType):
         return count
 
 
+class Command(click.Command):
+    """A click command that refuses an option given twice, which click itself would not tell."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        _, _, order = self.make_parser(ctx).parse_args(list(args))
+        for parameter in order:
+            if order.count(parameter) > 1 and not parameter.multiple:
+                raise click.UsageError(f"{parameter.opts[-1]} is given twice: give it once", ctx)
+        return super().parse_args(ctx, args)
+
+
+class Group(click.Group):
+    """Several such commands under one name."""
+
+    command_class = Command
+
+
+class _Path(click.Path):
+    """A path, never an empty one: that would be the working folder."""
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> Any:
+        if value == "":
+            self.fail("an empty text is no path", param, ctx)
+        return super().convert(value, param, ctx)
+
+
 def takes(cls: type) -> Callable[[Callable], Callable]:
     """Decorator of a click command: its function gets one `cls`, made of the options.
 
@@ -96,15 +122,20 @@ def with_options(cls: type, overriding: bool = False) -> Callable[[Callable], Ca
 def given(cls: type, values: Mapping[str, Any]) -> dict[str, Any]:
     """The values of click as the fields have them. Raises ValueError."""
     kinds, found = typing.get_type_hints(cls), dict(values)
-    for name, value in values.items():
-        if name in kinds and typing.get_origin(kinds[name]) is dict:
-            found[name] = key_values(value)
+    for field in dataclasses.fields(cls):
+        if field.name in values and typing.get_origin(kinds[field.name]) is dict:
+            found[field.name] = key_values(values[field.name], flag(field))
     return found
+
+
+def flag(field: dataclasses.Field) -> str:
+    """What a field is called on the command line, such as --data-opt."""
+    return field.metadata["name"] or f"--{field.name.replace('_', '-')}"
 
 
 def _option(field: dataclasses.Field, kind: Any, overriding: bool) -> Callable:
     about, default = field.metadata, _default(field)
-    origin, name = typing.get_origin(kind), about["name"] or f"--{field.name.replace('_', '-')}"
+    origin, name = typing.get_origin(kind), flag(field)
     shown = about["shown"] or _shown(default)
     settings: dict[str, Any] = {"help": about["help"], "show_default": False}
     if origin is dict or (origin is tuple and not overriding):
@@ -152,4 +183,4 @@ def _click_type(kind: Any, about: Mapping[str, Any]) -> Any:
         return Count(about["least"] or 0)
     if kind is float:
         return click.FLOAT if about["least"] is None else click.FloatRange(about["least"])
-    return click.Path(path_type=Path) if kind is Path else click.STRING
+    return _Path(path_type=Path) if kind is Path else click.STRING

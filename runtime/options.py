@@ -17,13 +17,20 @@ Reader = Callable[[Any], Any]
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "ki": 2**10, "mi": 2**20, "gi": 2**30}
 
 
-def key_values(pairs: Iterable[str]) -> dict[str, str]:
-    """{"key": "value"} of texts such as "key=value". Raises ValueError for any other text."""
-    split = [pair.partition("=") for pair in pairs]
-    for pair, (key, equals, _) in zip(pairs, split, strict=True):
+def key_values(pairs: Iterable[str], option: str) -> dict[str, str]:
+    """{"key": "value"} of texts such as "key=value", which an option of this name gave.
+
+    Raises ValueError for any other text, and for a key that is given twice.
+    """
+    values: dict[str, str] = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
         if not key or not equals:
-            raise ValueError(f"'{pair}' is no option such as key=value")
-    return {key: value for key, _, value in split}
+            raise ValueError(f"{option} '{pair}' is no option such as key=value")
+        if key in values:
+            raise ValueError(f"{option} {key} is given twice: give it once")
+        values[key] = value
+    return values
 
 
 def arguments(
@@ -146,6 +153,12 @@ def _text(value: Any) -> str | os.PathLike:
     return value
 
 
+def _path(value: Any) -> Path:
+    if value == "":  # would be the working folder
+        raise ValueError
+    return Path(_text(value))
+
+
 def _mapping(value: Any) -> dict:
     found = parse_yaml(value) if isinstance(value, str) else value
     if not isinstance(found, dict):
@@ -164,7 +177,7 @@ _PARSERS: dict[Any, tuple[Reader, str]] = {
     int: (parse_count, "a whole number such as 4096, 64Ki or 2^25"),
     float: (_number, "a number"),
     str: (_text, "a text"),
-    Path: (lambda value: Path(_text(value)), "a path"),
+    Path: (_path, "a path"),
     dict: (_mapping, "a mapping of names to values"),
     Any: (lambda value: value, "anything"),
 }

@@ -4,7 +4,8 @@ import json
 from pathlib import Path
 
 import torch
-from click.testing import CliRunner, Result
+from click.testing import Result
+from runner import Runner
 
 from calculate_metrics import main
 from networks import Denoiser, make_config, save_weights
@@ -39,7 +40,7 @@ def call(home: Path, command: str, *arguments: object) -> Result:
         str(home / w) if w.endswith((".safetensors", ".pt", ".npz")) and "/" not in w else w
         for w in words
     ]
-    return CliRunner().invoke(main, [command, *paths])
+    return Runner().invoke(main, [command, *paths])
 
 
 def gen(home: Path, outdir: Path, *arguments: object) -> Result:

@@ -195,7 +195,9 @@ class TrainConfig:
             _require(0 < width <= WIDEST, "ema_sigma_rel", width, f"above 0, at most {WIDEST:.4f}")
         if len({f"{width:g}" for width in self.ema_sigma_rel}) < len(self.ema_sigma_rel):
             raise ValueError(f"ema_sigma_rel={self.ema_sigma_rel} must be widths that differ")
-        _require(self.wandb != "", "wandb", "''", "the name of a project")
+        for name, kind in _types().items():
+            if kind in (str, str | None):
+                _require(getattr(self, name) != "", name, "''", "a text of at least one letter")
         for level in self.recompute:
             _require(level in range(9), "recompute", level, "the number of a level, from 0")
         if self.compile and self.fsdp:

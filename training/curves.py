@@ -3,13 +3,14 @@
 `python -m training.curves RUN [RUN...] --out FILE.png` draws several runs side by side.
 """
 
-import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import click
 
+from runtime.cli import SETTINGS, Command
+from runtime.errors import one_sentence_errors
 from runtime.files import replacing
 from training.log import read_log
 
@@ -93,7 +94,7 @@ def _points(log: Iterable[Line], *keys: str) -> tuple[list[float], list[float]]:
     return images, values
 
 
-@click.command(context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
+@click.command(cls=Command, context_settings=SETTINGS | {"show_default": True})
 @click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option(
     "--out", type=click.Path(dir_okay=False, path_type=Path), default=Path("curves.png"),
@@ -101,11 +102,8 @@ def _points(log: Iterable[Line], *keys: str) -> tuple[list[float], list[float]]:
 )  # fmt: skip
 def main(runs: tuple[Path, ...], out: Path) -> None:
     """Draw the curves of one or several runs, given by their folders."""
-    try:
+    with one_sentence_errors():
         draw_curves(runs, out)
-    except (ValueError, OSError) as error:
-        click.echo(f"error: {' '.join(str(error).split())}", err=True)
-        sys.exit(2)
     click.echo(f"curves: {out}")
 
 

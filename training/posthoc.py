@@ -4,7 +4,6 @@ EDM2, section 3.2: a run leaves snapshots of power-function averages of a few wi
 come close to the average of any other width, at any time up to the last snapshot.
 """
 
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,8 @@ import torch
 from torch import Tensor
 
 from networks import Denoiser, load_weights, read_summary, save_weights
+from runtime.cli import SETTINGS, Command
+from runtime.errors import one_sentence_errors
 from runtime.records import record
 from training.averages import coefficients, power_exponent
 
@@ -82,7 +83,7 @@ def _snapshots(folder: Path, images: int | None) -> dict[Path, _Snapshot]:
     return early
 
 
-@click.command(context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
+@click.command(cls=Command, context_settings=SETTINGS | {"show_default": True})
 @click.argument("run", type=click.Path(file_okay=False, path_type=Path))
 @click.option(
     "--sigma-rel", type=float, required=True,
@@ -95,11 +96,8 @@ def _snapshots(folder: Path, images: int | None) -> dict[Path, _Snapshot]:
 )  # fmt: skip
 def main(run: Path, sigma_rel: float, images: int | None, out: Path) -> None:
     """Make an average of any width from the snapshots of a run, as a weights file for --net."""
-    try:
+    with one_sentence_errors():
         save_weights(out, *reconstruct(run, sigma_rel, images))
-    except (ValueError, OSError) as error:
-        click.echo(f"error: {' '.join(str(error).split())}", err=True)
-        sys.exit(2)
     click.echo(f"weights: {out}")
 
 

@@ -4,13 +4,14 @@ Half precision halves the file. Weights below 6e-5 lose digits, which a network 
 weights beyond half precision's range are refused.
 """
 
-import sys
 from pathlib import Path
 
 import click
 import torch
 
 from networks import Denoiser, load_weights, read_summary, save_weights
+from runtime.cli import SETTINGS, Command
+from runtime.errors import one_sentence_errors
 
 FILE = click.Path(dir_okay=False, path_type=Path)
 
@@ -29,16 +30,13 @@ def publish(source: Path, dest: Path) -> None:
     save_weights(dest, denoiser.half(), read_summary(source))
 
 
-@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.command(cls=Command, context_settings=SETTINGS)
 @click.argument("source", type=FILE)
 @click.argument("dest", type=FILE)
 def main(source: Path, dest: Path) -> None:
     """Write a weights file in half precision, to hand out. Commands read it as any other."""
-    try:
+    with one_sentence_errors():
         publish(source, dest)
-    except (ValueError, OSError) as error:
-        click.echo(f"error: {' '.join(str(error).split())}", err=True)
-        sys.exit(2)
     click.echo(f"weights: {dest}, {dest.stat().st_size / 1e6:.1f} MB")
 
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 import torch
-from click.testing import CliRunner
 from helpers import gaussian
+from runner import Runner
 from safetensors.torch import save_file
 
 from benchmarks import families, memory, posterior, report, resume, sampler_quality, speed
@@ -38,7 +38,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def run(command: Any, *arguments: str) -> None:
-    result = CliRunner().invoke(command, arguments, catch_exceptions=False)
+    result = Runner().invoke(command, arguments, catch_exceptions=False)
     assert result.exit_code == 0, result.output
 
 
@@ -176,7 +176,7 @@ def test_detail_is_the_sum_of_the_edges() -> None:
     ],
 )
 def test_what_cannot_be_measured_is_refused(weights: Path, net: str, told: str) -> None:
-    result = CliRunner().invoke(sampler_quality.main, [f"--net={weights}/{net}"])
+    result = Runner().invoke(sampler_quality.main, [f"--net={weights}/{net}"])
     assert result.exit_code == 2, result.output
     assert told in result.stderr.splitlines()[-1]
 

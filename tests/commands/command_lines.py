@@ -3,7 +3,8 @@
 from pathlib import Path
 
 import click
-from click.testing import CliRunner, Result
+from click.testing import Result
+from runner import Runner
 
 import train
 from training.config import TrainConfig
@@ -29,7 +30,7 @@ def contents(folder: Path) -> dict[str, bytes | None]:
 def refusal(command: click.Command, arguments: list[str]) -> str:
     """The sentence with which a command refuses its arguments, leaving everything as it was."""
     before = contents(Path())
-    result = CliRunner().invoke(command, arguments)
+    result = Runner().invoke(command, arguments)
     assert result.exit_code == 2, (result.exception, result.stderr[-300:])
     assert result.stdout == ""
     assert contents(Path()) == before
@@ -42,7 +43,7 @@ def refusal(command: click.Command, arguments: list[str]) -> str:
 
 
 def success(command: click.Command, arguments: list[str]) -> Result:
-    result = CliRunner().invoke(command, arguments)
+    result = Runner().invoke(command, arguments)
     assert result.exit_code == 0, (result.exception, result.stderr[-300:])
     return result
 

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from click.testing import CliRunner
 from PIL import Image
+from runner import Runner
 from scipy.ndimage import gaussian_filter
 from torch import Tensor
 
@@ -47,7 +47,7 @@ def contents() -> dict[str, bytes | None]:
 def run(net: Path, *arguments: str, image: str = "photo.png", samples: int = 2) -> dict:
     """The record that a restoration leaves; its pictures are those of the photo, and complete."""
     quick = ["--sampler=euler", "--sampler-opt=num_steps=3", f"--samples={samples}"]
-    result = CliRunner().invoke(
+    result = Runner().invoke(
         restore.main, [f"--net={net}", f"--image={image}", "--out=out", *quick, *arguments]
     )
     assert result.exit_code == 0, (result.exception, result.stderr[-500:])
@@ -70,7 +70,7 @@ def run(net: Path, *arguments: str, image: str = "photo.png", samples: int = 2) 
 def refusal(*arguments: str) -> str:
     """The sentence with which arguments are refused, leaving everything as it was."""
     before = contents()
-    result = CliRunner().invoke(restore.main, list(arguments))
+    result = Runner().invoke(restore.main, list(arguments))
     assert result.exit_code == 2, (result.exception, result.stderr[-500:])
     assert contents() == before
     line = result.stderr.splitlines()[-1]

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from click.testing import CliRunner, Result
+from click.testing import Result
 from helpers import gaussian
+from runner import Runner
 from safetensors import safe_open
 from safetensors.torch import save_file
 
@@ -82,7 +83,7 @@ def test_a_damaged_prior_is_named(tmp_path, fault):
 
 
 def call(*arguments: object) -> Result:
-    return CliRunner().invoke(main, [str(a) for a in arguments])
+    return Runner().invoke(main, [str(a) for a in arguments])
 
 
 @pytest.fixture(scope="module")

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from click.testing import CliRunner
 from PIL import Image
+from runner import Runner
 from safetensors.torch import load_file
 
 import calculate_metrics
@@ -45,7 +45,7 @@ def no_gpu() -> Iterator[None]:
 
 def alone(command, *arguments: object) -> None:
     """Run a command in this process."""
-    result = CliRunner().invoke(command, [str(argument) for argument in arguments])
+    result = Runner().invoke(command, [str(argument) for argument in arguments])
     assert result.exit_code == 0, (result.exception, result.stderr[-500:])
 
 

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from click.testing import CliRunner, Result
+from click.testing import Result
 from helpers import gaussian
+from runner import Runner
 from torch import Tensor
 
 import calculate_metrics
@@ -83,7 +84,7 @@ def trained(*options: str) -> Denoiser:
         "--validate-images=4", "--sheet-every=320", "--sheet-images=1", "--ema-halflife=32",
         *options,
     ]  # fmt: skip
-    result = CliRunner().invoke(train.main, arguments)
+    result = Runner().invoke(train.main, arguments)
     assert result.exit_code == 0, result.output
     denoiser = load_weights("run/weights.safetensors")
     assert isinstance(denoiser, Denoiser)
@@ -102,7 +103,7 @@ def test_indi_is_trained_restores_and_stands_in_tables() -> None:
     values = json.loads(Path("out/metrics.json").read_text())["metrics"]["values"]["Box"]
     assert {"psnr", "ssim"} <= set(values["InDI"])
     arguments = ["--net", "run/weights.safetensors", "--sampler=indi", "--sampler-opt=num_steps=3"]
-    result = CliRunner().invoke(
+    result = Runner().invoke(
         restore.main,
         ["--image", str(photo()), "--degradation=Box", "--out=restored", *arguments],
     )
@@ -124,7 +125,7 @@ def photo() -> Path:
 
 def gen(net: str, *options: str) -> Result:
     arguments = ["gen", "--net", net, *SMALL, "--images=2", "--outdir=out", *options]
-    return CliRunner().invoke(calculate_metrics.main, arguments)
+    return Runner().invoke(calculate_metrics.main, arguments)
 
 
 @pytest.mark.parametrize(

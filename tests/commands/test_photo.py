@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from click.testing import CliRunner
 from photo_files import CPU, SHAPE, load, run, save, scene
+from runner import Runner
 
 import restore
 from commands import photo as photo_module
@@ -74,7 +74,7 @@ def test_samples_that_diverge_are_named(nets: dict[str, Path], monkeypatch) -> N
 
     monkeypatch.setattr("samplers.Heun.__call__", diverging)
     arguments = ["--image=photo.png", "--mask=mask.png", "--samples=2", "--sampler=heun"]
-    found = CliRunner().invoke(restore.main, [f"--net={nets['plain']}", "--out=out", *arguments])
+    found = Runner().invoke(restore.main, [f"--net={nets['plain']}", "--out=out", *arguments])
     assert found.exit_code == 1
     assert "sample-1 of Heun failed, mean (y − Hx)² is nan" in found.output
     pictures = json.loads(Path("out/restore.json").read_text())["metrics"]["pictures"]

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from click.testing import CliRunner
 from PIL import Image
+from runner import Runner
 
 import restore
 from degradation import Draws, GaussianNoise, MissingPatches
@@ -48,7 +48,7 @@ def test_the_plan_comes_first_and_lines_follow_where_no_terminal_is(
 ) -> None:
     monkeypatch.setattr(progress, "_SECONDS", 0.0)
     arguments = ["--image=photo.png", "--degradation=MotionBlur", "--samples=1", "--out=out"]
-    result = CliRunner().invoke(restore.main, [*arguments, "--batch=4"])
+    result = Runner().invoke(restore.main, [*arguments, "--batch=4"])
     assert result.exit_code == 0, result.output
     assert "6 tiles × 1 sample × 8 evaluations" in result.stdout
     lines = result.stderr.splitlines()
@@ -72,7 +72,7 @@ def test_a_bar_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_weights_that_are_missing(shipped: Path) -> None:
     shipped.unlink()
     arguments = ["--image=photo.png", "--degradation=Box", "--out=out"]
-    result = CliRunner().invoke(restore.main, arguments)
+    result = Runner().invoke(restore.main, arguments)
     assert result.exit_code == 2
     assert result.stderr.startswith(f"error: {shipped} is missing: get it back by")
     assert not Path("out").exists()
@@ -81,6 +81,6 @@ def test_weights_that_are_missing(shipped: Path) -> None:
 def test_a_photo_smaller_than_the_network(shipped: Path) -> None:
     Image.new("RGB", (12, 40)).save("photo.png")
     arguments = ["--image=photo.png", "--degradation=Box", "--out=out"]
-    result = CliRunner().invoke(restore.main, arguments)
+    result = Runner().invoke(restore.main, arguments)
     assert result.exit_code == 2
     assert "photo.png is too small: it gives 40×12 pixels" in result.stderr

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from click.testing import CliRunner, Result
+from click.testing import Result
+from runner import Runner
 
 from calculate_metrics import main
 from networks import Denoiser, make_config, save_weights
@@ -29,7 +30,7 @@ def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def gen(nets: str, samplers: str) -> Result:
     options = [f"--net={name}.safetensors" for name in nets.split()]
     options += [f"--sampler={name}" for name in samplers.split()]
-    return CliRunner().invoke(main, [*GEN, *options])
+    return Runner().invoke(main, [*GEN, *options])
 
 
 def methods(nets: str, samplers: str) -> list[str]:

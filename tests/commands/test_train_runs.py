@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from click.testing import CliRunner
 from command_lines import assert_names, refusal, success
+from runner import Runner
 
 import train
 from networks import load_weights
@@ -160,7 +160,7 @@ def test_a_folder_in_which_another_run_ended_meanwhile_is_refused(config, monkey
         return claimed(folder)
 
     monkeypatch.setattr(commands.train, "_claimed", late)
-    result = CliRunner().invoke(train.main, [config, "--outdir=run"])
+    result = Runner().invoke(train.main, [config, "--outdir=run"])
     assert result.exit_code == 2 and result.stderr.count("\n") == 1
     assert_names(result.stderr, "run --resume --name")
     assert not Path("run/config.yaml").exists()
@@ -194,7 +194,7 @@ def test_a_run_that_died_before_its_first_checkpoint_starts_anew(config):
 
 def test_weights_that_are_not_finite_are_never_written(config):
     arguments = [config, "--outdir=run", "--lr=1e38", "--ramp=0", "--decay=none", "--duration=16"]
-    result = CliRunner().invoke(train.main, arguments)
+    result = Runner().invoke(train.main, arguments)
     assert result.exit_code == 2
     assert "not finite after" in result.stderr and "lower the learning rate" in result.stderr
     assert not list(Path("run").rglob("*.safetensors"))

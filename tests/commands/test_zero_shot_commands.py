@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from click.testing import CliRunner, Result
+from click.testing import Result
 from PIL import Image
 from plain_physics import Padded
+from runner import Runner
 from torch.profiler import ProfilerActivity, profile
 
 import calculate_metrics
@@ -50,7 +51,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def gen(home: Path, outdir: Path, net: str, *arguments: str) -> Result:
-    return CliRunner().invoke(
+    return Runner().invoke(
         calculate_metrics.main,
         [
             "gen", f"--net={home / net}.safetensors", "--data-opt=resolution=16",
@@ -134,7 +135,7 @@ def test_weights_take_no_gradients(
     options = ("--sampler=dps", "--sampler-opt=num_steps=2", *recompute)
     results = [
         gen(home, tmp_path / "gen", "plain", "--degradation=Box", *options),
-        CliRunner().invoke(
+        Runner().invoke(
             calculate_metrics.main,
             [
                 "gen-uncond", f"--net={home}/plain.safetensors", f"--outdir={tmp_path}/uncond",
@@ -175,7 +176,7 @@ def test_results_do_not_depend_on_the_batch(home: Path, tmp_path: Path) -> None:
 
 
 def test_guidance_by_class(home: Path, tmp_path: Path) -> None:
-    result = CliRunner().invoke(
+    result = Runner().invoke(
         calculate_metrics.main,
         [
             "gen-uncond", f"--net={home}/classes.safetensors", f"--outdir={tmp_path}/out",
@@ -226,7 +227,7 @@ def test_operators_without_an_svd(home: Path, tmp_path: Path) -> None:
 
 
 def restored(home: Path, out: Path, net: str, *arguments: str) -> Result:
-    return CliRunner().invoke(
+    return Runner().invoke(
         restore.main,
         [
             f"--net={home / net}.safetensors", f"--image={home}/photo.png", f"--out={out}",
@@ -303,6 +304,6 @@ def test_refusals_of_a_photo(home: Path, tmp_path: Path) -> None:
         f"--net={home}/plain.safetensors", f"--image={home}/photo.png", f"--out={out}",
         "--measured", f"--kernel={tmp_path}/kernel.npy", "--noise-level=0.01", "--sampler=ddrm",
     ]  # fmt: skip
-    result = CliRunner().invoke(restore.main, arguments)
+    result = Runner().invoke(restore.main, arguments)
     assert "sampler DDRM needs the singular value decomposition" in sentence(result)
     assert not out.exists()

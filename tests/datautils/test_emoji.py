@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from click.testing import CliRunner, Result
+from click.testing import Result
 from PIL import Image
+from runner import Runner
 
 from datautils import DataError, emoji, get_dataset
 from datautils.emoji import HELDOUT, STYLES, Emoji
@@ -53,7 +54,7 @@ def packages(tmp_path: Path) -> dict[str, Path]:
 
 def make(packages: dict[str, Path], dest: Path, *options: str) -> Result:
     files = [part for name, path in packages.items() for part in (f"--{name}", str(path))]
-    return CliRunner().invoke(emoji.main, [*files, "--dest", str(dest), *options])
+    return Runner().invoke(emoji.main, [*files, "--dest", str(dest), *options])
 
 
 def over_white(image: Image.Image) -> Image.Image:

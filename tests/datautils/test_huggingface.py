@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from click.testing import CliRunner
 from pictures import play, png
 from PIL import Image
+from runner import Runner
 from torch import Tensor
 
 import train
@@ -216,7 +216,7 @@ def test_broken_rows_of_a_stream(hub: Path):
 
 def test_a_run_on_a_stream(hub: Path, tmp_path: Path):
     def run(*options: object) -> None:
-        result = CliRunner().invoke(train.main, list(map(str, options)))
+        result = Runner().invoke(train.main, list(map(str, options)))
         assert result.exit_code == 0, (result.exception, result.output[-500:])
 
     run(

@@ -14,8 +14,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from click.testing import CliRunner, Result
+from click.testing import Result
 from PIL import Image
+from runner import Runner
 
 from datautils import DataError, prepare
 from datautils.ffhq import FFHQ64
@@ -46,7 +47,7 @@ def make(folder: Path, names: list[str]) -> Path:
 
 
 def run(*options: Any) -> Result:
-    return CliRunner().invoke(prepare.main, [str(option) for option in options])
+    return Runner().invoke(prepare.main, [str(option) for option in options])
 
 
 @pytest.fixture

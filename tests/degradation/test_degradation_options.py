@@ -11,8 +11,8 @@ import pytest
 import torch
 from calling import DATA, FAST, gen, metrics, network, refused
 from calling import call as call_metrics
-from click.testing import CliRunner
 from PIL import Image
+from runner import Runner
 
 import calculate_metrics
 import train
@@ -265,7 +265,7 @@ def test_photos_are_degraded_as_the_options_say(files):
 
 
 def test_restore_refuses_options_of_no_family(home, files):
-    result = CliRunner().invoke(
+    result = Runner().invoke(
         restore, ["--net", str(home / "net.safetensors"), "--image=photo.png", "--out=out",
                   "--mask=mask.png", "--degradation-opt=strides=2"],
     )  # fmt: skip
@@ -281,7 +281,7 @@ QUICK = [
 def test_a_run_keeps_its_options(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     members = "--degradation-opt=members=Box,Hadamard"
-    result = CliRunner().invoke(train.main, [*QUICK, members, "--outdir=run"])
+    result = Runner().invoke(train.main, [*QUICK, members, "--outdir=run"])
     assert result.exit_code == 0, result.output
     config = TrainConfig.load(Path("run/config.yaml"), {})
     assert config.degradation_opt == {"members": "Box,Hadamard"}
@@ -289,10 +289,10 @@ def test_a_run_keeps_its_options(tmp_path, monkeypatch):
     assert set(heldout[-1]["heldout_psnr"]) == {"Box", "Hadamard"}
     go_on = ["--resume=run", "--duration=8"]
     refused(
-        CliRunner().invoke(train.main, [*go_on, "--degradation-opt=members=Box"]),
+        Runner().invoke(train.main, [*go_on, "--degradation-opt=members=Box"]),
         "degradation_opt cannot change when a run is resumed",
     )
-    result = CliRunner().invoke(train.main, go_on)
+    result = Runner().invoke(train.main, go_on)
     assert result.exit_code == 0, result.output
 
 
@@ -306,13 +306,13 @@ def test_a_run_keeps_its_options(tmp_path, monkeypatch):
 )
 def test_train_refuses_in_a_sentence(tmp_path, monkeypatch, arguments, words):
     monkeypatch.chdir(tmp_path)
-    refused(CliRunner().invoke(train.main, [*QUICK, *arguments]), *words)
+    refused(Runner().invoke(train.main, [*QUICK, *arguments]), *words)
 
 
 def test_help_names_the_option():
     for command in (calculate_metrics.main, restore, train.main):
         words = ["gen", "-h"] if command is calculate_metrics.main else ["-h"]
-        assert "--degradation-opt" in CliRunner().invoke(command, words).output
+        assert "--degradation-opt" in Runner().invoke(command, words).output
 
 
 def test_a_family_of_the_users_own_is_found_by_its_module(tmp_path, monkeypatch):

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from click.testing import CliRunner
 from helpers import gaussian
 from plain_physics import Rows
+from runner import Runner
 from scipy import stats
 from torch import Tensor
 
@@ -329,7 +329,7 @@ def run_gen(folder: Path, *arguments: str) -> tuple[int, str]:
         "--sampler-opt", "num_steps=2", "--sampler", "heun", "--workers", "0",
         "--outdir", str(folder / "out"), *arguments,
     ]  # fmt: skip
-    result = CliRunner().invoke(main, words)
+    result = Runner().invoke(main, words)
     return result.exit_code, f"{result.output} {result.exception!r}"
 
 

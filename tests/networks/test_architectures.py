@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from click.testing import CliRunner
+from runner import Runner
 
 import train
 from networks import LevelConfig, load_weights, make_config
@@ -40,14 +40,14 @@ def test_a_run_of_an_own_architecture(tmp_path: Path, monkeypatch: pytest.Monkey
         "data": {"resolution": 16, "size": 8}, "batch": 4, "duration": 8, "ramp": 0, "workers": 0,
     }  # fmt: skip
     Path("own.yaml").write_text(yaml.safe_dump(settings))
-    result = CliRunner().invoke(train.main, ["--config=own.yaml", "--outdir=run"])
+    result = Runner().invoke(train.main, ["--config=own.yaml", "--outdir=run"])
     assert result.exit_code == 0, result.output
     config = load_weights("run/weights.safetensors").config
     assert [(level.width, level.joint) for level in config.levels] == [(48, True), (72, False)]  # type: ignore[union-attr]
     other = Path("run/config.yaml").read_text().replace("width: 72", "width: 48")
     Path("other.yaml").write_text(other)
     arguments = ["--config=other.yaml", "--outdir=run", "--keep-going", "--duration=12"]
-    resumed = CliRunner().invoke(train.main, arguments)
+    resumed = Runner().invoke(train.main, arguments)
     assert resumed.exit_code == 2 and "network cannot change" in resumed.stderr
 
 

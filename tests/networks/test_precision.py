@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from click.testing import CliRunner
+from runner import Runner
 
 import calculate_metrics
 import train
@@ -89,14 +89,14 @@ def test_records_say_which_was_taken(
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     data = ["--data-opt=resolution=16", "--data-opt=size=4"]
     arguments = ["--preset=tiny", "--degradation=Box", "--batch=4", "--duration=8", "--outdir=run"]
-    trained = CliRunner().invoke(train.main, [*arguments, *data, "--ramp=0"])
+    trained = Runner().invoke(train.main, [*arguments, *data, "--ramp=0"])
     assert trained.exit_code == 0, trained.output
     assert "precision: fp32" in trained.stdout
     assert json.loads(Path("run/starts.jsonl").read_text())["precision"] == "fp32"
     assert read_summary("run/weights.safetensors")["precision"] == "fp32"
     save_weights("net.safetensors", Denoiser(make_config("tiny")), {})
     arguments = ["gen", "--net=net.safetensors", "--data=datautils.photos.Photos", "--outdir=out"]
-    restored = CliRunner().invoke(
+    restored = Runner().invoke(
         calculate_metrics.main, [*arguments, *data, "--degradation=Box", "--sampler=mmse"]
     )
     assert restored.exit_code == 0, restored.output

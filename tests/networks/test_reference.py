@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from click.testing import CliRunner
+from runner import Runner
 from torch import Tensor
 
 from networks import Denoiser, load_weights, make_config, read_summary
@@ -108,7 +108,7 @@ def test_the_command_makes_a_weights_file(tmp_path: Path) -> None:
     torch.save({"model_ema": authors_layout(ours), "step": 5}, tmp_path / "other.pth")
     dest = tmp_path / "ours.safetensors"
     arguments = [str(tmp_path / "other.pth"), str(dest), "--preset=tiny", "--key=model_ema"]
-    result = CliRunner().invoke(main, arguments)
+    result = Runner().invoke(main, arguments)
     assert result.exit_code == 0, result.output
     loaded = load_weights(dest)
     assert isinstance(loaded, Denoiser) and loaded.config == ours.config
@@ -136,7 +136,7 @@ def test_other_files_are_refused(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     torch.save(plain_layout(random_denoiser()) if content is None else content, "file.pkl")
-    result = CliRunner().invoke(main, ["file.pkl", "out.safetensors", *options])
+    result = Runner().invoke(main, ["file.pkl", "out.safetensors", *options])
     assert result.exit_code == 2 and words in result.stderr and result.stderr.count("\n") == 1
     assert sorted(p.name for p in tmp_path.iterdir()) == ["file.pkl"]
 

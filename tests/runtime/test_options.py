@@ -89,9 +89,9 @@ def test_options_without_a_type_follow_their_default() -> None:
 
 
 def test_key_values() -> None:
-    assert key_values(["a=1", "b=x=y"]) == {"a": "1", "b": "x=y"}
+    assert key_values(["a=1", "b=x=y"], "--opt") == {"a": "1", "b": "x=y"}
     with pytest.raises(ValueError, match="'a' is no option such as key=value"):
-        key_values(["a"])
+        key_values(["a"], "--opt")
 
 
 def test_a_registry_builds_by_name_and_by_module(

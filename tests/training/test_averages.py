@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from click.testing import CliRunner
+from runner import Runner
 
 from networks import Denoiser, load_weights, make_config, read_summary, save_weights
 from training.averages import WIDEST, coefficients, power_decay, power_exponent
@@ -115,7 +115,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[float, dic
 
 
 def invoke(*arguments: object):
-    return CliRunner().invoke(main, [str(argument) for argument in arguments])
+    return Runner().invoke(main, [str(argument) for argument in arguments])
 
 
 def test_the_command_makes_a_weights_file_of_another_width(run, tmp_path):

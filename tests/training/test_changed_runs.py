@@ -11,8 +11,9 @@ import pytest
 import torch
 import yaml
 from calling import FAST, call
-from click.testing import CliRunner, Result
+from click.testing import Result
 from PIL import Image
+from runner import Runner
 
 import train
 from networks import read_summary
@@ -41,7 +42,7 @@ def begun(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(home)
         patch.setattr(torch.cuda, "is_available", lambda: False)
-        result = CliRunner().invoke(train.main, TRAIN)
+        result = Runner().invoke(train.main, TRAIN)
     assert result.exit_code == 0, result.stderr
     return home
 
@@ -57,7 +58,7 @@ def home(begun: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def resume(*options: str) -> Result:
-    return CliRunner().invoke(train.main, ["--resume=run", "--duration=4", *options])
+    return Runner().invoke(train.main, ["--resume=run", "--duration=4", *options])
 
 
 def assert_refused(result: Result, *words: str) -> None:

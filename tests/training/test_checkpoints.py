@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from click.testing import CliRunner
 from helpers import write_checkpoint
 from processes import Processes
+from runner import Runner
 from torch import Tensor
 
 import train
@@ -91,7 +91,7 @@ def test_the_newest_stays_where_a_damaged_one_has_a_higher_count():
 
 
 def test_a_run_keeps_the_checkpoints_that_it_is_told_to(folder):
-    result = CliRunner().invoke(train.main, [*TRAIN, "--keep-checkpoints=1", "--keep-every=8"])
+    result = Runner().invoke(train.main, [*TRAIN, "--keep-checkpoints=1", "--keep-every=8"])
     assert result.exit_code == 0, result.stderr
     assert images_of(folder / "run" / "checkpoints") == [8, 16]
 
@@ -105,7 +105,7 @@ def test_weights_are_written_once_for_each_checkpoint(folder, monkeypatch):
         save(path, *arguments)
 
     monkeypatch.setattr(loop, "save_weights", saved)
-    result = CliRunner().invoke(train.main, TRAIN)
+    result = Runner().invoke(train.main, TRAIN)
     assert result.exit_code == 0, result.stderr
     assert written == ["weights.safetensors"] * 4 and f"weights: run/{written[0]}" in result.stdout
 
@@ -123,14 +123,14 @@ def test_a_full_disk_ends_the_run_in_a_sentence_and_leaves_the_last_checkpoint(f
 
     with monkeypatch.context() as patch:
         patch.setattr(checkpoint, "save_file", full)
-        result = CliRunner().invoke(train.main, TRAIN)
+        result = Runner().invoke(train.main, TRAIN)
     assert result.exit_code == 2
     sentence = result.stderr.strip().splitlines()[-1]
     assert sentence.startswith("error: the checkpoint") and "No space left on device" in sentence
     assert "Traceback" not in result.stderr
     assert images_of(folder / "run" / "checkpoints") == [4, 8]
     assert not list((folder / "run" / "checkpoints").glob(".*"))
-    result = CliRunner().invoke(train.main, ["--resume=run"])
+    result = Runner().invoke(train.main, ["--resume=run"])
     assert result.exit_code == 0, result.stderr
     assert [line["images"] for line in read_log(folder / "run")] == [4, 8, 12, 16]
 

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from click.testing import CliRunner
 from PIL import Image
+from runner import Runner
 
 import train
 from calculate_metrics import main as metrics
@@ -51,7 +51,7 @@ def test_a_configuration_begins_with_its_command_hours_and_hardware(name):
 
 
 def dry_run(*arguments: str) -> dict:
-    result = CliRunner().invoke(train.main, [*arguments, "--dry-run"])
+    result = Runner().invoke(train.main, [*arguments, "--dry-run"])
     assert result.exit_code == 0, result.output
     return yaml.safe_load(result.stdout)
 
@@ -96,7 +96,7 @@ def test_options_have_the_names_of_the_paper():
     ],
 )
 def test_options_that_contradict_each_other_are_refused(arguments, words):
-    result = CliRunner().invoke(train.main, ["--preset", "tiny", *arguments, "--dry-run"])
+    result = Runner().invoke(train.main, ["--preset", "tiny", *arguments, "--dry-run"])
     assert result.exit_code == 2
     for word in words:
         assert word in result.stderr
@@ -122,7 +122,7 @@ def home(tmp_path_factory) -> Path:
             "--dest", str(folder / f"{name}.safetensors"), "--trust-detector",
             "--detector", str(folder / "three.pt"),
         ]  # fmt: skip
-        assert CliRunner().invoke(metrics, arguments).exit_code == 0
+        assert Runner().invoke(metrics, arguments).exit_code == 0
     return folder
 
 
@@ -132,7 +132,7 @@ def start(home: Path, outdir: Path, *arguments: object):
         "--duration", "8", "--fp32", "--workers", "0", "--ramp", "0", "--measure-every=4",
         "--degradation", "MissingPatches", "--outdir", outdir, *arguments,
     ]  # fmt: skip
-    return CliRunner().invoke(train.main, [str(word) for word in words])
+    return Runner().invoke(train.main, [str(word) for word in words])
 
 
 def test_distances_of_held_out_restorations_are_logged(home, tmp_path):
@@ -197,7 +197,7 @@ def pictures(tmp_path) -> Path:
 
 
 def train_on(pictures: Path, outdir: Path, *arguments: object):
-    return CliRunner().invoke(
+    return Runner().invoke(
         train.main,
         [
             "--preset", "tiny", "--data-class", "datautils.imagedir.ImageDir", "--data-opt",
@@ -212,7 +212,7 @@ def test_a_folder_with_classes_trains_a_network_with_classes(pictures, tmp_path)
     options = "--label-drop", 0.5, "--augment", 0.5, "--workers", 1
     result = train_on(pictures, tmp_path / "run", *options)
     assert result.exit_code == 0, result.output
-    result = CliRunner().invoke(
+    result = Runner().invoke(
         metrics,
         [
             "gen-uncond", "--net", str(tmp_path / "run/weights.safetensors"), "--images", "2",
@@ -245,7 +245,7 @@ def test_weights_are_kept_before_the_long_measurement(home, tmp_path, monkeypatc
     assert result.exit_code == 1  # click's for a keyboard interrupt
     assert (tmp_path / "run" / "weights.safetensors").exists()
     assert not [line for line in read_log(tmp_path / "run") if "heldout_distance" in line]
-    result = CliRunner().invoke(train.main, ["--resume", str(tmp_path / "run"), "--trust-config"])
+    result = Runner().invoke(train.main, ["--resume", str(tmp_path / "run"), "--trust-config"])
     assert result.exit_code == 0, result.output
     lines = [line for line in read_log(tmp_path / "run") if "heldout_distance" in line]
     assert [line["images"] for line in lines] == [8]
@@ -257,9 +257,9 @@ def test_a_network_of_one_noise_level_is_not_sampled(home, tmp_path):
     words = ["--net", net, "--outdir", str(tmp_path / "out")]
     gen = ["gen", *words, "--data-opt", "resolution=16", "--images", "4", "--degradation", "Box"]
     for command in (gen, ["gen-uncond", *words, "--images", "2"]):
-        result = CliRunner().invoke(metrics, command)
+        result = Runner().invoke(metrics, command)
         assert result.exit_code == 2 and "objective mmse" in result.stderr
-    assert CliRunner().invoke(metrics, [*gen, "--sampler", "mmse"]).exit_code == 0
+    assert Runner().invoke(metrics, [*gen, "--sampler", "mmse"]).exit_code == 0
 
 
 def test_a_run_within_its_ramp_is_warned_of(home, tmp_path):

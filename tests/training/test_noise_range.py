@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from click.testing import CliRunner
+from runner import Runner
 
 import train
 from degradation import DrawnNoise, Draws, Mask, NullOperator
@@ -83,12 +83,12 @@ def test_a_run_over_a_range(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         "--noise-range=[0, 0.1]", "--clean-share=0.3", "--ramp=0", "--batch=4",
         "--duration=8", "--workers=0", "--outdir=run",
     ]  # fmt: skip
-    result = CliRunner().invoke(train.main, arguments)
+    result = Runner().invoke(train.main, arguments)
     assert result.exit_code == 0, result.output
     denoiser = load_weights("run/weights.safetensors")
     assert denoiser.config.noise_conditioning  # type: ignore[union-attr]
     assert read_summary("run/weights.safetensors")["noise_range"] == [0, 0.1]
-    resumed = CliRunner().invoke(train.main, ["--resume=run", "--duration=12"])
+    resumed = Runner().invoke(train.main, ["--resume=run", "--duration=12"])
     assert resumed.exit_code == 0, resumed.output
 
 

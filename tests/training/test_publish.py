@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from click.testing import CliRunner
+from runner import Runner
 from safetensors.torch import load_file
 
 import train
@@ -33,13 +33,13 @@ def net(folder: None) -> Denoiser:
 
 
 def trained(*arguments: str) -> dict[str, torch.Tensor]:
-    result = CliRunner().invoke(train.main, [*RUN, *arguments])
+    result = Runner().invoke(train.main, [*RUN, *arguments])
     assert result.exit_code == 0, result.output
     return load_weights("run/weights.safetensors").state_dict()
 
 
 def test_half_the_bytes_and_the_same_weights_to_half_precision(net: Denoiser) -> None:
-    result = CliRunner().invoke(main, ["net.safetensors", "half.safetensors"])
+    result = Runner().invoke(main, ["net.safetensors", "half.safetensors"])
     assert result.exit_code == 0, result.output
     sizes = [Path(name).stat().st_size for name in ("net.safetensors", "half.safetensors")]
     assert sizes[1] < 0.55 * sizes[0]
@@ -53,7 +53,7 @@ def test_half_the_bytes_and_the_same_weights_to_half_precision(net: Denoiser) ->
 def test_a_weight_beyond_half_precision(net: Denoiser) -> None:
     next(net.parameters()).data.flatten()[0] = 1e5
     save_weights("net.safetensors", net, {})
-    result = CliRunner().invoke(main, ["net.safetensors", "half.safetensors"])
+    result = Runner().invoke(main, ["net.safetensors", "half.safetensors"])
     assert result.exit_code == 2 and "1e+05" in result.stderr
     assert not Path("half.safetensors").exists()
 
@@ -65,7 +65,7 @@ def test_a_run_starts_from_weights(net: Denoiser) -> None:
         torch.testing.assert_close(tensors[name], tensor, rtol=0, atol=1e-6)
     assert read_summary("run/weights.safetensors")["init"] == "net.safetensors"
     Path("net.safetensors").unlink()  # a resumed run has a checkpoint instead
-    resumed = CliRunner().invoke(train.main, ["--resume=run", "--duration=12"])
+    resumed = Runner().invoke(train.main, ["--resume=run", "--duration=12"])
     assert resumed.exit_code == 0, resumed.output
     summary = read_summary("run/weights.safetensors")
     assert (summary["init"], summary["images"]) == ("net.safetensors", 12)
@@ -82,7 +82,7 @@ def test_a_run_starts_from_weights(net: Denoiser) -> None:
 )
 def test_weights_of_another_architecture(net: Denoiser, changes: list[str], words: str) -> None:
     arguments = [*RUN, "--outdir=run", "--init=net.safetensors", "--duration=8", *changes]
-    result = CliRunner().invoke(train.main, arguments)
+    result = Runner().invoke(train.main, arguments)
     assert result.exit_code == 2
     assert any(word in result.stderr for word in words.split()), result.stderr
     assert not Path("run").exists()
@@ -90,7 +90,7 @@ def test_weights_of_another_architecture(net: Denoiser, changes: list[str], word
 
 def test_a_stopped_run_has_the_weights_of_its_checkpoint(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(signals, "asked_to_end", lambda: True)
-    result = CliRunner().invoke(train.main, [*RUN, "--outdir=run", "--validate-every=0"])
+    result = Runner().invoke(train.main, [*RUN, "--outdir=run", "--validate-every=0"])
     assert result.exit_code == signals.RESUMABLE
     assert read_summary("run/weights.safetensors")["images"] == 4
     average = load_file("run/checkpoints/000000000004/average.safetensors")

@@ -11,8 +11,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from click.testing import CliRunner
 from PIL import Image
+from runner import Runner
 from torch import Tensor
 
 import train
@@ -37,7 +37,7 @@ TRAIN = [
 
 
 def run(*options: object) -> None:
-    result = CliRunner().invoke(train.main, [str(option) for option in options])
+    result = Runner().invoke(train.main, [str(option) for option in options])
     assert result.exit_code == 0, result.stderr
 
 
@@ -86,7 +86,7 @@ def test_curves_of_several_runs_are_drawn_into_one_picture(finished, tmp_path):
     pictures = {}
     for name, runs in {"one": [finished] * 2, "two": [finished, other]}.items():
         out = tmp_path / f"{name}.png"
-        result = CliRunner().invoke(curves.main, [*map(str, runs), "--out", str(out)])
+        result = Runner().invoke(curves.main, [*map(str, runs), "--out", str(out)])
         assert result.exit_code == 0, result.stderr
         pictures[name] = pixels(out)
     assert not np.array_equal(pictures["one"], pictures["two"])
@@ -100,7 +100,7 @@ def test_runs_of_the_same_name_are_told_apart(tmp_path):
 
 def test_curves_of_a_folder_that_is_no_run_are_refused(finished, tmp_path):
     out = tmp_path / "curves.png"
-    result = CliRunner().invoke(curves.main, [str(finished), str(tmp_path), "--out", str(out)])
+    result = Runner().invoke(curves.main, [str(finished), str(tmp_path), "--out", str(out)])
     assert result.exit_code == 2 and result.stderr.count("\n") == 1
     assert str(tmp_path) in result.stderr and not out.exists()
 
@@ -117,7 +117,7 @@ def test_sigterm_within_a_sheet_leaves_a_checkpoint_and_no_picture(finished, tmp
     options = [*TRAIN, "--validate-every=0", "--tensorboard", "--outdir", tmp_path / "run"]
     with monkeypatch.context() as patch:
         patch.setattr(MMSE, "__call__", ended)
-        result = CliRunner().invoke(train.main, [str(option) for option in options])
+        result = Runner().invoke(train.main, [str(option) for option in options])
     assert result.exit_code == RESUMABLE, result.stderr
     assert [p.name for p in list_checkpoints(tmp_path / "run" / "checkpoints")] == ["000000000008"]
     assert not (tmp_path / "run" / "sheets").exists()
@@ -141,7 +141,7 @@ def test_numbers_of_a_line_by_name():
 @pytest.mark.parametrize("option", ["--tensorboard", "--wandb=project"])
 def test_a_tracker_that_is_not_installed_is_asked_for_in_a_sentence(option, tmp_path, monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    result = CliRunner().invoke(train.main, [*TRAIN, option, "--outdir", str(tmp_path / "run")])
+    result = Runner().invoke(train.main, [*TRAIN, option, "--outdir", str(tmp_path / "run")])
     assert result.exit_code == 2 and "pip install" in result.stderr
     assert not (tmp_path / "run").exists()
 
@@ -196,7 +196,7 @@ def test_wandb_that_cannot_start_ends_the_run_before_its_first_step(tmp_path, mo
 
     monkeypatch.setattr(wandb, "init", fail)
     options = [*TRAIN, "--wandb=project", "--outdir", str(tmp_path / "run")]
-    result = CliRunner().invoke(train.main, options)
+    result = Runner().invoke(train.main, options)
     assert result.exit_code == 2 and "Traceback" not in result.stderr
     (sentence,) = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
     assert sentence.startswith("error: Weights & Biases cannot start (1 validation error for ")
