@@ -1,14 +1,15 @@
 """`calculate_metrics.py calc`: measure a folder of images against another, or a reference file."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import torch
 
-from commands.cli import check_folder, chosen
-from commands.files import check_new
+from commands.cli import chosen
+from commands.files import RESULTS, check_new, publish, working_folder
 from commands.options import CalcOptions
 from datautils.imagedir import ImageDir
 from datautils.loading import load_batches
@@ -46,15 +47,17 @@ def calculate(options: CalcOptions) -> None:
     with distributed.process_group() as device:
         with one_sentence_errors():
             comparison = _build(options, device)
-        with data_errors():
+        with data_errors(), ExitStack() as stack:
+            folder = options.outdir and stack.enter_context(working_folder(options.outdir, RESULTS))
             values = _paired(options, comparison) | _distances(options, comparison, device)
-        if distributed.rank():
-            return
-        print(table(["metric", "value", "images"], [_row(*item) for item in values.items()]))
-        if options.outdir:
-            record = {"units": UNITS, "values": values}
-            write_metrics(options.outdir, record, _settings(options, comparison))
-            print(f"results: {options.outdir}")
+            if distributed.rank():
+                return
+            print(table(["metric", "value", "images"], [_row(*item) for item in values.items()]))
+            if options.outdir and folder:
+                record = {"units": UNITS, "values": values}
+                write_metrics(folder, record, _settings(options, comparison))
+                publish(folder, options.outdir, ["metrics.json"])
+                print(f"results: {options.outdir}")
 
 
 def _build(options: CalcOptions, device: torch.device) -> Comparison:
@@ -67,8 +70,7 @@ def _build(options: CalcOptions, device: torch.device) -> Comparison:
     _ = images[0]
     check_size(names, images.image_shape)
     if options.outdir:
-        check_folder(options.outdir)
-        check_new(options.outdir)
+        check_new(options.outdir, RESULTS)
     measured = [name for name in names if name in DISTANCES]
     detectors = detectors_for(
         measured, options.detectors, device, images.image_shape, options.trust_detector

@@ -1,8 +1,6 @@
 """What the commands check of their options."""
 
-import os
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 
 from datautils import ImageDataset
 
@@ -36,13 +34,6 @@ def check_once(option: str, names: Sequence[str]) -> None:
             raise ValueError(f"{option} {name} is given twice: give every one once")
 
 
-def check_folder(folder: Path) -> None:
-    """Raise ValueError where a folder neither exists nor can be made."""
-    parent = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    if not parent.is_dir() or not os.access(parent, os.W_OK):
-        raise ValueError(f"cannot write into {folder}: {parent} is no folder that can be written")
-
-
 def chosen(kind: str, text: str, known: Iterable[str]) -> list[str]:
     """The names of a comma-separated list, each once. Raises ValueError with the known ones."""
     names = list(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
@@ -50,15 +41,6 @@ def chosen(kind: str, text: str, known: Iterable[str]) -> list[str]:
         if name not in known:
             raise ValueError(f"unknown {kind} '{name}'; known are {', '.join(known)}")
     return names
-
-
-def check_destination(dest: Path) -> None:
-    """Raise ValueError for a weights or reference file that cannot be written, or is there."""
-    if dest.suffix != ".safetensors":
-        raise ValueError(f"--dest {dest} must end in .safetensors")
-    if dest.exists():
-        raise ValueError(f"--dest {dest} is there already: remove it or choose another")
-    check_folder(dest.parent)
 
 
 def checked_count(images: int | None, dataset: ImageDataset, name: str) -> int:

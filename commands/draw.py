@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from commands.cli import check_folder, chosen
-from commands.files import check_new, publish, working_folder
+from commands.cli import chosen
+from commands.files import check_new, publish, results_of, working_folder
 from commands.methods import (
     Restorer,
     check_guidance,
@@ -34,6 +34,7 @@ from metrics.statistics import FeatureStatistics
 from networks.precision import resolve_precision
 from runtime import distributed, signals
 from runtime.errors import data_errors, one_sentence_errors
+from runtime.files import writing
 from runtime.progress import progress
 
 _METRICS = ("fid", "fd")
@@ -94,7 +95,7 @@ def draw(options: GenOptions) -> None:
     with distributed.process_group() as device:
         with one_sentence_errors():
             drawing = build(options, device)
-        with data_errors(), working_folder(options.outdir) as folder:
+        with data_errors(), working_folder(options.outdir, results_of(options)) as folder:
             if distributed.rank() == 0:
                 print(f"no --degradation: drawing {drawing.count} images from the network alone")
             share = _draw(drawing, folder, device)
@@ -114,8 +115,7 @@ def build(options: GenOptions, device: torch.device) -> Drawing:
     check_objective(net, denoiser, {name: sampler})
     _check_classes(options.classes, denoiser.config.num_classes, net)
     check_guidance(options.cfg, denoiser, net)
-    check_folder(options.outdir)
-    check_new(options.outdir, options.save_images)
+    check_new(options.outdir, results_of(options))
     count = options.images or _IMAGES
     distances = distances_of(names, options, device, count, denoiser.config.image_shape)
     restorer = Restorer(denoiser, sampler, precision, options.cfg)
@@ -224,7 +224,7 @@ def _write_grid(folder: Path, images: list[Tensor]) -> None:
 
 def _write_labels(path: Path, drawing: Drawing) -> None:
     """EDM's dataset.json, so that the images can be trained on or measured by class."""
-    with path.open("w") as file:
+    with writing(path), path.open("w") as file:
         file.write('{"labels": [')
         for i, line in enumerate(_label_lines(drawing)):
             file.write(f",\n{line}" if i else line)

@@ -6,31 +6,43 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from commands.options import GenOptions
 from runtime import distributed
+from runtime.errors import one_sentence_errors
+from runtime.files import check_folder, claimed
 
+RESULTS = ("metrics.json", "per_image.csv", "grid*.png")
 IMAGES = "images"
+_OURS = (".lock", ".unfinished")
 
 
 @contextmanager
-def working_folder(outdir: Path) -> Iterator[Path]:
+def working_folder(
+    outdir: Path, results: Sequence[str], option: str = "--outdir"
+) -> Iterator[Path]:
     """A folder inside `outdir`, shared by all processes, that is removed whatever happens.
 
-    Folders that were made for it go too if nothing was left there.
+    Folders that were made for it go too if nothing was left there. Ends the program with one
+    sentence where another command writes into `outdir`, or has left its `results` there meanwhile.
     """
     folder = outdir / ".unfinished"
     made = [path for path in (outdir, *outdir.parents) if not path.exists()]
-    if distributed.rank() == 0:
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True)
-    distributed.barrier()
-    try:
+    with contextlib.ExitStack() as stack:
+        with one_sentence_errors():
+            if distributed.rank() == 0:
+                stack.callback(_remove, made)
+                stack.enter_context(claimed(outdir, "writes into"))
+                check_new(outdir, results, option)
+                stack.callback(shutil.rmtree, folder, ignore_errors=True)
+                shutil.rmtree(folder, ignore_errors=True)
+                folder.mkdir()
         yield folder
-    finally:
-        if distributed.rank() == 0:
-            shutil.rmtree(folder, ignore_errors=True)
-            with contextlib.suppress(OSError):  # what holds results stays
-                for path in made:
-                    path.rmdir()
+
+
+def _remove(folders: Sequence[Path]) -> None:
+    with contextlib.suppress(OSError):  # what holds results stays
+        for path in folders:
+            path.rmdir()
 
 
 def publish(folder: Path, outdir: Path, names: Sequence[str]) -> None:
@@ -40,9 +52,16 @@ def publish(folder: Path, outdir: Path, names: Sequence[str]) -> None:
             (folder / name).replace(outdir / name)
 
 
-def check_new(outdir: Path, save_images: bool = False) -> None:
-    """Raise ValueError where results would be written over others, or images among other files."""
-    names = ["metrics.json", IMAGES] if save_images else ["metrics.json"]
-    for name in names:
-        if (outdir / name).exists():
-            raise ValueError(f"{outdir / name} is there already: choose another --outdir")
+def results_of(options: GenOptions) -> tuple[str, ...]:
+    """What `gen` leaves, as patterns."""
+    return (*RESULTS, IMAGES) if options.save_images else RESULTS
+
+
+def check_new(outdir: Path, results: Sequence[str], option: str = "--outdir") -> None:
+    """Raise ValueError where a folder cannot be made, or holds one of the results already, which
+    may be patterns such as "*"."""
+    check_folder(outdir)
+    for pattern in results:
+        for path in sorted(outdir.glob(pattern)):
+            if path.name not in _OURS:
+                raise ValueError(f"{path} is there already: choose another {option}")

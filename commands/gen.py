@@ -11,9 +11,9 @@ from typing import Any
 
 import torch
 
-from commands.cli import check_folder, check_once, checked_count, chosen
+from commands.cli import check_once, checked_count, chosen
 from commands.families import families_of
-from commands.files import check_new, publish, working_folder
+from commands.files import check_new, publish, results_of, working_folder
 from commands.methods import (
     BASELINES,
     COSTS,
@@ -87,7 +87,7 @@ def evaluate(options: GenOptions) -> Values:
     with distributed.process_group() as device:
         with one_sentence_errors():
             evaluation = build(options, device)
-        with data_errors(), working_folder(options.outdir) as folder:
+        with data_errors(), working_folder(options.outdir, results_of(options)) as folder:
             start = time.perf_counter()
             measure, stages = _measure(options, evaluation, folder, device)
             stages["total"] = time.perf_counter() - start
@@ -113,8 +113,7 @@ def build(options: GenOptions, device: torch.device) -> Evaluation:
     check_once("--net", [str(net) for net in options.nets])
     nets = {net: load_network(net, device, precision, options) for net in options.nets}
     pairs = driven(nets, samplers)
-    check_folder(options.outdir)
-    check_new(options.outdir, options.save_images)
+    check_new(options.outdir, results_of(options))
     dataset = get_dataset(options.data, options.split, **options.data_opt)
     for net, denoiser in nets.items():
         _check_fits(options, net, denoiser, dataset)

@@ -5,12 +5,12 @@ import time
 import torch
 from torch import Tensor
 
-from commands.cli import check_destination
 from commands.options import PriorOptions
 from datautils import get_dataset
 from metrics.dataset import check_values, load_images
 from networks import GaussianMixture, fit_gaussian, fit_mixture, save_weights
 from runtime.errors import one_sentence_errors
+from runtime.files import check_output
 from runtime.progress import progress
 
 _STEPS = 100
@@ -21,7 +21,7 @@ def write_prior(options: PriorOptions) -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     start = time.perf_counter()
     with one_sentence_errors():
-        check_destination(options.dest)
+        check_output(options.dest, "--dest", ".safetensors")
         dataset = get_dataset(options.data, options.split, **options.data_opt)
         check_values(dataset.image_shape, "a prior")
         images = load_images(dataset, options.images, options.workers).to(device)

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from commands.cli import check_destination, check_once, checked_count
+from commands.cli import check_once, checked_count
 from commands.options import RefOptions
 from datautils import ImageDataset, get_dataset
 from metrics.dataset import dataset_statistics
@@ -13,6 +13,7 @@ from metrics.features import Detector, load_detector, parsed
 from metrics.statistics import save_reference
 from runtime import distributed
 from runtime.errors import data_errors, one_sentence_errors
+from runtime.files import check_output
 
 
 def write_reference(options: RefOptions) -> None:
@@ -37,7 +38,7 @@ def write_reference(options: RefOptions) -> None:
 
 
 def _build(options: RefOptions, device: torch.device) -> tuple[ImageDataset, list[Detector], int]:
-    check_destination(options.dest)
+    check_output(options.dest, "--dest", ".safetensors")
     check_once("--detector", [parsed(spec)[0] for spec in options.detectors])
     dataset = get_dataset(options.data, options.split, **options.data_opt)
     count = checked_count(options.images, dataset, options.data)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from commands.cli import check_folder
+from commands.files import check_new, working_folder
 from commands.methods import (
     COSTS,
     check_conditioning,
@@ -30,7 +30,8 @@ from networks import Model
 from networks.precision import DTYPES, resolve_precision
 from networks.presets import conditioning_of
 from networks.weights import read_summary
-from runtime.errors import one_sentence_errors
+from runtime import signals
+from runtime.errors import data_errors, one_sentence_errors
 from runtime.progress import progress
 from runtime.tables import table
 from samplers import (
@@ -44,6 +45,7 @@ from samplers import (
     one_step,
 )
 
+_NEW = ("*",), "--out"  # the folder holds nothing yet
 SHIPPED = Path(__file__).resolve().parents[1] / "checkpoints" / "photos64-invfusion.safetensors"
 
 
@@ -85,11 +87,11 @@ def restore(options: RestoreOptions) -> None:
         }
         print(" × ".join(f"{n} {what}{'s' * (n > 1)}" for what, n in plan.items()))
     cost = Cost()
-    with torch.no_grad():
-        restored = _restore(restoration, cost)
-    metrics = _metrics(restoration, restored, cost)
-    with one_sentence_errors():
-        write_restored(options.out, task, restored, metrics, _settings(restoration))
+    with signals.orderly_end(), data_errors(), working_folder(options.out, *_NEW) as folder:
+        with torch.no_grad():
+            restored = _restore(restoration, cost)
+        metrics = _metrics(restoration, restored, cost)
+        write_restored(folder, options.out, task, restored, metrics, _settings(restoration))
     print(_summary(metrics))
     failed = _warn(restoration, metrics)
     print(f"restored: {options.out}")
@@ -104,9 +106,7 @@ def _build(options: RestoreOptions, device: torch.device) -> Restoration:
     if name is None:
         name, sampler_opt = "dpm", {"num_steps": "8"} | sampler_opt
     sampler = make_sampler(name, sampler_opt)
-    check_folder(options.out)
-    if options.out.is_dir() and any(options.out.iterdir()):
-        raise ValueError(f"{options.out} is not empty: choose a new folder for --out")
+    check_new(options.out, *_NEW)
     precision = resolve_precision(options.precision, device)
     denoiser = load_frozen(net, device, precision, options.recompute)
     check_conditioning(net, denoiser, {name: sampler}, "the photo")

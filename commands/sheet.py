@@ -11,10 +11,11 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from commands.files import working_folder
+from commands.files import publish
 from commands.photo import Task
 from metrics.pixel import to_uint8
 from metrics.results import write_grid, write_metrics
+from runtime.files import writing
 
 _CELL = 1024  # pixels of the longer side of a picture on the sheet, at most
 _WHITE = 0.99  # share of the pixels whose deviation is not cut off in the picture
@@ -50,25 +51,26 @@ class Restored:
 
 
 def write_restored(
+    unfinished: Path,
     folder: Path,
     task: Task,
     restored: Restored,
     metrics: Mapping[str, Any],
     settings: Mapping[str, Any],
 ) -> None:
-    """Write everything under temporary names, then rename it; `restore.json` comes last."""
+    """Write everything into an unfinished folder, then move it; `restore.json` comes last."""
     pictures = _pictures(task, restored)
-    with working_folder(folder) as unfinished:
-        for name, (_, picture) in pictures.items():
-            if name != "original":  # the user has it
-                pixels = picture.expand(3, -1, -1).permute(1, 2, 0).contiguous().numpy()
+    for name, (_, picture) in pictures.items():
+        if name != "original":  # the user has it
+            pixels = picture.expand(3, -1, -1).permute(1, 2, 0).contiguous().numpy()
+            with writing(folder / f"{name}.png"):
                 Image.fromarray(pixels).save(unfinished / f"{name}.png")
-        titles = [_titled(name, title, metrics) for name, (title, _) in pictures.items()]
-        cells = [_small(picture) for _, picture in pictures.values()]
-        write_grid(unfinished / "sheet.png", [cells], titles)
-        write_metrics(unfinished, metrics, settings, name="restore.json")
-        for path in sorted(unfinished.iterdir(), key=lambda path: path.suffix == ".json"):
-            path.replace(folder / path.name)
+    titles = [_titled(name, title, metrics) for name, (title, _) in pictures.items()]
+    cells = [_small(picture) for _, picture in pictures.values()]
+    write_grid(unfinished / "sheet.png", [cells], titles)
+    write_metrics(unfinished, metrics, settings, name="restore.json")
+    paths = sorted(unfinished.iterdir(), key=lambda path: path.suffix == ".json")
+    publish(unfinished, folder, [path.name for path in paths])
 
 
 def _pictures(task: Task, restored: Restored) -> dict[str, tuple[str, Tensor]]:

@@ -1,15 +1,13 @@
 """Build everything a training run needs from its settings, and train."""
 
-import fcntl
 import json
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
 
-from commands.cli import check_folder
 from commands.families import family_of
 from commands.methods import check_compiler
 from datautils import ImageDataset, dataset_class, get_dataset
@@ -21,7 +19,7 @@ from networks import Denoiser, Model, NetworkConfig, load_weights, make_config
 from runtime import distributed
 from runtime.environment import environment
 from runtime.errors import data_errors, one_sentence_errors
-from runtime.files import regular, replacing
+from runtime.files import check_folder, claimed, regular, replacing
 from runtime.options import arguments
 from runtime.registry import refuse_foreign
 from samplers import Heun, InDI, Sampler, one_step
@@ -75,7 +73,7 @@ def run(
             trainer.progress.origin = Origin(config.fixed(), identity(dataset))
         with one_sentence_errors():
             if distributed.rank() == 0:
-                stack.enter_context(_claimed(folder))
+                stack.enter_context(claimed(folder, "is training in"))
                 _check_new(folder, resume)  # another may have begun it meanwhile
         with one_sentence_errors():  # nobody else writes checkpoints any more
             if distributed.value_of_first(resume and _begun(folder)):
@@ -120,24 +118,6 @@ def _check_new(folder: Path, resume: bool) -> None:
             f"{folder} already holds a run: continue it with --resume {folder}, "
             "or choose another --name or --outdir"
         )
-
-
-@contextmanager
-def _claimed(folder: Path) -> Iterator[None]:
-    """Raise ValueError where another process trains in the folder: nobody else may until this ends,
-    however it does."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("w") as file:
-        try:
-            # Of this process alone: one that loads data and outlives it does not keep the lock.
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ValueError(
-                f"another process is training in {folder}: wait for it, or end it"
-            ) from None
-        except OSError as error:
-            raise OSError(f"{folder} cannot be locked: {error}") from error
-        yield
 
 
 def _begun(folder: Path) -> bool:

@@ -26,7 +26,7 @@ from datautils.labels import MODES
 from datautils.loading import cores, in_order
 from runtime.cli import SETTINGS, Command
 from runtime.errors import DataError, data_errors, one_sentence_errors
-from runtime.files import replacing
+from runtime.files import check_output, replacing
 
 _WRITER: dict[str, dict[str, Any]] = {
     "png": {"format": "PNG"},
@@ -192,6 +192,7 @@ def main(
     Files keep their relative names but for the extension. After an error nothing is left.
     """
     with one_sentence_errors(), data_errors():
+        check_output(dest, "--dest", ".zip")
         if source is not None and hub is None:
             originals = folder_originals(source, labels)
         elif hub is not None and source is None:

@@ -11,6 +11,8 @@ from typing import Self
 from PIL import Image
 from torch import Tensor
 
+from runtime.files import writing
+
 _THREADS = 2
 _WAITING = 64  # images that may wait to be written
 
@@ -56,7 +58,8 @@ class ImageWriter:
             raise FileNotFoundError(f"the folder {self.folder} was removed")
         path.parent.mkdir(parents=True, exist_ok=True)
         pixels = image.expand(3, -1, -1).permute(1, 2, 0).contiguous().numpy()
-        Image.fromarray(pixels).save(path, compress_level=3)
+        with writing(path):
+            Image.fromarray(pixels).save(path, compress_level=3)
         with self._lock:
             self.seconds += time.perf_counter() - start
 

@@ -8,6 +8,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from runtime.files import writing
+
 Row = dict[str, Any]
 
 COLUMNS = ("degradation", "image", "structure", "method")  # and one for each metric
@@ -52,7 +54,9 @@ class PartialRecords:
         self._file.close()
 
     def _flush(self) -> None:
-        self._writer.writerows(sorted(self._rows, key=lambda row: row["image"]))
+        with writing(self.path):
+            self._writer.writerows(sorted(self._rows, key=lambda row: row["image"]))
+            self._file.flush()
         self._rows = []
 
 

@@ -17,14 +17,13 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from metrics.features import Detector
 from metrics.frechet import frechet_distance, square_root
 from runtime.environment import environment
 from runtime.errors import DataError
-from runtime.files import check_floats, regular, replacing
+from runtime.files import check_floats, regular, write_tensors
 from runtime.records import parse_json, record
 
 METADATA_KEY = "invfusion-reference"
@@ -243,14 +242,7 @@ def save_reference(
         "created": {"time": now, **environment()},
     }
     metadata = {METADATA_KEY: json.dumps(description, allow_nan=False)}
-    with replacing(Path(path)) as temporary:
-        temporary.touch()
-        mode = temporary.stat().st_mode
-        try:
-            save_file(tensors, temporary, metadata)
-        except SafetensorError as error:  # a full disk, for one
-            raise OSError(f"{path} cannot be written: {error}") from error
-        temporary.chmod(mode)  # as the umask has it: safetensors lets only the owner read
+    write_tensors(Path(path), tensors, metadata)
 
 
 def load_reference(path: str | os.PathLike[str]) -> Reference:

@@ -15,14 +15,13 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from networks.analytic import GaussianMixture, PriorConfig
 from networks.denoiser import Denoiser
 from networks.invfusion import NetworkConfig
 from networks.presets import conditioning_of
-from runtime.files import check_floats, regular
+from runtime.files import check_floats, regular, write_tensors
 from runtime.records import parse_json, record
 
 METADATA_KEY = "invfusion"
@@ -63,7 +62,6 @@ def save_weights(path: str | os.PathLike[str], denoiser: Model, summary: dict[st
     The file appears under its name only when it is complete and on the disk; a save that fails
     raises OSError and leaves an older file as it was.
     """
-    path = Path(path)
     description = {
         "format": FORMAT_VERSION,
         "conditioning": conditioning_of(denoiser.config),
@@ -77,21 +75,7 @@ def save_weights(path: str | os.PathLike[str], denoiser: Model, summary: dict[st
         name.replace("_orig_mod.", ""): tensor.detach().cpu().contiguous()  # torch.compile's prefix
         for name, tensor in denoiser.state_dict().items()
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        unfinished.touch()
-        mode = unfinished.stat().st_mode
-        try:
-            save_file(tensors, unfinished, metadata)
-        except SafetensorError as error:  # a full disk, for one
-            raise OSError(f"{path} cannot be written: {error}") from error
-        unfinished.chmod(mode)  # as the umask has it: safetensors lets only the owner read
-        with unfinished.open("r+b") as file:
-            os.fsync(file.fileno())
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    write_tensors(Path(path), tensors, metadata)
 
 
 def load_weights(path: str | os.PathLike[str], device: torch.device | str = "cpu") -> Model:

@@ -4,6 +4,7 @@ A reader, or a run that was cut short, never sees half of one.
 """
 
 import contextlib
+import fcntl
 import json
 import math
 import os
@@ -14,18 +15,33 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import save_file
 from torch import Tensor
 
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 @contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Name the file where an error of the system does not: that of a full disk, for one."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is not None:
+            raise
+        raise OSError(f"{path} cannot be written: {error.strerror or error}") from error
+
+
+@contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A temporary path beside `path` that takes its place if the block ends well."""
+    """A new temporary file beside `path` that takes its place if the block ends well."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    temporary.touch(exist_ok=False)
     try:
-        yield temporary
+        with writing(path):
+            yield temporary
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -38,6 +54,77 @@ def regular(path: str | os.PathLike[str]) -> Path:
     if path.exists() and not path.is_file():
         raise OSError(f"{path} is no regular file")
     return path
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+    """Write a safetensors file, on the disk before it has its name. Raises OSError."""
+    with replacing(path) as temporary:
+        mode = temporary.stat().st_mode
+        try:
+            save_file(dict(tensors), temporary, dict(metadata))
+        except SafetensorError as error:  # a full disk, for one
+            raise OSError(f"{path} cannot be written: {error}") from error
+        temporary.chmod(mode)  # as the umask has it: safetensors lets only the owner read
+        with temporary.open("r+b") as file:
+            os.fsync(file.fileno())
+
+
+def check_output(path: Path, option: str, suffix: str, owner: bytes | None = None) -> None:
+    """Raise ValueError where a file that is to be written ends in another suffix, or is there
+    already.
+
+    owner: what the first bytes of a file hold that may be replaced, because its writer wrote it.
+    """
+    if os.path.lexists(path) and not (owner and path.is_file() and owner in _start(path)):
+        raise ValueError(f"{option} {path} is there already: remove it or choose another")
+    if path.suffix != suffix:
+        raise ValueError(f"{option} {path} must end in {suffix}")
+    check_folder(path.parent)
+
+
+def _start(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return file.read(4096)
+
+
+def check_folder(folder: Path) -> None:
+    """Raise ValueError where a folder neither exists nor can be made."""
+    parent = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not parent.is_dir() or not os.access(parent, os.W_OK):
+        raise ValueError(f"cannot write into {folder}: {parent} is no folder that can be written")
+
+
+@contextlib.contextmanager
+def claimed(folder: Path, use: str) -> Iterator[None]:
+    """Keep a folder, which is made, to this process until the block ends, however it does.
+
+    use: what is done in it, in a message. Raises ValueError where another process has it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / ".lock"
+    # Nothing is written into it: where it is a link, or somebody's file, that stays as it is.
+    file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+    try:
+        if not _locked(file, path):
+            raise ValueError(f"another process {use} {folder}: wait for it, or end it")
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)
+    finally:
+        os.close(file)
+
+
+def _locked(file: int, path: Path) -> bool:
+    """Lock an open file for this process alone (one that loads data and outlives it does not keep
+    the lock); whether it was free, and is not removed meanwhile by who had it."""
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return os.path.samestat(os.fstat(file), path.lstat())
+    except (BlockingIOError, FileNotFoundError):
+        return False
+    except OSError as error:
+        raise OSError(f"{path.parent} cannot be locked: {error}") from error
 
 
 def plain(value: Any) -> Any:

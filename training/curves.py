@@ -11,7 +11,7 @@ import click
 
 from runtime.cli import SETTINGS, Command
 from runtime.errors import one_sentence_errors
-from runtime.files import replacing
+from runtime.files import check_output, replacing
 from training.log import read_log
 
 _LABELS = {
@@ -19,6 +19,7 @@ _LABELS = {
     "MissingPatches": "patch in-painting",
     "MatrixDegradation": "matrix",
 }
+OWNER = b"InvFusion training.curves"  # stands in the pictures, so that they may be replaced
 _STYLES = ("-", "--", ":", "-.")
 
 Line = dict[str, Any]
@@ -62,7 +63,8 @@ def draw_curves(folders: Sequence[Path], path: Path) -> Path:
         each.locator_params(axis="x", nbins=6)
         each.ticklabel_format(useOffset=False)
     with replacing(path) as temporary:
-        figure.savefig(temporary, dpi=120, format="png")
+        metadata = {"Software": OWNER.decode()}
+        figure.savefig(temporary, dpi=120, format="png", metadata=metadata)
     plt.close(figure)
     return path
 
@@ -103,6 +105,7 @@ def _points(log: Iterable[Line], *keys: str) -> tuple[list[float], list[float]]:
 def main(runs: tuple[Path, ...], out: Path) -> None:
     """Draw the curves of one or several runs, given by their folders."""
     with one_sentence_errors():
+        check_output(out, "--out", ".png", OWNER)
         draw_curves(runs, out)
     click.echo(f"curves: {out}")
 

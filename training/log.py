@@ -13,7 +13,7 @@ from typing import Any, Self
 from tqdm import tqdm
 
 from runtime import distributed
-from runtime.files import plain, replacing
+from runtime.files import plain, replacing, writing
 from runtime.records import parse_json, record
 from training.trackers import Tracker, flat
 
@@ -26,7 +26,7 @@ class RunLog:
         if self.silent:
             return
         self.trackers = trackers
-        path = folder / "log.jsonl"
+        self.path = path = folder / "log.jsonl"
         lines = _whole_lines(path) if images else []
         # A resumed run goes on where its checkpoint was made: what came later is run again.
         with replacing(path) as temporary:
@@ -69,8 +69,9 @@ class RunLog:
         """Add a line to the log."""
         if not self.silent:
             line = plain({"images": images, **values})
-            self.file.write(json.dumps(line, allow_nan=False) + "\n")
-            self.file.flush()
+            with writing(self.path):
+                self.file.write(json.dumps(line, allow_nan=False) + "\n")
+                self.file.flush()
             for tracker in self.trackers:
                 tracker.write(images, dict(flat(values)))
 
@@ -83,7 +84,8 @@ class RunLog:
     def sync(self) -> None:
         """Bring the lines to the disk, so that no checkpoint is later than its log."""
         if not self.silent:
-            os.fsync(self.file.fileno())
+            with writing(self.path):
+                os.fsync(self.file.fileno())
 
     def show(self, **values: str) -> None:
         """Numbers beside the bar."""

@@ -15,6 +15,7 @@ from torch import Tensor
 from networks import Denoiser, load_weights, read_summary, save_weights
 from runtime.cli import SETTINGS, Command
 from runtime.errors import one_sentence_errors
+from runtime.files import check_output
 from runtime.records import record
 from training.averages import coefficients, power_exponent
 
@@ -97,6 +98,7 @@ def _snapshots(folder: Path, images: int | None) -> dict[Path, _Snapshot]:
 def main(run: Path, sigma_rel: float, images: int | None, out: Path) -> None:
     """Make an average of any width from the snapshots of a run, as a weights file for --net."""
     with one_sentence_errors():
+        check_output(out, "--out", ".safetensors")
         save_weights(out, *reconstruct(run, sigma_rel, images))
     click.echo(f"weights: {out}")
 

@@ -12,6 +12,7 @@ import torch
 from networks import Denoiser, load_weights, read_summary, save_weights
 from runtime.cli import SETTINGS, Command
 from runtime.errors import one_sentence_errors
+from runtime.files import check_output
 
 FILE = click.Path(dir_okay=False, path_type=Path)
 
@@ -36,6 +37,7 @@ def publish(source: Path, dest: Path) -> None:
 def main(source: Path, dest: Path) -> None:
     """Write a weights file in half precision, to hand out. Commands read it as any other."""
     with one_sentence_errors():
+        check_output(dest, "DEST", ".safetensors")
         publish(source, dest)
     click.echo(f"weights: {dest}, {dest.stat().st_size / 1e6:.1f} MB")
 

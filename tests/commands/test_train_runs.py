@@ -152,14 +152,14 @@ def test_a_folder_in_which_another_process_trains_is_refused(config):
 def test_a_folder_in_which_another_run_ended_meanwhile_is_refused(config, monkeypatch):
     import commands.train
 
-    claimed = commands.train._claimed
+    claimed = commands.train.claimed
 
-    def late(folder: Path) -> AbstractContextManager[None]:
+    def late(folder: Path, use: str) -> AbstractContextManager[None]:
         folder.mkdir()
         (folder / "weights.safetensors").write_bytes(b"of another run")
-        return claimed(folder)
+        return claimed(folder, use)
 
-    monkeypatch.setattr(commands.train, "_claimed", late)
+    monkeypatch.setattr(commands.train, "claimed", late)
     result = Runner().invoke(train.main, [config, "--outdir=run"])
     assert result.exit_code == 2 and result.stderr.count("\n") == 1
     assert_names(result.stderr, "run --resume --name")

@@ -150,11 +150,11 @@ def test_when_every_original_is_broken(tmp_path: Path):
         ([], "error: give one of --source and --hub"),
         (
             ["--source", "TMP/originals", "--dest", "TMP/originals"],
-            "TMP/originals is already there",
+            "TMP/originals is there already",
         ),
         (
             ["--source", "TMP/originals", "--dest", "TMP/originals/n01/a.png/x.zip"],
-            "x.zip cannot be written: ",
+            "a.png is no folder that can be written",
         ),
     ],
 )

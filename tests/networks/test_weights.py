@@ -18,6 +18,7 @@ from torch import Tensor
 from networks import Denoiser, NetworkConfig, load_weights, make_config, read_summary, save_weights
 from networks import weights as module
 from networks.analytic import GaussianMixture
+from runtime import files
 
 SUMMARY = {"preset": "tiny", "images": 1 << 20, "loss": 0.125, "degradations": ["matrix", "μ"]}
 
@@ -157,7 +158,7 @@ def write_half(tensors: Any, path: Path, metadata: Any) -> None:
 
 @pytest.mark.parametrize(
     ("target", "name", "replacement"),
-    [(module, "save_file", write_half), (os, "fsync", fail), (Path, "replace", fail)],
+    [(files, "save_file", write_half), (os, "fsync", fail), (os, "replace", fail)],
     ids=["write", "fsync", "rename"],
 )
 def test_a_failing_save_leaves_the_old_file(
@@ -188,11 +189,9 @@ def test_the_file_is_on_the_disk_before_it_has_its_name(
 ) -> None:
     """fsync comes after the last byte and before the rename, and the bytes are complete by then."""
     order: list[str] = []
-    sync, replace = os.fsync, Path.replace
+    sync, replace = os.fsync, os.replace
     monkeypatch.setattr(os, "fsync", lambda fd: (order.append("fsync"), sync(fd))[1])
-    monkeypatch.setattr(
-        Path, "replace", lambda self, to: (order.append("replace"), replace(self, to))[1]
-    )
+    monkeypatch.setattr(os, "replace", lambda *paths: (order.append("replace"), replace(*paths))[1])
     save_weights(saved, Denoiser(make_config("tiny")), {"step": 2})
     assert order == ["fsync", "replace"]
     assert read_summary(saved) == {"step": 2}
