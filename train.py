@@ -14,6 +14,7 @@ from typing import Any
 import click
 
 from runtime.cli import SETTINGS, Command, given, option, with_options
+from runtime.credentials import check_whole
 from runtime.errors import one_sentence_errors
 from runtime.output import unbroken_output
 from runtime.registry import own_modules_only
@@ -110,6 +111,7 @@ def _resolved(options: RunOptions, overrides: dict[str, Any]) -> tuple[TrainConf
         from commands.train import with_data_options  # importing torch takes seconds
 
         config = with_data_options(config, data)
+    check_whole(config.data, source)
     folder = options.resume or options.outdir or Path("experiments", options.name or config.preset)
     before = folder / "config.yaml"
     resume = bool(options.resume or (options.keep_going and before.exists()))

@@ -19,7 +19,7 @@ from networks import Denoiser, Model, NetworkConfig, load_weights, make_config
 from runtime import distributed
 from runtime.environment import environment
 from runtime.errors import data_errors, one_sentence_errors
-from runtime.files import check_folder, claimed, regular, replacing
+from runtime.files import check_folder, claimed, plain, regular, replacing
 from runtime.options import arguments
 from runtime.registry import refuse_foreign
 from samplers import Heun, InDI, Sampler, one_step
@@ -225,4 +225,4 @@ def _record(config: TrainConfig, folder: Path, command: Sequence[str], trainer: 
             "command": list(command), "precision": trainer.precision, "environment": environment(),
             "data": trainer.progress.origin and asdict(trainer.progress.origin.data),
         }  # fmt: skip
-        file.write(json.dumps(start) + "\n")
+        file.write(json.dumps(plain(start)) + "\n")

@@ -23,7 +23,7 @@ from metrics.features import Detector
 from metrics.frechet import frechet_distance, square_root
 from runtime.environment import environment
 from runtime.errors import DataError
-from runtime.files import check_floats, regular, write_tensors
+from runtime.files import check_floats, plain, regular, write_tensors
 from runtime.records import parse_json, record
 
 METADATA_KEY = "invfusion-reference"
@@ -241,7 +241,7 @@ def save_reference(
         "images": next(iter(counts.values())),
         "created": {"time": now, **environment()},
     }
-    metadata = {METADATA_KEY: json.dumps(description, allow_nan=False)}
+    metadata = {METADATA_KEY: json.dumps(plain(description), allow_nan=False)}
     write_tensors(Path(path), tensors, metadata)
 
 

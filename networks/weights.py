@@ -21,7 +21,7 @@ from networks.analytic import GaussianMixture, PriorConfig
 from networks.denoiser import Denoiser
 from networks.invfusion import NetworkConfig
 from networks.presets import conditioning_of
-from runtime.files import check_floats, regular, write_tensors
+from runtime.files import check_floats, plain, regular, write_tensors
 from runtime.records import parse_json, record
 
 METADATA_KEY = "invfusion"
@@ -70,7 +70,7 @@ def save_weights(path: str | os.PathLike[str], denoiser: Model, summary: dict[st
     }
     if isinstance(denoiser, GaussianMixture):
         description["kind"] = _MIXTURE
-    metadata = {METADATA_KEY: json.dumps(description)}
+    metadata = {METADATA_KEY: json.dumps(plain(description))}
     tensors = {
         name.replace("_orig_mod.", ""): tensor.detach().cpu().contiguous()  # torch.compile's prefix
         for name, tensor in denoiser.state_dict().items()

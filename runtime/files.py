@@ -19,6 +19,8 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
+from runtime.credentials import cleaned
+
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
@@ -128,13 +130,18 @@ def _locked(file: int, path: Path) -> bool:
 
 
 def plain(value: Any) -> Any:
-    """The value in what JSON knows: dicts, lists, strings, finite numbers, bools and null."""
+    """The value in what JSON knows, without credentials: dicts, lists, strings, finite numbers,
+    bools and null."""
+    return cleaned(_plain(value))
+
+
+def _plain(value: Any) -> Any:
     if isinstance(value, Mapping):
-        return {str(key): plain(item) for key, item in value.items()}
+        return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [plain(item) for item in value]
+        return [_plain(item) for item in value]
     if isinstance(value, Tensor | np.ndarray | np.generic):
-        return plain(value.tolist())
+        return _plain(value.tolist())
     if isinstance(value, float) and not math.isfinite(value):
         return None
     if isinstance(value, Path | torch.device | torch.dtype):

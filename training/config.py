@@ -9,6 +9,7 @@ from typing import Any, Self, get_args, get_origin
 import yaml
 
 from runtime.cli import option
+from runtime.credentials import cleaned
 from runtime.options import PRECISIONS, read
 from runtime.records import parse_yaml
 from training.averages import WIDEST
@@ -267,17 +268,17 @@ class TrainConfig:
         values = {k: v for k, v in dataclasses.asdict(self).items() if k not in _FREE}
         values["data_class"] = DATASETS.get(self.data_class, self.data_class)
         values["data"] = {k: v for k, v in self.data.items() if not k.endswith("path")}
-        text = json.dumps(values, default=str)
+        text = json.dumps(cleaned(values), default=str)
         return json.loads(text.replace('"degradation.', '"'))
 
     def dump(self) -> str:
-        """The resolved settings as YAML."""
+        """The resolved settings as YAML, without credentials."""
         lists = {
             name: list(getattr(self, name))
             for name, kind in _types().items()
             if get_origin(kind) is tuple
         }
-        values = dataclasses.asdict(self) | lists
+        values = cleaned(dataclasses.asdict(self) | lists)
         return yaml.safe_dump(values, sort_keys=False)
 
 

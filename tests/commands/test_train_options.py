@@ -35,7 +35,7 @@ TRAIN_REFUSALS = [
     ("--precision=fp8", "fp8 auto fp32 bf16 fp16"),
     ("--workers=-1", "workers -1"),
     ("--colour=red", "--colour"),
-    ("--wandb=", "wandb project"),
+    ("--wandb=", "wandb text"),
     ("--detector=inception=FILE", "detectors ref_path"),
     ("--betas=[0.9, 1]", "betas below 1"),
     ("--recompute=[2]", "recompute=2 tiny 0 1"),
