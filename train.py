@@ -16,7 +16,6 @@ import click
 from runtime.cli import SETTINGS, Command, given, option, with_options
 from runtime.credentials import check_whole
 from runtime.errors import one_sentence_errors
-from runtime.output import unbroken_output
 from runtime.registry import own_modules_only
 from training.config import TrainConfig
 
@@ -59,7 +58,7 @@ def main(**values: Any) -> None:
     Exit code 75: SIGTERM or Ctrl-C came, a checkpoint is written, and --resume goes on.
     """
     options = RunOptions(**{f.name: values.pop(f.name) for f in fields(RunOptions)})
-    with unbroken_output(), _trusting(options):
+    with _trusting(options):
         with one_sentence_errors():
             overrides = {k: v for k, v in given(TrainConfig, values).items() if v not in (None, {})}
             config, folder, resume = _resolved(options, overrides)

@@ -31,7 +31,7 @@ from networks.precision import DTYPES, resolve_precision
 from networks.presets import conditioning_of
 from networks.weights import read_summary
 from runtime import signals
-from runtime.errors import data_errors, one_sentence_errors
+from runtime.errors import one_sentence_errors
 from runtime.progress import progress
 from runtime.tables import table
 from samplers import (
@@ -87,7 +87,7 @@ def restore(options: RestoreOptions) -> None:
         }
         print(" × ".join(f"{n} {what}{'s' * (n > 1)}" for what, n in plan.items()))
     cost = Cost()
-    with signals.orderly_end(), data_errors(), working_folder(options.out, *_NEW) as folder:
+    with signals.orderly_end(), working_folder(options.out, *_NEW) as folder:
         with torch.no_grad():
             restored = _restore(restoration, cost)
         metrics = _metrics(restoration, restored, cost)

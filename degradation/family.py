@@ -9,13 +9,10 @@ from torch import Tensor
 
 from degradation.base import LinearOperator
 from degradation.randomness import Draws
+from runtime.errors import is_out_of_memory
 
 Shape = tuple[int, int, int]
 Device = torch.device | str
-
-# torch has no kind of error of its own for too large a tensor: for the CPU's memory, for a number
-# of bytes in 64 bits, for a size in 64 bits.
-_TOO_LARGE = "allocate memory", "Storage size calculation overflowed", "Overflow when unpacking"
 
 
 @dataclass(frozen=True, eq=False)  # a family of tensors equals itself alone
@@ -56,8 +53,8 @@ class Family:
         for structure in self.structures():
             try:
                 operator = self.sample(image_shape, structure, [0])
-            except (RuntimeError, TypeError) as error:
-                if not any(words in str(error) for words in _TOO_LARGE):
+            except (RuntimeError, TypeError, MemoryError) as error:
+                if not is_out_of_memory(error):
                     raise
                 raise ValueError(
                     f"there is not memory enough for one operator of {type(self).__name__} on "

@@ -13,8 +13,9 @@ from typing import Any
 
 import click
 
-from runtime.errors import one_sentence_errors
+from runtime.errors import data_errors, one_sentence_errors
 from runtime.options import key_values, parse_count
+from runtime.output import unbroken_output
 
 SETTINGS = {"help_option_names": ["-h", "--help"]}
 
@@ -59,8 +60,21 @@ class Count(click.ParamType):
         return count
 
 
-class Command(click.Command):
-    """A click command that refuses an option given twice, which click itself would not tell."""
+class _Readable:
+    """Whatever a command prints goes through `unbroken_output`, its help too."""
+
+    def main(self, *args: Any, **settings: Any) -> Any:
+        with unbroken_output():
+            return super().main(*args, **settings)  # type: ignore[misc]
+
+
+class Command(_Readable, click.Command):
+    """A click command that refuses an option given twice, which click itself would not tell, and
+    ends with one sentence and exit code 2 for what is no fault of ours (`data_errors`)."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        with data_errors():
+            return super().invoke(ctx)
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         _, _, order = self.make_parser(ctx).parse_args(list(args))
@@ -70,7 +84,7 @@ class Command(click.Command):
         return super().parse_args(ctx, args)
 
 
-class Group(click.Group):
+class Group(_Readable, click.Group):
     """Several such commands under one name."""
 
     command_class = Command

@@ -43,7 +43,7 @@ def test_a_closed_stderr_is_no_end_either():
 
 def test_letters_that_a_terminal_lacks_are_replaced():
     done = run("", PYTHONIOENCODING="latin-1")
-    assert done.returncode == 5 and done.stdout.startswith(b"H?y 0\n")
+    assert done.returncode == 5 and done.stdout.startswith(b"H+y 0\n")
 
 
 def test_output_is_as_before_afterwards(capsys):
