@@ -23,9 +23,20 @@ def parse_json(text: str | bytes) -> Any:
         raise ValueError("the JSON is nested too deep") from None
 
 
-def parse_yaml(text: str) -> Any:
+class _Texts(yaml.SafeLoader):
+    """Scalars stay the texts that they are, but for null."""
+
+
+_Texts.yaml_implicit_resolvers = {
+    first: [pair for pair in pairs if pair[0].endswith((":null", ":merge"))]
+    for first, pairs in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+
+
+def parse_yaml(text: str, guess: bool = True) -> Any:
     """The value of a YAML text, of which nothing is built before its size is known.
 
+    guess: make numbers, dates and flags of what looks like one; else they are read by their types.
     Raises ValueError if it is none, if it is nested more than 100 deep, or if its aliases make more
     than 100,000 values of it.
     """
@@ -51,7 +62,7 @@ def parse_yaml(text: str) -> Any:
             open_.append((outer, before + size))
             if before + size > _MOST:
                 raise ValueError(f"the YAML has more than {_MOST} values, or repeats itself")
-        return yaml.safe_load(text)
+        return yaml.load(text, yaml.SafeLoader if guess else _Texts)
     except yaml.YAMLError:
         raise ValueError("this is no valid YAML") from None
 

