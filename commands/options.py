@@ -19,6 +19,7 @@ _DETECTOR = (
 _TRUST = "Run a detector that is a TorchScript file. It is a program: it can do what you can do."
 _ANY_COUNT = "Accept a reference of another number of images; Fréchet distances depend on it."
 _BATCH = "Images at once, on each process."
+_MOST_WORKERS = 1024
 _WORKERS = "Processes that load images, for each process."
 _REF = "Reference statistics for fid and fd: a .safetensors file of `ref`, or an .npz file of EDM."
 _PRECISION = "Arithmetic of the network; auto: half precision where the device has it, else fp32."
@@ -48,7 +49,7 @@ class RefOptions(DataOptions):
     detectors: tuple[str, ...] = option(_DETECTOR, ("inception",), name="--detector")
     trust_detector: bool = option(_TRUST, False)
     batch: int = option(_BATCH, 32, least=1)
-    workers: int = option(_WORKERS, 1)
+    workers: int = option(_WORKERS, 1, most=_MOST_WORKERS)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +60,7 @@ class PriorOptions(DataOptions):
     split: str = option(_SPLIT, "train", choices=_SPLITS)
     components: int = option("Gaussians, more than one by EM.", 1, least=1)
     images: int = option("Images to take, at most.", 16_000, least=1)
-    workers: int = option(_WORKERS, 1)
+    workers: int = option(_WORKERS, 1, most=_MOST_WORKERS)
     seed: int = option(_SEED, 0)
 
 
@@ -143,7 +144,7 @@ class GenOptions(DataOptions):
         "Images of each degradation in grid.png.", None, shown="3; 64 without a degradation"
     )
     save_images: bool = option("Also write every image, to OUTDIR/images.", False)
-    workers: int = option(_WORKERS, 1)
+    workers: int = option(_WORKERS, 1, most=_MOST_WORKERS)
     seed: int = option(_SEED, 0)
 
     def check_unconditional(self) -> None:
@@ -173,10 +174,12 @@ class CalcOptions:
     detectors: tuple[str, ...] = option(_DETECTOR, (), name="--detector")
     trust_detector: bool = option(_TRUST, False)
     any_count: bool = option(_ANY_COUNT, False)
-    size: int | None = option("Crop and resize all images to this side, in pixels.", None, least=1)
+    size: int | None = option(
+        "Crop and resize all images to this side, in pixels.", None, least=1, most=2**16
+    )
     outdir: Path | None = option("Folder for metrics.json.", None, shown="only print")
     batch: int = option(_BATCH, 32, least=1)
-    workers: int = option(_WORKERS, 1)
+    workers: int = option(_WORKERS, 1, most=_MOST_WORKERS)
 
 
 @dataclass(frozen=True)

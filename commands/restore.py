@@ -32,6 +32,7 @@ from networks.presets import conditioning_of
 from networks.weights import read_summary
 from runtime import signals
 from runtime.errors import one_sentence_errors
+from runtime.memory import check_memory
 from runtime.progress import progress
 from runtime.tables import table
 from samplers import (
@@ -45,6 +46,7 @@ from samplers import (
     one_step,
 )
 
+_COPIES = 6  # of every sample at once: noise, levels, estimates, projections
 _NEW = ("*",), "--out"  # the folder holds nothing yet
 SHIPPED = Path(__file__).resolve().parents[1] / "checkpoints" / "photos64-invfusion.safetensors"
 
@@ -114,6 +116,8 @@ def _build(options: RestoreOptions, device: torch.device) -> Restoration:
     check_objective(net, denoiser, {name: sampler} if options.samples else {})
     task = pose(options, denoiser.config.image_shape, device)
     check_operator(sampler, task.problem.degradation)
+    values = math.prod(task.problem.degradation.image_shape)
+    check_memory(_COPIES * values * options.samples, f"--samples {options.samples}")
     evaluations = evaluations_of(sampler, denoiser.config.image_shape)
     task.notes += _notes(options, net, denoiser, task)
     return Restoration(options, net, denoiser, sampler, task, evaluations, precision)

@@ -119,6 +119,11 @@ def read_kernel(path: str | os.PathLike[str]) -> Tensor:
         raise DataError(f"the kernel {path} holds values that are not finite in float32")
     if not kernel.any():
         raise DataError(f"the kernel {path} is zero everywhere")
+    if not 1e-6 <= np.abs(kernel).max() <= 1e6:  # squares of others leave float32
+        raise DataError(
+            f"the largest weight of the kernel {path} is {np.abs(kernel).max():.2g}: scale it to "
+            "between 1e-6 and 1e6"
+        )
     return torch.from_numpy(kernel)
 
 

@@ -12,6 +12,8 @@ from degradation.family import Device, Family, Shape, check_share, check_span, u
 from degradation.mask import Mask
 from degradation.randomness import Draws
 
+_LEAST_VISIBLE = 1e-4
+
 
 @dataclass(frozen=True)
 class MissingPatches(Family):
@@ -25,7 +27,10 @@ class MissingPatches(Family):
     max_visible: float = 0.1
 
     def __post_init__(self) -> None:
-        check_share("max_visible", self.max_visible, below_one=False)
+        if not _LEAST_VISIBLE <= self.max_visible <= 1:  # fewer would be redrawn for very long
+            raise ValueError(
+                f"max_visible must lie between {_LEAST_VISIBLE} and 1, not {self.max_visible}"
+            )
 
     def sample(
         self, image_shape: Shape, structure: Any, seeds: Sequence[int], device: Device = "cpu"

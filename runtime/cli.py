@@ -14,7 +14,7 @@ from typing import Any
 import click
 
 from runtime.errors import data_errors, one_sentence_errors
-from runtime.options import key_values, parse_count
+from runtime.options import key_values, parse_count, read
 from runtime.output import unbroken_output
 
 SETTINGS = {"help_option_names": ["-h", "--help"]}
@@ -27,6 +27,7 @@ def option(
     name: str | None = None,
     choices: Sequence[str] = (),
     least: float | None = None,
+    most: float | None = None,
     shown: str | None = None,
 ) -> Any:
     """A field of a dataclass of options.
@@ -34,30 +35,34 @@ def option(
     help: one sentence or two; default: none means that the option must be given; name: on the
     command line, or two with a space between; by default that of the field with dashes, empty for
     none there; choices: of a
-    text; least: the smallest number; shown: the default in words.
+    text; least, most: the smallest and the largest number; shown: the default in words.
     """
-    metadata = {"help": help, "name": name, "choices": choices, "least": least, "shown": shown}
+    metadata = {
+        "help": help, "name": name, "choices": choices, "least": least, "most": most,
+        "shown": shown,
+    }  # fmt: skip
     if isinstance(default, dict | list):
         return dataclasses.field(default_factory=lambda: type(default)(default), metadata=metadata)
     return dataclasses.field(default=default, metadata=metadata)
 
 
-class Count(click.ParamType):
-    """A number of images such as 4096, 64Ki, 8Mi or 2^25, at least `smallest`."""
+class Number(click.ParamType):
+    """A finite number, or a count such as 4096, 64Ki, 8Mi or 2^25, within a range."""
 
-    name = "count"
+    def __init__(self, kind: type, least: float | None = None, most: float | None = None):
+        self.kind, self.least, self.most = kind, least, most
+        self.name = "count" if kind is int else "float"
 
-    def __init__(self, smallest: float = 0):
-        self.smallest = smallest
-
-    def convert(self, value: Any, param: Any, ctx: Any) -> int:
+    def convert(self, value: Any, param: Any, ctx: Any) -> Any:
         try:
-            count = parse_count(value)
+            number = parse_count(value) if self.kind is int else read(value, float, self.name)
         except ValueError as error:
             self.fail(str(error), param, ctx)
-        if count < self.smallest:
-            self.fail(f"{value} is too small, at least {self.smallest}", param, ctx)
-        return count
+        if self.least is not None and number < self.least:
+            self.fail(f"{value} is too small, at least {self.least}", param, ctx)
+        if self.most is not None and number > self.most:
+            self.fail(f"{value} is too large, at most {self.most}", param, ctx)
+        return number
 
 
 class _Readable:
@@ -194,7 +199,7 @@ def _click_type(kind: Any, about: Mapping[str, Any]) -> Any:
     if about["choices"]:
         return click.Choice(about["choices"])
     if kind is int:
-        return Count(about["least"] or 0)
+        return Number(int, about["least"] or 0, about["most"])
     if kind is float:
-        return click.FLOAT if about["least"] is None else click.FloatRange(about["least"])
+        return Number(float, about["least"], about["most"])
     return _Path(path_type=Path) if kind is Path else click.STRING

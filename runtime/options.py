@@ -87,22 +87,26 @@ def read(value: Any, kind: Any, name: str, readers: Mapping[Any, Reader] | None 
     try:
         return parse(value)
     except (TypeError, ValueError, KeyError):
-        raise ValueError(f"{name}={value!r} must be {accepted}") from None
+        raise ValueError(f"{name}={value!r:.60} must be {accepted}") from None
 
 
 def parse_count(text: Any) -> int:
-    """A count such as 4096, 64Ki, 8Mi, 10k or 2^25. Raises ValueError."""
+    """A count below 2^63 such as 4096, 64Ki, 8Mi, 10k or 2^25. Raises ValueError."""
     if isinstance(text, int) and not isinstance(text, bool):
-        return text
-    text = str(text).strip()
-    if text.isdecimal():
-        return int(text)
-    if power := re.fullmatch(r"2\^(\d{1,2})", text):
-        return int(2 ** int(power[1]))
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([a-zA-Z]*)", text)
-    if not match or match[2].lower() not in _UNITS:
-        raise ValueError(f"'{text}' is no count such as 4096, 64Ki, 8Mi or 2^25")
-    count = float(match[1]) * _UNITS[match[2].lower()]
+        count: float = text
+    else:
+        text = str(text).strip()
+        power = re.fullmatch(r"2\^(\d{1,2})", text)
+        match = re.fullmatch(r"(\d{1,99})((?:\.\d{1,99})?)\s*([a-zA-Z]*)", text)
+        if power:
+            count = 2 ** int(power[1])
+        elif match and match[3].lower() in _UNITS:
+            whole = float(match[1] + match[2]) if match[2] else int(match[1])
+            count = whole * _UNITS[match[3].lower()]
+        else:
+            raise ValueError(f"'{text:.40}' is no count such as 4096, 64Ki, 8Mi or 2^25")
+    if abs(count) >= 2**63:
+        raise ValueError(f"'{text!s:.40}' is a count beyond 2^63")
     if count != int(count):
         raise ValueError(f"'{text}' is no whole number")
     return int(count)

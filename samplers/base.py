@@ -142,7 +142,7 @@ class OnGrid(Sampler):
     rho: float = 7.0
 
     def __post_init__(self) -> None:
-        check_range(self, num_steps=(2, 10**6), sigma_max=(1e-9, 1e6), rho=(1e-3, 1e3))
+        check_range(self, num_steps=(2, 10**6), sigma_max=(1e-9, 1e6), rho=(0.1, 100))
         check_range(self, sigma_min=(1e-9, self.sigma_max))
 
     def __call__(
