@@ -200,7 +200,7 @@ def test_the_file_is_on_the_disk_before_it_has_its_name(
 def test_a_summary_that_json_cannot_hold_touches_nothing(saved: Path) -> None:
     before = saved.read_bytes()
     with pytest.raises(TypeError):
-        save_weights(saved, Denoiser(make_config("tiny")), {"loss": torch.zeros(1)})
+        save_weights(saved, Denoiser(make_config("tiny")), {"loss": object()})
     assert saved.read_bytes() == before
 
 
