@@ -382,7 +382,7 @@ def test_the_watch_sees() -> None:
 
 def wrong_options() -> list[tuple[str, str, str]]:
     """(sampler, option, text) that no sampler may accept."""
-    wrong = {"int": "-1", "float": "nan", "str": "nonsense", "bool": "maybe"}
+    wrong = {"int": "-1", "float": "nan", "str": "nonsense", "bool": "maybe", "float | None": "nan"}
     return [
         (name, field.name, wrong[getattr(field.type, "__name__", str(field.type))])
         for name in COUNTS
