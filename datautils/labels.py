@@ -92,7 +92,7 @@ def _from_json(archive: Archive) -> np.ndarray | None:
             raise DataError(f"{where} has two labels for {name}")
         if type(label) is not int or not 0 <= label < 2**31:
             raise DataError(
-                f"the label of {name} in {where} is {str(label)[:80]}, not an integer from 0"
+                f"the label of {name} in {where} is {label!r:.80}, not an integer from 0"
             )
         values[i] = label
     if not pairs:

@@ -42,9 +42,13 @@ class StridedConvolution(Diagonalisable):
         h, w = image_shape[1:]
         if stride < 1 or h % stride or w % stride:
             raise ValueError(f"stride {stride} does not divide both sides of an image of {h}×{w}")
-        if kernel.ndim != 3 or kernel.shape[1] > h or kernel.shape[2] > w:
+        if kernel.ndim != 3:
+            raise ValueError(f"kernels must be [B, kh, kw], not {tuple(kernel.shape)}")
+        kh, kw = kernel.shape[1:]
+        if kh > h or kw > w:
             raise ValueError(
-                f"kernels must be [B, kh, kw] with kh ≤ {h}, kw ≤ {w}, not {tuple(kernel.shape)}"
+                f"a kernel of {kh}×{kw} pixels is larger than an image of {h}×{w}: take a smaller "
+                "kernel, or larger images"
             )
         self.stride, self.coarse = stride, (h // stride, w // stride)
         phases = polyphase(_reflect(_centred(kernel.double(), h, w)), stride)

@@ -16,7 +16,13 @@ class Mask(Diagonalisable):
 
     def __init__(self, mask: Tensor, image_shape: tuple[int, int, int] | None = None):
         shape = image_shape or (3, mask.shape[-2], mask.shape[-1])
-        if mask.ndim != 4 or mask.shape[1] not in (1, shape[0]) or mask.shape[2:] != shape[1:]:
+        if mask.ndim == 4 and mask.shape[2:] != shape[1:]:
+            h, w = mask.shape[2:]
+            raise ValueError(
+                f"the mask has {h}×{w} pixels (height × width), and the images have "
+                f"{shape[1]}×{shape[2]}"
+            )
+        if mask.ndim != 4 or mask.shape[1] not in (1, shape[0]):
             raise ValueError(
                 f"a mask for images {shape} must be [B, 1 or {shape[0]}, {shape[1]}, {shape[2]}], "
                 f"not {tuple(mask.shape)}"

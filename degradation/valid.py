@@ -80,7 +80,10 @@ def _placed(kernel: Tensor, stride: int, size: tuple[int, int]) -> tuple[Tensor,
         axes.append(_axis(n, stride, high - len(line) // 2, high - low))
     if not all(axis.count for axis in axes):
         sides = "×".join(str(axis.length) for axis in axes)
-        raise ValueError(f"blur over {sides} pixels leaves no sample inside {h}×{w} pixels")
+        raise ValueError(
+            f"blur over {sides} pixels leaves no sample inside {h}×{w} pixels: take a smaller "
+            "kernel or stride, or a network of larger images"
+        )
     weights = kernel[:, support[0], support[1]].flip((1, 2))
     return weights, _Geometry(stride, (h // stride, w // stride), *axes)
 

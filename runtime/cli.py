@@ -55,7 +55,7 @@ class Number(click.ParamType):
 
     def convert(self, value: Any, param: Any, ctx: Any) -> Any:
         try:
-            number = parse_count(value) if self.kind is int else read(value, float, self.name)
+            number = parse_count(value) if self.kind is int else read(value, float, "the value")
         except ValueError as error:
             self.fail(str(error), param, ctx)
         if self.least is not None and number < self.least:

@@ -196,7 +196,12 @@ def make_sampler(name: str, options: Mapping[str, Any] | None = None) -> Sampler
 def check_operator(sampler: Sampler, operator: LinearOperator) -> None:
     """Raise ValueError if a sampler needs the SVD of an operator that has none."""
     if "spectrum" in sampler.needs:
-        diagonalisable(operator, f"sampler {type(sampler).__name__}")
+        try:
+            diagonalisable(operator, f"sampler {type(sampler).__name__}")
+        except ValueError as error:
+            raise ValueError(
+                f"{error}: take a sampler without such a need, as dps or daps"
+            ) from None
 
 
 def check_choice(sampler: object, **choices: tuple[str, ...]) -> None:
