@@ -158,7 +158,8 @@ class HuggingFaceStream(HuggingFace):
         where = f"{cell.get('path') or 'a picture'} in {self._where}"
         if self.num_classes and (type(label) is not int or not 0 <= label < self.num_classes):
             raise DataError(
-                f"{where} has the label {label!r:.80}, not an integer from 0 to {self.num_classes - 1}"
+                f"{where} has the label {label!r:.80}, not an integer from 0 to "
+                f"{self.num_classes - 1}"
             )
         return self._fitted(_bytes_of(cell, where), where), label
 
