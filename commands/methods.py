@@ -128,9 +128,9 @@ def driven(nets: Mapping[Path, Model], samplers: Mapping[str, Sampler]) -> list[
             check_objective(chosen[0], nets[chosen[0]], {name: sampler})
         pairs += [(net, name) for net in fitting]
     for idle in [net for net in nets if net not in {pair[0] for pair in pairs}]:
-        wanted = "a zero-shot one such as ddrm"
-        if idle not in unconditional:
-            wanted = "indi" if objective_of(nets[idle]) == "indi" else "heun or dpm"
+        wanted = "a zero-shot one such as ddrm" if idle in unconditional else "heun or dpm"
+        if (objective := objective_of(nets[idle])) in SAMPLERS:
+            wanted = objective  # the sampler of this name
         raise ValueError(f"no --sampler drives {idle}: add {wanted}, or leave this --net out")
     return pairs
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from commands.families import family_of
-from commands.methods import check_compiler
+from commands.methods import check_compiler, check_operators
 from datautils import ImageDataset, dataset_class, get_dataset
 from datautils.identity import identity
 from degradation import Family, NoDegradation, check_noise
@@ -32,8 +32,11 @@ from training.sheets import Sheet
 from training.trackers import check_trackers
 from training.trainer import Trainer, noise_of
 from training.validation import HeldoutDistances, HeldoutImages, Validation, members
+from zero_shot import Unrolled
 
-_SAMPLERS: dict[str, Sampler | None] = {"denoising": Heun(), "mmse": None, "indi": InDI()}
+_SAMPLERS: dict[str, Sampler | None] = {
+    "denoising": Heun(), "mmse": None, "indi": InDI(), "unrolled": None,
+}  # fmt: skip
 """What restores held-out images while a run of this objective trains, beside the MMSE estimate."""
 
 
@@ -58,6 +61,8 @@ def run(
             start = replace(config, init=None) if begun else config
             denoiser, family = _denoiser(start, dataset), _family(config)
             family.check(dataset.image_shape)
+            if config.objective == "unrolled":
+                check_operators({"unrolled": Unrolled()}, {"": family}, dataset.image_shape)
             if config.compile:
                 check_compiler(device)
             if config.label_dropout and not dataset.num_classes:
@@ -134,21 +139,29 @@ def _family(config: TrainConfig) -> Family:
 
 def _denoiser(config: TrainConfig, dataset: ImageDataset) -> Denoiser:
     conditioning = "blind" if config.blind else "invfusion"
-    if not config.degradation:
+    unrolled = config.objective == "unrolled"  # H, y and the noise level are the sampler's
+    if unrolled or not config.degradation:
         conditioning = "unconditional"
     torch.manual_seed(config.seed)
     network = make_config(
         config.preset, conditioning, dataset.image_shape, dataset.num_classes, config.network
     )
     network = replace(
-        network, noise_conditioning=bool(config.noise_range), objective=config.objective
+        network,
+        noise_conditioning=bool(config.noise_range) and not unrolled,
+        objective=config.objective,
     )
+    fresh = Denoiser(network)
     if config.init is None:
-        return Denoiser(network)
+        return fresh
     denoiser = load_weights(config.init)
-    if not isinstance(denoiser, Denoiser) or denoiser.config != network:
+    # Of whatever objective: what was learnt of images serves all.
+    if isinstance(denoiser, Denoiser):
+        network = replace(network, objective=denoiser.config.objective)
+    if denoiser.config != network:
         raise ValueError(f"init={config.init} holds {_unlike(denoiser, network)}")
-    return denoiser
+    fresh.load_state_dict(denoiser.state_dict())
+    return fresh
 
 
 def _unlike(denoiser: Model, network: NetworkConfig) -> str:
@@ -181,6 +194,8 @@ def _heldout(
         config.workers,
     )
     sampler, estimator = _SAMPLERS[config.objective], one_step(config.objective)
+    if config.objective == "unrolled":
+        estimator = Unrolled()
     # Where nothing is measured there is nothing that an estimate could be compared with.
     families = {name: f for name, f in images.families.items() if name != "NoDegradation"}
     return Heldout(

@@ -29,7 +29,7 @@ _FREE = (
     *("keep_every", "snapshot_every", "sheet_every", "sheet_images", "max_skipped"),
     *("compile", "recompute", "fsdp", "tensorboard", "wandb"),
 )
-OBJECTIVES = ("denoising", "mmse", "indi")
+OBJECTIVES = ("denoising", "mmse", "indi", "unrolled")
 # Options of classes, which alone know their types: `config: no` may be a text.
 _OF_CLASSES = {"data", "degradation_opt", "detectors"}
 _SHARES = ("mmse_share", "clean_share", "label_dropout", "cooldown", "augment")
@@ -83,7 +83,8 @@ class TrainConfig:
     )
     objective: str = option(
         "What the network learns: denoising (the method), mmse (the one-step MMSE estimate alone), "
-        "indi (the rival InDI).",
+        "indi (the rival InDI), unrolled (10 steps of DDRM, end to end, by an unconditional "
+        "network).",
         "denoising",
         choices=OBJECTIVES,
     )
@@ -228,6 +229,8 @@ class TrainConfig:
         _require(self.objective in OBJECTIVES, "objective", self.objective, " or ".join(OBJECTIVES))
         if self.objective != "denoising" and not self.degradation:
             raise ValueError(f"objective={self.objective} starts from y: give a degradation")
+        if self.objective == "unrolled" and self.blind:
+            raise ValueError("objective=unrolled is for an unconditional network: leave out blind")
         if self.detectors and not self.ref_path:
             raise ValueError("detectors measure distances to a reference: give a ref_path")
         _require(self.precision in PRECISIONS, "precision", self.precision, " or ".join(PRECISIONS))

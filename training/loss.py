@@ -1,4 +1,6 @@
-"""The training losses: denoising with learned uncertainty (EDM2, 2.2; paper, Eq. 6), MMSE, InDI."""
+"""The training losses: denoising with learned uncertainty (EDM2, 2.2; paper, Eq. 6), rivals."""
+
+from types import SimpleNamespace
 
 import torch
 from torch import Tensor, nn
@@ -6,6 +8,7 @@ from torch import Tensor, nn
 from degradation import Draws, Problem
 from networks import Denoiser
 from training.config import TrainConfig
+from zero_shot import Unrolled
 
 
 def draw_sigma(
@@ -27,6 +30,10 @@ class DenoisingLoss(nn.Module):
     def levels(self, draws: Draws, config: TrainConfig) -> Tensor:
         """The noise level of each sample of a step, `[B]`."""
         return draw_sigma(draws, config.P_mean, config.P_std, config.mmse_share)
+
+    def noise(self, draws: Draws) -> Tensor:
+        """What `forward` takes as noise."""
+        return draws.normal(self.denoiser.config.image_shape, "noise")
 
     def forward(
         self,
@@ -102,9 +109,44 @@ class InDILoss(DenoisingLoss):
         return error + 0 * self.denoiser.log_variance(sigma)
 
 
+class UnrolledLoss(DenoisingLoss):
+    """Mean squared error of what `Unrolled` restores, trained end to end: 10 steps, one network.
+
+    The paper (D.5) starts from an unconditional network (`init`) and says no more. Here the levels
+    are those of the sampler, the noise of every step is kept as in sampling, and gradients pass
+    through all steps: ten times the activations, for which there is `recompute`.
+    """
+
+    sampler = Unrolled()
+
+    def noise(self, draws: Draws) -> Tensor:
+        """Of the start and of every step, `[B, 11, C, h, w]`."""
+        shape = self.denoiser.config.image_shape
+        return draws.normal((self.sampler.num_steps + 1, *shape), "noise")
+
+    def forward(
+        self,
+        images: Tensor,
+        sigma: Tensor,
+        noise: Tensor,
+        problem: Problem,
+        augment_labels: Tensor | None = None,
+    ) -> Tensor:
+        """Loss `[B]`, arguments as in `DenoisingLoss`; sigma plays no part."""
+        start, *drawn = noise.unbind(1)
+        rng = SimpleNamespace(randn_like=lambda x: drawn.pop())
+        restored = self.sampler(
+            lambda x, level, told: self.denoiser(x, level, told, augment_labels),
+            start, problem, rng,
+        )  # fmt: skip
+        error = (restored - images).square().flatten(1).mean(1)
+        return error + 0 * self.denoiser.log_variance(sigma)
+
+
 LOSSES: dict[str, type[DenoisingLoss]] = {
     "denoising": DenoisingLoss,
     "mmse": MMSELoss,
     "indi": InDILoss,
+    "unrolled": UnrolledLoss,
 }
 """What each objective of a run minimises."""

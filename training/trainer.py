@@ -133,7 +133,7 @@ class Trainer:
         hidden = draws.uniform((), "label dropout") < config.label_dropout
         problem = self.noise.measure(operator, clean, draws, torch.where(hidden, -1, labels))
         sigma = self.loss_module.levels(draws, config)
-        noise = draws.normal(clean.shape[1:], "noise")
+        noise = self.loss_module.noise(draws)
         with self.autocast(), seeded(self.denoiser, seeds):
             return self.loss(clean, sigma, noise, problem, augment_labels)
 

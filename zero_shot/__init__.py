@@ -12,6 +12,7 @@ from zero_shot.mgps import MGPS
 from zero_shot.pigdm import PiGDM
 from zero_shot.pnpdm import PnPDM
 from zero_shot.reddiff import REDDiff
+from zero_shot.unrolled import Unrolled
 
 __all__ = [
     "DAPS",
@@ -26,5 +27,6 @@ __all__ = [
     "PiGDM",
     "PnPDM",
     "REDDiff",
+    "Unrolled",
     "ZeroShot",
 ]
