@@ -127,7 +127,10 @@ def build(options: GenOptions, device: torch.device) -> Evaluation:
     distances = distances_of(names, options, device, count, dataset.image_shape)
     restorers = _restorers(options, precision, nets, samplers, pairs)
     methods = baseline_methods(
-        wanted, dataset, lambda: get_dataset(options.data, "train", **options.data_opt)
+        wanted,
+        options.baseline_opt,
+        dataset,
+        lambda: get_dataset(options.data, "train", **options.data_opt),
     )
     return Evaluation(
         families, noise, dataset, count, names, distances, methods | restorers, restorers, precision

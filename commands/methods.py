@@ -16,13 +16,14 @@ from metrics import baselines
 from metrics.dataset import check_values, load_images
 from metrics.distances import Distances
 from metrics.evaluate import Restore
-from networks import Denoiser, Model, fit_gaussian, load_weights, posterior_mean
+from networks import ASeqDIP, Denoiser, Model, fit_gaussian, load_weights, posterior_mean
 from networks.precision import DTYPES
 from networks.presets import conditioning_of
+from runtime.options import arguments
 from samplers import CountingDenoiser, Guided, Sampler, check_operator, make_sampler, sampler_names
 from zero_shot import ZeroShot
 
-BASELINES = ("pinv", "fill", "gaussian")
+BASELINES = ("pinv", "fill", "gaussian", "aseqdip")
 COSTS = ("evaluations", "backward_passes", "network_calls", "network_backward_passes")
 _GAUSSIAN_CROPS = 16_000
 
@@ -215,13 +216,18 @@ def check_objective(net: Path, denoiser: Model, samplers: Mapping[str, Sampler])
 
 
 def baseline_methods(
-    wanted: Sequence[str], dataset: ImageDataset, training: Callable[[], ImageDataset]
+    wanted: Sequence[str],
+    options: Mapping[str, str],
+    dataset: ImageDataset,
+    training: Callable[[], ImageDataset],
 ) -> dict[str, Restore]:
     """Restorations without a network, by the title they have in tables.
 
-    training: gives the images that the Gaussian is fitted to.
+    options: of aseqdip; training: gives the images that the Gaussian is fitted to. Raises
+    ValueError for options that are none.
     """
     methods: dict[str, Restore] = {}
+    untrained = aseqdip_of(wanted, options)
     if "pinv" in wanted:
         methods["H†y"] = lambda problem, noise, draws: baselines.pinv(problem)
     if "fill" in wanted:
@@ -230,4 +236,13 @@ def baseline_methods(
         check_values(dataset.image_shape, "the gaussian of --baselines")
         prior = fit_gaussian(load_images(training(), _GAUSSIAN_CROPS))
         methods["Gaussian MMSE"] = lambda problem, noise, draws: posterior_mean(prior, problem)
-    return methods
+    return methods | untrained
+
+
+def aseqdip_of(wanted: Sequence[str], options: Mapping[str, str]) -> dict[str, ASeqDIP]:
+    """The untrained method by its title, if it is wanted. ValueError."""
+    if "aseqdip" in wanted:
+        return {"ASeqDIP": ASeqDIP(**arguments(ASeqDIP, options, "baseline 'aseqdip'"))}
+    if options:
+        raise ValueError("--baseline-opt sets options of aseqdip: add it to --baselines")
+    return {}

@@ -24,10 +24,12 @@ _WORKERS = "Processes that load images, for each process."
 _REF = "Reference statistics for fid and fd: a .safetensors file of `ref`, or an .npz file of EDM."
 _PRECISION = "Arithmetic of the network; auto: half precision where the device has it, else fp32."
 _RECOMPUTE = "For samplers that differentiate the network: less memory, each of their steps slower."
+_BASELINE_OPT = "Option of aseqdip: outer, inner, weight or lr (docs/samplers.md)."
 _SEED = "Seed of everything random."
 # What says nothing without a degradation.
 UNUSED = (
-    *("degradation_opt", "data", "data_opt", "split", "baselines", "noise_level", "poisson_peak"),
+    *("degradation_opt", "data", "data_opt", "split", "baselines", "baseline_opt"),
+    *("noise_level", "poisson_peak"),
 )
 
 
@@ -123,8 +125,10 @@ class GenOptions(DataOptions):
         shown="any, uniformly",
     )
     baselines: str = option(
-        "Comma-separated restorations without a network: pinv, fill, gaussian.", "pinv"
+        "Comma-separated restorations without a trained network: pinv, fill, gaussian, aseqdip.",
+        "pinv",
     )
+    baseline_opt: dict[str, str] = option(_BASELINE_OPT, {})
     noise_level: float = option(
         "Standard deviation of the noise on y; images are in [-1, 1].", 0.0, least=0
     )
@@ -242,4 +246,8 @@ class RestoreOptions(Request):
     cfg: float | None = option("Scale of the guidance towards --class; 1 is none.", None)
     precision: str = option(_PRECISION, "auto", choices=PRECISIONS)
     recompute: bool = option(_RECOMPUTE, False)
+    baselines: str = option(
+        "Restorations without a trained network beside these: aseqdip, which takes minutes.", ""
+    )
+    baseline_opt: dict[str, str] = option(_BASELINE_OPT, {})
     batch: int = option("Tiles restored at once.", 32, least=1)

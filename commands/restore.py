@@ -10,9 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from commands.cli import chosen
 from commands.files import check_new, working_folder
 from commands.methods import (
     COSTS,
+    aseqdip_of,
     check_conditioning,
     check_guidance,
     check_objective,
@@ -24,7 +26,7 @@ from commands.options import RestoreOptions
 from commands.photo import Task, pose
 from commands.sheet import Restored, write_restored
 from degradation import Draws, Problem, derive_seed
-from metrics.evaluate import seconds_now
+from metrics.evaluate import Restore, seconds_now
 from metrics.pixel import consistency, psnr, to_uint8
 from networks import Model
 from networks.precision import DTYPES, resolve_precision
@@ -63,6 +65,7 @@ class Restoration:
     evaluations: int
     """That a sample takes."""
     precision: str
+    baselines: Mapping[str, Restore]
 
 
 @dataclass
@@ -108,6 +111,8 @@ def _build(options: RestoreOptions, device: torch.device) -> Restoration:
     if name is None:
         name, sampler_opt = "dpm", {"num_steps": "8"} | sampler_opt
     sampler = make_sampler(name, sampler_opt)
+    wanted = chosen("baseline", options.baselines, ["aseqdip"])
+    baselines = aseqdip_of(wanted, options.baseline_opt)
     check_new(options.out, *_NEW)
     precision = resolve_precision(options.precision, device)
     denoiser = load_frozen(net, device, precision, options.recompute)
@@ -120,7 +125,7 @@ def _build(options: RestoreOptions, device: torch.device) -> Restoration:
     check_memory(_COPIES * values * options.samples, f"--samples {options.samples}")
     evaluations = evaluations_of(sampler, denoiser.config.image_shape)
     task.notes += _notes(options, net, denoiser, task)
-    return Restoration(options, net, denoiser, sampler, task, evaluations, precision)
+    return Restoration(options, net, denoiser, sampler, task, evaluations, precision, baselines)
 
 
 def _shipped() -> Path:
@@ -199,7 +204,13 @@ def _restore(restoration: Restoration, cost: Cost) -> Restored:
     estimates = torch.cat((samples, mmse))
     final = problem.expand(len(estimates)).project(estimates) if task.exact else estimates
     before = estimates if task.exact else None
-    return Restored(final[:count], final[count:], problem.pinv(), before)
+    draws = Draws([derive_seed(options.seed, "restore")], problem.y.device)
+    beside = {}
+    for title, method in restoration.baselines.items():
+        start = seconds_now(problem.y.device)
+        beside[title] = method(problem, samples[:0], draws)
+        cost.seconds[title.lower()] = seconds_now(problem.y.device) - start
+    return Restored(final[:count], final[count:], problem.pinv(), before, beside)
 
 
 def _run(
@@ -236,8 +247,11 @@ def _metrics(restoration: Restoration, restored: Restored, cost: Cost) -> dict[s
     """What is known of every picture, by its name, and what it took."""
     task = restoration.task
     names = [f"sample-{i + 1}" for i in range(len(restored.samples))]
-    names += ["mmse", "pinv"] if len(restored.mmse) else ["pinv"]
-    images = torch.cat((restored.samples, restored.mmse, restored.pinv))
+    names += ["mmse"] * len(restored.mmse) + [title.lower() for title in restored.baselines]
+    names.append("pinv")
+    images = torch.cat(
+        (restored.samples, restored.mmse, *restored.baselines.values(), restored.pinv)
+    )
     pictures: dict[str, dict[str, float]] = {name: {} for name in names}
     problem = task.problem.expand(len(images))
     columns = {"consistency": consistency(problem.degradation, images, problem.y)}
@@ -245,7 +259,7 @@ def _metrics(restoration: Restoration, restored: Restored, cost: Cost) -> dict[s
         truth = task.truth[None].to(images.device).expand(len(images), -1, -1, -1)
         columns["psnr"] = psnr(to_uint8(images), truth)
     if restored.before is not None:
-        others = problem[:-1]  # H†y is not projected
+        others = problem[: len(restored.before)]  # the rest is not projected
         columns["consistency_before_projection"] = consistency(
             others.degradation, restored.before, others.y
         )

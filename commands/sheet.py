@@ -1,7 +1,7 @@
 """The folder of a restored photo: its pictures, a sheet of them all, and the figures."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,8 @@ class Restored:
     pinv: Tensor
     before: Tensor | None
     """Samples and MMSE estimate as they were before a projection onto Hx = y, if there was one."""
+    baselines: dict[str, Tensor] = field(default_factory=dict)
+    """By title, one image each."""
 
     @cached_property
     def deviation(self) -> Tensor | None:
@@ -85,6 +87,8 @@ def _pictures(task: Task, restored: Restored) -> dict[str, tuple[str, Tensor]]:
         pictures[f"sample-{i + 1}"] = f"sample {i + 1}", to_uint8(sample)
     for estimate in restored.mmse:
         pictures["mmse"] = "MMSE", to_uint8(estimate)
+    for title, image in restored.baselines.items():
+        pictures[title.lower()] = title, to_uint8(image[0])
     if restored.deviation is not None and restored.white is not None:
         title = f"deviation, white = {restored.white:.1f}"
         shown = (restored.deviation / restored.white * 255).round().clamp(0, 255)

@@ -1,6 +1,7 @@
 """Networks that denoise with the degradation in view, their configurations and weights files."""
 
 from networks.analytic import GaussianMixture
+from networks.aseqdip import ASeqDIP
 from networks.conditioning import ConditionalDenoiser, posterior, posterior_mean
 from networks.denoiser import Denoiser
 from networks.fitting import fit_gaussian, fit_mixture
@@ -10,6 +11,7 @@ from networks.weights import Model, load_weights, read_summary, save_weights
 
 __all__ = [
     "PRESETS",
+    "ASeqDIP",
     "ConditionalDenoiser",
     "Denoiser",
     "GaussianMixture",
