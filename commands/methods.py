@@ -130,8 +130,8 @@ def driven(nets: Mapping[Path, Model], samplers: Mapping[str, Sampler]) -> list[
         pairs += [(net, name) for net in fitting]
     for idle in [net for net in nets if net not in {pair[0] for pair in pairs}]:
         wanted = "a zero-shot one such as ddrm" if idle in unconditional else "heun or dpm"
-        if (objective := objective_of(nets[idle])) in SAMPLERS:
-            wanted = objective  # the sampler of this name
+        if (objective := objective_of(nets[idle])) != "denoising":
+            wanted = " or ".join(sampler_names(objective))
         raise ValueError(f"no --sampler drives {idle}: add {wanted}, or leave this --net out")
     return pairs
 
