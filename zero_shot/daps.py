@@ -21,12 +21,12 @@ class DAPS(ZeroShot, OnGrid):
     probability-flow ODE from level σ; a sample of p(x0 | x̂0, y) ∝ N(y; Hx0, τ²I)·N(x0; x̂0, σ²I);
     noise of the next level. The last level returns that sample.
 
-    inner "langevin": langevin_steps steps of size lr·(τ/0.01)²/‖H‖², which falls linearly to
-    lr_last of that over the run. "exact": the same density drawn at once, H being linear. τ is the
-    noise level, but at least 0.01, or `tau`: the authors' files have 0.01 at any noise level, for
-    which `lr` is meant. Their ODE takes ode_steps steps that end at ode_sigma_min, ours one less,
-    and the last from there to 0. Steps are at most 1.5 over the curvature ‖H‖²/τ² + 1/σ²; theirs
-    diverge at 2 and end in NaN.
+    inner "langevin": langevin_steps steps of size lr/0.01² over the curvature ‖H‖²/τ² + 1/σ², which
+    falls linearly to lr_last of that over the run. "exact": the same density drawn at once, H being
+    linear. τ is the noise level, but at least 0.01, or `tau`. The authors' files have τ = 0.01 at
+    any noise level and steps of size lr whatever the curvature: the same for ‖H‖ = 1 and σ well
+    above 0.01. Ours are at most 1.5 over the curvature; theirs diverge at 2 and end in NaN.
+    Their ODE takes ode_steps steps that end at ode_sigma_min, ours one less, and the last to 0.
 
     released: returns x̂0 of the last level, as InvFusion's released code does; nothing draws that
     towards y, and it lacks the variance of level sigma_min.
@@ -71,11 +71,9 @@ class DAPS(ZeroShot, OnGrid):
     def _langevin(self, run: Run, mean: Tensor, sigma: float, tau: Tensor) -> Tensor:
         """Unadjusted Langevin steps on −‖y − Hx‖²/(2τ²) − ‖x − mean‖²/(2σ²) from the mean."""
         operator, problem = run.problem.degradation, run.problem
-        gain = operator.largest_gain.clamp(min=1e-12)  # of an operator that measures nothing: 0
-        curvature = (gain / tau).square() + 1 / sigma**2
-        rate = self.lr * (1 + run.index / self.num_steps * (self.lr_last - 1))
-        lr = column(torch.minimum(rate * (tau / (_TAU * gain)).square(), 1.5 / curvature))
-        variance = column(tau.square())
+        curvature = (operator.largest_gain / tau).square() + 1 / sigma**2
+        rate = self.lr / _TAU**2 * (1 + run.index / self.num_steps * (self.lr_last - 1))
+        lr, variance = column(min(rate, 1.5) / curvature), column(tau.square())
         x, spread = mean, (2 * lr).sqrt()
         for _ in range(self.langevin_steps):
             data = operator.H_adjoint(problem.residual(x)) / variance

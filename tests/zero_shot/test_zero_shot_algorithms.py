@@ -5,12 +5,12 @@ from itertools import pairwise
 
 import pytest
 import torch
-from exact_gaussian import Generator
+from exact_gaussian import Gaussian, Generator
 from helpers import dense, gaussian
 from torch import Tensor
 from zero_shot_cases import SHAPE, make_prior, operators, posed, small, spectral
 
-from degradation import Draws, GaussianNoise, Problem, get_family
+from degradation import DenseMatrix, Draws, GaussianNoise, Problem, get_family
 from samplers import karras_grid
 from zero_shot import (
     DAPS,
@@ -50,9 +50,9 @@ def test_daps_is_its_algorithm(released):
                 log_density = -residual[b].square().sum() / (2 * tau[b] ** 2)
                 log_density = log_density - (x[b] - mean[b]).square().sum() / (2 * sigma**2)
                 slope = torch.autograd.grad(log_density, x, retain_graph=True)[0][b]
-                rate = share * (tau[b] / 0.01 / norms[b]) ** 2
-                lr = min(rate, 1.5 / ((norms[b] / tau[b]) ** 2 + 1 / sigma**2))
-                shortened.add(lr < rate)
+                curvature = (norms[b] / tau[b]) ** 2 + 1 / sigma**2
+                lr = min(share * 1e4, 1.5) / curvature
+                shortened.add(share * 1e4 > 1.5)
                 moved.append(x[b] + lr * slope + math.sqrt(2 * lr) * z[b])
             x = torch.stack(moved).detach()
         if following:
@@ -74,6 +74,22 @@ def test_daps_agrees_with_noisy_data_as_it_should(name):
     out = DAPS(60)(prior, gaussian(batch, *shape, seed=1), problem, Generator())
     residual = problem.residual(out).square().sum(1) / op.rows.sum(1)
     assert 1 / 1.3 < residual.mean() / 0.05**2 < 1.3
+
+
+@pytest.mark.parametrize(("gain", "level"), [(0.0, 0.05), (0.1, 0.3)])
+def test_daps_is_no_wider_than_its_exact_form_where_little_is_measured(gain, level):
+    torch.manual_seed(0)
+    prior = Gaussian(
+        torch.full((12,), 0.25).double(), torch.zeros(12).double(), torch.eye(12).double()
+    )
+    op = DenseMatrix(gain * torch.eye(12).double()[None], (3, 2, 2))
+    problem = Problem(op, torch.zeros(1, 12).double(), level).expand(100)
+    variances = []
+    for inner in ("langevin", "exact"):
+        sampler = DAPS(40, inner=inner, langevin_steps=50)
+        out = sampler(prior, gaussian(100, 3, 2, 2), problem, Generator())
+        variances.append(out.var().item())
+    assert variances[0] < 1.3 * variances[1]
 
 
 def test_daps_keeps_the_authors_tau():
