@@ -131,7 +131,7 @@ def driven(nets: Mapping[Path, Model], samplers: Mapping[str, Sampler]) -> list[
     for idle in [net for net in nets if net not in {pair[0] for pair in pairs}]:
         wanted = "a zero-shot one such as ddrm" if idle in unconditional else "heun or dpm"
         if (objective := objective_of(nets[idle])) != "denoising":
-            wanted = " or ".join(sampler_names(objective))
+            wanted = _trained(objective)
         raise ValueError(f"no --sampler drives {idle}: add {wanted}, or leave this --net out")
     return pairs
 
@@ -208,11 +208,16 @@ def check_objective(net: Path, denoiser: Model, samplers: Mapping[str, Sampler])
     objective = objective_of(denoiser)
     for name, sampler in samplers.items():
         if objective not in sampler.objectives:
-            fitting = " or ".join(sampler_names(objective))
             raise ValueError(
                 f"{net} was trained for the objective {objective}: --sampler {name} cannot drive "
-                f"it, {fitting} can"
+                f"it, {_trained(objective)} can"
             )
+
+
+def _trained(objective: str) -> str:
+    """The samplers for networks of this objective that know y."""
+    known = (n for n in sampler_names(objective) if not isinstance(make_sampler(n), ZeroShot))
+    return " or ".join(known)
 
 
 def baseline_methods(

@@ -34,6 +34,8 @@ from networks.layers import (
 )
 
 AUGMENT_DIM = 9  # numbers that describe a non-leaking augmentation (EDM, appendix F.2)
+OBJECTIVES = ("denoising", "mmse", "indi", "unrolled")
+"""What a network may be trained for."""
 _LEAST_LEVEL = 1e-3  # noise of y below this (an eighth of a grey level) is as good as none
 
 
@@ -91,6 +93,10 @@ class NetworkConfig:
             _require_positive("mapping_d_ff", self.mapping_d_ff)
         _require_bool("noise_conditioning", self.noise_conditioning)
         _require_bool("fused", self.fused)
+        if self.objective not in OBJECTIVES:
+            raise ValueError(f"objective {self.objective} must be {' or '.join(OBJECTIVES)}")
+        if self.fused and self.objective == "indi":
+            raise ValueError("a fused network has noise levels, and indi has times: leave out one")
         if self.in_mult not in (1, 2):
             raise ValueError(f"in_mult {self.in_mult} must be 1 or 2")
         if not isinstance(self.num_classes, int) or self.num_classes < 0:

@@ -30,7 +30,10 @@ def place() -> Place:
         return Place()
     missing = [name for name in _NEEDED if not os.environ.get(name)]
     if missing:
-        raise ValueError(f"WORLD_SIZE is set, as torchrun does it, but {missing[0]} is not")
+        raise ValueError(
+            f"WORLD_SIZE is set, as torchrun does it, but {missing[0]} is not: start with "
+            "torchrun, or unset WORLD_SIZE"
+        )
     world = _number("WORLD_SIZE", 1)
     _number("MASTER_PORT", 0, 65535)
     local_world = _number("LOCAL_WORLD_SIZE", 1, world) if "LOCAL_WORLD_SIZE" in os.environ else 1

@@ -6,6 +6,7 @@ from the number of processes, and a checkpoint needs no state of a generator.
 
 import contextlib
 import copy
+import math
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -151,9 +152,14 @@ class Trainer:
         )
         for group in optimizer.param_groups:
             group["lr"] = rate
-        self.scaler.unscale_(optimizer)
         gradients = [p.grad for p in self.parameters if p.grad is not None]
         norm = parallel.whole(torch.nn.utils.get_total_norm(gradients))
+        # A norm beyond float32 is as bad as a gradient that is not finite: the scaler skips both.
+        torch._foreach_mul_(
+            parallel.local(gradients), torch.where(norm.isfinite(), 1.0, math.nan).to(norm)
+        )
+        norm = norm / self.scaler.scale(torch.ones_like(norm))
+        self.scaler.unscale_(optimizer)
         if config.clip:  # a fused optimiser divides by this, so that nothing is waited for
             optimizer.grad_scale = (norm / config.clip).clamp(min=1)  # type: ignore[attr-defined]
         self.scaler.step(optimizer)

@@ -15,10 +15,10 @@ import calculate_metrics
 import restore
 import train
 from degradation import Draws, GaussianNoise, Mask, Problem
-from networks import Denoiser, load_weights, make_config, save_weights
-from samplers import InDI
-from training.config import TrainConfig
-from training.loss import InDILoss
+from networks import Denoiser, invfusion, load_weights, make_config, save_weights
+from samplers import InDI, sampler_names
+from training.config import OBJECTIVES, TrainConfig
+from training.loss import LOSSES, InDILoss
 
 SMALL = [
     "--data-opt=resolution=16", "--data-opt=size=8", "--degradation=Box", "--precision=fp32",
@@ -123,6 +123,13 @@ def photo() -> Path:
 # ---- which sampler drives what
 
 
+def test_every_objective_has_a_loss_and_a_sampler() -> None:
+    assert set(LOSSES) == set(OBJECTIVES) == set(invfusion.OBJECTIVES)
+    assert all(sampler_names(objective) for objective in OBJECTIVES)
+    with pytest.raises(ValueError, match="objective foo must be denoising or"):
+        dataclasses.replace(make_config("tiny"), objective="foo")
+
+
 def gen(net: str, *options: str) -> Result:
     arguments = ["gen", "--net", net, *SMALL, "--images=2", "--outdir=out", *options]
     return Runner().invoke(calculate_metrics.main, arguments)
@@ -134,7 +141,7 @@ def gen(net: str, *options: str) -> Result:
         ("indi", "heun", "indi"),
         ("indi", "mmse", "indi"),
         ("mmse", "dpm", "mmse"),
-        ("denoising", "indi", "dpm"),
+        ("denoising", "indi", "dpm or euler"),
     ],
 )
 def test_a_network_of_another_objective_is_refused(

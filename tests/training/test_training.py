@@ -212,6 +212,22 @@ def test_a_step_without_finite_gradients_is_skipped_and_counted(precision):
     assert trainer.progress.skipped == skipped + 1 and moments["step"].item() == count + 1
 
 
+def test_a_norm_beyond_float32_is_skipped_too():
+    trainer = make_trainer(settings(clip=1.0))
+    batch = next(batches(1))
+    trainer.step(*batch, 0.0)
+    before = weights(trainer)
+    last = list(trainer.denoiser.parameters())[-1]
+    hook = last.register_hook(lambda gradient: torch.full_like(gradient, 1e25))
+    trainer.step(*batch, 0.0)
+    assert all(torch.equal(a, b) for a, b in zip(before, weights(trainer), strict=True))
+    trainer.check_skips()
+    assert trainer.progress.skipped == 1
+    hook.remove()
+    trainer.step(*batch, 0.0)
+    assert any(not torch.equal(a, b) for a, b in zip(before, weights(trainer), strict=True))
+
+
 def test_a_run_without_finite_gradients_is_given_up():
     trainer = make_trainer(settings(batch=1, max_skipped=7))
     break_gradients(trainer)
