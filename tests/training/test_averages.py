@@ -94,7 +94,8 @@ def test_an_average_that_was_tracked_is_its_own_snapshot():
 def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[float, dict]]:
     """Snapshots of 32 steps of a network whose weights wander, and the averages of any width."""
     folder = tmp_path_factory.mktemp("run")
-    denoiser = Denoiser(make_config("tiny"))
+    level = {"depth": 1, "width": 48, "kernel": None, "d_head": 16}
+    denoiser = Denoiser(make_config("tiny", network={"levels": [level], "mapping_depth": 1}))
     generator = torch.Generator().manual_seed(0)
     widths = (0.05, 0.1, 0.15)
     averages = {

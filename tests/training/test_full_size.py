@@ -10,8 +10,10 @@ import yaml
 from PIL import Image
 from runner import Runner
 
+import commands.train
 import train
 from calculate_metrics import main as metrics
+from samplers import Heun
 from training.config import TrainConfig
 from training.log import read_log
 
@@ -126,11 +128,16 @@ def home(tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.fixture(autouse=True)
+def few_steps(monkeypatch):
+    monkeypatch.setitem(commands.train._SAMPLERS, "denoising", Heun(num_steps=3))
+
+
 def start(home: Path, outdir: Path, *arguments: object):
     words = [
         "--preset", "tiny", "--data-opt", "resolution=16", "--data-opt", "size=6", "-b", "4",
         "--duration", "8", "--fp32", "--workers", "0", "--ramp", "0", "--measure-every=4",
-        "--degradation", "MissingPatches", "--outdir", outdir, *arguments,
+        "--validate-images", "2", "--degradation", "MissingPatches", "--outdir", outdir, *arguments,
     ]  # fmt: skip
     return Runner().invoke(train.main, [str(word) for word in words])
 
@@ -203,6 +210,7 @@ def train_on(pictures: Path, outdir: Path, *arguments: object):
             "--preset", "tiny", "--data-class", "datautils.imagedir.ImageDir", "--data-opt",
             f"path={pictures}", "--data-opt", "heldout=4", "-b", "4", "--duration", "8", "--fp32",
             "--ramp", "0", "--degradation", "MissingPatches", "--outdir", str(outdir),
+            "--validate-images", "2",
             *map(str, arguments),
         ],
     )  # fmt: skip

@@ -81,7 +81,7 @@ def test_a_run_over_a_range(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     arguments = [
         "--preset=tiny", "--data-opt=resolution=16", "--data-opt=size=8", "--degradation=Box",
         "--noise-range=[0, 0.1]", "--clean-share=0.3", "--ramp=0", "--batch=4",
-        "--duration=8", "--workers=0", "--outdir=run",
+        "--duration=8", "--workers=0", "--outdir=run", "--validate-images=2",
     ]  # fmt: skip
     result = Runner().invoke(train.main, arguments)
     assert result.exit_code == 0, result.output

@@ -19,14 +19,15 @@ import train
 from benchmarks.resume import differences
 from runtime import distributed, signals
 from runtime.signals import RESUMABLE
+from training import checkpoint
 from training.checkpoint import list_checkpoints
 
 CONFIG = {
     "preset": "tiny", "data": {"resolution": 16, "size": 32}, "degradation": "MissingPatches",
-    "batch": 4, "duration": 96, "lr": 2e-3, "ramp": 16, "cooldown": 0.5, "noise_level": 0.05,
-    "ema_halflife": 16, "ema_ramp": 0, "precision": "fp32", "workers": 0, "log_every": 12,
-    "checkpoint_every": 8, "ema_sigma_rel": [0.1], "snapshot_every": 48, "augment": 0.3,
-    "validate_every": 40, "validate_images": 2, "clip": 1.0,
+    "batch": 4, "duration": 48, "lr": 2e-3, "ramp": 16, "cooldown": 0.5, "noise_level": 0.05,
+    "ema_halflife": 16, "ema_ramp": 0, "precision": "fp32", "workers": 0, "log_every": 8,
+    "checkpoint_every": 8, "ema_sigma_rel": [0.1], "snapshot_every": 24, "augment": 0.3,
+    "validate_every": 20, "validate_images": 2, "clip": 1.0,
 }  # fmt: skip
 
 
@@ -38,6 +39,20 @@ def started(*options: object, count: int = 1) -> Processes:
 def _train(options: list[str]) -> None:
     sys.argv = ["train.py", *options]
     train.main()
+
+
+HALF = ".000000000016.partial"
+
+
+def _train_into_half_a_checkpoint(options: list[str]) -> None:
+    """Killed when the first file of the second checkpoint is written."""
+
+    def kill(path: Path) -> None:
+        if path.parent.name == HALF:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    checkpoint._sync = kill
+    _train(options)
 
 
 @pytest.fixture(scope="module")
@@ -83,14 +98,14 @@ def test_a_run_killed_at_three_random_moments_ends_like_one_that_was_not(home, w
     expected = whole(count)
     chance, folder = random.Random(count), home / f"killed-{count}"
     options = "--config", home / "config.yaml", "--outdir", folder, "--keep-going"
-    for images in sorted(chance.sample(range(80), 3)):
+    for images in sorted(chance.sample(range(32), 3)):
         processes = started(*options, count=count)
         while newest(folder) < images:
             assert processes.alive()
             time.sleep(0.01)
         time.sleep(chance.uniform(0, 0.1))
         processes.kill(images % count)
-    assert newest(folder) < 96
+    assert newest(folder) < 48
     assert set(started(*options, count=count).codes()) == {0}
     assert_same_run(expected, folder)
 
@@ -116,7 +131,7 @@ def test_a_signal_leaves_a_checkpoint_and_its_own_exit_code(home, whole, number,
     options = "--config", home / "config.yaml", "--outdir", folder, "--workers", 1
     processes = started(*options, count=2)
     log = folder / "log.jsonl"
-    while not (log.exists() and log.read_text().count("loss") >= 3):
+    while not (log.exists() and "loss" in log.read_text()):
         assert processes.alive()
         time.sleep(0.01)
     before = time.monotonic()
@@ -125,7 +140,7 @@ def test_a_signal_leaves_a_checkpoint_and_its_own_exit_code(home, whole, number,
     processes.signal(number, only=0)  # the others learn of it
     assert set(processes.codes()) == {RESUMABLE}
     assert time.monotonic() - before < 30
-    assert 36 <= newest(folder) < 96
+    assert 8 <= newest(folder) < 48
     assert set(started("--resume", folder, count=2).codes()) == {0}
     assert_same_run(expected, folder)
 
@@ -164,10 +179,9 @@ def test_a_machine_that_does_not_see_the_folder_ends_all_with_a_sentence(home, w
 def test_what_a_kill_left_of_a_checkpoint_is_passed_over(home, whole):
     expected, folder = whole(1), home / "partial"
     options = "--config", home / "config.yaml", "--outdir", folder, "--keep-going"
-    processes = started(*options)
-    while not list(folder.glob("checkpoints/.*.partial/model.safetensors")):
-        assert processes.alive()  # looked at all the time: it is there for milliseconds
-    processes.kill()
+    killed = Processes(_train_into_half_a_checkpoint, [str(option) for option in options])
+    assert killed.codes() == [-signal.SIGKILL]
+    assert (folder / "checkpoints" / HALF / "model.safetensors").exists()
     assert set(started(*options).codes()) == {0}
     assert not list(folder.glob("checkpoints/.*"))
     assert_same_run(expected, folder)
