@@ -23,9 +23,11 @@ class Detector(torch.nn.Module):
         return torch.cat((x.mean((2, 3)), x.var((2, 3))), 1)
 
 
-def network(path: Path, conditioning: str = "invfusion", classes: int = 0) -> Path:
+def network(
+    path: Path, conditioning: str = "invfusion", classes: int = 0, changes: dict | None = None
+) -> Path:
     torch.manual_seed(0)
-    denoiser = Denoiser(make_config("tiny", conditioning, num_classes=classes))
+    denoiser = Denoiser(make_config("tiny", conditioning, None, classes, changes))
     with torch.no_grad():
         for p in denoiser.parameters():
             p.add_(0.03 * torch.randn(p.shape))

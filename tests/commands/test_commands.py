@@ -2,24 +2,23 @@
 
 import math
 import shutil
-import subprocess
-import sys
+import signal
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from calling import DATA, DISTANCES, FAST, Detector, call, gen, metrics, refused, uncond
+from calling import DATA, DISTANCES, FAST, Detector, call, gen, metrics, network, refused, uncond
 from click.testing import Result
+from helpers import ONE_LEVEL
 from PIL import Image
+from processes import Processes
 
+from calculate_metrics import main
 from datautils import get_dataset
 from metrics.statistics import load_reference
 from networks import Denoiser
-
-ROOT = Path(__file__).resolve().parents[2]
-
 
 # ---- ref -----------------------------------------------------------------------------------------
 
@@ -211,19 +210,17 @@ def test_images_too_small_for_ssim_are_refused_at_once(home, tmp_path):
 
 
 def test_a_run_that_is_terminated_leaves_nothing(home, tmp_path):
-    command = [
-        sys.executable, str(ROOT / "calculate_metrics.py"), "gen", "--net",
-        str(home / "net.safetensors"), "--data-opt", "resolution=16", "--degradation",
-        "MissingPatches", "--outdir", str(tmp_path / "a" / "out"), "--sampler-opt",
-        "heun.num_steps=200", "--save-images",
+    words = [
+        "gen", "--net", str(home / "net.safetensors"), "--data-opt", "resolution=16",
+        "--degradation", "MissingPatches", "--outdir", str(tmp_path / "a" / "out"),
+        "--sampler-opt", "heun.num_steps=200", "--save-images",
     ]  # fmt: skip
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as process:
-        while not (tmp_path / "a" / "out" / ".unfinished" / "0.csv").exists():
-            assert process.poll() is None
-            time.sleep(0.05)
-        process.terminate()
-        process.communicate(timeout=60)
-        assert process.returncode == 128 + 15
+    process = Processes(main, words)
+    while not (tmp_path / "a" / "out" / ".unfinished" / "0.csv").exists():
+        assert process.alive()
+        time.sleep(0.05)
+    process.signal(signal.SIGTERM)
+    assert process.codes() == [128 + 15]
     assert not list(tmp_path.iterdir())
 
 
@@ -278,13 +275,15 @@ def test_a_compiled_network_restores_the_same(home, tmp_path, monkeypatch, comma
         compile_with(self, backend="eager", **options)
 
     monkeypatch.setattr(Denoiser, "compile", compile)
+    conditioning = "invfusion" if command == "gen" else "unconditional"
+    net = network(tmp_path / "net.safetensors", conditioning, changes=ONE_LEVEL)
     values = []
     for flags in ((), ("--compile",)):
         outdir = tmp_path / f"out{len(flags)}"
         if command == "gen":
-            result = gen(home, outdir, "--images", 6, *flags)
+            result = gen(home, outdir, "--net", net, "--images", 4, *flags)
         else:
-            result = call(home, command, "--net", "plain.safetensors", *FAST, "--images", 6,
+            result = call(home, command, "--net", net, *FAST, "--images", 4,
                           "--save-images", "--outdir", outdir, *flags)  # fmt: skip
         assert result.exit_code == 0, result.output
         values.append((outdir / "per_image.csv").read_text() if command == "gen" else

@@ -2,8 +2,7 @@
 
 import dataclasses
 import json
-import subprocess
-import sys
+import runpy
 from pathlib import Path
 
 import numpy as np
@@ -38,8 +37,6 @@ from degradation import (
 )
 from restore import main as restore
 from training.config import TrainConfig
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -202,9 +199,9 @@ def test_an_unknown_family_is_answered_with_the_nearest(name, near):
     assert len(str(error.value)) < 200
 
 
-def test_all_families_are_listed_with_their_options():
-    command = [sys.executable, "-m", "degradation"]
-    listed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+def test_all_families_are_listed_with_their_options(capsys):
+    runpy.run_module("degradation", run_name="__main__")
+    listed = capsys.readouterr().out
     assert [line.split()[0] for line in listed.splitlines()[::2]] == list(FAMILIES)
     assert "GaussianBlur  strides=1 sigma=1.0,4.0\n" in listed
     assert "FixedMask  mask=...\n" in listed  # required

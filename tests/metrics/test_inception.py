@@ -17,7 +17,7 @@ def test_inception_without_its_package_is_one_sentence(monkeypatch):
         detectors_for(["fid"], [], "cpu")
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def inception_module():
     if importlib.util.find_spec("torch_fidelity") is None:
         pytest.skip("torch-fidelity is not installed")
@@ -33,20 +33,24 @@ def test_inception_needs_no_torchvision_and_leaves_no_trace(inception_module):
     assert known() == before
 
 
-@pytest.fixture
-def inception_file(inception_module, tmp_path, monkeypatch):
+@pytest.fixture(scope="module")
+def random_file(inception_module, tmp_path_factory):
     """A file like the published one, of the same network with random weights."""
-    path = tmp_path / "random.pth"
-
-    def build():
-        with monkeypatch.context() as patch:
-            cls = inception_module.FeatureExtractorInceptionV3
-            patch.setattr(inception_module.torch, "load", lambda *a, **k: {})
-            patch.setattr(cls, "load_state_dict", lambda self, state: None)
-            return cls("random", ["2048"], feature_extractor_weights_path="none")
-
-    torch.save(build().state_dict(), path)
+    path = tmp_path_factory.mktemp("inception") / "random.pth"
+    cls = inception_module.FeatureExtractorInceptionV3
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(inception_module.torch, "load", lambda *a, **k: {})
+        patch.setattr(cls, "load_state_dict", lambda self, state: None)
+        network = cls("random", ["2048"], feature_extractor_weights_path="none")
+    torch.save(network.state_dict(), path)
     return path
+
+
+@pytest.fixture
+def inception_file(random_file, tmp_path):
+    """The same file in a folder where it may be renamed."""
+    (tmp_path / "random.pth").hardlink_to(random_file)
+    return tmp_path / "random.pth"
 
 
 def test_inception_runs_through_torch_fidelity(inception_file, inception_module, cache):

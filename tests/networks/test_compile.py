@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from helpers import ONE_LEVEL
 from torch import Tensor
 
 from degradation import FAMILIES, Draws, Family, FromPhysics, GaussianNoise, Problem, get_family
@@ -17,12 +18,30 @@ from networks.dropout import seeded
 from samplers import Heun
 
 SHAPE = (3, 16, 16)
-# Families of files have the operators of others; strides 1 and 8 take transforms and a matrix.
-_OTHERS = ("MotionBlur", "FixedMask", "FixedKernel")
-STRUCTURES: list[tuple[str, Any]] = [
-    *((name, get_family(name).structure(0)) for name in FAMILIES if name not in _OTHERS),
-    *(("MotionBlur", 1), ("MotionBlur", 2), ("MotionBlur", 8)),
-]
+# Operators that share a graph; families of files have the operators of others.
+KINDS: dict[str, list[tuple[str, Any]]] = {
+    "masks": [
+        (name, None)
+        for name in (
+            *("MissingPatches", "Box", "MissingBox", "RandomPixels", "CentreBox", "HalfImage"),
+        )
+    ],
+    "stride 1": [("MotionBlur", 1), ("GaussianBlur", 1), ("UniformBlur", 1)],
+    "stride 2": [("MotionBlur", 2)],
+    "stride 8": [("MotionBlur", 8), ("SRConv", 8), ("AveragePool", 8), ("Bicubic", 8)],
+    "matrix": [("MatrixDegradation", None)],
+    "nothing": [("NoDegradation", None), ("RandomDegradation", (3, None))],
+    "Hadamard": [("Hadamard", None)],
+    "colours": [("Colourisation", None)],
+}
+SMALL = make_config("tiny", num_classes=3, network=ONE_LEVEL)
+
+
+def test_every_family_is_of_a_kind() -> None:
+    names = {name for kind in KINDS.values() for name, _ in kind}
+    assert names == set(FAMILIES) - {"FixedMask", "FixedKernel"}
+    assert all(get_family(n).structure(0) == s for kind in KINDS.values() for n, s in kind
+               if n != "MotionBlur")  # fmt: skip
 
 
 class Graphs:
@@ -52,6 +71,10 @@ def randomised(config: NetworkConfig) -> Denoiser:
     return denoiser
 
 
+def family(name: str) -> Family:
+    return get_family(name, {"strides": "1,2,4,8"} if name == "MotionBlur" else {})
+
+
 def problem(family: Family, structure: Any, seed: int, noise: float = 0.0) -> Problem:
     """Two problems of new content, with classes."""
     seeds = [seed, seed + 1]
@@ -60,33 +83,36 @@ def problem(family: Family, structure: Any, seed: int, noise: float = 0.0) -> Pr
     return GaussianNoise(noise).measure(operator, x, Draws(seeds), labels)
 
 
-@pytest.mark.parametrize(("name", "structure"), STRUCTURES)
-def test_one_graph_for_a_structure_and_gradient_mode(name: str, structure: Any) -> None:
-    """None for new content, noise level, σ (a tensor or a number), class or a sampling run."""
-    family = get_family(name, {"strides": "1,2,4,8"} if name == "MotionBlur" else {})
-    denoiser, graphs = randomised(make_config("tiny", num_classes=3)), Graphs()
+@pytest.mark.parametrize("kind", KINDS)
+def test_one_graph_for_a_kind_of_operators(kind: str) -> None:
+    """None for another family, content, noise level, σ (a tensor or a number), class or run."""
+    denoiser, graphs = randomised(SMALL), Graphs()
     denoiser.compile(backend=graphs)
     x = torch.randn(2, *SHAPE)
-    for with_gradients in (False, True):
-        before = graphs.count
-        with torch.set_grad_enabled(with_gradients):
-            for seed, noise, sigma in ((1, 0.0, 0.3), (5, 0.1, torch.tensor([2.0, 9.0])),
-                                       (7, 0.3, 4.0)):  # fmt: skip
-                task = problem(family, structure, seed, noise)
-                denoiser(x, sigma, task)
-                denoiser(x, sigma, task.with_classes(torch.tensor([2, 2])))
-                levels = torch.tensor([0.1, 0.2])
-                denoiser(x, sigma, Problem(task.degradation, task.y, levels, task.class_labels))
-                if name != "Colourisation":  # one operator for all: a part has storage of its own
-                    denoiser(x, sigma, task[torch.tensor([1, 0])])
-        assert graphs.count - before == 1
     with torch.no_grad():
-        Heun(num_steps=3)(denoiser, x, problem(family, structure, 9), Draws([1, 2]))
-    assert graphs.count == 2
+        for name, structure in KINDS[kind]:
+            call_with_all_that_changes(denoiser, x, name, structure)
+            assert graphs.count == 1, name
+        Heun(num_steps=3)(denoiser, x, problem(family(name), structure, 9), Draws([1, 2]))
+    assert graphs.count == 1
+    if kind in ("masks", "stride 2", "matrix"):
+        call_with_all_that_changes(denoiser, x, name, structure)
+        assert graphs.count == 2  # one more with gradients
+
+
+def call_with_all_that_changes(denoiser: Denoiser, x: Tensor, name: str, structure: Any) -> None:
+    for seed, noise, sigma in ((1, 0.0, 0.3), (5, 0.1, torch.tensor([2.0, 9.0])), (7, 0.3, 4.0)):
+        task = problem(family(name), structure, seed, noise)
+        denoiser(x, sigma, task)
+        denoiser(x, sigma, task.with_classes(torch.tensor([2, 2])))
+        levels = torch.tensor([0.1, 0.2])
+        denoiser(x, sigma, Problem(task.degradation, task.y, levels, task.class_labels))
+        if name != "Colourisation":  # one operator for all: a part has storage of its own
+            denoiser(x, sigma, task[torch.tensor([1, 0])])
 
 
 def test_a_copy_of_a_compiled_network_has_weights_of_its_own() -> None:
-    denoiser = randomised(make_config("tiny"))
+    denoiser = randomised(SMALL)
     denoiser.compile(backend="eager")
     x, task = torch.randn(2, *SHAPE), problem(get_family("MotionBlur"), 2, 3)
     with torch.no_grad():
@@ -123,18 +149,19 @@ class PlainAverage:
 
 @pytest.mark.parametrize("conditioning", ["blind", "unconditional"])
 def test_networks_without_an_operator_are_one_graph_for_all(conditioning: str) -> None:
-    denoiser, graphs = randomised(make_config("tiny", conditioning)), Graphs()
+    denoiser = randomised(make_config("tiny", conditioning, network=ONE_LEVEL))
+    graphs = Graphs()
     denoiser.compile(backend=graphs)
     with torch.no_grad():
-        for name, structure in STRUCTURES:
-            family = get_family(name, {"strides": "1,2,4,8"} if name == "MotionBlur" else {})
-            denoiser(torch.randn(2, *SHAPE), 1.0, problem(family, structure, 3))
+        for name, structure in (kind[0] for kind in KINDS.values()):
+            denoiser(torch.randn(2, *SHAPE), 1.0, problem(family(name), structure, 3))
     assert graphs.count == 1
 
 
 @pytest.mark.parametrize(("name", "structure"), [("MissingPatches", None), ("MotionBlur", 2)])
 def test_torch_compile_of_the_whole_denoiser_breaks_no_graph(name: str, structure: Any) -> None:
-    denoiser, task = randomised(make_config("tiny")), problem(get_family(name), structure, 3, 0.1)
+    config = SMALL if structure else make_config("tiny")
+    denoiser, task = randomised(config), problem(get_family(name), structure, 3, 0.1)
     whole = torch.compile(denoiser, backend="eager", fullgraph=True)
     x, sigma = torch.randn(2, *SHAPE), torch.tensor([0.4, 3.0])
     expected = denoiser(x, sigma, task)

@@ -78,7 +78,7 @@ def test_evaluations_and_backward_passes_by_default(name: str) -> None:
     counter = CountingDenoiser(denoiser, 1)
     op = Mask(torch.ones(1, 1, 1, 2), (1, 1, 2))
     problem = Problem(op, torch.zeros(1, 2), 0.1)
-    sampler(counter, torch.zeros(1, 1, 1, 2), problem, Draws([0]))
+    sampler(counter, torch.zeros(1, 1, 1, 2), problem, Generator())
     assert (counter.calls, counter.backward_passes) == COUNTS[name]
     assert seen == counter.backward_passes  # a graph is built where it is walked back
     assert bool(seen) == ("gradient" in sampler.needs)  # type: ignore[attr-defined]
