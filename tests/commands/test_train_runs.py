@@ -20,6 +20,21 @@ from training.log import read_log
 pytestmark = pytest.mark.usefixtures("folder")
 
 
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory):
+    return tmp_path_factory.mktemp("kept") / "run"
+
+
+@pytest.fixture
+def trained(config, kept):
+    """A finished run of `config` in the folder run: trained once, a copy for each test."""
+    if not kept.exists():
+        success(train.main, [config, "--outdir=run"])
+        shutil.copytree("run", kept)
+    else:
+        shutil.copytree(kept, "run")
+
+
 def test_a_run_leaves_weights_log_curves_and_its_settings(folder, config):
     success(train.main, [config, "--name=mine", "--seed=3"])
     run = folder / "experiments" / "mine"
@@ -41,8 +56,7 @@ def test_a_run_is_named_after_its_preset(folder, config):
     assert [path.name for path in (folder / "experiments").iterdir()] == ["tiny"]
 
 
-def test_a_folder_that_holds_a_run_is_refused(folder, config):
-    success(train.main, [config, "--outdir=run"])
+def test_a_folder_that_holds_a_run_is_refused(config, trained):
     sentence = refusal(train.main, [config, "--outdir=run"])
     assert_names(sentence, "run --resume --outdir")
 
@@ -66,8 +80,7 @@ def test_a_resumed_run_ends_like_one_that_was_longer_from_the_start(config):
     assert len(starts) == 2  # every start is on record
 
 
-def test_a_damaged_checkpoint_is_passed_over_with_a_warning(config):
-    success(train.main, [config, "--outdir=run"])
+def test_a_damaged_checkpoint_is_passed_over_with_a_warning(trained):
     success(train.main, ["--resume=run", "--duration=16"])
     newest = sorted(Path("run/checkpoints").iterdir())[-1]
     (newest / "model.safetensors").write_bytes(b"")
@@ -76,8 +89,7 @@ def test_a_damaged_checkpoint_is_passed_over_with_a_warning(config):
     assert len(warnings) == 1 and str(newest) in warnings[0]
 
 
-def test_a_log_that_was_cut_in_a_line_does_not_stop_a_resumed_run(config):
-    success(train.main, [config, "--outdir=run"])
+def test_a_log_that_was_cut_in_a_line_does_not_stop_a_resumed_run(trained):
     with Path("run/log.jsonl").open("a") as file:
         file.write('{"images": 8, "st')
     success(train.main, ["--resume=run", "--duration=16"])
@@ -85,8 +97,7 @@ def test_a_log_that_was_cut_in_a_line_does_not_stop_a_resumed_run(config):
 
 
 @pytest.mark.parametrize("log", [None, b"", b"\xff\xfe\n[1]\n{}\n5\n"])
-def test_a_run_goes_on_where_its_log_is_lost(config, log):
-    success(train.main, [config, "--outdir=run"])
+def test_a_run_goes_on_where_its_log_is_lost(trained, log):
     Path("run/log.jsonl").unlink()
     if log is not None:
         Path("run/log.jsonl").write_bytes(log)
@@ -100,8 +111,7 @@ def test_resuming_a_folder_that_is_no_run_is_refused(folder):
     assert_names(refusal(train.main, ["--resume=nowhere"]), "nowhere")
 
 
-def test_resuming_a_run_whose_checkpoints_were_removed_is_refused(config):
-    success(train.main, [config, "--outdir=run"])
+def test_resuming_a_run_whose_checkpoints_were_removed_is_refused(trained):
     shutil.rmtree("run/checkpoints")
     assert_names(refusal(train.main, ["--resume=run"]), "run checkpoint")
 
@@ -135,8 +145,7 @@ def test_torchrun_may_start_a_run_again_only_if_it_then_goes_on(config, monkeypa
     success(train.main, ["--resume=run", "--duration=16"])
 
 
-def test_a_folder_in_which_another_process_trains_is_refused(config):
-    success(train.main, [config, "--outdir=run"])
+def test_a_folder_in_which_another_process_trains_is_refused(trained):
     hold = (
         "import fcntl; f = open('run/.lock', 'w'); fcntl.lockf(f, fcntl.LOCK_EX); print(); input()"
     )
@@ -172,15 +181,13 @@ def test_resuming_takes_the_settings_of_the_run(config, option):
     assert_names(refusal(train.main, ["--resume=run", option]), "--config --name --outdir")
 
 
-def test_resuming_another_network_is_refused(config):
-    success(train.main, [config, "--outdir=run"])
+def test_resuming_another_network_is_refused(trained):
     sentence = refusal(train.main, ["--resume=run", "--blind-train"])
     assert_names(sentence, "blind resumed duration")
 
 
 @pytest.mark.parametrize("change", ["--precision=fp16", "--batch=8", "--lr=1", "--seed=9"])
-def test_what_makes_a_run_what_it_is_cannot_change_on_resuming(config, change):
-    success(train.main, [config, "--outdir=run"])
+def test_what_makes_a_run_what_it_is_cannot_change_on_resuming(trained, change):
     name = change[2:].partition("=")[0]
     assert_names(refusal(train.main, ["--resume=run", change]), f"{name} resumed duration")
 
