@@ -1,4 +1,8 @@
-"""The Fréchet distance against closed forms, scipy's matrix root and recorded values."""
+"""The Fréchet distance against closed forms, scipy's matrix root and recorded values.
+
+`test_recorded_values` compares with recorded values of an independent implementation, and is
+skipped without them; `test_matches_the_root_of_the_product` checks the same by scipy's root.
+"""
 
 import math
 

@@ -1,7 +1,11 @@
-"""Pixel metrics against independent implementations and values worked out by hand."""
+"""Pixel metrics against scikit-image and values worked out by hand.
+
+The tests that use `recorded` compare with recorded values of an independent implementation, and
+are skipped without them; `test_psnr_of_a_known_error` and
+`test_consistency_counts_existing_rows_only` check the same by hand.
+"""
 
 import math
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,14 +14,10 @@ from skimage.metrics import structural_similarity
 
 from metrics.pixel import consistency, psnr, ssim, to_uint8
 
-GOLDEN = Path(__file__).resolve().parents[3] / "shared" / "golden" / "metrics.pt"
 
-
-@pytest.fixture(scope="module")
-def golden():
-    if not GOLDEN.is_file():
-        pytest.skip("no reference values in ../shared/golden")
-    return torch.load(GOLDEN, weights_only=True)
+@pytest.fixture
+def recorded(golden):
+    return golden("metrics")
 
 
 class Rows:
@@ -55,9 +55,9 @@ def test_uint8_rounds_and_clips():
     assert to_uint8(x).dtype == torch.uint8
 
 
-def test_psnr_agrees_with_the_reference(golden):
-    value = psnr(golden["img_a"], golden["img_b"])
-    torch.testing.assert_close(value.float(), golden["psnr"], rtol=1e-6, atol=1e-5)
+def test_psnr_agrees_with_the_reference(recorded):
+    value = psnr(recorded["img_a"], recorded["img_b"])
+    torch.testing.assert_close(value.float(), recorded["psnr"], rtol=1e-6, atol=1e-5)
 
 
 def test_psnr_of_a_known_error():
@@ -141,12 +141,12 @@ def test_metrics_refuse_what_are_not_pairs_of_uint8_images(metric):
         metric(a[0], a[0])
 
 
-def test_consistency_agrees_with_the_reference(golden):
+def test_consistency_agrees_with_the_reference(recorded):
     """The reference sums over the measurement where we take the mean."""
-    y_a, y_b = golden["y_a"].flatten(1), golden["y_b"].flatten(1)
+    y_a, y_b = recorded["y_a"].flatten(1), recorded["y_b"].flatten(1)
     degradation = Rows(torch.ones_like(y_a, dtype=torch.bool))
     value = consistency(degradation, y_a, y_b) * y_a.shape[1]
-    torch.testing.assert_close(value.float(), golden["consistency"], rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(value.float(), recorded["consistency"], rtol=1e-5, atol=1e-6)
 
 
 def test_consistency_counts_existing_rows_only():

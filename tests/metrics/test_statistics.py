@@ -1,4 +1,8 @@
-"""Statistics of features do not depend on their order; their files say what they are of."""
+"""Statistics of features do not depend on their order; their files say what they are of.
+
+`test_agrees_with_recorded_values` compares with recorded values of an independent implementation,
+and is skipped without them; `test_independent_of_the_batches` checks the same by torch.cov.
+"""
 
 import io
 import json

@@ -1,4 +1,9 @@
-"""The denoiser against recorded outputs of an independent implementation."""
+"""The denoiser against recorded outputs of an independent implementation (skipped without them).
+
+The same is checked by formulas that anyone has: the layers by hand and the preconditioning in
+`test_networks.py`, attention as a masked softmax in `test_attention.py`, rotary frequencies and
+logits in `test_positions.py`, the steps of Heun in `tests/samplers/test_samplers.py`.
+"""
 
 from collections.abc import Callable
 from typing import Any

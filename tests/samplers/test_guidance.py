@@ -1,4 +1,8 @@
-"""Guidance by class: its equation, what each evaluation sees, and what is computed once."""
+"""Guidance by class: its equation, what each evaluation sees, and what is computed once.
+
+`test_the_recorded_run` replays a recorded run of an independent implementation, and is skipped
+without it; `test_guidance_extrapolates_from_no_class_to_the_class` checks the equation itself.
+"""
 
 from dataclasses import replace
 

@@ -1,4 +1,9 @@
-"""Non-leaking augmentation: recorded outputs, the affine maps, and what each seed decides."""
+"""Non-leaking augmentation: recorded outputs, the affine maps, and what each seed decides.
+
+`test_recorded_augmentations` compares with recorded outputs of an independent implementation, and
+is skipped without them; `test_a_smooth_picture_moves_as_described` checks the same by the affine
+map of a picture that is a formula.
+"""
 
 import math
 from dataclasses import replace
