@@ -65,7 +65,7 @@ class Registry(dict[str, Any]):
         known = self.get(name, name)
         found = _imported(known, self.kind) if isinstance(known, str) else known
         if found is None:
-            raise ValueError(f"unknown {self.kind} '{name}'{self._near(name)}")
+            raise ValueError(f"unknown {self.kind} '{name:.80}'{self._near(name)}")
         if not (isinstance(found, type) and issubclass(found, self.base)):
             kinds = "class" if self.base is object else f"subclass of {self.base.__name__}"
             raise ValueError(f"{self.kind} '{name}' is no {kinds}")
