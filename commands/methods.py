@@ -215,9 +215,11 @@ def check_objective(net: Path, denoiser: Model, samplers: Mapping[str, Sampler])
 
 
 def _trained(objective: str) -> str:
-    """The samplers for networks of this objective that know y."""
-    known = (n for n in sampler_names(objective) if not isinstance(make_sampler(n), ZeroShot))
-    return " or ".join(known)
+    """The samplers for networks of this objective; of denoising ones, those that know y."""
+    names = sampler_names(objective)
+    if objective == "denoising":
+        names = [name for name in names if not isinstance(make_sampler(name), ZeroShot)]
+    return " or ".join(names)
 
 
 def baseline_methods(

@@ -54,7 +54,8 @@ def regular(path: str | os.PathLike[str]) -> Path:
     would be waited for."""
     path = Path(path)
     if path.exists() and not path.is_file():
-        raise OSError(f"{path} is no regular file")
+        kind = "a folder, not a file" if path.is_dir() else "no regular file"
+        raise OSError(f"{path} is {kind}")
     return path
 
 

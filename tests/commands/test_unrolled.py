@@ -152,7 +152,6 @@ def test_a_network_that_no_sampler_drives_is_named_with_the_one_that_would() -> 
     [
         ("blind", ["--init=net.safetensors"], "init=net.safetensors in_mult=2"),
         ("unconditional", ["--blind-train"], "unrolled blind"),
-        ("unconditional", ["--degradation=none"], "unrolled degradation"),
     ],
 )
 def test_other_beginnings_are_refused(conditioning: str, options: list[str], words: str) -> None:

@@ -26,7 +26,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def gen(*options: str) -> Result:
     arguments = [
         "gen", "--net=net.safetensors", "--data-opt=resolution=16", "--data-opt=size=8",
-        "--degradation=MissingPatches", "--images=3", "--outdir=out", "--sampler=mmse",
+        "--degradation=MissingPatches", "--images=3", "--sampler=mmse",
         "--precision=fp32", *options,
     ]  # fmt: skip
     return CliRunner().invoke(calculate_metrics.main, arguments)

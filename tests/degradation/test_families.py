@@ -171,7 +171,7 @@ def test_structures_of_a_seed_stay_what_they_were():
 @pytest.mark.parametrize(
     ("make", "text"),
     [
-        (lambda: MissingPatches(0.0), r"max_visible must lie in \(0, 1\], not 0"),
+        (lambda: MissingPatches(0.0), "max_visible must lie between 0.0001 and 1"),
         (lambda: MissingPatches(1.5), "not 1.5"),
         (lambda: MatrixDegradation(0, 4), "1 ≤ min_rows ≤ max_rows must hold, not 0 and 4"),
         (lambda: MatrixDegradation(5, 4), "not 5 and 4"),

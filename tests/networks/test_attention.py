@@ -193,7 +193,7 @@ def test_natten_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     has_kernels.cache_clear()
     with (
         use_backend("natten"),
-        pytest.raises(ValueError, match=r"pip install 'invfusion\[natten\]'"),
+        pytest.raises(ValueError, match=r"pip install natten"),
     ):
         make_attention(32, 32, 7, 1, torch.device("cpu"))
 

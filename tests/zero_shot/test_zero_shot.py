@@ -56,7 +56,8 @@ def prior() -> Gaussian:
 
 
 def test_all_are_known_by_name() -> None:
-    known = {name for name in sampler_names() if issubclass(SAMPLERS[name], ZeroShot)}
+    names = sampler_names("denoising")
+    known = {name for name in names if issubclass(SAMPLERS[name], ZeroShot)}
     assert known == {name.split()[0] for name in QUICK}
     for name in known:
         assert dataclasses.is_dataclass(SAMPLERS[name])
@@ -220,7 +221,9 @@ def test_operators_without_an_svd(sampler: Any, noise_level: float, prior: Gauss
     found = sampler(calls, noise, problem, Draws([0, 1]))
     op = DenseMatrix(matrix[None].repeat(2, 1, 1), SHAPE)
     expected = sampler(prior, noise, Problem(op, problem.y, noise_level), Draws([0, 1]))
-    torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
+    # The steps of Langevin's follow ‖H‖, which is estimated where there is no SVD.
+    langevin = isinstance(sampler, DAPS) and sampler.inner == "langevin"
+    torch.testing.assert_close(found, expected, rtol=0, atol=2e-2 if langevin else 1e-6)
 
 
 CONSISTENT = [name for name in QUICK if name.split()[0] in ("ddrm", "ddnm", "ddnm_plus", "mcgdiff")]
