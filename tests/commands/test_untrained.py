@@ -70,7 +70,7 @@ def test_aseqdip_is_a_picture_beside_those_of_the_network() -> None:
     ],
 )
 def test_options_that_are_none_are_refused(options: list[str], words: str) -> None:
-    result = gen(*options)
+    result = gen("--outdir=out", *options)
     assert result.exit_code == 2 and not Path("out").exists()
     (line,) = result.stderr.strip().splitlines()
     assert all(word in line for word in words.split()), line

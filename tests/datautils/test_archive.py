@@ -1,6 +1,7 @@
 """Folders and zip files: names, contents, and damage told in one sentence."""
 
 import contextlib
+import gc
 import os
 import pickle
 import struct
@@ -114,9 +115,11 @@ def test_many_entries_take_little_more_memory_than_their_names(tmp_path: Path):
         for i in range(10_000):
             archive.writestr(f"{i // 1000:05d}/img{i:08d}.png", b"")
     open_archive(make(tmp_path / "first.zip", ["a.png"]))  # whatever is imported once
+    gc.collect()
     tracemalloc.start()
     try:
         opened = open_archive(tmp_path / "a.zip")
+        gc.collect()
         held, _ = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
