@@ -66,7 +66,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
         try:
             save_file(dict(tensors), temporary, dict(metadata))
         except SafetensorError as error:  # a full disk, for one
-            raise OSError(f"{path} cannot be written: {error}") from error
+            raise OSError(str(error)) from error
         temporary.chmod(mode)  # as the umask has it: safetensors lets only the owner read
         with temporary.open("r+b") as file:
             os.fsync(file.fileno())
