@@ -162,11 +162,11 @@ def _converted(
 )
 @click.option("--dest", required=True, type=click.Path(path_type=Path), help="Zip file to write.")
 @click.option(
-    "--size", required=True, type=click.IntRange(1), metavar="PIXELS",
+    "--size", required=True, type=click.IntRange(1, 2**16), metavar="PIXELS",
     help="Side of the prepared images, in pixels; smaller originals are enlarged.",
 )  # fmt: skip
 @click.option(
-    "--crop", type=click.IntRange(1), metavar="PIXELS",
+    "--crop", type=click.IntRange(1, 2**16), metavar="PIXELS",
     help="Side, in pixels of the original, of the square cut out of its middle before resizing.  "
     "[default: its shorter side]",
 )  # fmt: skip

@@ -124,6 +124,9 @@ class DrawnNoise:
         """Any operator will do."""
 
 
+_MOST_PHOTONS = 1e9  # its noise is then far below float32
+
+
 @dataclass(frozen=True)
 class PoissonNoise:
     """Photon noise: y = 2n/λ − 1, n ~ Poisson(λ (v + 1)/2) for every existing row v of Hx.
@@ -142,8 +145,11 @@ class PoissonNoise:
     peak: float
 
     def __post_init__(self) -> None:
-        if not 0 < self.peak < float("inf"):
-            raise ValueError(f"the peak must be a number of photons above 0, not {self.peak}")
+        if not 0 < self.peak <= _MOST_PHOTONS:
+            raise ValueError(
+                f"the peak must be a number of photons above 0, at most {_MOST_PHOTONS:g}, not "
+                f"{self.peak}"
+            )
 
     def measure(
         self,

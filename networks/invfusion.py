@@ -3,7 +3,6 @@
 Paper, sections 3 and A.2; with no Feature Degradation Layer it is plain HDiT.
 """
 
-import math
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -101,8 +100,8 @@ class NetworkConfig:
             raise ValueError(f"in_mult {self.in_mult} must be 1 or 2")
         if not isinstance(self.num_classes, int) or self.num_classes < 0:
             raise ValueError(f"num_classes {self.num_classes} must be a whole number of at least 0")
-        if not isinstance(self.sigma_data, float | int) or not 0 < self.sigma_data < math.inf:
-            raise ValueError(f"sigma_data {self.sigma_data} must be a positive number")
+        if not isinstance(self.sigma_data, float | int) or not 1e-4 <= self.sigma_data <= 1e4:
+            raise ValueError(f"sigma_data {self.sigma_data} must be a number from 1e-4 to 1e4")
         if self.mapping_width % 2:
             raise ValueError(f"mapping_width {self.mapping_width} must be even")
         channels, h, w = self.image_shape

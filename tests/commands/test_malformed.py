@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 from calling import Detector
-from malformed import WORDS, described, judge, mutations, variants
+from malformed import WORDS, described, judge, mutations, replaced, variants
 from PIL import Image
 from runner import Runner
 
@@ -173,6 +173,9 @@ def test_descriptions_of_another_kind(here: Path, kind: str, key: str, count: in
     path, command, words, sound, _ = FILES[kind]
     forms: list[Any] = []
     described(Path(path), key, lambda value: forms.extend(variants(value, count)) or value)
+    if kind == "weights":
+        for place in (("config", "sigma_data"), ("summary", "noise_level")):
+            described(Path(path), key, lambda v, p=place: forms.append(replaced(v, p, 1e308)) or v)
     files = [described(Path(path), key, lambda value, form=form: form) for form in forms]
     through(files, path, command, words, sound)
 

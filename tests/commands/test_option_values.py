@@ -5,11 +5,13 @@ from pathlib import Path
 import click
 import pytest
 from click.testing import CliRunner
+from PIL import Image
 
 import calculate_metrics
 import restore
 import train
 from datautils import prepare
+from networks import Denoiser, make_config, save_weights
 from training import curves, posthoc
 
 COMMANDS = {
@@ -104,3 +106,33 @@ def test_outdir_is_never_the_working_folder_by_an_empty_text() -> None:
     words = ["gen", "--net=net.safetensors", "--outdir="]
     result = CliRunner().invoke(calculate_metrics.main, words)
     assert result.exit_code == 2 and "an empty text is no path" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "argument", "accepted"),
+    [
+        ("restore", "--noise-level=1e39", "range of images"),
+        ("restore", "--poisson-peak=1e39", "at most 1e+09"),
+        ("restore", "--cfg=inf", "must be a number"),
+        ("restore", "--stride=2^99", "beyond 2^63"),
+        ("gen", "--images=2^64", "beyond 2^63"),
+        ("gen", f"--images={'9' * 400}", "is no count"),
+        ("gen", "--workers=1000000000", "at most 1024"),
+        ("calc", "--size=1Gi", "at most 65536"),
+        ("prepare", "--crop=2147483648", "65536"),
+        ("train", "--ema-sigma-rel=1e-200", "from 0.0001"),
+        ("train", "--duration=1e400", "a whole number"),
+    ],
+)
+def test_numbers_out_of_range_are_refused(name: str, argument: str, accepted: str) -> None:
+    more = ["--mask=m.png"] if name == "restore" else []
+    assert accepted in refusal(name, argument, *more)
+
+
+def test_samples_beyond_the_memory_are_refused(tmp_path: Path) -> None:
+    Image.new("RGB", (16, 16)).save("photo.png")
+    save_weights("net.safetensors", Denoiser(make_config("tiny")), {})
+    words = ["--image=photo.png", "--degradation=Box", "--net=net.safetensors", "--out=out"]
+    result = CliRunner().invoke(restore.main, [*words, "--samples=100000000"])
+    assert result.exit_code == 2 and "--samples 100000000 takes" in result.stderr
+    assert {path.name for path in tmp_path.iterdir()} == {"photo.png", "net.safetensors"}

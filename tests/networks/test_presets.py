@@ -155,7 +155,7 @@ def test_operations_of_the_paper() -> None:
         ({"patch": 0}, "patch 0 must be a whole number of at least 1"),
         ({"levels": ()}, "a network needs at least one level"),
         ({"in_mult": 3}, "in_mult 3 must be 1 or 2"),
-        ({"sigma_data": 0.0}, "sigma_data 0.0 must be a positive number"),
+        ({"sigma_data": 0.0}, "sigma_data 0.0 must be a number from 1e-4 to 1e4"),
         ({"mapping_width": 33}, "mapping_width 33 must be even"),
         ({"noise_conditioning": "no"}, "noise_conditioning no must be true or false"),
     ],
