@@ -1,4 +1,4 @@
-"""Several processes do what one does: training by torchrun, evaluation in forks, with gloo."""
+"""Several processes do what one does: training and evaluation in forks of this one, with gloo."""
 
 import csv
 import os
@@ -22,7 +22,7 @@ from metrics.statistics import load_reference
 from training.log import read_log
 
 ROOT = Path(train.__file__).parent
-ENVIRONMENT = os.environ | {"CUDA_VISIBLE_DEVICES": "", "TQDM_DISABLE": "1"}
+ENVIRONMENT = os.environ | {"CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT)}
 
 CONFIG = {
     "preset": "tiny", "data": {"resolution": 16}, "degradation": "RandomDegradation", "batch": 8,
@@ -56,14 +56,20 @@ def together(command, errors: Path, *arguments: object) -> None:
     assert codes == [0, 0], errors.read_text()[-3000:]
 
 
-def by_torchrun(script: str, *arguments: object) -> None:
-    """Run a script in two processes as users start it."""
+def test_torchrun_starts_a_group(tmp_path):
+    """The forks below are given the environment that torchrun gives."""
+    (tmp_path / "script.py").write_text(
+        "from runtime import distributed as d\n"
+        "with d.process_group():\n"
+        "    print('in all', sum(d.gather(d.rank() + 1)), 'of', d.world_size(), flush=True)\n"
+    )
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    command = [sys.executable, *launcher, str(ROOT / script), *map(str, arguments)]
+    command = [sys.executable, *launcher, str(tmp_path / "script.py")]
     result = subprocess.run(
         command, env=ENVIRONMENT, capture_output=True, text=True, timeout=300, check=False
     )
     assert result.returncode == 0, result.stderr[-3000:]
+    assert result.stdout.count("in all 3 of 2") == 2
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +93,7 @@ def run(home: Path) -> Path:
 def shared_run(home: Path) -> Path:
     """The same in two processes, each of which does its share of a batch in two parts."""
     options = "--config", home / "config.yaml", "--outdir", home / "two", "--batch-gpu", 2
-    by_torchrun("train.py", *options)
+    together(train.main, home / "train.txt", *options)
     return home / "two"
 
 
