@@ -4,6 +4,7 @@ import inspect
 import math
 import sys
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -48,6 +49,7 @@ from runtime.errors import data_errors, one_sentence_errors
 from runtime.progress import progress
 from runtime.records import record
 from samplers import Sampler
+from samplers.base import whole
 from zero_shot import ZeroShot
 
 _NAMES = {"invfusion": "InvFusion", "blind": "Palette"}
@@ -193,7 +195,7 @@ def _finish(
 ) -> Values:
     """Bring the processes' shares together; the first writes the files and prints the table."""
     distances = _distances(evaluation, measure)
-    shares = distributed.gather((measure.restoring, measure.pictures, stages))
+    shares = distributed.gather((measure.restoring, measure.pictures, stages, measure.costs))
     if distributed.rank():
         return {}
     order, per_image = list(evaluation.families), measure.metrics
@@ -203,7 +205,8 @@ def _finish(
     write_per_image(folder, rows, [*COLUMNS, *per_image])
     pictures = {key: images for share in shares for key, images in share[1].items()}
     grids = write_pictures(folder / "grid.png", pictures, order) if pictures else []
-    values = _values(evaluation, summary, distances, [share[0] for share in shares])
+    restoring, costs = [share[0] for share in shares], [share[3] for share in shares]
+    values = _values(evaluation, summary, distances, restoring, costs)
     total = evaluation.count * len(evaluation.families) * len(evaluation.methods)
     shared = {stage: sum(share[2][stage] for share in shares) / total for stage in stages}
     record = {"units": units(options.compiled), "values": values, "stages": shared}
@@ -247,6 +250,7 @@ def _values(
     summary: Summary,
     distances: Mapping[tuple[str, str, str], float],
     restoring: list[dict[tuple[str, str], float]],
+    costs: list[dict[tuple[str, str], Counter[str]]],
 ) -> Values:
     values = summary.result()
     for degradation, methods in values.items():
@@ -254,8 +258,9 @@ def _values(
             for metric in evaluation.distances.detectors:
                 value = distances[degradation, method, metric]
                 cell[metric] = {"mean": value, "count": evaluation.count}
-            restorer = evaluation.restorers.get(method)
-            cell |= restorer.cost if restorer else dict.fromkeys(COSTS, 0)
+            took = [share[degradation, method] for share in costs if (degradation, method) in share]
+            for name in COSTS:
+                cell[name] = whole(sum(total[name] for total in took) / evaluation.count)
             seconds = sum(share.get((degradation, method), 0.0) for share in restoring)
             cell["seconds_per_image"] = seconds / evaluation.count
     return values

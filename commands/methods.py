@@ -36,7 +36,7 @@ class Restorer:
     sampler: Sampler
     precision: str
     guidance: float | None = None
-    cost: dict[str, int] = field(default_factory=dict)
+    cost: dict[str, float] = field(default_factory=dict)
 
     def __call__(self, problem: Problem, noise: Tensor, draws: Draws) -> Tensor:
         network = CountingDenoiser(self.denoiser)
@@ -49,7 +49,7 @@ class Restorer:
         return restored
 
 
-def cost_of(counter: CountingDenoiser, network: CountingDenoiser) -> dict[str, int]:
+def cost_of(counter: CountingDenoiser, network: CountingDenoiser) -> dict[str, float]:
     """What a restoration took, by the names it has in result files: the counter is the outermost
     denoiser, told how many images there are, the network the innermost."""
     counts = counter.calls, counter.backward_passes, network.calls, network.backward_passes

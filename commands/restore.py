@@ -72,7 +72,7 @@ class Restoration:
 class Cost:
     """What samples and estimate took, by their names."""
 
-    counts: dict[str, dict[str, int]] = field(default_factory=dict)
+    counts: dict[str, dict[str, float]] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
 
 

@@ -8,6 +8,7 @@ on every device (normals to rounding), in any batch, order and number of process
 import hashlib
 import math
 from collections.abc import Callable, Iterable, Sequence
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -60,6 +61,12 @@ class Draws:
 
     def __len__(self) -> int:
         return len(self.seeds)
+
+    def __getitem__(self, index: Tensor | slice) -> Self:
+        """The numbers of a part of the images, which go on as these would."""
+        part = type(self)(self.seeds[index], self.seeds.device)
+        part.calls = self.calls
+        return part
 
     def uniform(self, shape: Sequence[int], stream: str) -> Tensor:
         """Uniform numbers in the open interval (0, 1), float32 `[B, *shape]`."""

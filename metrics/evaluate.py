@@ -43,7 +43,8 @@ class Group:
 class Restored:
     """A group restored by one method; the first `len(group.indices)` of the P images count.
 
-    truth: uint8 `[P, C, h, w]`; x: floats `[P, C, h, w]`; seconds: of the restoration alone.
+    truth: uint8 `[P, C, h, w]`; x: floats `[P, C, h, w]`; seconds: of the restoration alone; cost:
+    what an image of these took on average, by what it is called, if the method says so (`cost`).
     """
 
     group: Group
@@ -52,6 +53,7 @@ class Restored:
     problem: Problem
     x: Tensor
     seconds: float
+    cost: Mapping[str, float]
 
 
 def plan(
@@ -116,7 +118,8 @@ def restorations(
             with torch.no_grad():
                 x = restore(own, draws.normal(truth.shape[1:], "latent"), draws)
             seconds = seconds_now(device) - start
-            yield Restored(group, method, truth, problem, x, seconds)
+            cost = getattr(restore, "cost", {})
+            yield Restored(group, method, truth, problem, x, seconds, cost)
 
 
 def seconds_now(device: torch.device) -> float:

@@ -2,6 +2,7 @@
 
 import contextlib
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import torch
@@ -53,6 +54,7 @@ class Measure:
         self.statistics: dict[tuple[str, str, str], FeatureStatistics] = {}
         self.pictures: dict[tuple[str, int], dict[str, Tensor]] = {}
         self.restoring: dict[Key, float] = {}
+        self.costs: dict[Key, Counter[str]] = {}
         self.failed: dict[Key, int] = {}
         self.seconds = {"metrics": 0.0, "features": 0.0}
         self.device = device
@@ -63,6 +65,9 @@ class Measure:
         group = restored.group
         key = group.degradation, restored.method
         self.restoring[key] = self.restoring.get(key, 0.0) + restored.seconds
+        total = self.costs.setdefault(key, Counter())
+        for name, value in restored.cost.items():
+            total[name] += value * len(group.indices)  # type: ignore[assignment]
         with self._timed("metrics"):
             images = to_uint8(restored.x)
             values = self._values(restored, images)

@@ -50,7 +50,7 @@ def metrics_table(
     for degradation, methods in values.items():
         for method, cell in methods.items():
             means = [shown(metric, cell[metric]["mean"]) for metric in metrics]
-            counts = [str(cell[cost]) for cost in costs]
+            counts = [format(cell[cost], ".4g") for cost in costs]
             seconds = f"{cell['seconds_per_image']:.3f}"
             lines.append([degradation, method, *means, *counts, seconds])
     return table(headers, lines)

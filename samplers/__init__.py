@@ -1,5 +1,6 @@
 """Samplers for denoisers trained on the problem, and the names they go by on the command line."""
 
+from samplers.adaptive import Adaptive
 from samplers.base import (
     CountingDenoiser,
     Sampler,
@@ -23,6 +24,7 @@ __all__ = [
     "DEIS",
     "DPM",
     "MMSE",
+    "Adaptive",
     "CountingDenoiser",
     "Euler",
     "Guided",

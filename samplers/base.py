@@ -1,7 +1,7 @@
 """What a sampler is: `sampler(denoiser, noise, problem, rng) → samples`, built from its options."""
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from typing import Any, ClassVar, Protocol
 
@@ -83,14 +83,14 @@ class CountingDenoiser:
     """Counts the calls of a denoiser or, told how many images a sampler works on, evaluations.
 
     calls: as many as there were, whatever the batch; with `images` the NFE of the tables, in which
-    a call with several particles of each image is as many evaluations. backward_passes:
-    vector-Jacobian products through them.
+    a call with several particles of each image is as many evaluations, and one of a part of the
+    images a share of one. backward_passes: vector-Jacobian products through them.
     """
 
     def __init__(self, denoiser: Denoiser, images: int | None = None):
         self.denoiser, self.images = denoiser, images
-        self.calls = 0
-        self.backward_passes = 0
+        self.calls: float = 0
+        self.backward_passes: float = 0
 
     def prepare(self, problem: Problem) -> Problem:
         """What the denoiser inside prepares."""
@@ -98,24 +98,32 @@ class CountingDenoiser:
 
     def __call__(self, x: Tensor, sigma: Tensor | float, problem: Problem) -> Tensor:
         estimate = self.denoiser(x, sigma, problem)
-        count = 1 if self.images is None else len(x) // self.images
-        self.calls += count
+        count = 1 if self.images is None else whole(len(x) / self.images)
+        self.calls = whole(self.calls + count)
         if estimate.requires_grad:
             estimate.register_hook(lambda gradient: self._count_backward(count))
         return estimate
 
-    def _count_backward(self, count: int) -> None:
+    def _count_backward(self, count: float) -> None:
         self.backward_passes += count
 
 
+def whole(count: float) -> float:
+    """An int where it is one up to rounding."""
+    return round(count) if abs(count - round(count)) < 1e-9 else count
+
+
 def evaluations_of(sampler: Sampler, image_shape: tuple[int, int, int]) -> int:
-    """Evaluations (NFE) that a sampler takes for an image, counted on one that costs nothing."""
+    """Evaluations (NFE) that a sampler takes for an image, counted on one that costs nothing.
+
+    If that depends on the image, about as many as it can be.
+    """
     problem = Problem.without_measurement(1, image_shape)
-    counter = CountingDenoiser(lambda x, sigma, problem: 0 * x, 1)
+    counter = CountingDenoiser(lambda x, sigma, problem: x, 1)
     draws = Draws([0])
     with torch.no_grad():
         sampler(counter, draws.normal(image_shape, "latent"), problem, draws)
-    return counter.calls
+    return int(counter.calls)
 
 
 def karras_grid(
@@ -150,7 +158,10 @@ class OnGrid(Sampler):
     ) -> Tensor:
         run = self.begin(denoiser, problem, rng)
         grid = self.grid()
-        x = self.start(run, noise, grid[0])
+        return self.descend(run, self.start(run, noise, grid[0]), grid)
+
+    def descend(self, run: Run, x: Tensor, grid: Sequence[float]) -> Tensor:
+        """The image at the last of these levels from x at the first."""
         for run.index, (sigma, following) in enumerate(pairwise(grid)):
             x = self.step(run, x, sigma, following)
         return x

@@ -65,6 +65,9 @@ def test_costs_and_needs(name: str) -> None:
     counter = CountingDenoiser(lambda x, sigma, problem: 0.5 * x, 1)
     problem = Problem(Mask(torch.ones(1, 1, 1, 2), (1, 1, 2)), torch.zeros(1, 2), 0.1)
     make_sampler(name)(counter, torch.zeros(1, 1, 1, 2), problem, Draws([0]))
+    if name == "adaptive":  # depends on the image
+        assert told[0] >= counter.calls
+        return
     assert told == (counter.calls, counter.backward_passes)
 
 
