@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from commands.cli import check_once, checked_count, chosen
 from commands.families import families_of
@@ -28,6 +29,7 @@ from commands.methods import (
     samplers_of,
 )
 from commands.options import GenOptions
+from commands.sheet import enhanced
 from datautils import ImageDataset, dataset_class, get_dataset
 from datautils.identity import Identity, classes_of
 from degradation import Family, Noise, check_noise, make_noise
@@ -48,7 +50,7 @@ from runtime import distributed, signals
 from runtime.errors import data_errors, one_sentence_errors
 from runtime.progress import progress
 from runtime.records import record
-from samplers import Sampler
+from samplers import NPPC, Sampler
 from samplers.base import whole
 from zero_shot import ZeroShot
 
@@ -58,6 +60,7 @@ _SAMPLERS = ("heun", "mmse")
 _PICTURES = 3
 
 Values = dict[str, dict[str, dict[str, Any]]]  # degradation, method, metric
+Pictures = dict[tuple[str, int], dict[str, Tensor]]  # degradation and image, title
 
 
 @dataclass(frozen=True)
@@ -205,6 +208,7 @@ def _finish(
     write_per_image(folder, rows, [*COLUMNS, *per_image])
     pictures = {key: images for share in shares for key, images in share[1].items()}
     grids = write_pictures(folder / "grid.png", pictures, order) if pictures else []
+    grids += _write_components(options, evaluation, folder, measure.device, pictures)
     restoring, costs = [share[0] for share in shares], [share[3] for share in shares]
     values = _values(evaluation, summary, distances, restoring, costs)
     total = evaluation.count * len(evaluation.families) * len(evaluation.methods)
@@ -220,6 +224,37 @@ def _finish(
     _warn(values, evaluation.names)
     print(f"results: {options.outdir}")
     return values
+
+
+def _write_components(
+    options: GenOptions, evaluation: Evaluation, folder: Path, device: torch.device, shown: Pictures
+) -> list[Path]:
+    """`components.png`: what networks with components say of the images that the grid shows."""
+    restorers = {t: r for t, r in evaluation.restorers.items() if isinstance(r.sampler, NPPC)}
+
+    def method(restorer: Restorer) -> Restore:
+        return lambda problem, noise, draws: restorer.components(problem, noise).components
+
+    pictures: Pictures = {}
+    for restored in restorations(
+        evaluation.dataset,
+        evaluation.families,
+        {title: method(restorer) for title, restorer in restorers.items()},
+        noise=evaluation.noise,
+        indices=sorted({index for _, index in shown}) if restorers else [],
+        batch=options.batch,
+        seed=options.seed,
+        device=device,
+    ):
+        family, title = restored.group.degradation, restored.method
+        for index, components in zip(restored.group.indices, restored.x.cpu(), strict=False):
+            images = shown[family, index]
+            row = {k: v for k, v in images.items() if k in ("original", "measurement")}
+            row["MMSE"] = images[title]
+            row |= {f"component {k}": enhanced(w) for k, w in enumerate(components, 1)}
+            pictures[f"{family}\n{title}", index] = row
+    labels = list(dict.fromkeys(label for label, _ in pictures))
+    return write_pictures(folder / "components.png", pictures, labels) if pictures else []
 
 
 def _warn(values: Values, names: Sequence[str]) -> None:
@@ -337,4 +372,5 @@ def _title(name: str, sampler: Sampler, conditioning: str) -> str:
     if name == "indi":
         return "InDI"
     trained = _NAMES[conditioning]
-    return f"{trained} MMSE" if name == "mmse" else f"{trained} sample ({name})"
+    ours = {"mmse": "MMSE", "nppc": "NPPC"}
+    return f"{trained} {ours.get(name, f'sample ({name})')}"

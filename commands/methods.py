@@ -20,7 +20,16 @@ from networks import ASeqDIP, Denoiser, Model, fit_gaussian, load_weights, poste
 from networks.precision import DTYPES
 from networks.presets import conditioning_of
 from runtime.options import arguments
-from samplers import CountingDenoiser, Guided, Sampler, check_operator, make_sampler, sampler_names
+from samplers import (
+    NPPC,
+    Components,
+    CountingDenoiser,
+    Guided,
+    Sampler,
+    check_operator,
+    make_sampler,
+    sampler_names,
+)
 from zero_shot import ZeroShot
 
 BASELINES = ("pinv", "fill", "gaussian", "aseqdip")
@@ -42,11 +51,20 @@ class Restorer:
         network = CountingDenoiser(self.denoiser)
         guided = network if self.guidance is None else Guided(network, self.guidance)
         counter = CountingDenoiser(guided, len(problem))
-        dtype = DTYPES[self.precision]
-        with torch.autocast(noise.device.type, dtype, enabled=dtype != torch.float32):
+        with self._autocast(noise):
             restored = self.sampler(counter, noise, problem, draws)
         self.cost = cost_of(counter, network)
         return restored
+
+    def components(self, problem: Problem, noise: Tensor) -> Components:
+        """Principal components of the posteriors, of a network and a sampler that have them."""
+        assert isinstance(self.sampler, NPPC) and isinstance(self.denoiser, Denoiser)
+        with self._autocast(noise):
+            return self.sampler.components(self.denoiser, noise, problem)
+
+    def _autocast(self, x: Tensor) -> torch.autocast:
+        dtype = DTYPES[self.precision]
+        return torch.autocast(x.device.type, dtype, enabled=dtype != torch.float32)
 
 
 def cost_of(counter: CountingDenoiser, network: CountingDenoiser) -> dict[str, float]:
@@ -81,6 +99,14 @@ def samplers_of(names: Sequence[str], options: Mapping[str, str]) -> dict[str, S
     check_once("--sampler", names)
     by_name = options_by_name("--sampler-opt", "sampler", names, options)
     return {name: make_sampler(name, picked) for name, picked in by_name.items()}
+
+
+def check_components(count: int, net: Path, denoiser: Model) -> None:
+    """Raise ValueError for more principal components than a network gives."""
+    known = getattr(denoiser.config, "out_mult", 1) - 1
+    if count > known:
+        trained = f"gives {known}" if known else "gives none: it was not trained for nppc"
+        raise ValueError(f"--components {count}: {net} {trained}")
 
 
 def check_guidance(scale: float | None, denoiser: Model, net: Path) -> None:

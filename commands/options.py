@@ -236,6 +236,12 @@ class RestoreOptions(Request):
     net: Path | None = option(
         "Trained weights, a .safetensors file.", None, shown="the photos' in checkpoints/"
     )
+    components: int = option(
+        "Principal components of the posterior to show, in place of samples, by a network that "
+        "was trained for nppc.",
+        0,
+        least=0,
+    )
     samples: int = option("Restorations to draw.", 4)
     sampler: str | None = option(
         "Sampler, one of docs/samplers.md, or module.Class of your own.",

@@ -3,7 +3,7 @@
 import math
 import sys
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,9 @@ from commands.cli import chosen
 from commands.files import check_new, working_folder
 from commands.methods import (
     COSTS,
+    Restorer,
     aseqdip_of,
+    check_components,
     check_conditioning,
     check_guidance,
     check_objective,
@@ -38,6 +40,8 @@ from runtime.memory import check_memory
 from runtime.progress import progress
 from runtime.tables import table
 from samplers import (
+    NPPC,
+    Components,
     CountingDenoiser,
     Guided,
     Sampler,
@@ -78,6 +82,8 @@ class Cost:
 
 def restore(options: RestoreOptions) -> None:
     """Restore the photo, write the folder and print a table."""
+    if options.components:
+        options = replace(options, samples=0)  # which such a network cannot draw
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     with one_sentence_errors():
         restoration = _build(options, device)
@@ -116,10 +122,17 @@ def _build(options: RestoreOptions, device: torch.device) -> Restoration:
     check_new(options.out, *_NEW)
     precision = resolve_precision(options.precision, device)
     denoiser = load_frozen(net, device, precision, options.recompute)
+    check_components(options.components, net, denoiser)
     check_conditioning(net, denoiser, {name: sampler}, "the photo")
     _check_network(options, net, denoiser)
     check_objective(net, denoiser, {name: sampler} if options.samples else {})
     task = pose(options, denoiser.config.image_shape, device)
+    if options.components and len(task.tiling) > 1:
+        height, width = task.tiling.side
+        raise ValueError(
+            f"--components are of {height}×{width} pixels, and {options.image} is larger: use "
+            "--fit resize, or crop it"
+        )
     check_operator(sampler, task.problem.degradation)
     values = math.prod(task.problem.degradation.image_shape)
     check_memory(_COPIES * values * options.samples, f"--samples {options.samples}")
@@ -166,7 +179,7 @@ def _notes(options: RestoreOptions, net: Path, denoiser: Model, task: Task) -> l
         notes.append("mmse.png is left out: it would be the mean of one sample")
     elif _unconditional(denoiser):
         notes.append("mmse.png is the mean of the samples: the network knows images alone")
-    if options.samples < 2:
+    if options.samples < 2 and not options.components:
         notes.append("std.png is left out: it takes two --samples or more")
     return notes + _other_noise(net, denoiser, task)
 
@@ -197,7 +210,11 @@ def _restore(restoration: Restoration, cost: Cost) -> Restored:
     if count:
         seeds = [derive_seed(options.seed, "restore", i) for i in range(count)]
         samples = _run(restoration, cost, "samples", problem.expand(count), seeds)
-    if _unconditional(restoration.denoiser):
+    components = None
+    if options.components:
+        components = _components(restoration, cost)
+        mmse = components.mean
+    elif _unconditional(restoration.denoiser):
         mmse = samples.mean(0, keepdim=True) if count > 1 else samples[:0]
     else:
         mmse = _run(restoration, cost, "mmse", problem, [derive_seed(options.seed, "restore")])
@@ -210,7 +227,20 @@ def _restore(restoration: Restoration, cost: Cost) -> Restored:
         start = seconds_now(problem.y.device)
         beside[title] = method(problem, samples[:0], draws)
         cost.seconds[title.lower()] = seconds_now(problem.y.device) - start
-    return Restored(final[:count], final[count:], problem.pinv(), before, beside)
+    return Restored(final[:count], final[count:], problem.pinv(), before, beside, components)
+
+
+def _components(restoration: Restoration, cost: Cost) -> Components:
+    """The "mmse" estimate and the components that were asked for, in one evaluation."""
+    count, problem = restoration.options.components, restoration.task.problem
+    draws = Draws([derive_seed(restoration.options.seed, "restore")], problem.y.device)
+    noise = draws.normal(problem.degradation.image_shape, "latent")
+    restorer = Restorer(restoration.denoiser, NPPC(), restoration.precision)
+    start = seconds_now(noise.device)
+    mean, components, deviations = restorer.components(problem, noise)
+    cost.seconds["mmse"] = seconds_now(noise.device) - start
+    cost.counts["mmse"] = dict(zip(COSTS, (1, 0, 1, 0), strict=True))
+    return Components(mean, components[:, :count], deviations[:, :count])
 
 
 def _run(
@@ -268,10 +298,16 @@ def _metrics(restoration: Restoration, restored: Restored, cost: Cost) -> dict[s
     for column, values in columns.items():
         for name, value, bad in zip(names, values.tolist(), failed.tolist(), strict=False):
             pictures[name][column] = math.nan if bad and column == "psnr" else value
+    found = restored.components
     return {
         "pictures": pictures,
+        "standard_deviations": None if found is None else found.deviations[0],
         "noise_level": task.problem.noise_level.mean().item(),
-        "units": {"psnr": "dB, of uint8 images", "consistency": "mean of (y − Hx)²"},
+        "units": {
+            "psnr": "dB, of uint8 images",
+            "consistency": "mean of (y − Hx)²",
+            "standard_deviations": "of images in [-1, 1], along each component",
+        },
         "deviation_white_at": restored.white,
         **{what: {name: counts[what] for name, counts in cost.counts.items()} for what in COSTS},
         "seconds": cost.seconds,

@@ -16,6 +16,7 @@ from commands.photo import Task
 from metrics.pixel import to_uint8
 from metrics.results import write_grid, write_metrics
 from runtime.files import writing
+from samplers import Components
 
 _CELL = 1024  # pixels of the longer side of a picture on the sheet, at most
 _WHITE = 0.99  # share of the pixels whose deviation is not cut off in the picture
@@ -33,6 +34,8 @@ class Restored:
     """Samples and MMSE estimate as they were before a projection onto Hx = y, if there was one."""
     baselines: dict[str, Tensor] = field(default_factory=dict)
     """By title, one image each."""
+    components: Components | None = None
+    """Principal components of the posterior, as many as were asked for."""
 
     @cached_property
     def deviation(self) -> Tensor | None:
@@ -70,6 +73,8 @@ def write_restored(
     titles = [_titled(name, title, metrics) for name, (title, _) in pictures.items()]
     cells = [_small(picture) for _, picture in pictures.values()]
     write_grid(unfinished / "sheet.png", [cells], titles)
+    if restored.components is not None:
+        _write_components(unfinished / "components.png", restored.mmse[0], restored.components)
     write_metrics(unfinished, metrics, settings, name="restore.json")
     paths = sorted(unfinished.iterdir(), key=lambda path: path.suffix == ".json")
     publish(unfinished, folder, [path.name for path in paths])
@@ -94,6 +99,24 @@ def _pictures(task: Task, restored: Restored) -> dict[str, tuple[str, Tensor]]:
         shown = (restored.deviation / restored.white * 255).round().clamp(0, 255)
         pictures["std"] = title, shown.to(torch.uint8)[None]
     return {name: (title, picture.cpu()) for name, (title, picture) in pictures.items()}
+
+
+def _write_components(path: Path, mean: Tensor, found: Components) -> None:
+    """A row for each component: itself, and what the image might be along it (paper, Fig. 4)."""
+    steps = {"mean − 2σ": -2, "mean − σ": -1, "mean": 0, "mean + σ": 1, "mean + 2σ": 2}
+    pairs = list(zip(found.components[0], found.deviations[0].tolist(), strict=True))
+    rows = [
+        [enhanced(component), *(to_uint8(mean + step * component) for step in steps.values())]
+        for component, _ in pairs
+    ]
+    labels = [f"component {k}\nσ = {deviation:.3g}" for k, (_, deviation) in enumerate(pairs, 1)]
+    cells = [[_small(picture) for picture in row] for row in rows]
+    write_grid(path, cells, ["contrast enhanced", *steps], labels)
+
+
+def enhanced(component: Tensor) -> Tensor:
+    """A component `[C, h, w]` as a picture: grey is 0, its largest value is black or white."""
+    return to_uint8(component / component.abs().max().clamp(min=1e-12))
 
 
 def _small(picture: Tensor) -> Tensor:

@@ -35,7 +35,7 @@ from training.validation import HeldoutDistances, HeldoutImages, Validation, mem
 from zero_shot import Unrolled
 
 _SAMPLERS: dict[str, Sampler | None] = {
-    "denoising": Heun(), "mmse": None, "indi": InDI(), "unrolled": None,
+    "denoising": Heun(), "mmse": None, "indi": InDI(), "unrolled": None, "nppc": None,
 }  # fmt: skip
 """What restores held-out images while a run of this objective trains, beside the MMSE estimate."""
 
@@ -150,6 +150,7 @@ def _denoiser(config: TrainConfig, dataset: ImageDataset) -> Denoiser:
         network,
         noise_conditioning=bool(config.noise_range) and not unrolled,
         objective=config.objective,
+        out_mult=1 + config.components * (config.objective == "nppc"),
     )
     fresh = Denoiser(network)
     if config.init is None:

@@ -33,7 +33,7 @@ from networks.layers import (
 )
 
 AUGMENT_DIM = 9  # numbers that describe a non-leaking augmentation (EDM, appendix F.2)
-OBJECTIVES = ("denoising", "mmse", "indi", "unrolled")
+OBJECTIVES = ("denoising", "mmse", "indi", "unrolled", "nppc")
 """What a network may be trained for."""
 _LEAST_LEVEL = 1e-3  # noise of y below this (an eighth of a grey level) is as good as none
 
@@ -94,6 +94,8 @@ class NetworkConfig:
         _require_bool("fused", self.fused)
         if self.objective not in OBJECTIVES:
             raise ValueError(f"objective {self.objective} must be {' or '.join(OBJECTIVES)}")
+        if self.objective == "nppc" and self.out_mult < 2:
+            raise ValueError(f"out_mult {self.out_mult} must be at least 2 for the objective nppc")
         if self.fused and self.objective == "indi":
             raise ValueError("a fused network has noise levels, and indi has times: leave out one")
         if self.in_mult not in (1, 2):

@@ -18,13 +18,16 @@ from samplers.guidance import Guided
 from samplers.heun import Heun
 from samplers.indi import InDI
 from samplers.mmse import MMSE, one_step
+from samplers.nppc import NPPC, Components
 from samplers.tiles import Tiled, Tiling, tile_problems
 
 __all__ = [
     "DEIS",
     "DPM",
     "MMSE",
+    "NPPC",
     "Adaptive",
+    "Components",
     "CountingDenoiser",
     "Euler",
     "Guided",

@@ -17,6 +17,7 @@ from training.averages import NARROWEST, WIDEST
 _POSITIVE = (
     *("batch", "duration", "lr", "P_std", "log_every", "checkpoint_every", "snapshot_every"),
     *("ema_halflife", "keep_checkpoints", "validate_images", "sheet_images", "max_skipped"),
+    "components",
 )
 _NOT_NEGATIVE = (
     *("noise_level", "seed", "ramp", "workers", "ema_ramp", "validate_every", "measure_every"),
@@ -29,7 +30,7 @@ _FREE = (
     *("keep_every", "snapshot_every", "sheet_every", "sheet_images", "max_skipped"),
     *("compile", "recompute", "fsdp", "tensorboard", "wandb"),
 )
-OBJECTIVES = ("denoising", "mmse", "indi", "unrolled")
+OBJECTIVES = ("denoising", "mmse", "indi", "unrolled", "nppc")
 # Options of classes, which alone know their types: `config: no` may be a text.
 _OF_CLASSES = {"data", "degradation_opt", "detectors"}
 _SHARES = ("mmse_share", "clean_share", "label_dropout", "cooldown", "augment")
@@ -84,10 +85,11 @@ class TrainConfig:
     objective: str = option(
         "What the network learns: denoising (the method), mmse (the one-step MMSE estimate alone), "
         "indi (the rival InDI), unrolled (10 steps of DDRM, end to end, by an unconditional "
-        "network).",
+        "network), nppc (the MMSE estimate and principal components of the posterior).",
         "denoising",
         choices=OBJECTIVES,
     )
+    components: int = option("With the objective nppc: the number of components.", 5)
     augment: float = option(
         "Probability of each non-leaking augmentation (EDM); 0 leaves augmentation out.", 0.0
     )

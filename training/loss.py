@@ -3,10 +3,12 @@
 from types import SimpleNamespace
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from degradation import Draws, Problem
 from networks import Denoiser
+from samplers.nppc import orthogonal
 from training.config import TrainConfig
 from zero_shot import Unrolled
 
@@ -22,6 +24,9 @@ def draw_sigma(
 
 class DenoisingLoss(nn.Module):
     """λ/e^u · ‖D(x0 + σε, σ; H, y) − x0‖² + u(σ) per value, with λ(σ) = 1/c_out²."""
+
+    step = 0
+    """Steps of the run that are done, which the trainer says."""
 
     def __init__(self, denoiser: Denoiser):
         super().__init__()
@@ -143,10 +148,60 @@ class UnrolledLoss(DenoisingLoss):
         return error + 0 * self.denoiser.log_variance(sigma)
 
 
+class NPPCLoss(MMSELoss):
+    """Error of the MMSE estimate, and principal components of its error e = x0 − x̂ (NPPC).
+
+    L_μ + λ·r(32)·L_w + 0.1·λ·r(64)·L_σ, r(m) = min(steps/m, 1)², and L_μ is that of `MMSELoss`. No
+    gradient passes through e. With ē = e/‖e‖ and orthogonal components w̃_k = ‖w̃_k‖·w_k,
+        L_w = Σ_k (1 − ⟨w_k, ē⟩²), L_σ = Σ_k (‖w̃_k‖² − sg⟨w_k, e⟩²)²/s².
+    Authors' code has s = ‖e‖², which weighs small errors more, so that the variances come out too
+    small, by half or more where few directions hold most of them. Here s = sg Σ_k ‖w̃_k‖², but at
+    least ‖e‖²/10. The paper leaves λ open: 0.02 beside a mean over values. Jitter gives the zeros
+    of a new head a direction. It is a hundredth of a grey level: with 1e-8, as released, the first
+    gradients are a thousand times as long as the later ones, and Adam remembers them.
+    """
+
+    weight = 0.02
+    jitter = 1e-4
+
+    def noise(self, draws: Draws) -> Tensor:
+        """Of the input and, as jitter, of each component, `[B, 1 + K, C, h, w]`."""
+        config = self.denoiser.config
+        return draws.normal((config.out_mult, *config.image_shape), "noise")
+
+    def forward(
+        self,
+        images: Tensor,
+        sigma: Tensor,
+        noise: Tensor,
+        problem: Problem,
+        augment_labels: Tensor | None = None,
+    ) -> Tensor:
+        """Loss `[B]`, arguments as in `DenoisingLoss`."""
+        x = sigma[:, None, None, None] * noise[:, 0]
+        estimate, raw = self.denoiser.components(x, sigma, problem, augment_labels)
+        error = (images - estimate).flatten(1)
+        loss_mean = error.square().mean(1) + 0 * self.denoiser.log_variance(sigma)
+        components = orthogonal(raw + self.jitter * noise[:, 1:]).flatten(2)
+        known = error.detach()
+        along = (F.normalize(components, dim=2) * F.normalize(known)[:, None]).sum(2).square()
+        energy, variances = known.square().sum(1, keepdim=True), components.square().sum(2)
+        scale = torch.maximum(variances.detach().sum(1, keepdim=True), energy / 10 + 1e-8)
+        loss_w = (1 - along).sum(1)
+        loss_sigma = ((variances - along.detach() * energy) / scale).square().sum(1)
+        return loss_mean + self.weight * (
+            self._warm(32) * loss_w + 0.1 * self._warm(64) * loss_sigma
+        )
+
+    def _warm(self, steps: int) -> float:
+        return min(self.step / steps, 1) ** 2
+
+
 LOSSES: dict[str, type[DenoisingLoss]] = {
     "denoising": DenoisingLoss,
     "mmse": MMSELoss,
     "indi": InDILoss,
     "unrolled": UnrolledLoss,
+    "nppc": NPPCLoss,
 }
 """What each objective of a run minimises."""

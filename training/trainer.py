@@ -89,6 +89,7 @@ class Trainer:
         here waits for the device (a family may, while it draws operators).
         """
         config, progress = self.config, self.progress
+        self.loss_module.step = progress.step
         structure = self.family.structure(derive_seed(config.seed, "step", progress.step))
         samples = step_samples(
             progress.step, config.batch, distributed.rank(), distributed.world_size()
