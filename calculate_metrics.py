@@ -53,7 +53,7 @@ def gen(options: GenOptions) -> None:
         draw(options)
 
 
-main.add_command(gen, "gen-uncond")  # its name of before
+main.add_command(gen, "gen-uncond")  # its old name
 
 
 @main.command()

@@ -1,6 +1,6 @@
 """Train a denoiser: `python train.py --config configs/demo.yaml`, or under `torchrun`.
 
-Exit codes: 0 the run is over, 2 a mistake told in one sentence, 75 SIGTERM or Ctrl-C came and a
+Exit codes: 0 the run is over, 2 an error of the user, 75 SIGTERM or Ctrl-C came and a
 checkpoint was written: `--resume` goes on.
 """
 
@@ -120,7 +120,7 @@ def _resolved(options: RunOptions, overrides: dict[str, Any]) -> tuple[TrainConf
 
 
 def _published(overrides: dict[str, Any]) -> Path | None:
-    """The settings kept for a data set class where nothing else says which: those of the paper."""
+    """The settings file of a data set class, used if no other is named: those of the paper."""
     if "data_class" not in overrides:
         return None
     name = str(overrides["data_class"]).rpartition(".")[2]

@@ -41,7 +41,7 @@ def families() -> dict[str, Family]:
 
 
 def structure_of(family: Family) -> Hashable:
-    """The stride of 4 where there is one, or else the first structure."""
+    """The structure with stride 4, or else the first one."""
     known = family.structures()
     return STRIDE if STRIDE in known else known[0]
 

@@ -95,7 +95,7 @@ def exact_run(exact: GaussianMixture, count: int, name: str) -> Run:
 
 
 def title_of(name: str) -> str:
-    """How a row of a table is called: an oracle is told y by its denoiser."""
+    """The name of a row of a table. An oracle's denoiser knows y."""
     plain_name = name in (FLOOR, "prior") or isinstance(make_sampler(name), ZeroShot)
     return name if plain_name else f"{name} (oracle)"
 

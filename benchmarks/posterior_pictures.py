@@ -55,7 +55,7 @@ def marginal_density(exact: GaussianMixture, points: Tensor) -> Tensor:
 
 
 def draw_evaluations(curves: Mapping[str, Sequence[Mapping[str, Any]]], floor: str) -> Any:
-    """Distance against evaluations, by title: oracles, which are told y, and zero-shot samplers."""
+    """Distance against evaluations, by title: oracles, which know y, and zero-shot samplers."""
     oracles = [name for name in curves if name.endswith("(oracle)")]
     figure, axes = plt.subplots(1, 2, figsize=(12, 4.4), sharey=True, width_ratios=(3, 4))
     panels = {

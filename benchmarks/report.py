@@ -20,7 +20,7 @@ CONTEXT = {"help_option_names": ["-h", "--help"], "show_default": True}
 
 name_option = click.option(
     "--name",
-    help="Write benchmarks/results/NAME.json, and docs/NAME.png where there is a picture.",
+    help="Write benchmarks/results/NAME.json, and docs/NAME.png if there is a picture.",
 )  # fmt: skip
 
 

@@ -100,7 +100,7 @@ def configuration(preset: str, divide: int, family: str) -> NetworkConfig:
 
 
 def network_for(config: NetworkConfig) -> Denoiser:
-    """With random weights; none is zero, or its branch would do nothing."""
+    """With random weights; none is zero, because a zero branch has no effect."""
     torch.manual_seed(0)
     denoiser = Denoiser(config).to(DEVICE)
     with torch.no_grad():

@@ -44,7 +44,7 @@ def chosen(kind: str, text: str, known: Iterable[str]) -> list[str]:
 
 
 def checked_count(images: int | None, dataset: ImageDataset, name: str) -> int:
-    """Images to take of a data set, all where it is not said. ValueError where it has fewer."""
+    """Images to take of a data set, by default all. Raises ValueError if it has fewer."""
     if images is not None and images > len(dataset):
         raise ValueError(f"--images {images}: {name} has only {len(dataset)}")
     return images or len(dataset)

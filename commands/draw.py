@@ -70,7 +70,7 @@ class Drawing:
 
     @torch.no_grad()
     def sample(self, indices: Sequence[int], device: torch.device) -> Tensor:
-        """Image i follows from its own seed, whatever the batch."""
+        """Image i follows from its own seed and does not depend on the batch."""
         draws = Draws([derive_seed(self.options.seed, "image", i) for i in indices], device)
         shape = self.restorer.denoiser.config.image_shape
         labels = self.labels(indices).to(device)

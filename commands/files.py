@@ -20,7 +20,7 @@ _OURS = (".lock", ".unfinished")
 def working_folder(
     outdir: Path, results: Sequence[str], option: str = "--outdir"
 ) -> Iterator[Path]:
-    """A folder inside `outdir`, shared by all processes, that is removed whatever happens.
+    """A folder inside `outdir`, shared by all processes. It is always removed at the end.
 
     Folders that were made for it go too if nothing was left there. Ends the program with one
     sentence where another command writes into `outdir`, or has left its `results` there meanwhile.
@@ -58,7 +58,7 @@ def results_of(options: GenOptions) -> tuple[str, ...]:
 
 
 def check_new(outdir: Path, results: Sequence[str], option: str = "--outdir") -> None:
-    """Raise ValueError where a folder cannot be made, or holds one of the results already, which
+    """Raise ValueError if a folder cannot be made, or holds one of the results already, which
     may be patterns such as "*"."""
     check_folder(outdir)
     for pattern in results:

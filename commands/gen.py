@@ -265,7 +265,7 @@ def _warn(values: Values, names: Sequence[str]) -> None:
 
 
 def _distances(evaluation: Evaluation, measure: Measure) -> dict[tuple[str, str, str], float]:
-    """Over all processes, on the first; NaN where a restoration was not finite."""
+    """Over all processes, on the first. NaN if a restoration was not finite."""
     values = {}
     for degradation in evaluation.families:
         for method in evaluation.methods:

@@ -110,7 +110,7 @@ def check_components(count: int, net: Path, denoiser: Model) -> None:
 
 
 def check_guidance(scale: float | None, denoiser: Model, net: Path) -> None:
-    """Raise ValueError for a scale that is none, and for a network that knows no classes."""
+    """Raise ValueError for a wrong scale, and for a network without classes."""
     if scale is None:
         return
     if not 0 <= scale < math.inf:
@@ -122,7 +122,7 @@ def check_guidance(scale: float | None, denoiser: Model, net: Path) -> None:
 def check_conditioning(
     net: Path, denoiser: Model, samplers: Mapping[str, Sampler], ignored: str
 ) -> None:
-    """Raise ValueError where a sampler leaves `ignored` to a network that is unconditional."""
+    """Raise ValueError if a sampler would make an unconditional network ignore `ignored`."""
     if conditioning_of(denoiser.config) != "unconditional":
         return
     for name, sampler in samplers.items():
@@ -165,7 +165,7 @@ def driven(nets: Mapping[Path, Model], samplers: Mapping[str, Sampler]) -> list[
 def check_operators(
     samplers: Mapping[str, Sampler], families: Mapping[str, Family], shape: tuple[int, int, int]
 ) -> None:
-    """Raise ValueError where a sampler needs what the operators of a family do not have."""
+    """Raise ValueError if a sampler needs what the operators of a family lack."""
     demanding = [sampler for sampler in samplers.values() if "spectrum" in sampler.needs]
     for family in families.values() if demanding else ():
         for structure in family.structures():
@@ -208,7 +208,7 @@ def load_frozen(path: Path, device: torch.device, precision: str, recompute: boo
 
 
 def check_compiler(device: torch.device) -> None:
-    """Raise ValueError where PyTorch has nothing to compile a network with."""
+    """Raise ValueError if PyTorch finds no compiler."""
     from torch._inductor import cpp_builder  # seconds, which only a compiler is worth
     from torch.utils._triton import has_triton
 

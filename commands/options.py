@@ -26,7 +26,7 @@ _PRECISION = "Arithmetic of the network; auto: half precision where the device h
 _RECOMPUTE = "For samplers that differentiate the network: less memory, each of their steps slower."
 _BASELINE_OPT = "Option of aseqdip: outer, inner, weight or lr (docs/samplers.md)."
 _SEED = "Seed of everything random."
-# What says nothing without a degradation.
+# Options that have no effect without a degradation.
 UNUSED = (
     *("degradation_opt", "data", "data_opt", "split", "baselines", "baseline_opt"),
     *("noise_level", "poisson_peak"),
@@ -152,7 +152,7 @@ class GenOptions(DataOptions):
     seed: int = option(_SEED, 0)
 
     def check_unconditional(self) -> None:
-        """Raise ValueError for an option that says nothing without a degradation."""
+        """Raise ValueError for an option that needs a degradation."""
         for field in dataclasses.fields(self):
             default = {} if field.default is dataclasses.MISSING else field.default
             if field.name in UNUSED and getattr(self, field.name) != default:

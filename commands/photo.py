@@ -38,7 +38,7 @@ Shape = tuple[int, int, int]
 
 def check(request: Request) -> None:
     """Raise ValueError for options that contradict each other or leave something open."""
-    noise = noise_of(request)  # refuses what is no level
+    noise = noise_of(request)  # raises ValueError for a wrong level
     named = {f"--{name}": getattr(request, name) for name in ("degradation", "mask", "kernel")}
     given = [option for option, value in named.items() if value is not None]
     if request.measured and request.degradation is not None:
@@ -77,11 +77,11 @@ class Task:
     """Of the whole photo, a batch of one."""
     tiling: Tiling
     truth: Tensor | None
-    """The clean photo, uint8 `[3, H, W]`, where it is known."""
+    """The clean photo, uint8 `[3, H, W]`, or None if it is not known."""
     measurement: Tensor | None
-    """y as a picture in [-1, 1], `[3, h, w]`, where it is one."""
+    """y as a picture in [-1, 1], `[3, h, w]`, or None if it is not one."""
     blur: TileBlur | None
-    """The operator of a tile where a photo of several tiles is blurred."""
+    """The operator of a tile if the photo is blurred and has several tiles."""
     notes: list[str] = field(default_factory=list)
     """What the user should know about how the photo was cut."""
 
@@ -95,7 +95,7 @@ class Task:
 def pose(request: Request, image_shape: Shape, device: torch.device) -> Task:
     """Read the files of a request and make its problem, for a network of this image shape.
 
-    Raises ValueError, in one sentence, for what cannot be read or does not fit together.
+    Raises ValueError for files that cannot be read or do not fit together.
     """
     check(request)
     photo = read_image(request.image)
@@ -177,7 +177,7 @@ def _task(
     tiling: Tiling,
     blur: TileBlur | None = None,
 ) -> Task:
-    """With y = Hx of the photo x: with noise where it is clean, as it is where it was measured."""
+    """y = Hx of the photo x: plus noise if x is clean, as it is if x was measured."""
     device = operator.rows.device
     x, draws = to_float(photo.to(device))[None], Draws([_problem_seed(request)], device)
     if request.measured:
@@ -221,7 +221,7 @@ def _measured_blur(request: Request, photo: Tensor, kernel: Tensor, image_shape:
 
 
 def _tile_blur(kernel: Tensor, stride: int, image_shape: Shape) -> TileBlur:
-    """The operator of a tile: with its SVD where that is small enough, else by iterations."""
+    """The operator of a tile: with its SVD if that is small enough, else by iterations."""
     count = image_shape[1] * image_shape[2]
     if (count // stride**2) * count * 8 > MAX_BYTES or count // stride**2 > MAX_ROWS:
         return ValidRegion(kernel, stride, image_shape, tol=0.02, max_iter=100, floor=0.02)

@@ -28,7 +28,7 @@ class Restored:
 
     samples: Tensor
     mmse: Tensor
-    """One, or none where it would be the only sample once more."""
+    """One, or none if it would repeat the only sample."""
     pinv: Tensor
     before: Tensor | None
     """Samples and MMSE estimate as they were before a projection onto Hx = y, if there was one."""
@@ -120,7 +120,7 @@ def enhanced(component: Tensor) -> Tensor:
 
 
 def _small(picture: Tensor) -> Tensor:
-    """A picture `[C, h, w]` made smaller where it is larger than a cell of the sheet."""
+    """A picture `[C, h, w]`, made smaller if it is larger than a cell of the sheet."""
     factor = min(1.0, _CELL / max(picture.shape[1:]))
     if factor == 1:
         return picture

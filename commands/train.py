@@ -98,7 +98,7 @@ def with_data_options(config: TrainConfig, options: dict[str, str]) -> TrainConf
 
 
 def check_names(config: TrainConfig) -> None:
-    """Raise ValueError for a network, data set class or family that there is not."""
+    """Raise ValueError for an unknown network, data set class or family."""
     make_config(config.preset, network=config.network)
     dataset_class(config.data_class)
     _family(config)
@@ -197,7 +197,7 @@ def _heldout(
     sampler, estimator = _SAMPLERS[config.objective], one_step(config.objective)
     if config.objective == "unrolled":
         estimator = Unrolled()
-    # Where nothing is measured there is nothing that an estimate could be compared with.
+    # Without a measurement an estimate cannot be compared with anything.
     families = {name: f for name, f in images.families.items() if name != "NoDegradation"}
     return Heldout(
         Validation(replace(images, families=families), config.validate_images, estimator)

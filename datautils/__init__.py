@@ -23,7 +23,7 @@ DATASETS |= {
 
 
 class ImageDataset(Protocol):
-    """What the project needs of a data set, whatever class it is."""
+    """What the project needs of every data set."""
 
     num_classes: int
 
@@ -38,7 +38,7 @@ class ImageDataset(Protocol):
 def get_dataset(name: str, split: str, /, **options: Any) -> ImageDataset:
     """Build a data set by its name, such as "Photos", or module.Class.
 
-    split: "train", "heldout" or, where the class has it, "all". Options are text, read by the
+    split: "train", "heldout" or, if the class has it, "all". Options are text, read by the
     types of the class's parameters, or values. Raises ValueError for an unknown class or option, a
     missing option, a value of another type and a module that cannot be imported; DataError, which
     is one, for faults of the data.

@@ -54,7 +54,7 @@ class Archive(ABC):
     """
 
     def __init__(self, path: Path, files: Iterable[str]):
-        """Raises DataError where none of the files is a picture; warns of files that are none."""
+        """Raises DataError if none of the files is a picture; warns of files that are none."""
         files = [name for name in files if not name.endswith("/") and not _is_hidden(name)]
         self.path = path
         self.names = Names(sorted(name for name in files if name.lower().endswith(EXTENSIONS)))
@@ -92,7 +92,7 @@ class Archive(ABC):
 def open_archive(path: str | os.PathLike[str]) -> Archive:
     """The pictures under a folder or in a zip file.
 
-    Raises DataError where there is nothing at `path` or no picture in it, and where the zip file is
+    Raises DataError if `path` does not exist or holds no picture, and if the zip file is
     damaged or encrypted.
     """
     path = Path(path)
@@ -160,7 +160,7 @@ class Zip(Archive):
             raise DataError(f"{where} is damaged, or was changed meanwhile") from None
 
     def _extracted(self, offset: int, packed: int, size: int, crc: int, method: int) -> bytes:
-        """The bytes of a member. Raises ValueError, among others, where they are damaged."""
+        """The bytes of a member. Raises ValueError, among others, if they are damaged."""
         with self.path.open("rb") as file:
             file.seek(offset)
             signature, name, extra = struct.unpack("<4s22x2H", file.read(30))
@@ -197,7 +197,7 @@ def _files_below(path: Path) -> Iterator[str]:
 
 
 def _raise(error: OSError) -> None:
-    """A folder that cannot be listed is told, not left out."""
+    """A folder that cannot be listed raises DataError; it is not skipped."""
     raise error
 
 

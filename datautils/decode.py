@@ -43,10 +43,10 @@ _UPRIGHT = {  # EXIF orientation -> what turns the picture upright
 def decode_image(data: bytes, name: str) -> Image.Image:
     """The picture in `data`, upright and in RGB.
 
-    The EXIF orientation is applied. Grey becomes RGB, whatever is transparent is laid over white,
+    The EXIF orientation is applied. Grey becomes RGB, transparent pixels are laid over white,
     of 16 bits the upper 8 are kept, signed bytes count from −128, an animation gives its first
     frame. Colours of an embedded ICC profile are converted to sRGB. `name` stands in messages.
-    Raises DataError where the bytes are no whole picture, one of more than 2²⁸ pixels, or one of
+    Raises DataError if the bytes are no whole picture, one of more than 2²⁸ pixels, or one of
     numbers whose range is unknown: floating-point ones, signed ones of 16 bits, any of 32 bits, and
     grey ones of 16 bits that are all below 4096 (but not all 0).
     """
@@ -65,7 +65,7 @@ def to_tensor(image: Image.Image) -> Tensor:
 def centre_crop(image: Image.Image, side: int | None = None) -> Image.Image:
     """The square of `side` pixels (default: the largest) in the middle of a picture.
 
-    Raises ValueError where the picture is smaller than that.
+    Raises ValueError if the picture is smaller than that.
     """
     width, height = image.size
     side = min(width, height) if side is None else side
@@ -78,7 +78,7 @@ def centre_crop(image: Image.Image, side: int | None = None) -> Image.Image:
 
 
 def resize(image: Image.Image, side: int) -> Image.Image:
-    """The picture resized to side×side by Lanczos; itself where it has that size."""
+    """The picture resized to side×side by Lanczos, or itself if it has that size."""
     if image.size == (side, side):
         return image
     return image.resize((side, side), Image.Resampling.LANCZOS)
@@ -106,7 +106,7 @@ def read_kernel(path: str | os.PathLike[str]) -> Tensor:
 
     A picture's grey values (all 16 bits where it has them), or those of an alpha channel over one
     colour, are scaled to the sum 1; the numbers of
-    a .npy file are taken as they are. Raises DataError where the file holds neither, or in float32
+    a .npy file are taken as they are. Raises DataError if the file holds neither, or in float32
     has values that are not finite, or only zeros.
     """
     with np.errstate(over="ignore"):
@@ -174,7 +174,7 @@ def _has(image: Image.Image, tag: tuple[int, int]) -> bool:
 
 
 def _orientation(image: Image.Image) -> int:
-    """The EXIF orientation, 1 (upright) where there is none or it cannot be read."""
+    """The EXIF orientation, 1 (upright) if it is missing or cannot be read."""
     try:
         return image.getexif().get(0x0112, 1)
     except Exception:  # a camera's broken tags are no reason to refuse the pixels

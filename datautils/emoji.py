@@ -60,7 +60,7 @@ class Emoji(ImageDir):
 
     `path` is the folder of emoji64-train.zip and emoji64-heldout.zip. Without the latter the
     held-out images at 32×32 are the 256 that come with the project. Held-out styles take turns.
-    Raises DataError, with the commands that make it, where a file is missing, besides what ImageDir
+    Raises DataError, with the commands that make it, if a file is missing, besides what ImageDir
     raises.
     """
 

@@ -127,7 +127,7 @@ class HuggingFaceStream(HuggingFace):
 
     Training images have no index. Held out are the rows of `heldout_split`, of which `heldout=N`
     keeps the first N, in memory and with an index. `size` or `crop` must be given, and
-    `num_classes` where the label column does not say it; labels are left out without.
+    `num_classes` if the label column does not tell it; without it labels are left out.
     """
 
     _streaming = True
@@ -135,7 +135,7 @@ class HuggingFaceStream(HuggingFace):
     def reads(self, seed: int, rank: int, world: int) -> Iterator[Read]:
         """The training images of one of `world` processes, endless; in a worker of torch, its part.
 
-        Raises DataError where rows cannot be had.
+        Raises DataError if rows cannot be had.
         """
         split = importlib.import_module("datasets.distributed").split_dataset_by_node
         rows = split(self._rows.shuffle(seed=seed, buffer_size=_SHUFFLED), rank, world)
@@ -180,7 +180,7 @@ class HuggingFaceStream(HuggingFace):
 
 
 def package() -> Any:
-    """The package `datasets`. Raises DataError where it is not installed."""
+    """The package `datasets`. Raises DataError if it is not installed."""
     try:
         return importlib.import_module("datasets")
     except ImportError:
@@ -228,7 +228,7 @@ def _undecoded(rows: Any, image: str) -> Any:
 
 
 def _rows_of(rows: Any, where: str) -> Iterator[Mapping[str, Any]]:
-    """The rows of a stream. Raises DataError where there is none, or one cannot be had."""
+    """The rows of a stream. Raises DataError if there is none, or if one cannot be read."""
     row = None
     try:
         for row in rows:
@@ -240,7 +240,7 @@ def _rows_of(rows: Any, where: str) -> Iterator[Mapping[str, Any]]:
 
 
 def _class_count(rows: Any, label: str | None) -> int:
-    """The number of classes that a label column knows, 0 where it does not."""
+    """The number of classes of a label column, 0 if it is not known."""
     feature = (rows.features or {}).get(label)
     return getattr(feature, "num_classes", None) or 0
 

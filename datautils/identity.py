@@ -19,7 +19,7 @@ class Identity:
     digest: str
     """SHA-256 of the shape, names and labels of the images, as far as the data set has them."""
     classes: tuple[str, ...] = ()
-    """Names of the classes, empty where there are none or they have only numbers."""
+    """Names of the classes, empty if there are none or they have only numbers."""
 
     def __str__(self) -> str:
         images = "a stream of images" if self.images is None else f"{self.images} images"

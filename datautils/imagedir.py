@@ -106,7 +106,7 @@ class ImageDir(IndexedImages):
 
 
 def expect(path: str | os.PathLike[str], option: str, size: int) -> None:
-    """Raise DataError, with the command that makes it, where a prepared data set is not there."""
+    """Raise DataError, with the command that makes it, if a prepared data set is missing."""
     if not Path(path).exists():
         raise DataError(
             f"{path} is not there: make it by `python -m datautils.prepare --source ORIGINALS "

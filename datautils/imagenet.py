@@ -17,7 +17,7 @@ class ImageNet64(ImageDir):
     All images of `path` are for training. Held out are, of each class of `heldout_path`, the images
     whose index within the class, in the order of the names, is below 10 modulo 50: of the standard
     validation set 10,000. There the classes take turns, so that the first thousand show them all.
-    Raises DataError where labels are missing, besides what ImageDir raises.
+    Raises DataError if labels are missing, besides what ImageDir raises.
     """
 
     def __init__(

@@ -69,7 +69,7 @@ class IndexedImages(Dataset[tuple[Tensor, int]], ABC):
 def fit(image: Image.Image, size: int | None, crop: int | None, where: str) -> Image.Image:
     """The centre square of `crop` pixels (default: the largest), resized to `size` pixels.
 
-    With neither, the image as it is. Raises DataError where it is too small for the crop.
+    With neither, the image as it is. Raises DataError if it is too small for the crop.
     """
     if size is None and crop is None:
         return image

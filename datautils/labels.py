@@ -31,7 +31,7 @@ def read_labels(archive: Archive, mode: str = "auto") -> Labels:
     "json" follows EDM: dataset.json holds {"labels": [[name, label], ...]}, or {name: label}, or
     null for no labels; the names are relative to its folder. "subfolders" numbers the top-level
     folders in the order of their names, or, where one folder holds everything, those below it.
-    "auto" is "json" where there is a dataset.json; "subfolders" where there are at least two that
+    "auto" is "json" if there is a dataset.json, "subfolders" if there are at least two that
     are not all mere numbers, which split a large set into parts; else "none".
     Raises ValueError for an unknown mode, DataError for labels that are missing or wrong.
     """
@@ -54,7 +54,7 @@ def read_labels(archive: Archive, mode: str = "auto") -> Labels:
 
 
 def check_range(labels: Labels, num_classes: int, archive: Archive) -> None:
-    """Raise DataError where there are no labels, or one that is not in 0..num_classes - 1."""
+    """Raise DataError if there are no labels, or if one is not in 0..num_classes - 1."""
     if labels.mode == "none":
         raise DataError(f"{archive.path} has no labels, but should have {num_classes} classes")
     for i in np.flatnonzero(labels.values >= num_classes)[:1]:
@@ -65,7 +65,7 @@ def check_range(labels: Labels, num_classes: int, archive: Archive) -> None:
 
 
 def same_classes(labels: Labels, train: Labels, archive: Archive, training: Archive) -> None:
-    """Raise DataError where held-out labels do not mean the same as those of the training set."""
+    """Raise DataError if held-out labels differ in meaning from those of the training set."""
     if labels.mode != train.mode:
         raise DataError(
             f"the labels of {training.path} are of the kind '{train.mode}', those of "
@@ -77,7 +77,7 @@ def same_classes(labels: Labels, train: Labels, archive: Archive, training: Arch
 
 
 def _from_json(archive: Archive) -> np.ndarray | None:
-    """The labels of dataset.json, None where there is none, or it holds none."""
+    """The labels of dataset.json, None if the file is missing or has none."""
     if archive.labels is None:
         return None
     where, folder = archive.where(archive.labels), archive.labels.removesuffix(LABELS)
@@ -102,7 +102,7 @@ def _from_json(archive: Archive) -> np.ndarray | None:
 
 
 def _pairs(data: bytes, where: str) -> list[tuple[str, Any]]:
-    """The (name, label) pairs of dataset.json, empty where it has none. Raises DataError."""
+    """The (name, label) pairs of dataset.json, empty if it has none. Raises DataError."""
     try:
         content = json.loads(data)
     except (ValueError, RecursionError) as error:

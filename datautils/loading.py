@@ -1,4 +1,4 @@
-"""Batches of a data set, loaded by worker processes, with its faults told in one sentence."""
+"""Batches of a data set, loaded by worker processes. Faults of files raise DataError."""
 
 import os
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
@@ -23,14 +23,14 @@ class Chunk(NamedTuple):
 
     images: Tensor  # uint8 [n, C, h, w]
     labels: Tensor  # int64 [n]
-    skipped: int  # samples that stand in for broken ones
+    skipped: int  # samples that replace broken ones
     faults: list[str]  # a sentence for each image that was broken
 
 
 class Batches(Iterator[tuple[Tensor, Tensor]]):
     """(uint8 images `[n, C, h, w]`, int64 labels `[n]`), batch by batch, and what was met so far.
 
-    skipped: samples of the batches given out that stand in for broken images. faults: a sentence
+    skipped: samples of the batches given out that replace broken images. faults: a sentence
     for each of these images, the first hundred.
     """
 
@@ -83,7 +83,7 @@ def in_order(function: Callable, inputs: Iterable, workers: int) -> Generator[An
     """function(x) for each x of `inputs`, in order.
 
     Worker processes are ahead by two inputs each; with 0 `workers` all is done in this process.
-    Raises a DataError of `function` as it is, where its result is due.
+    A DataError of `function` is raised when its result is asked for.
     """
     return _loaded(_Calls(function), inputs, workers, pin_memory=False)
 
@@ -134,7 +134,7 @@ def _from(dataset: ImageDataset, index: int) -> Iterator[Read]:
 
 
 def _chunk(samples: Iterable[Iterator[Read]], skip_broken: bool) -> Chunk:
-    """A batch. samples: for each, an image and those that may stand in for it."""
+    """A batch. samples: for each, an image and those that may replace it."""
     items: list[tuple[Tensor, int]] = []
     faults: list[str] = []
     skipped = 0

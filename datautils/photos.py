@@ -49,8 +49,8 @@ class Photos(Dataset[tuple[Tensor, int]]):
     for "heldout"). A photograph is decoded when its first crop is asked for, and then kept. No
     photograph is in both splits.
 
-    Raises ValueError for an unknown split, a size that is none, a resolution that no photograph
-    allows, and where the file or the packages that hold the photographs are missing.
+    Raises ValueError for an unknown split, a wrong size, a resolution that no photograph
+    allows, and if the file or the packages that hold the photographs are missing.
     """
 
     num_classes = 0

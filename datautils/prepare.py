@@ -43,7 +43,7 @@ class Originals(NamedTuple):
 
 
 class Done(NamedTuple):
-    """How many images were written, of how many classes; a sentence for each that is left out."""
+    """How many images were written, of how many classes, and a message for each left out."""
 
     images: int
     classes: int
@@ -57,7 +57,7 @@ class Done(NamedTuple):
 def folder_originals(path: Path, labels: str = "auto") -> Originals:
     """The pictures of a folder or a zip file; they keep their names but for the extension.
 
-    Raises DataError where two would become one file.
+    Raises DataError if two would become one file.
     """
     data = ImageDir(path, labels=labels)
     stems = [str(PurePosixPath(name).with_suffix("")) for name in data.names]

@@ -121,7 +121,7 @@ FAMILIES |= {
 
 def family_class(name: str) -> type[Family]:
     """The class of a command-line name: `MotionBlur`, `degradation.MotionBlur`, or `module.Class`
-    for a family of the user's own, such as one of `PhysicsFamily`.
+    for a family of the user, such as a `PhysicsFamily`.
 
     Raises ValueError with the names that are most like it.
     """
@@ -132,7 +132,7 @@ def get_family(name: str, options: Mapping[str, Any] | None = None) -> Family:
     """The family of a command-line name, with options given as text: {"strides": "2,4"}.
 
     A family is given by its name ("MotionBlur"), several by theirs and commas between; a tensor,
-    or any other value that is no text, as it is. Raises ValueError, in one sentence, for an unknown
+    or any other value that is no text, as it is. Raises ValueError for an unknown
     name, an unknown or missing option (with the known ones), and a value out of range.
     """
     return FAMILIES.build(name, options)

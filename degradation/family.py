@@ -48,7 +48,7 @@ class Family:
         raise NotImplementedError
 
     def check(self, image_shape: Shape) -> None:
-        """Raise ValueError where an operator of the family does not exist for this shape, or is
+        """Raise ValueError if an operator of the family does not exist for this shape, or is
         too large for the memory."""
         for structure in self.structures():
             try:
@@ -79,12 +79,12 @@ def uniform_between(draws: Draws, span: tuple[float, ...], stream: str) -> Tenso
 
 
 def check_span(name: str, span: tuple[float, ...], accepted: str, valid: bool) -> None:
-    """Raise ValueError where a span is not one number, or two that ascend, that are `valid`."""
+    """Raise ValueError unless a span is one number or two rising ones, and `valid`."""
     if not (1 <= len(span) <= 2 and span[0] <= span[-1] and valid):
         raise ValueError(f"{name} must be one number or two that ascend, {accepted}, not {span}")
 
 
 def check_share(name: str, share: float, below_one: bool = True) -> None:
-    """Raise ValueError where a share lies outside (0, 1), or (0, 1] if one is allowed."""
+    """Raise ValueError if a share lies outside (0, 1), or outside (0, 1] if 1 is allowed."""
     if not (0 < share < 1 or (share == 1 and not below_one)):
         raise ValueError(f"{name} must lie in (0, 1{')' if below_one else ']'}, not {share}")

@@ -17,7 +17,7 @@ class BlockHadamard(Diagonalisable):
     signs: ±1, `[B, C·h·w]` (int8 is enough); index: rows that are kept, int64 `[B, M]`, each once.
     The blocks divide the flattened image; they have the largest power of two that divides C·h·w
     values, 4096 at 3×64×64. All rows are orthonormal, so s = 1 and U = I, and a product takes
-    O(n log n). Raises ValueError where C·h·w is odd: there are no blocks then.
+    O(n log n). Raises ValueError if C·h·w is odd, because then there are no blocks.
     """
 
     tensors = ("signs", "index", "unit")

@@ -18,8 +18,7 @@ class Iterative(LinearOperator):
     below. So H H_pinv(y) is y to a few `floor` only; with floor 0 it is the least-squares solution
     of smallest norm, for which many steps can be needed. Conjugate gradients stop, for each image
     by itself, where the solution is exact for an H and a y that differ by `tol`, or by the
-    precision of the numbers (`least_squares`); a warning says where `max_iter` steps are not
-    enough. A
+    precision of the numbers (`least_squares`). A warning says if `max_iter` steps are too few. A
     measurement that holds NaN has an H_pinv of NaN.
 
     All maps are differentiable: the gradient of H is Hᵀ, that of H_pinv, by y and by the noise

@@ -9,7 +9,7 @@ from degradation.base import Diagonalisable, full_precision, per_image, regulari
 class Mask(Diagonalisable):
     """Keep the visible pixels and zero the others; M = C·h·w, s is the mask itself.
 
-    mask: `[B, 1 or C, h, w]`, 1 (or True) = visible, shared by the channels where it has one.
+    mask: `[B, 1 or C, h, w]`, 1 (or True) = visible; one channel is shared by all.
     """
 
     tensors = ("mask",)

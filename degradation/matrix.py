@@ -98,7 +98,7 @@ class DenseMatrix(Diagonalisable):
         return self.to_z.mT @ (self.gain(noise_level)[..., None] * self.left.mT)
 
     def _rework(self, tol: float) -> None:
-        """Put an accurate Vᵀ in the place of W for the images where W is ill conditioned."""
+        """Replace W by an accurate Vᵀ for the images whose W is ill conditioned."""
         if self.large.dtype == torch.float64:
             return
         s = self.values
@@ -121,7 +121,7 @@ def _gram(matrix: Tensor, present: Tensor) -> Tensor:
     if matrix.device.type != "cpu":
         return torch.bmm(matrix, matrix.mT).double()
     gram = matrix.new_zeros(len(matrix), matrix.shape[1], matrix.shape[1])
-    # The rows that exist are usually the first ones: the others cost nothing on a CPU.
+    # The rows that exist are usually the first ones. A CPU leaves out the others.
     for full, part, count in zip(matrix, gram, _last(present), strict=True):
         part[:count, :count] = full[:count] @ full[:count].mT
     return gram.double()

@@ -176,7 +176,7 @@ class PoissonNoise:
         """√(2 (v + 1)/λ), root mean square over the existing rows, with y in the place of v: `[B]`.
 
         The mean of y is v (but for those below −1), so its square is right on average. At least
-        that of one photon in all: no photons are no exact measurement.
+        that of one photon in all, because a measurement without photons is not exact.
         """
         rows = degradation.rows
         count = rows.sum(1)
@@ -248,7 +248,7 @@ def make_noise(noise_level: float = 0.0, poisson_peak: float | None = None) -> N
 
 
 def check_noise(noise: Noise, family: Family, image_shape: tuple[int, int, int]) -> None:
-    """Raise ValueError where an operator of a family cannot be measured with this noise: the first
+    """Raise ValueError if an operator of a family cannot be measured with this noise: the first
     few of each structure are tried."""
     if isinstance(noise, PoissonNoise):
         for structure in family.structures():

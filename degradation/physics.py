@@ -40,9 +40,9 @@ class FromPhysics(Iterative):
     y as a picture, by default what A returns. Rows of H that are zero do not exist (`rows`): they
     are found by measuring two images of random numbers, up to rounding. tol, max_iter and floor are
     those of conjugate gradients (`Iterative`). exact_dagger: `A_dagger` is the pseudo-inverse, and
-    stands in for them at noise level 0; it has to be differentiable where gradients are wanted.
+    replaces them at noise level 0; it has to be differentiable if gradients are wanted.
 
-    Raises ValueError where an object has no A or A_adjoint, A_adjoint is not the adjoint of A,
+    Raises ValueError if an object has no A or A_adjoint, A_adjoint is not the adjoint of A,
     A_dagger not the pseudo-inverse it is said to be, the measurements do not fit together, or a
     module holds numbers of 16 bits.
     """
@@ -107,14 +107,14 @@ class FromPhysics(Iterative):
         return self.exists
 
     def measurement_image(self, y: Tensor) -> Tensor | None:
-        """y in its own form where that is a real picture of the image's channels, or a grey one."""
+        """y in its own form if that is a real picture of the image's channels, or a grey one."""
         shape = self.measurement_shape
         if self.complex or len(shape) != 3 or shape[0] not in (1, self.image_shape[0]):
             return None
         return y.unflatten(-1, shape)
 
     def to(self, *args, **kwargs) -> Self:
-        """Move or cast, the physics too: a copy of it where anything changes."""
+        """Move or cast, the physics too: a copy of it if anything changes."""
         other = super().to(*args, **kwargs)
         if (other.norm.device, other.norm.dtype) != (self.norm.device, self.norm.dtype):
             device, dtype = other.norm.device, other.norm.dtype

@@ -30,7 +30,7 @@ def philox(counter: Sequence[Tensor], key: Sequence[Tensor], rounds: int = 10) -
     c0, c1, c2, c3 = counter
     k0, k1 = key
     for _ in range(rounds):
-        # The 64-bit product of two 32-bit words wraps in int64; its two halves do not care.
+        # The 64-bit product of two 32-bit words wraps in int64; its halves stay right.
         p0, p1 = c0 * _MULTIPLIERS[0], c2 * _MULTIPLIERS[1]
         c0 = ((p1 >> 32) & _WORD) ^ c1 ^ k0
         c2 = ((p0 >> 32) & _WORD) ^ c3 ^ k1

@@ -129,7 +129,7 @@ class ValidConvolution(_Valid, Diagonalisable):
     it. Singular values below `tol` times the largest are dropped, from H too, as in
     `StridedConvolution`.
 
-    Raises ValueError where no sample is valid, for a stride that does not divide both sides, and
+    Raises ValueError if no sample is valid, for a stride that does not divide both sides, and
     where the matrix would have more than 4096 rows or take more than 1 GiB.
     """
 
@@ -214,7 +214,7 @@ class ValidRegion(_Valid, Iterative):
         # Circular, by fast Fourier transforms: the valid samples are those that do not wrap.
         self.circle = StridedConvolution(weights.flip((1, 2)), stride, image_shape, tol=0.0)
         self.norm = self.circle.values.amax((1, 2))
-        # The support may lie beside the centre of the kernel; in `circle` it lies around its own.
+        # The support may lie off the centre of the kernel; in `circle` it is centred.
         self.shift = tuple(
             axis.length // 2 - (axis.start + axis.length - 1 - stride * axis.first)
             for axis in (self.geometry.rows, self.geometry.columns)

@@ -1,4 +1,4 @@
-"""Restorations that need no training, beside which a trained network must be seen."""
+"""Restorations that need no training, to compare a trained network with."""
 
 import torch
 from torch import Tensor

@@ -48,7 +48,7 @@ def dataset_statistics(
 
 
 def load_images(dataset: ImageDataset, most: int, workers: int = 0) -> Tensor:
-    """The first images of a data set, all where there are fewer: `[n, C, h, w]` in [-1, 1]."""
+    """The first images of a data set, or all if it has fewer: `[n, C, h, w]` in [-1, 1]."""
     indices = range(min(most, len(dataset)))
     batches = [indices[i : i + _BATCH] for i in range(0, len(indices), _BATCH)]
     silent = distributed.rank() != 0
@@ -61,7 +61,7 @@ def load_images(dataset: ImageDataset, most: int, workers: int = 0) -> Tensor:
 
 
 def check_values(image_shape: tuple[int, int, int], wanted: str) -> None:
-    """Raise ValueError where images are too large for a full covariance."""
+    """Raise ValueError if images are too large for a full covariance."""
     if torch.Size(image_shape).numel() > LIMIT:
         raise ValueError(
             f"{wanted} needs the full covariance of an image of at most {LIMIT} values: "

@@ -31,10 +31,10 @@ class Distances:
         any_count: bool = False,
         trusted: bool = False,
     ) -> Self:
-        """Load what the metrics need and refuse a reference that does not match.
+        """Load what the metrics need. Raise ValueError if the reference does not match.
 
-        specs: values of `--detector`; trusted: as of `load_detector`. Raises ValueError or OSError
-        in one sentence.
+        specs: values of `--detector`; trusted: as of `load_detector`. Raises ValueError or
+        OSError.
         """
         wanted = [metric for metric in metrics if metric in DISTANCES]
         if wanted and ref is None:
@@ -79,8 +79,8 @@ def reference_detectors(
 ) -> dict[str, Detector]:
     """The detectors that a reference was made with, by metric.
 
-    files: their weights by name, else those in the cache; trusted: as of `load_detector`. Raises
-    ValueError in one sentence.
+    files: their weights by name, else those in the cache; trusted: as of `load_detector`.
+    Raises ValueError if `files` names another one, or if one cannot be loaded.
     """
     for name in files:
         if name not in reference.detectors:

@@ -1,4 +1,4 @@
-"""Detectors: networks whose features of an image stand in for what one sees in it.
+"""Detectors: networks whose features describe what an image shows.
 
 `inception` is the network of FID (Heusel et al. 2017), through the optional package torch-fidelity.
 `efficientnet-lite0` is a small one whose weights a Python package brings. Their files are tensors
@@ -65,8 +65,8 @@ class Detector:
         """Features of uint8 images `[B, 3, h, w]`: float32 `[B, features]`, on its own device.
 
         In float32 inside autocast too. An image's features do not depend on the others of the
-        batch, but for rounding. Raises ValueError for other images, and DataError, in one sentence,
-        where the network fails or gives features that are not finite.
+        batch, except by rounding. Raises ValueError for other images, and DataError
+        if the network fails or gives features that are not finite.
         """
         if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3:
             raise ValueError(
@@ -133,7 +133,7 @@ def detectors_for(
     """The detector of each metric in `DISTANCES`; metrics that share one get the same object.
 
     specs: values of a repeated `--detector`; image_shape and trusted: as of `load_detector`. Raises
-    ValueError, in one sentence, when a detector cannot be had or one that was given is not used.
+    ValueError, if a detector cannot be loaded, or if one that was given is not used.
     """
     by_name: dict[str, str] = {}
     for spec in specs:

@@ -15,7 +15,7 @@ def frechet_distance(
     """The squared Fréchet distance of two Gaussians, at least 0, in float64.
 
     mean: `[d]`; cov: `[d, d]`, symmetric and positive semi-definite, singular if need be; root2:
-    `square_root(cov2)`, where it is known already. Raises ValueError for other shapes and for
+    `square_root(cov2)`, if it is known already. Raises ValueError for other shapes and for
     values that are not finite.
 
     tr(Σ₁Σ₂)^{1/2} is the nuclear norm of Σ₁^{1/2}Σ₂^{1/2}: no root of a matrix that is not

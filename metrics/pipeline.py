@@ -1,4 +1,4 @@
-"""Steps of an evaluation that run beside each other, each in a thread of its own."""
+"""Steps of an evaluation that run at the same time, each in a thread of its own."""
 
 import queue
 import threading

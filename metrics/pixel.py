@@ -70,7 +70,7 @@ def ssim(a: Tensor, b: Tensor) -> Tensor:
 
 
 def check_size(metrics: Collection[str], image_shape: tuple[int, int, int]) -> None:
-    """Raise ValueError where an image is too small for one of the metrics."""
+    """Raise ValueError if an image is too small for one of the metrics."""
     h, w = image_shape[1:]
     if "ssim" in metrics and min(h, w) < _WINDOW:
         raise ValueError(f"ssim needs images of at least {_WINDOW}×{_WINDOW} pixels, not {h}×{w}")

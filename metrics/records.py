@@ -80,7 +80,7 @@ class Mean:
     """Mean of values that come one by one, with what is needed to judge it (Welford, 1962).
 
     Infinite values are counted but left out, because a single exact restoration would make a mean
-    PSNR infinite; only where all are, the mean is. A value that is not a number is a failure and is
+    PSNR infinite; if all are, so is the mean. A value that is not a number is a failure and is
     not left out: it shows in the mean. Undefined statistics (no values; the error of one) are NaN.
     """
 

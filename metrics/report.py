@@ -88,7 +88,7 @@ def write_pictures(
 
 
 def _pages(keys: Sequence[tuple[str, int]], most: int) -> list[list[tuple[str, int]]]:
-    """The rows of each page: all of a degradation on one where they fit."""
+    """The rows of each page: all of a degradation on one page if they fit."""
     pages: list[list[tuple[str, int]]] = [[]]
     for _, group in itertools.groupby(keys, lambda key: key[0]):
         rows = list(group)

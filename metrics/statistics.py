@@ -114,7 +114,7 @@ class FeatureStatistics:
 class Moments:
     """Of one detector's features: mean `[d]`, covariance `[d, d]`, and what computed them.
 
-    sha256: of the detector's weights file, or None where it is not known.
+    sha256: of the detector's weights file, or None if it is not known.
     """
 
     mean: Tensor
@@ -151,7 +151,7 @@ class _Description:
 
 @dataclass(frozen=True)
 class Reference:
-    """What a reference file holds; None where it does not say."""
+    """What a reference file holds. None if the file does not have it."""
 
     path: Path
     detectors: dict[str, Moments]
@@ -166,7 +166,7 @@ class Reference:
         image_shape: Sequence[int] | None = None,
         allow_any_count: bool = False,
     ) -> None:
-        """ValueError, in a sentence, where a distance to this reference would mean nothing.
+        """Raise ValueError if a distance to this reference would be meaningless.
 
         So it does for a matrix that is no covariance.
 
@@ -222,8 +222,8 @@ def save_reference(
     """Write the statistics of one set of images, `{detector name: (statistics, detector)}`.
 
     provenance: what JSON can hold about the images: `image_shape`, `data`, `split`. Raises
-    ValueError where there is no detector or the detectors did not see equally many images, OSError
-    where the file cannot be written.
+    ValueError if there is no detector, or if the detectors saw different numbers of images, OSError
+    if the file cannot be written.
     """
     counts = {name: stats.count for name, (stats, _) in statistics.items()}
     if len(set(counts.values())) != 1:
@@ -248,7 +248,7 @@ def save_reference(
 def load_reference(path: str | os.PathLike[str]) -> Reference:
     """A file of `save_reference`, or EDM's `.npz`, whose detector is "inception".
 
-    Raises FileNotFoundError when there is no such file, and ValueError, in a sentence that names
+    Raises FileNotFoundError if there is no such file, and ValueError, whose message names
     the file, when it is damaged or of another kind.
     """
     path = Path(path)

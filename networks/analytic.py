@@ -82,7 +82,7 @@ class GaussianMixture:
         image_shape: tuple[int, int, int],
     ) -> Self:
         """One mixture: weights `[K]`, means `[K, D]`, covariances `[K or 1, D, D]`, which may be
-        singular. Raises ValueError where one is not symmetric and positive semi-definite, and for
+        singular. Raises ValueError if one is not symmetric and positive semi-definite, and for
         negative weights."""
         covariances = covariances.double()
         values, vectors = torch.linalg.eigh(covariances)
@@ -171,7 +171,7 @@ class GaussianMixture:
     # ---- noisy images -------------------------------------------------------------------------
 
     def __call__(self, x: Tensor, sigma: Tensor | float, problem: Problem | None = None) -> Tensor:
-        """E[x0 | x] for x = x0 + σε, whatever the problem: `[n·B, C, h, w]`, sigma a number or
+        """E[x0 | x] for x = x0 + σε; the problem is not used: `[n·B, C, h, w]`, sigma a number or
         `[n·B]`; float32 out, float64 for float64. Differentiable.
 
         Σ_k r_k(x)·(μ_k + Σ_k(Σ_k + σ²I)⁻¹(x − μ_k)) with r_k ∝ w_k N(x; μ_k, Σ_k + σ²I).
@@ -190,7 +190,7 @@ class GaussianMixture:
     def score(self, x: Tensor, sigma: Tensor | float = 0.0) -> Tensor:
         """∇ log p(x) of x = x0 + σε, `[n·B, C, h, w]`, accurate at small σ too.
 
-        Raises ValueError at σ = 0 where a covariance is singular: there is no density then.
+        Raises ValueError at σ = 0 if a covariance is singular, because then there is no density.
         """
         self._check_level(sigma, regular=True)
         offset, inverse, logits = self._weigh(x, sigma)
@@ -205,7 +205,7 @@ class GaussianMixture:
         """log p(x) of x = x0 + σε, float64 `[n·B]`.
 
         At σ = 0 a singular mixture has a density on its support alone, on which x is taken to lie.
-        Raises ValueError where its components have supports of different dimensions.
+        Raises ValueError if its components have supports of different dimensions.
         """
         self._check_level(sigma, regular=False)
         return self._weigh(x, sigma)[2].logsumexp(1).mT.flatten()

@@ -76,7 +76,7 @@ def posterior_mean(prior: GaussianMixture, problem: Problem) -> Tensor:
 
 
 def _one_each(prior: GaussianMixture, problem: Problem) -> list[GaussianMixture]:
-    """The prior of each problem, where the problems are."""
+    """The prior of each problem, on the device of the problems."""
     if len(prior) not in (1, len(problem)):
         raise ValueError(f"{len(prior)} priors cannot be those of {len(problem)} problems")
     prior = prior.to(problem.y.device)

@@ -1,4 +1,4 @@
-"""What makes a network faster on a CPU. Programs switch it on; networks know nothing of it.
+"""Makes networks faster on a CPU. Programs switch it on; no network imports it.
 
 PyTorch hands float32 products to MKL, whose AVX-512 kernels run on its maker's processors only.
 Those of oneDNN, which PyTorch brings along, run on all that have it (docs/performance.md).
@@ -34,7 +34,7 @@ def keep_memory() -> None:
     """Let Linux hand out freed memory again without clearing it page by page.
 
     A network's activations are allocated and freed hundreds of times a second; a forward pass on a
-    CPU takes about an eighth less time. Does nothing where the C library knows no mallopt.
+    CPU takes about an eighth less time. Does nothing if the C library has no mallopt.
     """
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # read by PyTorch at its first allocation
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if os.name == "posix" else None

@@ -68,7 +68,7 @@ class Denoiser(nn.Module):
     ) -> Tensor:
         """x `[B, C, h, w]`, sigma a positive number or `[B]`; returns `[B, C, h, w]` in float32.
 
-        Raises ValueError where x, the problem and the network are not of one size.
+        Raises ValueError if x, the problem and the network differ in size.
         """
         return self._estimate(x, sigma, problem, augment_labels)[0]
 
@@ -95,7 +95,7 @@ class Denoiser(nn.Module):
         """Keep the weights of the network's linear maps in `dtype`, in place.
 
         For use under `torch.autocast` to that dtype, which would cast them again at every call:
-        the estimates are the same, in less memory and time. There is nothing to train afterwards.
+        the estimates are the same, in less memory and time. It cannot be trained afterwards.
         Those of the feature degradation layers, where part is done in float32, stay as they are.
         """
         for name, layer in self.net.named_modules():

@@ -1,7 +1,7 @@
 """Dropout whose masks follow from the seeds of the images, not from one generator's state.
 
-So a training step drops the same activations in whatever processes and parts a batch is shared out
-to, and after a resume.
+So a training step drops the same activations for any number of processes and parts of the batch
+and after a resume.
 """
 
 from collections.abc import Iterator, Sequence

@@ -87,7 +87,7 @@ class RowFeatures(_Stacked):
 
 
 class MaskedFeatures:
-    """A mask is a factor for each value: nothing is moved. Measured: `[B, h, w, p·p, K, C]`.
+    """A mask multiplies each value; the tokens stay as they lie. Measured: `[B, h, w, p·p, K, C]`.
 
     mask: `[B, 1 or C, h, w]`; y: images `[B, C, h, w]`.
     """

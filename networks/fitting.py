@@ -40,7 +40,7 @@ def fit_mixture(
     for each weight, and for each Σ_k as one with the covariance of them all, so that no component
     collapses onto few. `progress` sees this objective for each image, in nats, after each
     step: it never falls. Ends after `iterations`, or when a step gains less than `tol` nats. The
-    result is a function of the images and the seed. ValueError where there are fewer images than
+    result is a function of the images and the seed. Raises ValueError for fewer images than
     components.
     """
     x = images.flatten(1).double()

@@ -35,7 +35,7 @@ from networks.layers import (
 AUGMENT_DIM = 9  # numbers that describe a non-leaking augmentation (EDM, appendix F.2)
 OBJECTIVES = ("denoising", "mmse", "indi", "unrolled", "nppc")
 """What a network may be trained for."""
-_LEAST_LEVEL = 1e-3  # noise of y below this (an eighth of a grey level) is as good as none
+_LEAST_LEVEL = 1e-3  # noise of y below this (an eighth of a grey level) counts as none
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ class NetworkConfig:
     mapping_width: int = 256
     mapping_depth: int = 2
     mapping_d_ff: int | None = None  # 3·width
-    noise_conditioning: bool = False  # told the noise level of y, to restore at any of a range
+    noise_conditioning: bool = False  # the noise level of y is an input
     objective: str = "denoising"  # what it is trained for (training/loss.py)
     fused: bool = False  # gets x and y in one image, as EPS does, instead of x
     sigma_data: float = 0.5  # standard deviation of pixels
@@ -132,7 +132,7 @@ def _require_bool(name: str, value: object) -> None:
 class FeatureDegradation(nn.Module):
     """Feature Degradation Layer: H†·T([y, Ha]) on features seen as a stack of K images (Eq. 5).
 
-    T mixes [y, Ha] along K; as two products there is nothing to concatenate.
+    T mixes [y, Ha] along K, as two products: no copy of both is made.
     """
 
     def __init__(self, width: int, patch: int, channels: int):
@@ -286,7 +286,7 @@ class InvFusion(nn.Module):
         """c_noise `[B]` is ln(σ)/4; augment_labels `[B, 9]`, zero when omitted; features: those of
         the problem, if they are computed already."""
         features = self.features(problem) if features is None else features
-        # Iterations end when they have converged: nothing that a compiler can know.
+        # Iterations end when they have converged. A compiler cannot know their number.
         compiled = self.compiled if isinstance(problem.degradation, Diagonalisable) else None
         level = problem.noise_level.float() if self.config.noise_conditioning else None
         return (compiled or InvFusion.transform)(

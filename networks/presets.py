@@ -80,8 +80,8 @@ def make_config(
     conditioning: "invfusion" sees y and H, "blind" sees H†y alone (Palette), "unconditional" sees
     neither. image_shape and num_classes override those of the preset. network: other fields of
     `NetworkConfig` to override, from a configuration file; `levels` are mappings of the fields of
-    `LevelConfig`. Raises ValueError for an unknown name, for a field of `network` that there is
-    not, and for an image shape that the network cannot take.
+    `LevelConfig`. Raises ValueError for an unknown name, an unknown field of `network`,
+    and an image shape that the network cannot take.
     """
     if preset not in PRESETS:
         raise ValueError(f"unknown network '{preset}'; known are {', '.join(PRESETS)}")
@@ -138,7 +138,7 @@ def _check_known(where: str, values: Mapping[str, Any], known: Sequence[str]) ->
 
 
 def conditioning_of(config: NetworkConfig | PriorConfig) -> str:
-    """What a network of this configuration is told: one of `CONDITIONINGS`."""
+    """What a network of this configuration knows of the problem: one of `CONDITIONINGS`."""
     if isinstance(config, PriorConfig):
         return "unconditional"
     if any(level.joint for level in config.levels):

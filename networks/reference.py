@@ -70,7 +70,7 @@ def _our_name(name: str) -> str:
 def reference_config(
     state_dict: Mapping[str, Tensor], preset: str, image_shape: tuple[int, int, int] | None = None
 ) -> NetworkConfig:
-    """The preset as the tensors have it: what the network is told, and the number of classes.
+    """The preset as the tensors have it: what the network knows, and the number of classes.
 
     Raises ValueError if the tensors are not those of such a network.
     """

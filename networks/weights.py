@@ -82,7 +82,7 @@ def load_weights(path: str | os.PathLike[str], device: torch.device | str = "cpu
     """The network of a file written by `save_weights`, in float32 and evaluation mode, or its
     prior, in float64.
 
-    Raises FileNotFoundError when there is no such file, and ValueError, in a sentence that names
+    Raises FileNotFoundError if there is no such file, and ValueError, whose message names
     the file, when it is damaged, of another kind, or does not fit its own description.
     """
     path = Path(path)
@@ -91,7 +91,7 @@ def load_weights(path: str | os.PathLike[str], device: torch.device | str = "cpu
         if description.kind == _MIXTURE:
             return _mixture(path, description, file).to(device)
         config = _config(path, description, len(file.keys()))
-        with torch.device("meta"):  # nothing is initialised only to be overwritten
+        with torch.device("meta"):  # no initialisation, because the file overwrites it
             denoiser = Denoiser(config)
         tensors = _tensors(path, file)
         check_tensors(path, tensors, denoiser.state_dict())

@@ -183,7 +183,7 @@ def _default(field: dataclasses.Field) -> Any:
 
 
 def _shown(default: Any) -> str:
-    """A default in words, empty if there is none to speak of."""
+    """A default in words, empty if there is none."""
     if default is dataclasses.MISSING or default is None or default is False:
         return ""
     if isinstance(default, tuple | dict):

@@ -28,7 +28,7 @@ _groups: list[dist.ProcessGroup | None] = []
 def process_group() -> Iterator[torch.device]:
     """Join the processes of `torchrun`, or none without it, and give this one's device.
 
-    Uses NCCL where every process has a GPU of its own, gloo elsewhere.
+    Uses NCCL if every process has a GPU of its own, else gloo.
     """
     try:
         here = place()
@@ -80,7 +80,7 @@ def process_group() -> Iterator[torch.device]:
 
 
 def check_interrupted() -> None:
-    """Raise Interrupted on all processes where one was asked to end; all have to call this."""
+    """Raise Interrupted on all processes if one was asked to end. All have to call this."""
     if any(gather(signals.asked_to_end())):
         raise signals.Interrupted
 

@@ -13,7 +13,7 @@ import torch
 def environment() -> dict[str, str | int | None]:
     """What a result was made with: versions, machine and the commit of this checkout.
 
-    `commit` ends in "-dirty" where files differ from it, and is None outside a git checkout.
+    `commit` ends in "-dirty" if files differ from it, and is None outside a git checkout.
     """
     return {
         "python": platform.python_version(),
@@ -28,7 +28,7 @@ def environment() -> dict[str, str | int | None]:
 
 
 def _cpu() -> str:
-    """The processor's name where the system tells it, else its kind."""
+    """The processor's name if the system has it, else its kind."""
     with contextlib.suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.startswith("model name"):

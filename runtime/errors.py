@@ -1,4 +1,4 @@
-"""Errors that are not ours: one sentence and exit code 2. A traceback is for our own mistakes."""
+"""Errors of the user end a command with one sentence and exit code 2. A traceback is a bug."""
 
 import sys
 from collections.abc import Iterator
@@ -24,11 +24,11 @@ _NO_MEMORY = (
 
 
 class DataError(ValueError):
-    """A fault of a data file, in one sentence that names the file and the archive it is in."""
+    """A fault of a data file. The message names the file and the archive it is in."""
 
 
 class DivergedError(Exception):
-    """Training that no longer gets anywhere, in one sentence."""
+    """Training has diverged."""
 
 
 @contextmanager
@@ -68,7 +68,7 @@ def data_errors() -> Iterator[None]:
     """End this process with exit code 2 and one sentence if data cannot be read or written,
     training has diverged, or memory does not suffice.
 
-    Under torchrun the others then end too: unlike `one_sentence_errors` this waits for nobody.
+    Under torchrun the others then end too: unlike `one_sentence_errors` it does not wait.
     """
     try:
         yield

@@ -73,7 +73,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
 
 
 def check_output(path: Path, option: str, suffix: str, owner: bytes | None = None) -> None:
-    """Raise ValueError where a file that is to be written ends in another suffix, or is there
+    """Raise ValueError if a file that is to be written ends in another suffix, or is there
     already.
 
     owner: what the first bytes of a file hold that may be replaced, because its writer wrote it.
@@ -91,7 +91,7 @@ def _start(path: Path) -> bytes:
 
 
 def check_folder(folder: Path) -> None:
-    """Raise ValueError where a folder neither exists nor can be made."""
+    """Raise ValueError if a folder neither exists nor can be made."""
     parent = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     if not parent.is_dir() or not os.access(parent, os.W_OK):
         raise ValueError(f"cannot write into {folder}: {parent} is no folder that can be written")
@@ -101,7 +101,7 @@ def check_folder(folder: Path) -> None:
 def claimed(folder: Path, use: str) -> Iterator[None]:
     """Keep a folder, which is made, to this process until the block ends, however it does.
 
-    use: what is done in it, in a message. Raises ValueError where another process has it.
+    use: what is done in it, in a message. Raises ValueError if another process has it.
     """
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / ".lock"

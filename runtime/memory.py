@@ -19,7 +19,7 @@ def memory() -> int:
 
 
 def check_memory(numbers: int, option: str, bytes_each: int = 4) -> None:
-    """Raise ValueError where an option asks for more numbers than the memory holds."""
+    """Raise ValueError if an option asks for more numbers than the memory holds."""
     needed, there = numbers * bytes_each, memory()
     if needed > there:
         raise ValueError(

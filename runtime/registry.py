@@ -1,4 +1,4 @@
-"""Classes by the names that the command line knows, and one of the user's own as module.Class."""
+"""Classes by the names that the command line knows, and classes of the user as module.Class."""
 
 import difflib
 import importlib
@@ -74,7 +74,7 @@ class Registry(dict[str, Any]):
     def build(self, name: str, options: Mapping[str, Any] | None = None, **fixed: Any) -> Any:
         """An object of the named class. Options are text or values; `fixed` are arguments besides.
 
-        Raises ValueError, in one sentence, for an unknown name, an unknown or missing option, and
+        Raises ValueError for an unknown name, an unknown or missing option, and
         a value that is not accepted.
         """
         cls = self.find(name)

@@ -75,7 +75,7 @@ def asked_to_end() -> bool:
 def deferred_termination() -> Iterator[None]:
     """Let SIGTERM and Ctrl-C wait until the block asks: a step is finished, a checkpoint written.
 
-    Processes that load data do not heed it: a queue tells them too, and they are needed till then.
+    Processes that load data ignore it: a queue signals them too, and they are still needed.
     """
     before = multiprocessing.active_children()
     _deferring.append(True)

@@ -8,7 +8,7 @@ def table(headers: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     """An aligned table that is readable as plain text and valid Markdown.
 
     Floats are shown with four significant digits, None as "-". Columns of numbers are aligned to
-    the right. Raises ValueError when a row has not one value for each header.
+    the right. Raises ValueError if a row does not have one value for each header.
     """
     if any(len(row) != len(headers) for row in rows):
         raise ValueError(f"every row of the table needs {len(headers)} values")

@@ -36,7 +36,7 @@ class Run:
     denoiser: Denoiser
     problem: Problem
     told: Problem
-    """What the denoiser is told: the problem, or of a zero-shot sampler its class labels only."""
+    """What the denoiser gets: the problem, or its class labels alone in a zero-shot sampler."""
     rng: RandnLike
     index: int = 0
     """Number of the present step."""
@@ -75,14 +75,14 @@ class Sampler:
         return Run(denoiser, problem, prepared(denoiser, self.tell(problem)), rng)
 
     def tell(self, problem: Problem) -> Problem:
-        """What the denoiser is told of the problem."""
+        """The part of the problem that the denoiser gets."""
         return problem
 
 
 class CountingDenoiser:
-    """Counts the calls of a denoiser or, told how many images a sampler works on, evaluations.
+    """Counts the calls of a denoiser, or with `images`, the number of images, evaluations.
 
-    calls: as many as there were, whatever the batch; with `images` the NFE of the tables, in which
+    calls: their number, for any batch; with `images` the NFE of the tables, in which
     a call with several particles of each image is as many evaluations, and one of a part of the
     images a share of one. backward_passes: vector-Jacobian products through them.
     """
@@ -114,7 +114,7 @@ def whole(count: float) -> float:
 
 
 def evaluations_of(sampler: Sampler, image_shape: tuple[int, int, int]) -> int:
-    """Evaluations (NFE) that a sampler takes for an image, counted on one that costs nothing.
+    """Evaluations (NFE) that a sampler takes for an image, counted with a trivial denoiser.
 
     If that depends on the image, about as many as it can be.
     """
@@ -216,7 +216,7 @@ def check_operator(sampler: Sampler, operator: LinearOperator) -> None:
 
 
 def check_choice(sampler: object, **choices: tuple[str, ...]) -> None:
-    """Raise ValueError when an option of a sampler is none of its choices."""
+    """Raise ValueError if an option of a sampler is not one of its choices."""
     for name, known in choices.items():
         if (value := getattr(sampler, name)) not in known:
             kind = type(sampler).__name__

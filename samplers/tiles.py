@@ -27,8 +27,8 @@ class Tiling:
     def cover(cls, size: tuple[int, int], side: tuple[int, int], stride: int = 1) -> "Tiling":
         """Tiles of `side` half a tile apart, the last ones flush with the border of the image.
 
-        All begin at multiples of `stride`. Raises ValueError where the image is smaller than a
-        tile, or where the stride divides not all sides.
+        All begin at multiples of `stride`. Raises ValueError if the image is smaller than a
+        tile, or if the stride does not divide all sides.
         """
         if any(n < m for n, m in zip(size, side, strict=True)):
             raise ValueError(

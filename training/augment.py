@@ -1,4 +1,4 @@
-"""Non-leaking augmentation: flips and affine warps that the network is told of in nine numbers.
+"""Non-leaking augmentation: flips and affine warps, which the network gets as nine numbers.
 
 Karras et al., "Elucidating the design space of diffusion-based generative models" (2022), appendix
 F.2. As an image comes with its label, and a label of zeros means that nothing was done to it, the

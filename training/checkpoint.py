@@ -83,7 +83,7 @@ def save_checkpoint(
 ) -> Path:
     """Write `folder/<images>`, then remove the checkpoints that are `outdated`.
 
-    Raises OSError, in a sentence that says what can be gone on from; nothing is left of the new one
+    Raises OSError, whose message names the checkpoint to go on from; the new one is removed
     then.
     """
     final = folder / f"{progress.images:012d}"
@@ -143,7 +143,7 @@ def list_checkpoints(folder: Path) -> list[Path]:
 def find_checkpoint(folder: Path) -> tuple[Path, Progress, list[str]]:
     """The newest sound checkpoint, its counters, and a warning for each that is passed over.
 
-    Raises ValueError where there is none.
+    Raises ValueError if there is none.
     """
     warnings: list[str] = []
     for path in reversed(list_checkpoints(folder)):

@@ -75,7 +75,7 @@ class TrainConfig:
     noise_level: float = option("Standard deviation of the noise on y; images are in [-1, 1].", 0.0)
     noise_range: tuple[float, ...] = option(
         "Smallest and largest noise level instead: every image draws its own, and the network "
-        "is told of it.",
+        "knows it.",
         (),
     )
     clean_share: float = option("With noise_range: the share of the samples without noise.", 0.0)
@@ -259,7 +259,7 @@ class TrainConfig:
             raise ValueError(f"{path}: {error}" if path else str(error)) from None
 
     def check_resumes(self, before: Self) -> None:
-        """Raise ValueError where a run that goes on would no longer be the run it was."""
+        """Raise ValueError if a setting differs that may not change when a run is resumed."""
         now, then = self.fixed(), before.fixed()
         for name in now:
             if now[name] != then[name]:

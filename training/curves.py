@@ -28,7 +28,7 @@ Line = dict[str, Any]
 def draw_curves(folders: Sequence[Path], path: Path) -> Path:
     """Draw the logs of runs into one picture; a run has a line style, a family a colour.
 
-    Raises ValueError where a folder has no log.
+    Raises ValueError if a folder has no log.
     """
     import matplotlib.pyplot as plt  # slow to import
 

@@ -1,4 +1,4 @@
-"""What a run leaves to read: a progress bar, JSON lines, and trackers where they are asked for."""
+"""Progress of a run: a bar, JSON lines, and trackers if they are asked for."""
 
 import json
 import os
@@ -82,7 +82,7 @@ class RunLog:
                 tracker.picture(images, path)
 
     def sync(self) -> None:
-        """Bring the lines to the disk, so that no checkpoint is later than its log."""
+        """Write the lines to the disk, so that the log is never behind a checkpoint."""
         if not self.silent:
             with writing(self.path):
                 os.fsync(self.file.fileno())
@@ -123,7 +123,7 @@ def read_log(folder: Path) -> list[dict[str, Any]]:
 
 
 def _whole_lines(path: Path) -> list[dict[str, Any]]:
-    """The lines of a log that can be read; none where there is no such file."""
+    """The lines of a log that can be read; none if there is no such file."""
     values = []
     for line in path.read_bytes().splitlines() if path.is_file() else ():
         with suppress(ValueError):  # no JSON, or other values than a run writes

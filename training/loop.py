@@ -168,7 +168,7 @@ class _Run:
     # ---- held-out images -------------------------------------------------------------------------
 
     def _look(self, over: bool, resumed: bool = False) -> bool:
-        """Restore held-out images where that is due; whether a signal to end came meanwhile.
+        """Restore held-out images if that is due. Returns whether a signal to end came meanwhile.
 
         A resumed run makes up for what a kill cut short: the checkpoint came just before.
         """
@@ -224,7 +224,7 @@ class _Run:
     # ---- files -----------------------------------------------------------------------------------
 
     def _write(self, over: bool, stop: bool) -> None:
-        """Checkpoint and snapshots where they are due: copied here, written in a thread.
+        """Checkpoint and snapshots if they are due: copied here, written in a thread.
 
         What was learnt is safe before a long measurement begins.
         """

@@ -30,7 +30,7 @@ def data_parallel(module: nn.Module) -> nn.Module:
     """The module with gradients that are means over the processes."""
     if distributed.world_size() < 2 or isinstance(module, FSDPModule):
         return module
-    # Buffers are constants of the architecture: nothing to send round before each step.
+    # Buffers are constants of the architecture, so no process sends them.
     return DistributedDataParallel(module, gradient_as_bucket_view=True, broadcast_buffers=False)
 
 

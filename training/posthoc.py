@@ -26,7 +26,7 @@ def reconstruct(
     """The denoiser averaged with relative width sigma_rel after `images` (default: the newest
     snapshot), and the summary of its training; from the snapshots in `folder/snapshots`.
 
-    Buffers are those of the newest snapshot. Raises ValueError where there are no snapshots or
+    Buffers are those of the newest snapshot. Raises ValueError if there are no snapshots or
     none is that early, or the width is out of range.
     """
     exponent = power_exponent(sigma_rel)

@@ -34,7 +34,7 @@ class Meter:
         self.sums += torch.cat((torch.where(finite, values, 0), finite.double()))
 
     def means(self) -> tuple[float, float]:
-        """Mean loss and gradient norm, NaN where no step was finite; starts anew."""
+        """Mean loss and gradient norm, NaN if no step was finite. Sets the sums to zero."""
         loss, norm, losses, norms = self.sums.tolist()
         self.sums.zero_()
         return loss / losses if losses else math.nan, norm / norms if norms else math.nan

@@ -1,7 +1,7 @@
 """Weights to hand out: `python -m training.publish RUN/weights.safetensors DEST.safetensors`.
 
 Half precision halves the file. Weights below 6e-5 lose digits, which a network does not notice;
-weights beyond half precision's range are refused.
+weights beyond the range of half precision raise ValueError.
 """
 
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The log of a run for TensorBoard and Weights & Biases, where they are asked for and installed."""
+"""The log of a run for TensorBoard and Weights & Biases, if they are asked for and installed."""
 
 import importlib
 import importlib.util
@@ -29,7 +29,7 @@ class Tracker(Protocol):
 
 
 def check_trackers(config: TrainConfig) -> None:
-    """Raise ValueError where a package that the settings ask for is not installed."""
+    """Raise ValueError if a package that the settings ask for is not installed."""
     for package in _PACKAGES:
         if getattr(config, package) and importlib.util.find_spec(package) is None:
             raise ValueError(f"{package} is not installed: pip install {package}")

@@ -112,7 +112,7 @@ class Trainer:
         return total
 
     def _settle(self, images: Tensor, labels: Tensor) -> None:
-        """A backward pass for nothing, always the same, by which DDP arranges the gradients.
+        """A backward pass, always the same, in which DDP orders the gradients; no weight changes.
 
         Else the first step after a resume would add them up in another order than it did before.
         """
@@ -337,7 +337,7 @@ def noise_of(config: TrainConfig) -> Noise:
 
 
 def _recomputed(config: TrainConfig, denoiser: Denoiser) -> frozenset[int]:
-    """The levels of `recompute`. Raises ValueError where the network has no such level."""
+    """The levels of `recompute`. Raises ValueError if the network has no such level."""
     levels = frozenset(int(level) for level in config.recompute)
     deepest = len(denoiser.config.levels) - 1
     for level in levels:

@@ -68,7 +68,7 @@ class Validation:
         self.images, self.estimator = images, estimator
 
     def __call__(self, denoiser: Callable) -> dict[str, float]:
-        """Mean PSNR (dB) for each family, on every process, NaN where an estimate is not finite.
+        """Mean PSNR (dB) for each family, on every process, NaN if an estimate is not finite.
 
         Interrupted where a signal to end comes.
         """
@@ -104,7 +104,7 @@ class HeldoutDistances:
     count: int
 
     def __call__(self, denoiser: Callable) -> dict[str, dict[str, float]]:
-        """{family: {metric: distance}} on every process, NaN where a sample is not finite.
+        """{family: {metric: distance}} on every process, NaN if a sample is not finite.
 
         Interrupted where a signal to end comes.
         """

@@ -108,7 +108,7 @@ def _of_particles(run: Run, x: Tensor, sigma: float, batch: int) -> Tensor:
 def resampled(weights: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
     """Indices of the particles to go on with, and their log weights, `[B, K]` both.
 
-    Every particle goes on where their effective number, 1/Σw², is at least K/2.
+    Every particle goes on if their effective number, 1/Σw², is at least K/2.
     """
     shares, k = weights.softmax(1), weights.shape[1]
     enough = shares.square().sum(1, keepdim=True) <= 2 / k
