@@ -107,13 +107,17 @@ def build(options: GenOptions, device: torch.device) -> Evaluation:
     families = families_of(options.degradations, options.degradation_opt)
     names = chosen("metric", _METRICS if options.metrics is None else options.metrics, METRICS)
     wanted = chosen("baseline", options.baselines, BASELINES)
+    if not (options.nets or wanted):
+        raise ValueError("there is nothing to measure: give a --net or --baselines")
+    if options.samplers and not options.nets:
+        raise ValueError(f"--sampler {options.samplers[0]} needs a --net")
     noise = make_noise(options.noise_level, options.poisson_peak)
     if (options.noise_level or options.poisson_peak) and {"cfid", "cfd"} & set(names):
         raise ValueError(
             "cfid and cfd project onto Hx = y, which is defined without noise only: "
             f"leave them out of --metrics {options.metrics}, or the noise out"
         )
-    samplers = samplers_of(options.samplers or _SAMPLERS, options.sampler_opt)
+    samplers = samplers_of(options.samplers or _SAMPLERS * bool(options.nets), options.sampler_opt)
     precision = resolve_precision(options.precision, device)
     check_once("--net", [str(net) for net in options.nets])
     nets = {net: load_network(net, device, precision, options) for net in options.nets}

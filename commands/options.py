@@ -72,7 +72,8 @@ class GenOptions(DataOptions):
 
     nets: tuple[Path, ...] = option(
         "Trained weights, a .safetensors file. Zero-shot samplers run on the unconditional ones, "
-        "the others on the rest.",
+        "the others on the rest. None leaves the --baselines alone.",
+        (),
         name="--net",
     )
     outdir: Path = option(
@@ -157,9 +158,12 @@ class GenOptions(DataOptions):
             default = {} if field.default is dataclasses.MISSING else field.default
             if field.name in UNUSED and getattr(self, field.name) != default:
                 raise ValueError(f"{flag(field)} goes with a --degradation")
-        for name, values in (("--net", self.nets), ("--sampler", self.samplers)):
-            if len(values) > 1:
-                raise ValueError(f"without a --degradation give one {name}, not {len(values)}")
+        if len(self.nets) != 1:
+            raise ValueError(f"without a --degradation give one --net, not {len(self.nets)}")
+        if len(self.samplers) > 1:
+            raise ValueError(
+                f"without a --degradation give one --sampler, not {len(self.samplers)}"
+            )
 
 
 @dataclass(frozen=True)
@@ -257,3 +261,25 @@ class RestoreOptions(Request):
     )
     baseline_opt: dict[str, str] = option(_BASELINE_OPT, {})
     batch: int = option("Tiles restored at once.", 32, least=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReproduceOptions:
+    """Options of `reproduce.py`."""
+
+    what: str = option("Table, figure, list or all.", name="")
+    scale: str = option(
+        "paper: the paper's data sets and networks; small: emoji and the weights that ship.",
+        "paper",
+        choices=("paper", "small"),
+    )
+    rows: tuple[str, ...] = option(
+        "Only this row of a table, by its number in `list` or the method's name.", (), name="--row"
+    )
+    make: bool = option(
+        "First make networks and references that are missing, by their commands.", False
+    )
+    intervals: bool = option("Show 95 % intervals of means.", False)
+    outdir: Path = option(
+        "Folder for measurements, tables and pictures.", Path("experiments/paper")
+    )

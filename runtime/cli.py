@@ -171,7 +171,7 @@ def _option(field: dataclasses.Field, kind: Any, overriding: bool) -> Callable:
     else:
         settings["type"] = _click_type(kind, about)
         settings["required"] = default is dataclasses.MISSING
-        if isinstance(default, int | float | str | tuple):
+        if isinstance(default, int | float | str | tuple | Path):
             settings["default"] = default
     return click.option(*name.split(), field.name, **settings)
 

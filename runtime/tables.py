@@ -1,5 +1,6 @@
 """Tables as text."""
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -34,3 +35,26 @@ def _cell(value: Any) -> str:
     if value is None:
         return "-"
     return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def latex_table(headers: Sequence[str], rows: Sequence[Sequence[Any]], caption: str) -> str:
+    """The same in LaTeX, for the package booktabs; **text** becomes bold."""
+    lines = [[_latex(_cell(value)) for value in row] for row in [headers, *rows]]
+    head, *body = [" & ".join(line) + r" \\" for line in lines]
+    return "\n".join([
+        r"\begin{table}", rf"\caption{{{_latex(caption)}}}", r"\centering",
+        rf"\begin{{tabular}}{{{'l' * len(headers)}}}", r"\toprule", head, r"\midrule", *body,
+        r"\bottomrule", r"\end{tabular}", r"\end{table}", "",
+    ])  # fmt: skip
+
+
+_SIGNS = {
+    "↑": r"$\uparrow$", "↓": r"$\downarrow$", "±": r"$\pm$", "σ": r"$\sigma$",
+    "×": r"$\times$", "–": "--", "−": "$-$", "²": "$^2$",
+}  # fmt: skip
+
+
+def _latex(text: str) -> str:
+    text = re.sub(r"([&%$#_{}])", r"\\\1", text)
+    text = re.sub(r"\*\*(.+?)\*\*", r"\\textbf{\1}", text)
+    return "".join(_SIGNS.get(sign, sign) for sign in text)

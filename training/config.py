@@ -241,9 +241,12 @@ class TrainConfig:
     def load(cls, path: Path | None, overrides: dict[str, Any]) -> Self:
         """Defaults, then the YAML file, then the overrides, text or values.
 
-        Raises ValueError that names the file and the setting at fault.
+        `base` in the file names another one beside it, whose settings it changes. Raises ValueError
+        that names the file and the setting at fault.
         """
         values = _read_yaml(path) if path else {}
+        if path and (base := values.pop("base", None)):
+            values = _read_yaml(path.parent / str(base)) | values
         if values.pop("mse_train", False):  # of earlier versions
             values["objective"] = "mmse"
         types = _types()

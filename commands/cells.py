@@ -1,0 +1,178 @@
+"""A cell of a table: one method on one family of operators, measured by `gen` and kept."""
+
+import contextlib
+import hashlib
+import io
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from commands.draw import draw
+from commands.gen import evaluate
+from commands.options import GenOptions
+from commands.tables import Block, Figure, Made, Row, Setting, Table, blocks_of, setting_of
+from datautils import get_dataset
+from metrics.features import DISTANCES
+from metrics.measure import METRICS
+from runtime.errors import DataError
+
+
+@dataclass(frozen=True)
+class Cell:
+    """An evaluation, and why it cannot be made yet."""
+
+    name: str
+    options: GenOptions
+    needs: tuple[Made, ...]
+    """Networks and references."""
+    missing: tuple[str, ...] = ()
+    """Commands or sentences that say how to get what is missing."""
+
+    @property
+    def done(self) -> bool:
+        return (self.options.outdir / "metrics.json").exists()
+
+    def run(self) -> None:
+        """Make it; what `gen` prints is left out."""
+        with contextlib.redirect_stdout(io.StringIO()):
+            (evaluate if self.options.degradations else draw)(self.options)
+
+    def values(self) -> dict[str, Any]:
+        """{metric: {"mean": ...}, "evaluations": ...} of the one method and family."""
+        text = (self.options.outdir / "metrics.json").read_text(encoding="utf-8")
+        families = json.loads(text)["metrics"]["values"]
+        return next(iter(next(iter(families.values())).values()))
+
+
+Cells = dict[tuple[int, str], Cell]  # by row and block
+
+
+def measured(setting: Setting, block: Block) -> list[str]:
+    """What `gen` measures for the cells of a block: all that makes sense, for all tables."""
+    noisy = block.noise_level or block.poisson_peak
+    names = [name for name in setting.metrics.values() if name in METRICS]
+    if block.family is None:
+        return [name for name in names if name in ("fid", "fd")]
+    return [name for name in names if not (noisy and name in ("cfid", "cfd"))]
+
+
+def cell_of(key: str, block: Block, row: Row, scale: str, results: Path) -> Cell | None:
+    """The cell of a row in a block; None if the setting has no such network."""
+    place, setting = setting_of(block.setting, scale)
+    if row.network and row.network not in setting.networks:
+        return None
+    defaults = setting.samplers if row.network else setting.baselines
+    picked = defaults.get(row.sampler, {}) | row.options | row.block_options.get(key, {})
+    chosen = {name: _text(value) for name, value in picked.items()}
+    nets = [setting.networks[row.network]] if row.network else []
+    options: dict[str, Any] = {
+        "metrics": ",".join(measured(setting, block)),
+        "degradations": (block.family,) if block.family else (),
+        "noise_level": block.noise_level,
+        "poisson_peak": block.poisson_peak,
+        "pictures": 4,
+    }
+    if row.network:
+        options |= {"samplers": (row.sampler,), "sampler_opt": chosen}
+    else:
+        options |= {"baselines": row.sampler, "baseline_opt": chosen}
+    name = f"{row.method} on {block.family or 'nothing'}, {setting.title}"
+    slug = f"{row.method}-{row.sampler}-{block.family or 'unconditional'}"
+    return _cell(name, slug, place, setting, nets, options, results)
+
+
+def cells_of(table: Table, rows: Sequence[int], scale: str, results: Path) -> Cells:
+    """The cells of these rows, those that the setting has."""
+    pairs = {
+        (i, key): cell_of(key, block, table.rows[i], scale, results)
+        for i in rows
+        for key, block in blocks_of(table, scale).items()
+    }
+    return {place: cell for place, cell in pairs.items() if cell is not None}
+
+
+def figure_cell(figure: Figure, scale: str, results: Path) -> Cell:
+    """The evaluation that draws a figure."""
+    place, setting = setting_of(figure.setting, scale)
+    nets = [setting.networks[name] for name in figure.networks if name in setting.networks]
+    options = {
+        "samplers": tuple(figure.samplers),
+        "sampler_opt": {
+            f"{name}.{key}": _text(value)
+            for name in figure.samplers
+            for key, value in setting.samplers.get(name, {}).items()
+        },
+        "degradations": tuple(figure.families),
+        "metrics": "psnr" if figure.families else "",
+        "images": figure.images,
+        "pictures": figure.images,
+    }
+    return _cell(figure.title, "figure", place, setting, nets, options, results)
+
+
+def _cell(
+    name: str,
+    slug: str,
+    place: str,
+    setting: Setting,
+    nets: list[Made],
+    options: dict[str, Any],
+    results: Path,
+) -> Cell:
+    given: dict[str, Any] = {
+        "nets": tuple(net.path for net in nets), "images": setting.images, "batch": setting.batch,
+        "baselines": "", "cfg": setting.cfg if nets else None,
+    }  # fmt: skip
+    if options["degradations"]:
+        given |= {"data": setting.data, "data_opt": _texts(setting.data_opt)}
+    wanted = [metric for metric in options["metrics"].split(",") if metric in DISTANCES]
+    if wanted and setting.ref:
+        given |= {"ref": setting.ref.path, "any_count": setting.any_count}
+    chosen = given | options
+    needed = [*nets, *([setting.ref] if wanted and setting.ref else [])]
+    missing = [f"{n.file}: {n.made_by}" for n in needed if not n.path.exists()]
+    if not missing and options["degradations"]:
+        missing += _unusable(setting)
+    digest = "" if missing else _digest(chosen, needed)
+    slug = re.sub(r"[^a-z0-9]+", "-", slug.lower()).strip("-")
+    folder = results / "cells" / place / f"{slug}-{digest[:12]}"
+    return Cell(name, GenOptions(outdir=folder, **chosen), tuple(needed), tuple(missing))
+
+
+def _unusable(setting: Setting) -> list[str]:
+    """Why the data set of a setting cannot be read, if so."""
+    return _reason(setting.data, tuple(_texts(setting.data_opt).items()))
+
+
+@cache
+def _reason(data: str, data_opt: tuple[tuple[str, str], ...]) -> list[str]:
+    try:
+        get_dataset(data, "heldout", **dict(data_opt))
+    except (DataError, ValueError) as error:
+        return [str(error)]
+    return []
+
+
+def _digest(options: dict[str, Any], files: list[Made]) -> str:
+    """Of all that the values follow from: options, and the contents of files."""
+    asked = {k: str(v) for k, v in options.items() if k not in ("nets", "ref", "batch")}
+    asked["files"] = str([_contents(file.path) for file in files])
+    return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
+
+
+@cache
+def _contents(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _texts(options: dict[str, Any]) -> dict[str, str]:
+    return {key: _text(value) for key, value in options.items()}
+
+
+def _text(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)

@@ -1,0 +1,105 @@
+"""The columns of a table of the paper: what was measured, beside what was published."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from commands.cells import Cell, Cells
+from commands.tables import Row, Table, blocks_of, setting_of
+from metrics.report import shown
+
+_RISING = ("psnr", "ssim")  # the others are the better, the lower
+_TITLES = {"lpips": "LPIPS", "st_lpips": "ST-LPIPS", "consistency": "consistency"}
+_WIDTH = 1.96  # standard errors to either side of a mean, in a 95 % interval
+
+
+def columns(
+    found: Table, rows: Sequence[int], cells: Cells, scale: str, intervals: bool
+) -> tuple[list[str], list[list[str]]]:
+    """Titles and rows of the table, with the best of every column in bold.
+
+    rows: by their place in the table; those without a cell are left out. intervals: means have
+    half the width of their 95 % interval.
+    """
+    blocks = blocks_of(found, scale)
+    rows = [i for i in rows if any((i, key) in cells for key in blocks)]
+    grouped = any(row.group for row in found.rows)
+    headers = ["kind", "method"] if grouped else ["method"]
+    lines = [[found.rows[i].group, found.rows[i].method][not grouped :] for i in rows]
+    for key, block in blocks.items():
+        called = setting_of(block.setting, scale)[1].metrics
+        for metric in block.metrics:
+            used = called[metric]
+            arrow = "↑" if used in _RISING else "↓"
+            headers.append(f"{block.title} {_TITLES.get(used, used.upper())} {arrow}")
+            column = _column(found, rows, cells, key, metric, used, intervals)
+            for line, text in zip(lines, column, strict=True):
+                line.append(text)
+    headers.append("NFE")
+    for i, line in zip(rows, lines, strict=True):
+        line.append(_evaluations(found.rows[i], [cells.get((i, key)) for key in blocks]))
+    return headers, lines
+
+
+def _column(
+    found: Table,
+    rows: Sequence[int],
+    cells: Cells,
+    key: str,
+    metric: str,
+    used: str,
+    intervals: bool,
+) -> list[str]:
+    """The texts of a metric in a block; used: what it is called in this setting."""
+    values = {
+        i: cells[i, key].values()
+        for i in rows
+        if _has(found.rows[i], metric) and (i, key) in cells and cells[i, key].done
+    }
+    values = {i: cell[used] for i, cell in values.items() if used in cell}
+    best, texts = _best(found, values, used), []
+    for i in rows:
+        text = "-"
+        if i in values:
+            text = _shown(used, values[i], intervals)
+            text = f"**{text}**" if i in best else text
+        elif (i, key) in cells and _has(found.rows[i], metric):
+            text = "missing"
+        published = found.rows[i].paper.get(key, {}).get(metric)
+        texts.append(text if published is None else f"{text} ({published:g})")
+    return texts
+
+
+def _has(row: Row, metric: str) -> bool:
+    return row.metrics is None or metric in row.metrics
+
+
+def _best(found: Table, values: Mapping[int, Mapping[str, Any]], metric: str) -> set[int]:
+    """The rows to print in bold. MMSE estimates are no samples: they have a best of their own."""
+    best: set[int] = set()
+    for estimates in (False, True):
+        part = {
+            i: value["mean"]
+            for i, value in values.items()
+            if (found.rows[i].sampler == "mmse") == estimates and value["mean"] is not None
+        }
+        if part:
+            top = (max if metric in _RISING else min)(part.values())
+            best |= {i for i, value in part.items() if value == top}
+    return best
+
+
+def _shown(metric: str, value: Mapping[str, Any], intervals: bool) -> str:
+    if value["mean"] is None:
+        return "not finite"
+    text = shown(metric, value["mean"])
+    if intervals and value.get("standard_error") is not None:
+        text += f" ± {shown(metric, _WIDTH * value['standard_error'])}"
+    return text
+
+
+def _evaluations(row: Row, cells: Sequence[Cell | None]) -> str:
+    """As counted: one number, or the smallest and the largest."""
+    counts = {cell.values()["evaluations"] for cell in cells if cell and cell.done}
+    ends = sorted({min(counts), max(counts)}) if counts else []
+    text = "–".join(f"{count:g}" for count in ends) or "-"
+    return text if row.nfe is None else f"{text} ({row.nfe})"

@@ -1,0 +1,161 @@
+"""`reproduce.py`: the missing cells of tables are measured, and the tables are written."""
+
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+from commands.cells import Cell, Cells, cells_of, figure_cell
+from commands.options import ReproduceOptions
+from commands.paper import columns
+from commands.tables import ROOT, Figure, Table, blocks_of, load, names, setting_of
+from runtime.errors import data_errors, one_sentence_errors
+from runtime.files import replacing
+from runtime.launcher import launched, place
+from runtime.tables import latex_table, table
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """A table or figure with its cells; those of a figure are one."""
+
+    name: str
+    what: Table | Figure
+    rows: list[int]
+    """The rows that are asked for, by their place in the table."""
+    cells: Cells
+
+
+def reproduce(options: ReproduceOptions) -> None:
+    """Make, measure and write what is asked for, or list what there is."""
+    with data_errors():
+        with one_sentence_errors():
+            wanted = _wanted(options)
+            if options.make:
+                _make(wanted)
+                wanted = _wanted(options)
+        if options.what == "list":
+            _list(wanted)
+            return
+        # All processes agree on the cells before the first is made.
+        cells = {cell.options.outdir: cell for w in wanted for cell in w.cells.values()}
+        todo = [cell for cell in cells.values() if not cell.missing and not cell.done]
+        first = place().rank == 0
+        for i, cell in enumerate(todo, 1):
+            if first:
+                print(f"{cell.name} ({i} of {len(todo)})", file=sys.stderr, flush=True)
+            cell.run()
+        for one in wanted if first else []:
+            (_table if isinstance(one.what, Table) else _figure)(one, options)
+
+
+def _wanted(options: ReproduceOptions) -> list[Wanted]:
+    """What is asked for. Raises ValueError."""
+    every = options.what in ("list", "all")
+    found = {name: load(name) for name in (names() if every else [options.what])}
+    if options.rows and (every or options.what.startswith("figure")):
+        raise ValueError("--row picks rows of one table: name the table")
+    return [_of(name, what, options) for name, what in found.items()]
+
+
+def _of(name: str, what: Table | Figure, options: ReproduceOptions) -> Wanted:
+    if isinstance(what, Figure):
+        cell = figure_cell(what, options.scale, options.outdir)
+        return Wanted(name, what, [], {(0, ""): cell})
+    rows = _chosen(what, options.rows)
+    return Wanted(name, what, rows, cells_of(what, rows, options.scale, options.outdir))
+
+
+def _chosen(what: Table, rows: Sequence[str]) -> list[int]:
+    """Rows by number, from 1 on, or by the name of the method. Raises ValueError."""
+    known = [row.method for row in what.rows]
+    for row in rows:
+        if row not in known and row not in map(str, range(1, len(known) + 1)):
+            methods = ", ".join(dict.fromkeys(known))
+            raise ValueError(f"--row {row} must be a number from 1 to {len(known)}, or {methods}")
+    return [i for i, name in enumerate(known) if not rows or name in rows or str(i + 1) in rows]
+
+
+def _make(wanted: Sequence[Wanted]) -> None:
+    """Run the commands of the files that are missing. Raises ValueError if one fails."""
+    if launched():
+        raise ValueError("--make runs commands of its own: leave out torchrun for it")
+    needs = [made for w in wanted for cell in w.cells.values() for made in cell.needs]
+    for made in dict.fromkeys(needs):
+        if made.path.exists():
+            continue
+        words = shlex.split(made.made_by)
+        if not words:
+            raise ValueError(f"{made.file} comes with the project, and is not there")
+        print(made.made_by, file=sys.stderr, flush=True)
+        words[0] = sys.executable if words[0] == "python" else words[0]
+        if subprocess.run(words, cwd=ROOT).returncode or not made.path.exists():
+            raise ValueError(f"{made.file} was not made by: {made.made_by}")
+
+
+def _table(wanted: Wanted, options: ReproduceOptions) -> None:
+    found = wanted.what
+    assert isinstance(found, Table)
+    headers, rows = columns(found, wanted.rows, wanted.cells, options.scale, options.intervals)
+    number = wanted.name.removeprefix("table")
+    caption = f"Table {number}. {found.title}"
+    if options.scale != "paper":
+        caption += f", here on {_settings(found, options.scale)}"
+    caption = f"{caption}. In brackets: as published. {found.note}".strip()
+    lines = [caption, "", table(headers, rows), "", *_missing(wanted.cells.values())]
+    text = "\n".join(lines).rstrip() + "\n"
+    print(text)
+    stem = options.outdir / f"{wanted.name}-{options.scale}"
+    for suffix, content in ((".md", text), (".tex", latex_table(headers, rows, caption))):
+        with replacing(stem.with_suffix(suffix)) as temporary:
+            temporary.write_text(content, encoding="utf-8")
+    print(f"written: {stem}.md and {stem}.tex\n")
+
+
+def _settings(found: Table, scale: str) -> str:
+    blocks = blocks_of(found, scale).values()
+    return ", ".join(dict.fromkeys(setting_of(b.setting, scale)[1].title for b in blocks))
+
+
+def _figure(wanted: Wanted, options: ReproduceOptions) -> None:
+    assert isinstance(wanted.what, Figure)
+    (cell,) = wanted.cells.values()
+    print(f"{wanted.name}: {wanted.what.title}")
+    for line in _missing([cell]):
+        print(line)
+    if cell.done:
+        picture = options.outdir / f"{wanted.name}-{options.scale}.png"
+        shutil.copyfile(cell.options.outdir / wanted.what.picture, picture)
+        print(f"written: {picture}\n")
+
+
+def _list(wanted: Sequence[Wanted]) -> None:
+    """Rows, what exists of them, and what is missing."""
+    for one in wanted:
+        print(f"{one.name}: {one.what.title}")
+        for i in one.rows or [0]:
+            own = [cell for (number, _), cell in one.cells.items() if number == i]
+            label = "picture"
+            if isinstance(one.what, Table):
+                row = one.what.rows[i]
+                label = f"{i + 1:2} {row.method}" + (f" ({row.group})" if row.group else "")
+            print(f"  {label}: {_state(own)}")
+        for line in _missing(one.cells.values()):
+            print(f"  {line}")
+        print()
+
+
+def _state(cells: Sequence[Cell]) -> str:
+    if not cells:
+        return "not in this setting"
+    done, blocked = sum(cell.done for cell in cells), sum(bool(cell.missing) for cell in cells)
+    text = f"{done} of {len(cells)} measured"
+    return text + (f", {blocked} cannot be yet" if blocked else "")
+
+
+def _missing(cells: Iterable[Cell]) -> Iterator[str]:
+    """A line for each thing that is missing, with the command that makes it."""
+    for line in dict.fromkeys(reason for cell in cells for reason in cell.missing):
+        yield f"missing: {line}"

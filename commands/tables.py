@@ -1,0 +1,151 @@
+"""The tables and figures of the paper as files: configs/tables/*.yaml, and what they stand on."""
+
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any, TypeVar
+
+from runtime.records import parse_yaml, record
+
+ROOT = Path(__file__).resolve().parents[1]
+FOLDER = ROOT / "configs" / "tables"
+SCALES = ("paper", "small")
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Made:
+    """A file, and the command that makes it (none for files of the project)."""
+
+    file: str
+    made_by: str = ""
+
+    @property
+    def path(self) -> Path:
+        """Where the file is; relative paths are the project's."""
+        return ROOT / self.file
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A data set, its networks, and how they are measured (configs/tables/settings)."""
+
+    title: str
+    data: str
+    images: int
+    metrics: dict[str, str]
+    """What is measured: a metric of the paper, and the one of `gen` that stands for it."""
+    networks: dict[str, Made]
+    small: str = ""
+    """The setting that stands in for this one at the small scale."""
+    data_opt: dict[str, Any] = field(default_factory=dict)
+    batch: int = 32
+    ref: Made | None = None
+    any_count: bool = False
+    samplers: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """Options of samplers, by name, before those of a row."""
+    baselines: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """Options of baselines, likewise."""
+    cfg: float | None = None
+
+
+@dataclass(frozen=True)
+class Block:
+    """Columns that stand together: one family of operators on one data set."""
+
+    title: str
+    setting: str
+    metrics: list[str]
+    family: str | None = None
+    """None draws images from the network alone."""
+    noise_level: float = 0.0
+    poisson_peak: float | None = None
+
+
+@dataclass(frozen=True)
+class Row:
+    """One method."""
+
+    method: str
+    network: str = ""
+    """By its name in the setting; empty for a method without one."""
+    sampler: str = "heun"
+    """A baseline, if there is no network."""
+    group: str = ""
+    options: dict[str, Any] = field(default_factory=dict)
+    """Of the sampler."""
+    block_options: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """More of them, by block."""
+    metrics: list[str] | None = None
+    """Only these."""
+    nfe: int | None = None
+    """As published."""
+    paper: dict[str, dict[str, float]] = field(default_factory=dict)
+    """Published figures, by block and metric."""
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table of the paper."""
+
+    title: str
+    blocks: dict[str, Block]
+    rows: list[Row]
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A figure of the paper: one evaluation with pictures."""
+
+    title: str
+    setting: str
+    networks: list[str]
+    samplers: list[str]
+    images: int
+    families: list[str] = field(default_factory=list)
+    picture: str = "grid.png"
+
+
+def names() -> list[str]:
+    """All tables and figures, in the order of the paper."""
+    found = [path.stem for path in FOLDER.glob("*.yaml")]
+    return sorted(found, key=lambda name: (name.rstrip("0123456789") != "table", len(name), name))
+
+
+def load(name: str) -> Table | Figure:
+    """A table or figure by name. Raises ValueError if it is not there or not sound."""
+    if name not in names():
+        raise ValueError(f"there is no '{name}': known are {', '.join(names())}, list and all")
+    path = FOLDER / f"{name}.yaml"
+    return _read(Figure, path) if name.startswith("figure") else _read(Table, path)
+
+
+@cache
+def setting_of(name: str, scale: str) -> tuple[str, Setting]:
+    """A setting at a scale, and its own name."""
+    found = _read(Setting, FOLDER / "settings" / f"{name}.yaml")
+    if scale == "small" and found.small:
+        return setting_of(found.small, "paper")
+    return name, found
+
+
+def blocks_of(table: Table, scale: str) -> dict[str, Block]:
+    """The blocks of a table. At the small scale one setting stands for several: of blocks that
+    became the same, the first is left."""
+    found: dict[tuple, str] = {}
+    for key, block in table.blocks.items():
+        what = (setting_of(block.setting, scale)[0], block.family, *block.metrics)
+        found.setdefault((*what, block.noise_level, block.poisson_peak), key)
+    return {key: table.blocks[key] for key in found.values()}
+
+
+def _read(cls: type[T], path: Path) -> T:
+    try:
+        values = parse_yaml(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read: {error.strerror}") from None
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+    return record(cls, values, str(path))

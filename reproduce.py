@@ -1,0 +1,28 @@
+"""The paper's tables and figures: `python reproduce.py table1`, or under `torchrun`."""
+
+import click
+
+from commands.options import ReproduceOptions
+from runtime.cli import SETTINGS, Command, takes
+
+
+@click.command(cls=Command, context_settings=SETTINGS)
+@click.argument("what")
+@takes(ReproduceOptions)
+def main(options: ReproduceOptions) -> None:
+    """Measure what is missing of a table or figure, and write it beside the published figures.
+
+    WHAT is a name such as table1 or figure3; all: every one; list: what there is and what is
+    missing. Every method on every family is measured once and kept, so several jobs can make the
+    rows of a table in one folder, and what was made stays made.
+    """
+    from networks.cpu import tune
+
+    tune()
+    from commands.reproduce import reproduce  # importing torch takes seconds: not for --help
+
+    reproduce(options)
+
+
+if __name__ == "__main__":
+    main()
