@@ -18,14 +18,16 @@ def frechet_distance(
     `square_root(cov2)`, if it is known already. Raises ValueError for other shapes and for
     values that are not finite.
 
-    tr(Σ₁Σ₂)^{1/2} is the nuclear norm of Σ₁^{1/2}Σ₂^{1/2}: no root of a matrix that is not
-    symmetric, hence no complex numbers and no trouble where Σ₁Σ₂ is singular. The decompositions
-    run on the CPU, so that the value does not depend on where the statistics were gathered.
+    tr(Σ₁Σ₂)^{1/2} is the nuclear norm of FᵀΣ₂^{1/2} for any F with FFᵀ = Σ₁: no root of a matrix
+    that is not symmetric, hence no complex numbers and no trouble where Σ₁Σ₂ is singular. F has
+    as many columns as the rank of Σ₁, few for few images. The decompositions run on the CPU, so
+    that the value does not depend on where the statistics were gathered.
     """
     _check(mean1, cov1, mean2, cov2)
     mean1, cov1, mean2, cov2 = (t.detach().cpu().double() for t in (mean1, cov1, mean2, cov2))
     root2 = square_root(cov2) if root2 is None else root2
-    fidelity = torch.linalg.svdvals(square_root(cov1) @ root2).sum()
+    factor, _ = _factor(cov1)
+    fidelity = torch.linalg.svdvals(factor.mT @ root2).sum()
     spread = cov1.trace() + cov2.trace() - 2 * fidelity
     # Both terms are never negative; rounding can make the second one so.
     return ((mean1 - mean2).square().sum() + spread.clamp(min=0)).item()
@@ -34,9 +36,18 @@ def frechet_distance(
 def square_root(covariance: Tensor) -> Tensor:
     """The symmetric positive semi-definite square root, `[d, d]`, float64 on the CPU.
 
+    Raises ValueError for a matrix that is not symmetric, or has negative eigenvalues, beyond what
+    float32 rounds away.
+    """
+    factor, vectors = _factor(covariance)
+    return factor @ vectors.mT
+
+
+def _factor(covariance: Tensor) -> tuple[Tensor, Tensor]:
+    """F = VΛ^{1/2} with FFᵀ = covariance, and the eigenvectors V, `[d, rank]`. Raises ValueError.
+
     Eigenvalues below the rounding error of the largest are taken for 0: a singular covariance has
-    them, of either sign, and their roots would be 10⁸ times as large. Raises ValueError for a
-    matrix that is not symmetric, or has negative eigenvalues, beyond what float32 rounds away.
+    them, of either sign, and their roots would be 10⁸ times as large.
     """
     covariance = covariance.detach().cpu().double()
     if (covariance - covariance.mT).abs().max() > _SLACK * covariance.abs().max():
@@ -45,8 +56,8 @@ def square_root(covariance: Tensor) -> Tensor:
     if values[0] < -_SLACK * values.abs().max():
         raise ValueError(f"has a negative eigenvalue, {values[0]:.3g}")
     rounding = len(values) * torch.finfo(values.dtype).eps * values.abs().max()
-    roots = torch.where(values > rounding, values, 0.0).sqrt()
-    return (vectors * roots) @ vectors.mT
+    kept = values > rounding
+    return vectors[:, kept] * values[kept].sqrt(), vectors[:, kept]
 
 
 def _check(mean1: Tensor, cov1: Tensor, mean2: Tensor, cov2: Tensor) -> None:
