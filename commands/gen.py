@@ -26,6 +26,7 @@ from commands.methods import (
     distances_of,
     driven,
     load_network,
+    other_noise,
     samplers_of,
 )
 from commands.options import GenOptions
@@ -127,6 +128,9 @@ def build(options: GenOptions, device: torch.device) -> Evaluation:
     for net, denoiser in nets.items():
         _check_fits(options, net, denoiser, dataset)
         _warn_of_classes(options, net, denoiser, dataset)
+        if not options.poisson_peak and distributed.rank() == 0:
+            for note in other_noise(net, denoiser, options.noise_level):
+                print(f"warning: {note}", file=sys.stderr)
     check_size(names, dataset.image_shape)
     for family in families.values():
         family.check(dataset.image_shape)

@@ -16,7 +16,15 @@ from metrics import baselines
 from metrics.dataset import check_values, load_images
 from metrics.distances import Distances
 from metrics.evaluate import Restore
-from networks import ASeqDIP, Denoiser, Model, fit_gaussian, load_weights, posterior_mean
+from networks import (
+    ASeqDIP,
+    Denoiser,
+    Model,
+    fit_gaussian,
+    load_weights,
+    posterior_mean,
+    read_summary,
+)
 from networks.precision import DTYPES
 from networks.presets import conditioning_of
 from runtime.options import arguments
@@ -131,6 +139,22 @@ def check_conditioning(
                 f"{net} is an unconditional denoiser: --sampler {name} would ignore {ignored}, a "
                 "zero-shot one such as ddrm would not"
             )
+
+
+def other_noise(net: Path, denoiser: Model, level: float) -> list[str]:
+    """What to know of a network that was trained for other noise on y than of this level."""
+    summary, kind = read_summary(net), conditioning_of(denoiser.config)
+    if summary.get("poisson_peak") or "noise_level" not in summary or kind == "unconditional":
+        return []
+    trained = summary["noise_level"]
+    if levels := summary.get("noise_range"):
+        trained = min(max(level, levels[0]), levels[1])  # the nearest
+    if abs(level - trained) <= 0.1 * trained:
+        return []
+    return [
+        f"{net} was trained with noise of {trained:g}, y has {level:.2g}: expect less than with a "
+        "network that was trained for it"
+    ]
 
 
 def driven(nets: Mapping[Path, Model], samplers: Mapping[str, Sampler]) -> list[tuple[Path, str]]:

@@ -23,6 +23,7 @@ from commands.methods import (
     cost_of,
     load_frozen,
     objective_of,
+    other_noise,
 )
 from commands.options import RestoreOptions
 from commands.photo import Task, pose
@@ -33,7 +34,6 @@ from metrics.pixel import consistency, psnr, to_uint8
 from networks import Model
 from networks.precision import DTYPES, resolve_precision
 from networks.presets import conditioning_of
-from networks.weights import read_summary
 from runtime import signals
 from runtime.errors import one_sentence_errors
 from runtime.memory import check_memory
@@ -181,23 +181,7 @@ def _notes(options: RestoreOptions, net: Path, denoiser: Model, task: Task) -> l
         notes.append("mmse.png is the mean of the samples: the network knows images alone")
     if options.samples < 2 and not options.components:
         notes.append("std.png is left out: it takes two --samples or more")
-    return notes + _other_noise(net, denoiser, task)
-
-
-def _other_noise(net: Path, denoiser: Model, task: Task) -> list[str]:
-    """What to know of a network that was trained for one level of noise, and not for this."""
-    summary, found = read_summary(net), task.problem.noise_level
-    if summary.get("poisson_peak") or "noise_level" not in summary or _unconditional(denoiser):
-        return []
-    trained = summary["noise_level"]
-    if levels := summary.get("noise_range"):
-        trained = min(max(found.mean().item(), levels[0]), levels[1])  # the nearest
-    if abs(found.mean().item() - trained) <= 0.1 * trained:
-        return []
-    return [
-        f"{net} was trained with noise of {trained:g}, this photo has {found.mean():.2g}: "
-        "expect less than with a network that was trained for it"
-    ]
+    return notes + other_noise(net, denoiser, task.problem.noise_level.mean().item())
 
 
 # ---- restoring

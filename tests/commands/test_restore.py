@@ -143,9 +143,7 @@ def test_a_network_that_was_trained_for_other_noise(nets: dict[str, Path]) -> No
     arguments = ("--mask=mask.png",)
     record = run(Path("trained.safetensors"), *arguments, "--noise-level=0.5")
     (note,) = record["settings"]["notes"][-1:]
-    assert note.startswith(
-        "trained.safetensors was trained with noise of 0.05, this photo has 0.5:"
-    )
+    assert note.startswith("trained.safetensors was trained with noise of 0.05, y has 0.5:")
     shutil.rmtree("out")
     record = run(Path("trained.safetensors"), *arguments, "--noise-level=0.05")
     assert not any("trained" in note for note in record["settings"]["notes"])

@@ -54,6 +54,34 @@ def test_two_networks_of_a_kind_have_two_names() -> None:
     assert [m for m in found if m != "H†y"] == ["Palette MMSE", "Palette MMSE of again.safetensors"]
 
 
+def test_noise_that_a_network_was_not_trained_for_is_said() -> None:
+    trained = {"noise_level": 0.0, "noise_range": [0.0, 0.1]}
+    for kind in ("invfusion", "unconditional"):
+        save_weights(f"{kind}.safetensors", Denoiser(make_config("tiny", kind)), trained)
+    result = Runner().invoke(
+        main,
+        [*GEN, "--noise-level=0.3", "--sampler=mmse", "--sampler=ddrm", "--sampler-opt",
+         "ddrm.num_steps=2", "--net=invfusion.safetensors", "--net=unconditional.safetensors"],
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    (line,) = [line for line in result.stderr.splitlines() if "was trained with noise" in line]
+    assert line.startswith(
+        "warning: invfusion.safetensors was trained with noise of 0.1, y has 0.3: expect less"
+    )
+
+
+def test_nothing_to_measure_is_told() -> None:
+    for options, words in (
+        (["--baselines="], "give a --net or --baselines"),
+        (["--sampler=mmse"], "--sampler mmse needs a --net"),
+    ):
+        result = Runner().invoke(main, [*GEN, *options])
+        assert result.exit_code == 2 and words in result.output and not Path("out").exists()
+    result = Runner().invoke(main, [*GEN, "--baselines=fill"])
+    found = json.loads(Path("out/metrics.json").read_text())["metrics"]["values"]["Box"]
+    assert result.exit_code == 0 and list(found) == ["constant fill"]
+
+
 @pytest.mark.parametrize(
     ("nets", "samplers", "sentence"),
     [
