@@ -166,7 +166,9 @@ def _blurred(
 
 
 def _cropped(photo: Tensor, stride: int) -> Tensor:
-    """The photo without the rows and columns beyond a multiple of the stride."""
+    """The photo without the rows and columns beyond a multiple of the stride. ValueError."""
+    if min(photo.shape[1:]) < stride:
+        raise ValueError(f"stride {stride} is larger than a photo of {_sides(photo.shape)} pixels")
     return photo[:, : photo.shape[1] // stride * stride, : photo.shape[2] // stride * stride]
 
 
@@ -262,10 +264,6 @@ def _mask(request: Request, photo: Tensor) -> Tensor:
             f"{request.mask} has {_sides(mask.shape)} pixels (height × width), but "
             f"{request.image} has {_sides(photo.shape)}"
         )
-    if not mask.any():
-        raise ValueError(f"{request.mask} is black everywhere: white pixels are the visible ones")
-    if mask.all():
-        raise ValueError(f"{request.mask} hides nothing: pixels that are missing must be black")
     return mask
 
 
@@ -273,10 +271,10 @@ def _unit(path: Path, kernel: Tensor) -> tuple[Tensor, list[str]]:
     """A camera's kernel scaled to the sum 1, and what to say of that.
 
     Black is -1, so a kernel of another sum would also shift the light. Raises ValueError for a
-    kernel whose sum is not positive.
+    kernel whose sum is not positive, or 0 but for rounding.
     """
     total = kernel.sum().item()
-    if total <= 0:
+    if total <= 1e-6 * kernel.abs().sum():
         raise ValueError(f"{path} sums to {total:g}: the kernel of a camera has a positive sum")
     if abs(total - 1) < 1e-3:
         return kernel, []

@@ -279,6 +279,9 @@ def _metrics(restoration: Restoration, restored: Restored, cost: Cost) -> dict[s
         )
     failed = ~(columns["consistency"] <= _limit(task))  # or not a number
     failed[-1] = False  # H†y
+    if _unconditional(restoration.denoiser):  # its "mmse" is their mean
+        count = len(restored.samples)
+        failed[count : count + len(restored.mmse)] |= failed[:count].any()
     for column, values in columns.items():
         for name, value, bad in zip(names, values.tolist(), failed.tolist(), strict=False):
             pictures[name][column] = math.nan if bad and column == "psnr" else value

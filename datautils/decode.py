@@ -93,11 +93,16 @@ def read_mask(path: str | os.PathLike[str]) -> Tensor:
     """The mask that a grey picture shows, bool `[1, h, w]`: True (visible) above half of white.
 
     Colours count by their luma. An alpha channel over one colour is the mask itself. Raises
-    DataError for an alpha channel beside a picture, and for a picture of bytes 0 and 1.
+    DataError for an alpha channel beside a picture, and for a mask that hides everything (one of
+    bytes 0 and 1, say) or nothing.
     """
     grey = _grey(path)
-    if grey.max() == 1:
-        raise DataError(f"the largest value of {path} is 1 of 255: scale it, visible is white")
+    if grey.max() <= 127:
+        raise DataError(
+            f"{path} hides everything, its largest value is {grey.max()} of 255: visible is white"
+        )
+    if grey.min() > 127:
+        raise DataError(f"{path} hides nothing: pixels that are missing must be black")
     return torch.from_numpy(grey > 127)[None]
 
 
@@ -185,7 +190,9 @@ def _to_rgb(image: Image.Image, name: str) -> Image.Image:
     if image.mode.startswith("I"):
         values, clear = _sixteen_bits(image, name), image.info.get("transparency")
         grey = np.where(values == clear, 255, values >> 8) if clear is not None else values >> 8
+        profile = image.info.get("icc_profile")
         image = Image.fromarray(grey.astype(np.uint8))
+        image.info["icc_profile"] = profile
     if image.mode == "F":
         raise DataError(f"{name} has floating-point pixels, whose range is unknown")
     try:
@@ -201,21 +208,20 @@ def _to_rgb(image: Image.Image, name: str) -> Image.Image:
 def _in_srgb(image: Image.Image) -> Image.Image:
     """The picture in the colours of sRGB; as it is if it has no profile, or one that is broken."""
     profile = image.info.get("icc_profile")
-    if profile and image.mode == "RGB" and image.has_transparency_data:
-        image = image.convert("RGBA")
-    if not profile or b"sRGB" in profile or image.mode not in ("RGB", "RGBA", "CMYK"):
+    if not profile or b"sRGB" in profile:
         return image
+    bare = {"RGBA": "RGB", "P": "RGB", "PA": "RGB", "LA": "L"}.get(image.mode, image.mode)
     try:
         source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
-        colours = image.convert("RGB") if image.mode == "RGBA" else image
+        colours = image.convert(bare)
         found = ImageCms.profileToProfile(
             colours, source, ImageCms.createProfile("sRGB"), outputMode="RGB"
         )
     except (ImageCms.PyCMSError, OSError):
         return image
     assert found is not None  # it is not changed in place
-    if image.mode == "RGBA":
-        found.putalpha(image.getchannel("A"))
+    if image.has_transparency_data:
+        found.putalpha(image.convert("RGBA").getchannel("A"))
     return found
 
 

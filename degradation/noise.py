@@ -95,6 +95,7 @@ class DrawnNoise:
                 f"the noise range must be two numbers 0 ≤ lowest < highest, not {self.lowest} and "
                 f"{self.highest}"
             )
+        _check_range(self.highest)
         if not 0 <= self.clean_share <= 1:
             raise ValueError(f"the clean share must be between 0 and 1, not {self.clean_share}")
 
@@ -233,11 +234,7 @@ def _random_images(shape: tuple[int, int, int], device: torch.device) -> Tensor:
 def make_noise(noise_level: float = 0.0, poisson_peak: float | None = None) -> Noise:
     """The noise that options ask for. ValueError for values out of range, or both kinds."""
     if poisson_peak is None:
-        if 2 < noise_level < math.inf:
-            raise ValueError(
-                f"noise level {noise_level:g} is above the range of images in [-1, 1]: if it is in "
-                f"units of 0 to 255, give {noise_level / 127.5:.4g}"
-            )
+        _check_range(noise_level)
         return GaussianNoise(noise_level)
     if noise_level:
         raise ValueError(
@@ -245,6 +242,14 @@ def make_noise(noise_level: float = 0.0, poisson_peak: float | None = None) -> N
             "give one of them"
         )
     return PoissonNoise(poisson_peak)
+
+
+def _check_range(level: float) -> None:
+    if 2 < level < math.inf:
+        raise ValueError(
+            f"noise level {level:g} is above the range of images in [-1, 1]: if it is in units of "
+            f"0 to 255, give {level / 127.5:.4g}"
+        )
 
 
 def check_noise(noise: Noise, family: Family, image_shape: tuple[int, int, int]) -> None:

@@ -27,6 +27,8 @@ class DEIS(OnGrid):
         check_range(self, order=(1, 4))
 
     def step(self, run: Run, x: Tensor, sigma: float, following: float) -> Tensor:
+        if following == sigma:  # all levels are one
+            return x
         latest = sigma, (x - run.estimate(x, sigma)) / sigma
         run.memory = [latest, *(run.memory or [])[: self.order - 1]]
         levels, slopes = zip(*run.memory, strict=True)

@@ -30,6 +30,8 @@ class DPM(OnGrid):
         estimate = run.estimate(x, sigma)
         if not following:
             return estimate
+        if following == sigma:  # all levels are one
+            return x
         h = math.log(sigma / following)
         forward = estimate
         if run.memory is not None:

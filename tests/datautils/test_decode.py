@@ -316,10 +316,15 @@ def test_a_mask_or_kernel_in_the_alpha_channel(tmp_path):
     assert (read_mask(path)[0].numpy() == (values > 127)).all()
 
 
-def test_a_mask_of_zeros_and_ones_is_refused(tmp_path):
-    Image.fromarray(np.eye(4, dtype=np.uint8)).save(tmp_path / "ones.png")
-    with pytest.raises(DataError, match=r"the largest value of .*ones\.png is 1 of 255"):
-        read_mask(tmp_path / "ones.png")
+def test_a_mask_that_hides_everything_or_nothing_is_refused(tmp_path):
+    path = tmp_path / "mask.png"
+    for values, reason in (
+        (np.eye(4, dtype=np.uint8), r"everything, its largest value is 1 of 255"),
+        (np.full((4, 4), 255, np.uint8), "nothing"),
+    ):
+        Image.fromarray(values).save(path)
+        with pytest.raises(DataError, match=rf"mask\.png hides {reason}"):
+            read_mask(path)
 
 
 # ---- colour profiles -----------------------------------------------------------------------------
@@ -356,10 +361,11 @@ def icc_profile(primaries: list[tuple[float, float, float]], gamma: float) -> by
 def test_colours_of_a_profile_become_srgb():
     adobe = [(0.60974, 0.31111, 0.01947), (0.20528, 0.62567, 0.06087), (0.14919, 0.06322, 0.74457)]
     pixels = np.full((2, 3, 3), (200, 60, 60), np.uint8)
-    stream = io.BytesIO()
-    Image.fromarray(pixels).save(stream, "PNG", icc_profile=icc_profile(adobe, 563 / 256))
-    found = np.asarray(decode_image(stream.getvalue(), "adobe.png"))
-    assert np.abs(found.astype(int) - (231, 57, 57)).max() <= 2, found[0, 0]
+    for picture in (Image.fromarray(pixels), Image.fromarray(pixels).quantize(2)):
+        stream = io.BytesIO()
+        picture.save(stream, "PNG", icc_profile=icc_profile(adobe, 563 / 256))
+        found = np.asarray(decode_image(stream.getvalue(), "adobe.png"))
+        assert np.abs(found.astype(int) - (231, 57, 57)).max() <= 2, found[0, 0]
     stream = io.BytesIO()
     Image.fromarray(pixels).save(stream, "PNG", icc_profile=b"no profile at all")
     assert (np.asarray(decode_image(stream.getvalue(), "broken.png")) == pixels).all()

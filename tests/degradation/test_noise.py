@@ -19,6 +19,7 @@ from degradation import (
     DenseMatrix,
     Draws,
     FromPhysics,
+    DrawnNoise,
     GaussianNoise,
     LinearOperator,
     Mask,
@@ -290,6 +291,8 @@ def test_one_kind_of_noise() -> None:
     assert make_noise(0.1) == GaussianNoise(0.1)
     with pytest.raises(ValueError, match=r"12\.75 is above the range .* 255, give 0\.1"):
         make_noise(12.75)
+    with pytest.raises(ValueError, match=r"12\.75 is above the range"):
+        DrawnNoise(0.1, 12.75)
     for build in (
         lambda: make_noise(0.1, 10.0),
         lambda: TrainConfig(noise_level=0.1, poisson_peak=10.0),

@@ -96,6 +96,13 @@ def test_deis_of_first_order_is_euler(prior):
     torch.testing.assert_close(ours, Euler(num_steps=9)(prior, noise, plain(2), NoNoise()))
 
 
+@pytest.mark.parametrize("sampler", [Euler, Heun, DPM, DEIS])
+def test_levels_that_are_one_give_its_estimate(prior, sampler):
+    noise = gaussian(2, *SHAPE)
+    out = sampler(num_steps=3, sigma_min=1.0, sigma_max=1.0)(prior, noise, plain(2), NoNoise())
+    torch.testing.assert_close(out, prior(noise, 1.0, plain(2)))
+
+
 def test_deis_integrates_polynomials_exactly():
     nodes, end = [2.0, 3.5, 3.9, 7.0], 0.5
     for power in range(4):
