@@ -2,22 +2,22 @@
 
 InvFusion, Palette and zero-shot samplers on the unconditional network restore the same images. The
 table has each metric for each family; the JSON also has 95 % intervals of the difference between
-InvFusion and every other row, by a bootstrap over the images, paired.
+InvFusion and every other row, paired by image.
 """
 
-import csv
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import click
-import numpy as np
 
 from benchmarks.report import CONTEXT, ROOT, name_option, report
 from commands.gen import evaluate
 from commands.options import GenOptions, RefOptions
 from commands.ref import write_reference
+from metrics.means import paired_difference
+from metrics.records import read_rows
 from runtime.options import parse_count
 from runtime.tables import table
 
@@ -31,7 +31,6 @@ PAIRED = ("psnr", "ssim", "consistency")
 SHOWN = ("psnr", "ssim", "cfd", "fd", "consistency", "evaluations")
 OURS = {"MMSE": "InvFusion MMSE", "sample": "InvFusion sample (dpm)"}
 DETECTOR = "efficientnet-lite0"
-RESAMPLES = 2000
 
 
 def measured(count: int, data_opt: dict[str, str], folder: Path) -> tuple[dict, dict]:
@@ -54,36 +53,27 @@ def measured(count: int, data_opt: dict[str, str], folder: Path) -> tuple[dict, 
         **data,
     )
     found = evaluate(options)
-    with (options.outdir / "per_image.csv").open(newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
     by_image: dict[tuple[str, str, str], list[float]] = {}
-    for row in rows:
+    for row in read_rows(options.outdir / "per_image.csv", PAIRED):
         for metric in PAIRED:
             key = row["degradation"], row["method"], metric
-            by_image.setdefault(key, []).append(float(row[metric] or "nan"))
+            by_image.setdefault(key, []).append(row[metric])
     return found, by_image
 
 
 def intervals(by_image: Mapping[tuple[str, str, str], list[float]]) -> list[dict[str, Any]]:
     """InvFusion less each other row: the mean difference and its 95 % interval."""
-    draws = np.random.default_rng(0)
     rows = []
     for (family, method, metric), values in by_image.items():
         if method in OURS.values():
             continue
         ours = OURS["MMSE" if method.endswith("MMSE") else "sample"]
-        difference = np.array(by_image[family, ours, metric]) - np.array(values)
-        index = draws.integers(0, len(difference), (RESAMPLES, len(difference)))
-        low, high = np.quantile(difference[index].mean(1), (0.025, 0.975))
+        found = paired_difference(by_image[family, ours, metric], values)
         rows.append({
             "family": family, "metric": metric, "ours": ours, "other": method,
-            "difference": difference.mean(), "low": low, "high": high,
+            "difference": found.mean, "low": found.low, "high": found.high,
         })  # fmt: skip
     return rows
-
-
-def _mean(value: Any) -> Any:
-    return value["mean"] if isinstance(value, dict) else value
 
 
 @click.command(context_settings=CONTEXT)

@@ -16,8 +16,8 @@ from datautils.loading import load_batches
 from metrics.dataset import dataset_statistics
 from metrics.features import DISTANCES, Detector, detectors_for
 from metrics.frechet import frechet_distance
+from metrics.means import summaries
 from metrics.pixel import check_size, psnr, ssim
-from metrics.records import Mean
 from metrics.report import UNITS, shown
 from metrics.results import write_metrics
 from metrics.statistics import Reference, load_reference
@@ -52,7 +52,7 @@ def calculate(options: CalcOptions) -> None:
             values = _paired(options, comparison) | _distances(options, comparison, device)
             if distributed.rank():
                 return
-            print(table(["metric", "value", "images"], [_row(*item) for item in values.items()]))
+            print(table(["metric", "value", "95 % interval", "images"], _rows(values)))
             if options.outdir and folder:
                 record = {"units": UNITS, "values": values}
                 write_metrics(folder, record, _settings(options, comparison))
@@ -171,23 +171,21 @@ def _paired(options: CalcOptions, comparison: Comparison) -> dict[str, dict[str,
                 values[name] += _PAIRED[name](a, b).tolist()
             bar.update(len(a))
     shares = distributed.gather(values)
-    means = {name: Mean() for name in names}
-    for name, mean in means.items():
-        for value in (value for share in shares for value in share[name]):
-            mean.add(value)
-    return {name: mean.result() for name, mean in means.items()}
+    return summaries({name: [v for share in shares for v in share[name]] for name in names})
 
 
-def _row(name: str, cell: Mapping[str, Any]) -> list[str]:
-    """A metric, its value, and the number of images that it is of."""
-    equal, count = cell.get("infinite", 0), cell["count"]
-    if not count:
-        return [name, "identical", str(equal)]
-    return [
-        name,
-        shown(name, cell["mean"]),
-        f"{count}, {equal} more identical" if equal else str(count),
-    ]
+def _rows(values: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
+    """Metrics, their values, and the numbers of images that they are of."""
+    rows = []
+    for name, cell in values.items():
+        equal, count = cell.get("infinite", 0), cell["count"]
+        ends = [shown(name, cell[end]) for end in ("low", "high") if end in cell and count > 1]
+        if not count:
+            rows.append([name, "identical", "-", str(equal)])
+            continue
+        of = f"{count}, {equal} more identical" if equal else str(count)
+        rows.append([name, shown(name, cell["mean"]), " to ".join(ends) or "-", of])
+    return rows
 
 
 def _settings(options: CalcOptions, comparison: Comparison) -> dict[str, Any]:

@@ -226,7 +226,7 @@ def _finish(
     images = ["images"] if options.save_images else []
     names = [*images, *(grid.name for grid in grids), "per_image.csv", "metrics.json"]
     publish(folder, options.outdir, names)
-    print(metrics_table(values, evaluation.names, options.compiled))
+    print(metrics_table(values, evaluation.names, options.compiled, options.intervals))
     text = ", ".join(f"{stage} {1000 * seconds:.1f}" for stage, seconds in shared.items())
     print(f"ms an image on each process: {text}")
     _warn(values, evaluation.names)

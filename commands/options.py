@@ -29,7 +29,7 @@ _SEED = "Seed of everything random."
 # Options that have no effect without a degradation.
 UNUSED = (
     *("degradation_opt", "data", "data_opt", "split", "baselines", "baseline_opt"),
-    *("noise_level", "poisson_peak"),
+    *("noise_level", "poisson_peak", "intervals"),
 )
 
 
@@ -101,6 +101,7 @@ class GenOptions(DataOptions):
         None,
         shown="psnr,ssim,consistency; none without a degradation",
     )
+    intervals: bool = option("Show means with their 95 % intervals.", False)
     ref: Path | None = option(_REF, None)
     detectors: tuple[str, ...] = option(_DETECTOR, (), name="--detector")
     trust_detector: bool = option(_TRUST, False)

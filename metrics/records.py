@@ -2,12 +2,13 @@
 
 import csv
 import heapq
-import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from array import array
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from metrics.means import summaries
 from runtime.files import writing
 
 Row = dict[str, Any]
@@ -65,72 +66,44 @@ def merged(
 ) -> Iterator[Row]:
     """The rows of all processes by degradation and image, one at a time; values as numbers."""
     order = {name: i for i, name in enumerate(degradations)}
-    streams = [_read(part, metrics) for part in parts]
+    streams = [read_rows(part, metrics) for part in parts]
     return heapq.merge(*streams, key=lambda row: (order[row["degradation"]], row["image"]))
 
 
-def _read(path: Path, metrics: Sequence[str]) -> Iterator[Row]:
+def read_rows(path: Path, metrics: Sequence[str]) -> Iterator[Row]:
+    """The rows of one file, such as per_image.csv, one at a time; values as numbers."""
     with path.open(newline="", encoding="utf-8") as file:
         for row in csv.DictReader(file):
             numbers = {metric: float(row[metric]) for metric in metrics}
             yield row | {"image": int(row["image"])} | numbers
 
 
-class Mean:
-    """Mean of values that come one by one, with what is needed to judge it (Welford, 1962).
-
-    Infinite values are counted but left out, because a single exact restoration would make a mean
-    PSNR infinite; if all are, so is the mean. A value that is not a number is a failure and is
-    not left out: it shows in the mean. Undefined statistics (no values; the error of one) are NaN.
-    """
-
-    def __init__(self) -> None:
-        self.count = self.infinite = 0
-        self._mean = self._squares = 0.0
-
-    def add(self, value: float) -> None:
-        """Take in a value."""
-        if math.isinf(value):
-            self.infinite += 1
-            return
-        self.count += 1
-        step = value - self._mean
-        self._mean += step / self.count
-        self._squares += step * (value - self._mean)
-
-    def result(self) -> dict[str, float | int]:
-        """`mean` and `standard_error` (sample standard deviation / √count) of `count` values."""
-        n = self.count
-        return {
-            "mean": self._mean if n else math.inf if self.infinite else math.nan,
-            "standard_error": math.sqrt(self._squares / (n - 1) / n) if n > 1 else math.nan,
-            "count": n,
-            "infinite": self.infinite,
-        }
-
-
 class Summary:
-    """{degradation: {method: {metric: mean, standard error and count}}} of rows that pass by."""
+    """{degradation: {method: {metric: mean, interval and count}}} of rows that pass by.
+
+    Keeps 8 bytes of each value.
+    """
 
     def __init__(self, metrics: Sequence[str]):
         self.metrics = metrics
-        self._means: dict[str, dict[str, dict[str, Mean]]] = {}
+        self._values: dict[str, dict[str, dict[str, array[float]]]] = {}
 
-    def over(self, rows: Iterable[Mapping[str, Any]]) -> Iterator[Mapping[str, Any]]:
+    def over(self, rows: Iterable[Row]) -> Iterator[Row]:
         """The same rows, each taken into account as it passes."""
         for row in rows:
-            methods = self._means.setdefault(row["degradation"], {})
-            means = methods.setdefault(row["method"], {metric: Mean() for metric in self.metrics})
-            for metric, mean in means.items():
-                mean.add(row[metric])
+            methods = self._values.setdefault(row["degradation"], {})
+            values = methods.setdefault(row["method"], {m: array("d") for m in self.metrics})
+            for metric, seen in values.items():
+                seen.append(row[metric])
             yield row
 
     def result(self) -> dict[str, dict[str, dict[str, Any]]]:
-        """What the rows seen so far amount to."""
-        return {
-            degradation: {
-                method: {metric: mean.result() for metric, mean in means.items()}
-                for method, means in methods.items()
+        """What the rows seen so far amount to (`metrics.means.summaries`)."""
+        found: dict[str, dict[str, dict[str, Any]]] = {}
+        for degradation, methods in self._values.items():
+            cells = summaries({(t, m): v for t, seen in methods.items() for m, v in seen.items()})
+            found[degradation] = {
+                method: {metric: cells[method, metric] for metric in self.metrics}
+                for method in methods
             }
-            for degradation, methods in self._means.items()
-        }
+        return found

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
+from metrics.features import DISTANCES
 from metrics.results import write_grid
 from runtime.tables import table
 
@@ -34,34 +35,56 @@ def units(compiled: bool) -> dict[str, str]:
 
 
 def metrics_table(
-    values: Mapping[str, Mapping[str, Cell]], metrics: Sequence[str], compiled: bool = False
+    values: Mapping[str, Mapping[str, Cell]],
+    metrics: Sequence[str],
+    compiled: bool = False,
+    intervals: bool = False,
 ) -> str:
     """A table of text of {degradation: {method: cell}}.
 
-    A cell holds {"mean": ...} for each metric, evaluations (NFE), seconds_per_image, and, where a
-    sampler differentiates its denoiser, backward_passes: then there is a column VJP. compiled: the
-    seconds hold the compilation of the network, which the title of their column then says.
+    A cell holds for each metric {"mean": ...} (`value_of`), evaluations (NFE), seconds_per_image,
+    and, where a sampler differentiates its denoiser, backward_passes: then there is a column VJP.
+    compiled: the seconds hold the compilation of the network, which the title of their column then
+    says. intervals: means stand with their 95 % intervals. The distances of sets have the number of
+    images in their titles.
     """
+    cells = [cell for methods in values.values() for cell in methods.values()]
     costs = {"evaluations": "NFE"}
-    if any(cell.get("backward_passes") for cells in values.values() for cell in cells.values()):
+    if any(cell.get("backward_passes") for cell in cells):
         costs["backward_passes"] = "VJP"
-    headers = ["degradation", "method", *metrics, *costs.values(), f"s/image{COMPILING * compiled}"]
+    titles = [_title(metric, cells[0][metric]) for metric in metrics]
+    headers = ["degradation", "method", *titles, *costs.values(), f"s/image{COMPILING * compiled}"]
     lines = []
     for degradation, methods in values.items():
         for method, cell in methods.items():
-            means = [shown(metric, cell[metric]["mean"]) for metric in metrics]
+            means = [value_of(metric, cell[metric], intervals) for metric in metrics]
             counts = [format(cell[cost], ".4g") for cost in costs]
             seconds = f"{cell['seconds_per_image']:.3f}"
             lines.append([degradation, method, *means, *counts, seconds])
     return table(headers, lines)
 
 
+def _title(metric: str, value: Cell) -> str:
+    return f"{metric} of {value['count']} images" if metric in DISTANCES else metric
+
+
+def value_of(metric: str, value: Cell, interval: bool = False) -> str:
+    """A mean as text: with its 95 % interval `low` to `high` if asked for, where it has one, and
+    with the number of identical images (`infinite`) that are left out of it."""
+    text = shown(metric, value["mean"])
+    if interval and "low" in value:
+        text += f" [{shown(metric, value['low'])}, {shown(metric, value['high'])}]"
+    if (equal := value.get("infinite")) and value["count"]:
+        text += f" ({equal} more identical)"
+    return text
+
+
 def shown(metric: str, value: float) -> str:
-    """A value with the digits that its metric deserves, and never 0.00 for what is not 0."""
+    """A value with the digits that its metric deserves, and at least three of what is not 0."""
     if 0 < abs(value) < 0.01:
         return format(value, ".2e")
-    formats = {"consistency": ".2e", "ssim": ".3f"}
-    return format(value, formats.get(metric, ".2f"))
+    usual = "#.3g" if 0 < abs(value) < 1 else ".2f"
+    return format(value, {"consistency": ".2e", "ssim": ".3f"}.get(metric, usual))
 
 
 def write_pictures(

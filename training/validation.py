@@ -12,8 +12,8 @@ from datautils import ImageDataset
 from degradation import Family, Noise
 from metrics.evaluate import Restore, Restored, restorations
 from metrics.features import Detector
+from metrics.means import mean
 from metrics.pixel import psnr, to_uint8
-from metrics.records import Mean
 from metrics.statistics import FeatureStatistics, Reference
 from runtime import distributed, signals
 from samplers import Sampler
@@ -83,11 +83,7 @@ class Validation:
                 values[restored.group.degradation] += found[: len(restored.group.indices)].tolist()
         distributed.check_interrupted()
         shares = distributed.gather(values)
-        means = {name: Mean() for name in families}
-        for name, mean in means.items():
-            for value in (value for share in shares for value in share[name]):
-                mean.add(value)
-        return {name: mean.result()["mean"] for name, mean in means.items()}
+        return {name: mean([v for share in shares for v in share[name]]) for name in families}
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,6 @@
 """Per-image rows that pass by: order, merging of processes, means; stages in threads; pictures."""
 
 import csv
-import math
 import threading
 import time
 from pathlib import Path
@@ -13,8 +12,8 @@ from PIL import Image
 
 from metrics.images import ImageWriter, image_name
 from metrics.pipeline import Stage
-from metrics.records import COLUMNS, Mean, PartialRecords, Summary, merged
-from metrics.report import metrics_table, units, write_pictures
+from metrics.records import COLUMNS, PartialRecords, Summary, merged
+from metrics.report import write_pictures
 from metrics.results import write_per_image
 
 CPU = torch.device("cpu")
@@ -84,57 +83,7 @@ def test_rows_are_written_chunk_by_chunk(tmp_path):
         assert [r["image"] for r in csv.DictReader(file)] == ["1", "2"]
 
 
-def mean(values: list[float]) -> dict:
-    total = Mean()
-    for v in values:
-        total.add(v)
-    return total.result()
-
-
-def test_mean_of_known_values():
-    found = mean([1.0, 2.0, 3.0, 6.0])
-    assert found["mean"] == 3.0
-    assert found["standard_error"] == pytest.approx(math.sqrt(14 / 3) / 2)
-    assert (found["count"], found["infinite"]) == (4, 0)
-
-
-def test_mean_leaves_out_and_counts_exact_matches():
-    found = mean([20.0, math.inf, 30.0, math.inf, math.inf])
-    assert found["mean"] == 25.0
-    assert (found["count"], found["infinite"]) == (2, 3)
-
-
-def test_mean_shows_failures():
-    assert math.isnan(mean([1.0, math.nan, 3.0])["mean"])
-
-
-@pytest.mark.parametrize("values", [[], [7.0], [math.inf]])
-def test_mean_of_too_few_values_has_no_error(values):
-    found = mean(values)
-    assert math.isnan(found["standard_error"])
-    assert found["count"] == sum(map(math.isfinite, values))
-
-
-def test_mean_of_exact_matches_alone_is_infinite():
-    assert mean([math.inf, math.inf])["mean"] == math.inf
-
-
 # ---- tables and pictures -------------------------------------------------------------------------
-
-
-def test_a_table_shows_values_with_the_digits_they_deserve():
-    cell = {"psnr": {"mean": 23.0}, "ssim": {"mean": 0.23}, "consistency": {"mean": 1.5e-13},
-            "fid": {"mean": math.nan}, "evaluations": 63, "seconds_per_image": 2.0}  # fmt: skip
-    text = metrics_table({"blur": {"a": cell}}, ["psnr", "ssim", "consistency", "fid"])
-    headers = [word.strip() for word in text.splitlines()[0].strip("|").split("|")]
-    assert headers == [
-        "degradation", "method", "psnr", "ssim", "consistency", "fid", "NFE", "s/image",
-    ]  # fmt: skip
-    for word in ("23.00", "0.230", "1.50e-13", "nan", "| 63 ", "2.000"):
-        assert word in text
-    compiled = metrics_table({"blur": {"a": cell}}, ["psnr"], compiled=True)
-    assert compiled.splitlines()[0].endswith("| s/image (compiling included) |")
-    assert units(True)["seconds_per_image"] == "s (compiling included)"
 
 
 def test_pictures_stand_in_rows_of_images(tmp_path):
