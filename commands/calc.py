@@ -15,19 +15,18 @@ from datautils.imagedir import ImageDir
 from datautils.loading import load_batches
 from metrics.dataset import dataset_statistics
 from metrics.features import DISTANCES, Detector, detectors_for
-from metrics.frechet import frechet_distance
 from metrics.means import summaries
 from metrics.pixel import check_size, psnr, ssim
 from metrics.report import UNITS, shown
 from metrics.results import write_metrics
-from metrics.statistics import Reference, load_reference
+from metrics.statistics import Moments, Reference, load_reference
 from runtime import distributed
 from runtime.errors import DataError, data_errors, one_sentence_errors
 from runtime.progress import progress
 from runtime.tables import table
 
 _PAIRED = {"psnr": psnr, "ssim": ssim}
-_FRECHET = tuple(metric for metric, (_, projected) in DISTANCES.items() if not projected)
+_OF_SETS = tuple(metric for metric, found in DISTANCES.items() if not found.projected)
 
 
 @dataclass(frozen=True)
@@ -61,9 +60,9 @@ def calculate(options: CalcOptions) -> None:
 
 
 def _build(options: CalcOptions, device: torch.device) -> Comparison:
-    names = chosen("metric", options.metrics, (*_PAIRED, *_FRECHET))
+    names = chosen("metric", options.metrics, (*_PAIRED, *_OF_SETS))
     if not names:
-        raise ValueError(f"--metrics names none: give some of {', '.join((*_PAIRED, *_FRECHET))}")
+        raise ValueError(f"--metrics names none: give some of {', '.join((*_PAIRED, *_OF_SETS))}")
     of_images = options.ref.is_dir() or options.ref.suffix == ".zip"
     reference = None if of_images else _reference(options.ref, names)
     images = ImageDir(options.images, size=options.size, labels="none")
@@ -78,13 +77,9 @@ def _build(options: CalcOptions, device: torch.device) -> Comparison:
     if detectors:
         _check_several(images)
     if reference:
-        for detector in detectors.values():
-            reference.check(
-                detector,
-                images=len(images),
-                image_shape=images.image_shape,
-                allow_any_count=options.any_count,
-            )
+        for metric, detector in detectors.items():
+            kernel = DISTANCES[metric].kernel
+            reference.check(detector, len(images), images.image_shape, options.any_count, kernel)
         return Comparison(names, images, reference, detectors)
     other = ImageDir(options.ref, size=options.size, labels="none")
     comparison = Comparison(names, images, other, detectors)
@@ -111,7 +106,8 @@ def _check_images(options: CalcOptions, comparison: Comparison, other: ImageDir)
         )
     if comparison.detectors:
         _check_several(other)
-    if comparison.detectors and len(other) != len(images) and not options.any_count:
+    frechet = any(not DISTANCES[metric].kernel for metric in comparison.detectors)
+    if frechet and len(other) != len(images) and not options.any_count:
         raise ValueError(
             f"{options.ref} has {len(other)} images, and {options.images} has {len(images)}: "
             "Fréchet distances depend on the number, accept with --any-count"
@@ -136,18 +132,21 @@ def _distances(
             options.workers,
             device,
             images.path.name,
+            any(DISTANCES[metric].kernel for metric in comparison.detectors),
         )
 
     mine, other = statistics(comparison.images), comparison.other
-    theirs = statistics(other) if isinstance(other, ImageDir) else {}
+    if isinstance(other, ImageDir):
+        theirs = {
+            name: Moments(found.mean, found.covariance, features=found.features)
+            for name, found in statistics(other).items()
+        }
+    else:
+        theirs = other.detectors
     values = {}
     for metric, detector in comparison.detectors.items():
         own = mine[detector.name]
-        if isinstance(other, ImageDir):
-            found = theirs[detector.name]
-            value = frechet_distance(own.mean, own.covariance, found.mean, found.covariance)
-        else:
-            value = other.distance(detector.name, own)
+        value = theirs[detector.name].distance(own, DISTANCES[metric].kernel)
         values[metric] = {"mean": value, "count": own.count}
     return values
 

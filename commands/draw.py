@@ -25,6 +25,7 @@ from commands.options import UNUSED, GenOptions
 from degradation import Draws, Problem, derive_seed
 from metrics.distances import Distances
 from metrics.evaluate import seconds_now
+from metrics.features import DISTANCES
 from metrics.images import ImageWriter, image_name
 from metrics.pipeline import Stage
 from metrics.pixel import to_uint8
@@ -37,7 +38,7 @@ from runtime.errors import data_errors, one_sentence_errors
 from runtime.files import writing
 from runtime.progress import progress
 
-_METRICS = ("fid", "fd")
+_METRICS = tuple(metric for metric, found in DISTANCES.items() if not found.projected)
 _IMAGES, _PICTURES = 50_000, 64
 _COLUMNS = 8  # of grid.png
 _SEVERAL = 1024  # classes that are drawn at once
@@ -135,7 +136,8 @@ def _draw(drawing: Drawing, folder: Path, device: torch.device) -> Share:
     """This process's images; drawing, measuring and writing run side by side."""
     options, rank = drawing.options, distributed.rank()
     own = range(rank, drawing.count, distributed.world_size())
-    share = Share({metric: FeatureStatistics() for metric in drawing.distances.detectors})
+    detectors = drawing.distances.detectors
+    share = Share({m: FeatureStatistics(DISTANCES[m].kernel) for m in detectors})
     with (
         progress(len(own), "drawing", "images", silent=rank != 0) as bar,
         ImageWriter(folder / "images") as writer,
@@ -163,11 +165,11 @@ def _measure(
     drawing: Drawing, share: Share, writer: ImageWriter | None, indices: Sequence[int], x: Tensor
 ) -> None:
     start = time.perf_counter()
-    finite = x.flatten(1).isfinite().all(1)
+    finite = x.flatten(1).isfinite().all(1).cpu()
     share.failed += len(finite) - int(finite.sum())
     images = to_uint8(x)
     for metric, detector in drawing.distances.detectors.items():
-        share.statistics[metric].update(detector(images)[finite])
+        share.statistics[metric].update(detector(images)[finite], torch.tensor(indices)[finite])
     pixels = images.cpu()
     for i, index in enumerate(indices):
         if index < drawing.pictures:

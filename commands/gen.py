@@ -36,6 +36,7 @@ from datautils.identity import Identity, classes_of
 from degradation import Family, Noise, check_noise, make_noise
 from metrics.distances import Distances
 from metrics.evaluate import Restore, Restored, restorations
+from metrics.features import DISTANCES
 from metrics.images import ImageWriter
 from metrics.measure import METRICS, PER_IMAGE, Measure
 from metrics.pipeline import Stage
@@ -280,7 +281,9 @@ def _distances(evaluation: Evaluation, measure: Measure) -> dict[tuple[str, str,
             key = degradation, method
             failed = sum(distributed.gather(measure.failed.get(key, 0)))
             for metric, detector in evaluation.distances.detectors.items():
-                own = measure.statistics.get((*key, metric), FeatureStatistics())
+                own = measure.statistics.get(
+                    (*key, metric), FeatureStatistics(DISTANCES[metric].kernel)
+                )
                 total = own.reduced(distributed.sum_tensor, detector.features)
                 if distributed.rank() == 0:  # roots of large matrices: once is enough
                     value = evaluation.distances.value(metric, total) if not failed else math.nan

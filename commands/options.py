@@ -12,16 +12,19 @@ _DATA_OPT = "Option of the data set, such as path=FILE."
 _SPLIT = "Images of the data set to take."
 _SPLITS = ("train", "heldout", "all")
 _DETECTOR = (
-    "Detector and its weights file: NAME or NAME=FILE; inception=FILE (fid), or for fd the "
-    "TorchScript file of any, with --trust-detector. By default inception is downloaded, and fd "
-    "takes efficientnet-lite0, which a package brings."
+    "Detector and its weights file: NAME or NAME=FILE; inception=FILE (fid, kid), or for fd and kd "
+    "the TorchScript file of any, with --trust-detector. By default inception is downloaded, and "
+    "fd and kd take efficientnet-lite0, which a package brings."
 )
 _TRUST = "Run a detector that is a TorchScript file. It is a program: it can do what you can do."
 _ANY_COUNT = "Accept a reference of another number of images; Fréchet distances depend on it."
 _BATCH = "Images at once, on each process."
 _MOST_WORKERS = 1024
 _WORKERS = "Processes that load images, for each process."
-_REF = "Reference statistics for fid and fd: a .safetensors file of `ref`, or an .npz file of EDM."
+_REF = (
+    "Reference statistics for fid, kid, fd, kd: a .safetensors file of `ref`, or for fid an .npz "
+    "file of EDM."
+)
 _PRECISION = "Arithmetic of the network; auto: half precision where the device has it, else fp32."
 _RECOMPUTE = "For samplers that differentiate the network: less memory, each of their steps slower."
 _BASELINE_OPT = "Option of aseqdip: outer, inner, weight or lr (docs/samplers.md)."
@@ -96,8 +99,8 @@ class GenOptions(DataOptions):
     )
     batch: int = option(_BATCH, 32, least=1)
     metrics: str | None = option(
-        "Comma-separated: psnr (dB), ssim, consistency; fid, fd; cfid, cfd, the same of "
-        "restorations projected onto y. Without a degradation: fid, fd.",
+        "Comma-separated: psnr (dB), ssim, consistency; fid, kid, fd, kd; cfid, cfd, those of "
+        "restorations projected onto y. Without a degradation: fid, kid, fd, kd.",
         None,
         shown="psnr,ssim,consistency; none without a degradation",
     )
@@ -176,8 +179,8 @@ class CalcOptions:
         "Folder or zip file of images, or reference statistics (.safetensors, .npz)."
     )
     metrics: str = option(
-        "Comma-separated: fid, fd; with two folders of images of the same names also psnr (dB) "
-        "and ssim.",
+        "Comma-separated: fid, kid, fd, kd; with two folders of images of the same names also "
+        "psnr (dB) and ssim.",
         "fid",
     )
     detectors: tuple[str, ...] = option(_DETECTOR, (), name="--detector")

@@ -25,21 +25,24 @@ def dataset_statistics(
     workers: int,
     device: torch.device,
     title: str = "features",
+    keep: bool = True,
 ) -> dict[str, FeatureStatistics]:
     """Statistics of the first `count` images by name of the detector, over all processes.
 
-    Images are loaded by `workers` processes meanwhile and never kept.
+    Images are loaded by `workers` processes meanwhile and never kept. keep: the features of the
+    first ones are, for kernel distances.
     """
     rank = distributed.rank()
     indices = range(rank, count, distributed.world_size())
     batches = [indices[i : i + batch] for i in range(0, len(indices), batch)]
-    statistics = {detector.name: FeatureStatistics() for detector in detectors}
+    statistics = {detector.name: FeatureStatistics(keep) for detector in detectors}
     with progress(len(indices), title, "images", silent=rank != 0) as bar:
-        for images, _ in load_batches(dataset, batches, workers):
+        loaded = load_batches(dataset, batches, workers)
+        for (images, _), own in zip(loaded, batches, strict=True):
             signals.heed_termination()
             images = images.to(device, non_blocking=True)
             for detector in detectors:
-                statistics[detector.name].update(detector(images))
+                statistics[detector.name].update(detector(images), torch.tensor(own))
             bar.update(len(images))
     return {
         detector.name: statistics[detector.name].reduced(distributed.sum_tensor, detector.features)

@@ -1,4 +1,4 @@
-"""The Fréchet distances an evaluation reports: which detectors, and against which reference."""
+"""Distances of sets that an evaluation reports: which detectors, and against which reference."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -48,16 +48,16 @@ class Distances:
         loaded = detectors_for(wanted, specs, device, image_shape, trusted)
         if reference is None:
             return cls(loaded, None)
-        for detector in loaded.values():
-            reference.check(
-                detector, images=images, image_shape=image_shape, allow_any_count=any_count
-            )
+        for metric, detector in loaded.items():
+            kernel = DISTANCES[metric].kernel
+            reference.check(detector, images, image_shape, any_count, kernel)
         return cls(loaded, reference)
 
     def value(self, metric: str, statistics: FeatureStatistics) -> float:
         """The distance of a metric's statistics from the reference."""
         assert self.reference is not None
-        return self.reference.distance(self.detectors[metric].name, statistics)
+        moments = self.reference.moments(self.detectors[metric].name)
+        return moments.distance(statistics, DISTANCES[metric].kernel)
 
     def provenance(self) -> dict[str, Any]:
         """What the distances were computed with: SHA-256 of the detectors, the reference."""
@@ -86,7 +86,11 @@ def reference_detectors(
         if name not in reference.detectors:
             known = ", ".join(reference.detectors)
             raise ValueError(f"{reference.path} has no features of '{name}'; it has {known}")
-    by_detector = {name: metric for metric, (name, projected) in DISTANCES.items() if not projected}
+    by_detector = {
+        found.detector: metric
+        for metric, found in DISTANCES.items()
+        if not (found.projected or found.kernel)
+    }
     found = {}
     for name in reference.detectors:
         metric = by_detector.get(name, by_detector[None])

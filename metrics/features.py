@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 import safetensors.torch
 import torch
@@ -28,13 +28,25 @@ from metrics.efficientnet import EfficientNetLite0
 from runtime.errors import DataError
 from runtime.files import check_floats
 
-# By metric: its detector (None for the one that is chosen), and whether the images are projected
-# first onto those that explain the measurement.
-DISTANCES: dict[str, tuple[str | None, bool]] = {
-    "fid": ("inception", False),
-    "cfid": ("inception", True),
-    "fd": (None, False),
-    "cfd": (None, True),
+
+class Distance(NamedTuple):
+    """Of two sets of images, by their features."""
+
+    detector: str | None
+    """None: the one that is chosen."""
+    projected: bool = False
+    """The images are projected first onto those that explain the measurement."""
+    kernel: bool = False
+    """The kernel distance (`metrics/kernel.py`) in place of Fréchet's."""
+
+
+DISTANCES = {
+    "fid": Distance("inception"),
+    "cfid": Distance("inception", projected=True),
+    "kid": Distance("inception", kernel=True),
+    "fd": Distance(None),
+    "cfd": Distance(None, projected=True),
+    "kd": Distance(None, kernel=True),
 }
 CHOSEN = "efficientnet-lite0"  # where no other detector is given
 RESERVED = ("inception", CHOSEN)
@@ -141,7 +153,7 @@ def detectors_for(
         if name in by_name:
             raise ValueError(f"--detector gives '{name}' twice: {by_name[name]} and {spec}")
         by_name[name] = spec
-    wanted = {metric: DISTANCES[metric][0] for metric in metrics if metric in DISTANCES}
+    wanted = {metric: DISTANCES[metric].detector for metric in metrics if metric in DISTANCES}
     own = [name for name in by_name if name != "inception"]
     for metric, detector in wanted.items():
         if detector is None and len(own) > 1:
@@ -152,7 +164,7 @@ def detectors_for(
     for name, spec in by_name.items():
         if name not in names.values():
             kind = "inception" if name == "inception" else None
-            users = [metric for metric, (needed, _) in DISTANCES.items() if needed == kind]
+            users = [metric for metric, found in DISTANCES.items() if found.detector == kind]
             raise ValueError(
                 f"--detector {spec} serves none of the metrics: leave it out, or add "
                 f"{' or '.join(users)}"

@@ -104,17 +104,18 @@ class Measure:
     def _features(self, restored: Restored, images: Tensor) -> None:
         """A restoration that is not finite has no features: it is counted instead."""
         key = restored.group.degradation, restored.method
-        finite = restored.x.flatten(1).isfinite().all(1)[: len(restored.group.indices)]
+        finite = restored.x.flatten(1).isfinite().all(1)[: len(restored.group.indices)].cpu()
+        indices = torch.tensor(restored.group.indices)
         self.failed[key] = self.failed.get(key, 0) + len(finite) - int(finite.sum())
         features: dict[tuple[str, bool], Tensor] = {}
         for metric, detector in self.detectors.items():
-            projected = DISTANCES[metric][1]
+            projected, kernel = DISTANCES[metric][1:]
             kind = detector.name, projected
             if kind not in features:
                 x = restored.problem.project(restored.x) if projected else restored.x
                 features[kind] = detector(to_uint8(x) if projected else images)[: len(finite)]
-            statistics = self.statistics.setdefault((*key, metric), FeatureStatistics())
-            statistics.update(features[kind][finite])
+            statistics = self.statistics.setdefault((*key, metric), FeatureStatistics(kernel))
+            statistics.update(features[kind][finite], indices[finite])
 
     def _keep(self, restored: Restored, pixels: Tensor) -> None:
         group, problem = restored.group, restored.problem

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from metrics.features import DISTANCES
 from metrics.results import write_grid
+from metrics.statistics import KEPT
 from runtime.tables import table
 
 UNITS = {
@@ -17,6 +18,9 @@ UNITS = {
     "consistency": "mean of (y − Hx)² over the existing rows of y, images in [-1, 1]",
     "fid": "Fréchet distance of Inception-2015 features of uint8 images",
     "fd": "Fréchet distance of the features of the detector named in the settings",
+    "kid": "unbiased kernel distance (cubic, all pairs) of Inception-2015 features of the first "
+    f"{KEPT} images",
+    "kd": "the same of the features of the detector named in the settings",
     "cfid": "fid of the images projected onto y",
     "cfd": "fd of the images projected onto y",
     "seconds_per_image": "s",

@@ -1,7 +1,8 @@
 """Mean and covariance of features over any number of images, and files of them to compare with.
 
 A reference file is one `.safetensors`: for each detector `<name>/mean` and `<name>/covariance` in
-float64 and, as JSON, which weights computed them from which images. EDM's `.npz` files (Karras et
+float64, `<name>/features` of the first images in float32 (for kernel distances) and, as JSON, which
+weights computed them from which images. EDM's `.npz` files (Karras et
 al. 2022: arrays `mu` and `sigma` of Inception features) are read too. Nothing is ever unpickled.
 """
 
@@ -21,6 +22,7 @@ from torch import Tensor
 
 from metrics.features import Detector
 from metrics.frechet import frechet_distance, square_root
+from metrics.kernel import kernel_distance, within
 from runtime.environment import environment
 from runtime.errors import DataError
 from runtime.files import check_floats, plain, regular, write_tensors
@@ -28,6 +30,7 @@ from runtime.records import parse_json, record
 
 METADATA_KEY = "invfusion-reference"
 FORMAT_VERSION = 1
+KEPT = 10_000  # images whose features kernel distances compare, the first ones of a set
 _MAX_BYTES = 2 * 2**30  # of an array: the covariance of 16,000 features in float64
 
 
@@ -37,16 +40,22 @@ class FeatureStatistics:
     Sums can be taken in any order, so the statistics depend neither on the batches nor on how the
     images were shared between processes, but for the rounding of float64. They are sums of
     differences from the mean of the first batch: features far from 0 lose no digits.
+
+    keep: also the features of the images below KEPT, on the CPU.
     """
 
-    def __init__(self) -> None:
-        self.count = 0
+    def __init__(self, keep: bool = False) -> None:
+        self.count, self.keep = 0, keep
+        self._kept: list[tuple[Tensor, Tensor]] = []  # indices, features
         self._shift: Tensor | None = None  # [d]
         self._sum: Tensor  # [d], and the next one [d, d]: of features less the shift
         self._outer: Tensor
 
-    def update(self, features: Tensor) -> None:
-        """Take in features `[B, d]`; ValueError for another d or values that are not finite."""
+    def update(self, features: Tensor, indices: Tensor | None = None) -> None:
+        """Take in features `[B, d]`; ValueError for another d or values that are not finite.
+
+        indices: `[B]`, of the images in their set; needed to keep their features.
+        """
         if features.ndim != 2:
             raise ValueError(f"expected features [B, d], not {tuple(features.shape)}")
         if not features.isfinite().all():
@@ -59,6 +68,10 @@ class FeatureStatistics:
         assert self._shift is not None
         if features.shape[1:] != self._shift.shape:
             raise ValueError(f"expected {len(self._shift)} features, not {features.shape[1]}")
+        if self.keep:
+            assert indices is not None
+            chosen = indices < KEPT
+            self._kept.append((indices[chosen], features.cpu()[chosen].float()))
         features = features.to(self._shift.device) - self._shift
         self.count += len(features)
         self._sum += features.sum(0)
@@ -82,15 +95,20 @@ class FeatureStatistics:
             raise ValueError(f"a covariance needs at least 2 images, not {self.count}")
         return (self._outer - torch.outer(self._sum, self._sum) / self.count) / (self.count - 1)
 
+    @property
+    def features(self) -> Tensor | None:
+        """Of `reduced` statistics that keep them: float32 `[min(count, KEPT), d]` by index."""
+        return self._kept[0][1] if self._kept else None
+
     def reduced(self, sum_tensor: Callable[[Tensor], Tensor], features: int) -> "FeatureStatistics":
         """The statistics of all processes, on every process; each must call it.
 
         sum_tensor: sums a tensor over the processes. features: their number d, for a process that
         has seen no image.
         """
-        own, result = self, FeatureStatistics()
+        own, result = self, FeatureStatistics(self.keep)
         if self._shift is None:
-            own = FeatureStatistics()
+            own = FeatureStatistics(self.keep)
             own._start(torch.zeros(features, dtype=torch.float64))
         assert own._shift is not None
         moments = torch.cat([own._sum.new_tensor([own.count]), own._sum + own.count * own._shift])
@@ -107,6 +125,12 @@ class FeatureStatistics:
         flat = sum_tensor(torch.cat([own._sum + own.count * step, outer.flatten()]))
         result._sum, outer = flat.split([features, features**2])
         result._outer = outer.view(features, features)
+        if self.keep:
+            kept = torch.zeros(min(result.count, KEPT), features)
+            for indices, values in own._kept:
+                inside = indices < len(kept)  # images that failed are not counted
+                kept[indices[inside]] = values[inside]
+            result._kept = [(torch.arange(len(kept)), sum_tensor(kept))]
         return result
 
 
@@ -114,12 +138,14 @@ class FeatureStatistics:
 class Moments:
     """Of one detector's features: mean `[d]`, covariance `[d, d]`, and what computed them.
 
-    sha256: of the detector's weights file, or None if it is not known.
+    sha256: of the detector's weights file, or None if it is not known. features: of the first
+    images, `[n, d]`, for kernel distances.
     """
 
     mean: Tensor
     covariance: Tensor
-    sha256: str | None
+    sha256: str | None = None
+    features: Tensor | None = None
 
     @cached_property
     def root(self) -> Tensor:
@@ -128,6 +154,21 @@ class Moments:
         Raises ValueError for a matrix that is not symmetric or not positive semi-definite.
         """
         return square_root(self.covariance)
+
+    @cached_property
+    def within(self) -> float:
+        """The mean kernel of two of the features, computed once too."""
+        assert self.features is not None
+        return within(self.features)
+
+    def distance(self, statistics: FeatureStatistics, kernel: bool = False) -> float:
+        """Squared Fréchet distance of other images, or the kernel distance of both's features."""
+        if kernel:
+            assert self.features is not None and statistics.features is not None
+            return kernel_distance(statistics.features, self.features, within_y=self.within)
+        return frechet_distance(
+            statistics.mean, statistics.covariance, self.mean, self.covariance, root2=self.root
+        )
 
 
 @dataclass
@@ -165,15 +206,16 @@ class Reference:
         images: int | None = None,
         image_shape: Sequence[int] | None = None,
         allow_any_count: bool = False,
+        kernel: bool = False,
     ) -> None:
         """Raise ValueError if a distance to this reference would be meaningless.
 
         So it does for a matrix that is no covariance.
 
         images: how many are compared with it; image_shape: theirs. What is None, here or in the
-        file, is not checked.
+        file, is not checked. kernel: it is a kernel distance, which does not depend on the number.
         """
-        moments = self._moments(detector.name)
+        moments = self.moments(detector.name)
         if moments.sha256 is not None and moments.sha256 != detector.sha256:
             raise ValueError(
                 f"{self.path} was made with other weights of '{detector.name}': SHA-256 "
@@ -190,10 +232,16 @@ class Reference:
             raise ValueError(
                 f"the covariance of '{detector.name}' in {self.path} {error}"
             ) from None
+        if kernel and moments.features is None:
+            raise ValueError(
+                f"{self.path} has no features of single images, which a kernel distance needs: "
+                "write a new one with `calculate_metrics.py ref`"
+            )
         shape = None if image_shape is None else tuple(image_shape)
         if None not in (shape, self.image_shape) and shape != self.image_shape:
             raise ValueError(f"{self.path} is of images {self.image_shape}, not {shape}")
-        if None not in (images, self.images) and images != self.images and not allow_any_count:
+        any_count = allow_any_count or kernel or None in (images, self.images)
+        if images != self.images and not any_count:
             raise ValueError(
                 f"{self.path} is of {self.images} images, not {images}, and Fréchet distances "
                 "depend on the number of images: accept with --any-count"
@@ -201,13 +249,10 @@ class Reference:
 
     def distance(self, name: str, statistics: FeatureStatistics) -> float:
         """Squared Fréchet distance between images and the reference, by one detector's features."""
-        moments = self._moments(name)
-        mean, covariance = statistics.mean, statistics.covariance
-        return frechet_distance(
-            mean, covariance, moments.mean, moments.covariance, root2=moments.root
-        )
+        return self.moments(name).distance(statistics)
 
-    def _moments(self, name: str) -> Moments:
+    def moments(self, name: str) -> Moments:
+        """Those of a detector; ValueError where the file has none of it."""
         if name not in self.detectors:
             known = ", ".join(self.detectors)
             raise ValueError(f"{self.path} has no features of '{name}'; it has {known}")
@@ -232,6 +277,8 @@ def save_reference(
     for name, (stats, detector) in statistics.items():
         tensors[f"{name}/mean"] = stats.mean.cpu()
         tensors[f"{name}/covariance"] = stats.covariance.cpu()
+        if stats.features is not None:
+            tensors[f"{name}/features"] = stats.features
         detectors[name] = {"sha256": detector.sha256, "features": detector.features}
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     description = {
@@ -266,6 +313,11 @@ def load_reference(path: str | os.PathLike[str]) -> Reference:
         if d == 0 or shapes != ((d,), (d, d)):
             raise ValueError(f"{path} has a mean and covariance of '{name}' of shapes {shapes}")
         check_floats(path, {f"{name}/mean": moments.mean, f"{name}/covariance": moments.covariance})
+        if moments.features is not None:
+            found = tuple(moments.features.shape)
+            if len(found) != 2 or found[0] < 2 or found[1] != d:
+                raise ValueError(f"{path} has features of '{name}' of shape {found}")
+            check_floats(path, {f"{name}/features": moments.features})
     return reference
 
 
@@ -320,7 +372,12 @@ def _load_safetensors(path: Path) -> Reference:
         )
     try:
         detectors = {
-            name: Moments(tensors[f"{name}/mean"], tensors[f"{name}/covariance"], entry.sha256)
+            name: Moments(
+                tensors[f"{name}/mean"],
+                tensors[f"{name}/covariance"],
+                entry.sha256,
+                tensors.get(f"{name}/features"),
+            )
             for name, entry in found.detectors.items()
         }
     except KeyError as error:

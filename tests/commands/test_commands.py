@@ -61,7 +61,7 @@ def test_a_reference_that_cannot_be_made_is_refused(home, tmp_path, arguments, w
 @pytest.fixture(scope="module")
 def restored(home) -> Path:
     result = gen(
-        home, home / "gen", "--metrics", "fd,cfd,psnr", *DISTANCES, "--save-images", "--seed", 3
+        home, home / "gen", "--metrics", "fd,cfd,kd,psnr", *DISTANCES, "--save-images", "--seed", 3
     )
     assert result.exit_code == 0, result.output
     return home / "gen"
@@ -72,12 +72,12 @@ def test_distances_are_those_of_the_images_written(home, restored):
     for method, name in (("H†y", "pinv"), ("InvFusion sample (heun)", "InvFusion-sample-heun")):
         folder = restored / "images" / "MissingPatches" / name
         assert len(list(folder.rglob("*.png"))) == 8
-        result = call(home, "calc", "--images", folder, *DISTANCES, "--metrics", "fd",
+        result = call(home, "calc", "--images", folder, *DISTANCES, "--metrics", "fd,kd",
                       "--outdir", home / f"calc-{name}")  # fmt: skip
         assert result.exit_code == 0, result.output
-        found = metrics(home / f"calc-{name}")["metrics"]["values"]["fd"]
-        assert found["count"] == values[method]["fd"]["count"] == 8
-        assert found["mean"] == pytest.approx(values[method]["fd"]["mean"], rel=1e-6)
+        for metric, found in metrics(home / f"calc-{name}")["metrics"]["values"].items():
+            assert found["count"] == values[method][metric]["count"] == 8
+            assert found["mean"] == pytest.approx(values[method][metric]["mean"], rel=1e-6)
     # H†y is consistent as it is; a sample of this network is not.
     assert values["H†y"]["cfd"] == values["H†y"]["fd"]
     sample = values["InvFusion sample (heun)"]

@@ -133,7 +133,7 @@ def options(run: Path, outdir: Path, batch: int) -> list[object]:
         "--degradation", "MatrixDegradation", "--sampler", "heun", "--sampler", "mmse",
         "--sampler-opt", "heun.num_steps=4", "--baselines", "pinv,fill,gaussian",
         "--batch", batch, "--pictures", 2, "--outdir", outdir,
-        "--metrics", "psnr,ssim,consistency,fd,cfd", "--ref", run.parent / "ref.safetensors",
+        "--metrics", "psnr,ssim,consistency,fd,cfd,kd", "--ref", run.parent / "ref.safetensors",
         "--detector", run.parent / "mean.pt", "--trust-detector", "--save-images",
     ]  # fmt: skip
 
@@ -219,7 +219,7 @@ def test_summaries_are_over_all_images(whole, other):
             found = two[degradation][method]
             assert found["psnr"]["count"] + found["psnr"]["infinite"] == 8
             assert found["psnr"]["mean"] == pytest.approx(cell["psnr"]["mean"], abs=1e-3)
-            for metric in ("fd", "cfd"):
+            for metric in ("fd", "cfd", "kd"):
                 # A pixel of a level more or less moves a mean of 256 by that much.
                 assert found[metric]["mean"] == pytest.approx(cell[metric]["mean"], abs=1e-6)
             assert found["evaluations"] == cell["evaluations"]

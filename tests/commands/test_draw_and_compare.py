@@ -12,6 +12,7 @@ from PIL import Image
 
 from datautils import get_dataset
 from metrics.frechet import frechet_distance
+from metrics.kernel import kernel_distance
 
 
 def pixels(folder: Path) -> np.ndarray:
@@ -40,7 +41,7 @@ def test_images_drawn_follow_from_their_seed_and_class_alone(home, tmp_path):
 
 @pytest.mark.parametrize("net", ["net", "classes", "plain"])
 def test_any_network_draws_without_a_measurement(home, tmp_path, net):
-    result = uncond(home, tmp_path, "--metrics", "fd", *DISTANCES, "--any-count", net=net)
+    result = uncond(home, tmp_path, "--metrics", "fd,kd", *DISTANCES, "--any-count", net=net)
     assert result.exit_code == 0, result.output
     cell = metrics(tmp_path)["metrics"]["values"]["none"]["heun"]
     assert cell["fd"]["count"] == 6 and cell["fd"]["mean"] > 0
@@ -82,7 +83,7 @@ def folders(tmp_path) -> tuple[Path, Path]:
 
 def test_two_folders_are_compared(home, folders, tmp_path):
     a, b = folders
-    result = call(home, "calc", "--images", a, "--ref", b, "--metrics", "fd,psnr,ssim",
+    result = call(home, "calc", "--images", a, "--ref", b, "--metrics", "fd,kd,psnr,ssim",
                   "--detector", "six.pt", "--trust-detector", "--outdir", tmp_path / "out",
                   "--batch", 2)  # fmt: skip
     assert result.exit_code == 0, result.output
@@ -96,6 +97,7 @@ def test_two_folders_are_compared(home, folders, tmp_path):
     x, y = (Detector()(torch.from_numpy(images)).double() for images in (one, two))
     expected = frechet_distance(x.mean(0), x.T.cov(), y.mean(0), y.T.cov())
     assert values["fd"]["mean"] == pytest.approx(expected, rel=1e-5)
+    assert values["kd"]["mean"] == pytest.approx(kernel_distance(x, y), rel=1e-5)
     psnr, fd = (
         next(line for line in result.output.splitlines() if line.startswith(f"| {name} "))
         for name in ("psnr", "fd")

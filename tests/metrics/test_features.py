@@ -272,7 +272,7 @@ def test_metrics_choose_their_detectors(weights_file, own_file):
     assert {d.name for d in found.values()} == {"efficientnet-lite0"}
     assert found["cfd"] is found["fd"]
     assert detectors_for([], [], "cpu") == {}
-    assert [m for m, (_, projected) in DISTANCES.items() if projected] == ["cfid", "cfd"]
+    assert [m for m, found in DISTANCES.items() if found.projected] == ["cfid", "cfd"]
 
 
 @packaged
