@@ -16,6 +16,7 @@ from datautils.loading import load_batches
 from metrics.dataset import dataset_statistics
 from metrics.features import DISTANCES, Detector, detectors_for
 from metrics.means import summaries
+from metrics.perceptual import PERCEPTUAL, check_perceptual, perceptual
 from metrics.pixel import check_size, psnr, ssim
 from metrics.report import UNITS, shown
 from metrics.results import write_metrics
@@ -25,7 +26,7 @@ from runtime.errors import DataError, data_errors, one_sentence_errors
 from runtime.progress import progress
 from runtime.tables import table
 
-_PAIRED = {"psnr": psnr, "ssim": ssim}
+_PAIRED = ("psnr", "ssim", *PERCEPTUAL)
 _OF_SETS = tuple(metric for metric, found in DISTANCES.items() if not found.projected)
 
 
@@ -48,7 +49,7 @@ def calculate(options: CalcOptions) -> None:
             comparison = _build(options, device)
         with data_errors(), ExitStack() as stack:
             folder = options.outdir and stack.enter_context(working_folder(options.outdir, RESULTS))
-            values = _paired(options, comparison) | _distances(options, comparison, device)
+            values = _paired(options, comparison, device) | _distances(options, comparison, device)
             if distributed.rank():
                 return
             print(table(["metric", "value", "95 % interval", "images"], _rows(values)))
@@ -68,6 +69,7 @@ def _build(options: CalcOptions, device: torch.device) -> Comparison:
     images = ImageDir(options.images, size=options.size, labels="none")
     _ = images[0]
     check_size(names, images.image_shape)
+    check_perceptual(names, device, images.image_shape)
     if options.outdir:
         check_new(options.outdir, RESULTS)
     measured = [name for name in names if name in DISTANCES]
@@ -151,8 +153,10 @@ def _distances(
     return values
 
 
-def _paired(options: CalcOptions, comparison: Comparison) -> dict[str, dict[str, Any]]:
-    """PSNR and SSIM of images with the same name, a share of them on each process."""
+def _paired(
+    options: CalcOptions, comparison: Comparison, device: torch.device
+) -> dict[str, dict[str, Any]]:
+    """Values of pairs of images with the same name, a share of them on each process."""
     names = [name for name in comparison.names if name in _PAIRED]
     if not names or not isinstance(comparison.other, ImageDir):
         return {}
@@ -163,11 +167,13 @@ def _paired(options: CalcOptions, comparison: Comparison) -> dict[str, dict[str,
         load_batches(comparison.other, batches, options.workers),
         strict=True,
     )
+    functions = {"psnr": psnr, "ssim": ssim}
+    functions |= {name: perceptual(name, device) for name in names if name in PERCEPTUAL}
     values: dict[str, list[float]] = {name: [] for name in names}
     with progress(len(own), "pairs", "pairs", silent=distributed.rank() != 0) as bar:
         for (a, _), (b, _) in pairs:
             for name in names:
-                values[name] += _PAIRED[name](a, b).tolist()
+                values[name] += functions[name](a, b).tolist()
             bar.update(len(a))
     shares = distributed.gather(values)
     return summaries({name: [v for share in shares for v in share[name]] for name in names})
@@ -200,8 +206,8 @@ def _check_several(dataset: ImageDir) -> None:
 def _check_pairs(first: ImageDir, second: ImageDir) -> None:
     if len(first) != len(second):
         raise DataError(
-            f"{second.path} has {len(second)} images, and {first.path} has {len(first)}: psnr and "
-            "ssim need pairs"
+            f"{second.path} has {len(second)} images, and {first.path} has {len(first)}: "
+            f"{', '.join(_PAIRED)} need pairs"
         )
     for a, b in zip(first.names, second.names, strict=True):
         if PurePosixPath(a).with_suffix("") != PurePosixPath(b).with_suffix(""):

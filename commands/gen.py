@@ -39,6 +39,7 @@ from metrics.evaluate import Restore, Restored, restorations
 from metrics.features import DISTANCES
 from metrics.images import ImageWriter
 from metrics.measure import METRICS, PER_IMAGE, Measure
+from metrics.perceptual import check_perceptual
 from metrics.pipeline import Stage
 from metrics.pixel import check_size
 from metrics.records import COLUMNS, PartialRecords, Summary, merged
@@ -133,6 +134,7 @@ def build(options: GenOptions, device: torch.device) -> Evaluation:
             for note in other_noise(net, denoiser, options.noise_level):
                 print(f"warning: {note}", file=sys.stderr)
     check_size(names, dataset.image_shape)
+    check_perceptual(names, device, dataset.image_shape)
     for family in families.values():
         family.check(dataset.image_shape)
         check_noise(noise, family, dataset.image_shape)

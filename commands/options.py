@@ -99,8 +99,9 @@ class GenOptions(DataOptions):
     )
     batch: int = option(_BATCH, 32, least=1)
     metrics: str | None = option(
-        "Comma-separated: psnr (dB), ssim, consistency; fid, kid, fd, kd; cfid, cfd, those of "
-        "restorations projected onto y. Without a degradation: fid, kid, fd, kd.",
+        "Comma-separated: psnr (dB), ssim, lpips, lpips_vgg, st_lpips, consistency; fid, kid, fd, "
+        "kd; cfid, cfd, those of restorations projected onto y. Without a degradation: fid, kid, "
+        "fd, kd.",
         None,
         shown="psnr,ssim,consistency; none without a degradation",
     )
@@ -180,7 +181,7 @@ class CalcOptions:
     )
     metrics: str = option(
         "Comma-separated: fid, kid, fd, kd; with two folders of images of the same names also "
-        "psnr (dB) and ssim.",
+        "psnr (dB), ssim, lpips, lpips_vgg and st_lpips.",
         "fid",
     )
     detectors: tuple[str, ...] = option(_DETECTOR, (), name="--detector")

