@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import importlib.util
 import io
 import json
 import re
@@ -17,7 +18,7 @@ from commands.options import GenOptions
 from commands.tables import Block, Figure, Made, Row, Setting, Table, blocks_of, setting_of
 from datautils import get_dataset
 from metrics.features import DISTANCES
-from metrics.measure import METRICS
+from metrics.perceptual import PERCEPTUAL
 from runtime.errors import DataError
 
 
@@ -31,6 +32,8 @@ class Cell:
     """Networks and references."""
     missing: tuple[str, ...] = ()
     """Commands or sentences that say how to get what is missing."""
+    lacks: tuple[str, ...] = ()
+    """Metrics that are left out, and how to get them."""
 
     @property
     def done(self) -> bool:
@@ -54,10 +57,20 @@ Cells = dict[tuple[int, str], Cell]  # by row and block
 def measured(setting: Setting, block: Block) -> list[str]:
     """What `gen` measures for the cells of a block: all that makes sense, for all tables."""
     noisy = block.noise_level or block.poisson_peak
-    names = [name for name in setting.metrics.values() if name in METRICS]
+    names = [name for name in setting.metrics.values() if name not in unavailable(setting)]
     if block.family is None:
         return [name for name in names if name in ("fid", "fd")]
     return [name for name in names if not (noisy and name in ("cfid", "cfd"))]
+
+
+def unavailable(setting: Setting) -> dict[str, str]:
+    """Metrics of a setting that need a package which is not installed, and how to get it."""
+    found = {m: PERCEPTUAL[m].package for m in setting.metrics.values() if m in PERCEPTUAL}
+    return {
+        metric: f"pip install --no-deps {package.replace('_', '-')}"
+        for metric, package in found.items()
+        if importlib.util.find_spec(package) is None
+    }
 
 
 def cell_of(key: str, block: Block, row: Row, scale: str, results: Path) -> Cell | None:
@@ -139,8 +152,9 @@ def _cell(
         missing += _unusable(setting)
     digest = "" if missing else _digest(chosen, needed)
     slug = re.sub(r"[^a-z0-9]+", "-", slug.lower()).strip("-")
+    lacks = tuple(f"{metric}: {command}" for metric, command in unavailable(setting).items())
     folder = results / "cells" / place / f"{slug}-{digest[:12]}"
-    return Cell(name, GenOptions(outdir=folder, **chosen), tuple(needed), tuple(missing))
+    return Cell(name, GenOptions(outdir=folder, **chosen), tuple(needed), tuple(missing), lacks)
 
 
 def _unusable(setting: Setting) -> list[str]:

@@ -9,7 +9,6 @@ from metrics.report import shown
 
 _RISING = ("psnr", "ssim")  # the others are the better, the lower
 _TITLES = {"lpips": "LPIPS", "st_lpips": "ST-LPIPS", "consistency": "consistency"}
-_WIDTH = 1.96  # standard errors to either side of a mean, in a 95 % interval
 
 
 def columns(
@@ -18,7 +17,7 @@ def columns(
     """Titles and rows of the table, with the best of every column in bold.
 
     rows: by their place in the table; those without a cell are left out. intervals: means have
-    half the width of their 95 % interval.
+    their 95 % interval.
     """
     blocks = blocks_of(found, scale)
     rows = [i for i in rows if any((i, key) in cells for key in blocks)]
@@ -92,8 +91,8 @@ def _shown(metric: str, value: Mapping[str, Any], intervals: bool) -> str:
     if value["mean"] is None:
         return "not finite"
     text = shown(metric, value["mean"])
-    if intervals and value.get("standard_error") is not None:
-        text += f" ± {shown(metric, _WIDTH * value['standard_error'])}"
+    if intervals and value.get("low") is not None:
+        text += f" [{shown(metric, value['low'])}, {shown(metric, value['high'])}]"
     return text
 
 

@@ -157,5 +157,5 @@ def _state(cells: Sequence[Cell]) -> str:
 
 def _missing(cells: Iterable[Cell]) -> Iterator[str]:
     """A line for each thing that is missing, with the command that makes it."""
-    for line in dict.fromkeys(reason for cell in cells for reason in cell.missing):
+    for line in dict.fromkeys(line for cell in cells for line in (*cell.missing, *cell.lacks)):
         yield f"missing: {line}"

@@ -172,7 +172,7 @@ def test_what_is_not_there_is_told(paper: Path, arguments: list[str], message: s
 
 def test_intervals_are_shown_on_demand(paper: Path) -> None:
     plain, wide = run("table1", "--row", "2"), run("table1", "--row", "2", "--intervals")
-    assert "±" not in plain.stdout and "±" in rows_of(wide.stdout)[0][2]
+    assert "[" not in plain.stdout and "[" in rows_of(wide.stdout)[0][2]
 
 
 def test_latex_has_its_own_signs() -> None:

@@ -17,9 +17,9 @@ from datautils.photos import Photos
 from degradation import (
     Box,
     DenseMatrix,
+    DrawnNoise,
     Draws,
     FromPhysics,
-    DrawnNoise,
     GaussianNoise,
     LinearOperator,
     Mask,
