@@ -84,6 +84,8 @@ class Task:
     """The operator of a tile if the photo is blurred and has several tiles."""
     notes: list[str] = field(default_factory=list)
     """What the user should know about how the photo was cut."""
+    grey: bool = False
+    """Whether the photo has no colours: then its restorations have none."""
 
     @property
     def exact(self) -> bool:
@@ -99,6 +101,14 @@ def pose(request: Request, image_shape: Shape, device: torch.device) -> Task:
     """
     check(request)
     photo = read_image(request.image)
+    task = _posed(request, photo, image_shape, device)
+    if bool((photo == photo[:1]).all()):
+        task.grey = True
+        task.notes.append("the photo is grey, so its restorations are made grey")
+    return task
+
+
+def _posed(request: Request, photo: Tensor, image_shape: Shape, device: torch.device) -> Task:
     if request.kernel is not None:
         kernel = read_kernel(request.kernel)[None]
         if request.measured:

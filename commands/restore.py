@@ -3,81 +3,48 @@
 import math
 import sys
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from commands.cli import chosen
 from commands.files import check_new, working_folder
 from commands.methods import (
     COSTS,
-    Restorer,
     aseqdip_of,
     check_components,
     check_conditioning,
     check_guidance,
     check_objective,
-    cost_of,
     load_frozen,
-    objective_of,
     other_noise,
 )
 from commands.options import RestoreOptions
 from commands.photo import Task, pose
-from commands.sheet import Restored, write_restored
-from degradation import Draws, Problem, derive_seed
-from metrics.evaluate import Restore, seconds_now
+from commands.restoring import Cost, Restoration, restored
+from commands.sheet import Restored, write_picture, write_restored
 from metrics.pixel import consistency, psnr, to_uint8
 from networks import Model
-from networks.precision import DTYPES, resolve_precision
+from networks.precision import resolve_precision
 from networks.presets import conditioning_of
 from runtime import signals
 from runtime.errors import one_sentence_errors
 from runtime.memory import check_memory
-from runtime.progress import progress
 from runtime.tables import table
 from samplers import (
-    NPPC,
-    Components,
-    CountingDenoiser,
-    Guided,
-    Sampler,
-    Tiled,
+    Heun,
     check_operator,
     evaluations_of,
     make_sampler,
-    one_step,
 )
 
+_FEW = 16  # steps of Heun's, below which samples have too much detail (docs/samplers.md)
 _COPIES = 6  # of every sample at once: noise, levels, estimates, projections
 _NEW = ("*",), "--out"  # the folder holds nothing yet
 SHIPPED = Path(__file__).resolve().parents[1] / "checkpoints" / "photos64-invfusion.safetensors"
-
-
-@dataclass(frozen=True)
-class Restoration:
-    """How a photo is restored, once everything about it is checked."""
-
-    options: RestoreOptions
-    net: Path
-    denoiser: Model
-    sampler: Sampler
-    task: Task
-    evaluations: int
-    """That a sample takes."""
-    precision: str
-    baselines: Mapping[str, Restore]
-
-
-@dataclass
-class Cost:
-    """What samples and estimate took, by their names."""
-
-    counts: dict[str, dict[str, float]] = field(default_factory=dict)
-    seconds: dict[str, float] = field(default_factory=dict)
 
 
 def restore(options: RestoreOptions) -> None:
@@ -96,18 +63,18 @@ def restore(options: RestoreOptions) -> None:
             "sample": options.samples,
             "evaluation": restoration.evaluations,
         }
-        print(" × ".join(f"{n} {what}{'s' * (n > 1)}" for what, n in plan.items()))
+        print(" × ".join(f"{n} {what}{'s' * (n > 1)}" for what, n in plan.items()), flush=True)
     cost = Cost()
     with signals.orderly_end(), working_folder(options.out, *_NEW) as folder:
         with torch.no_grad():
-            restored = _restore(restoration, cost)
-        metrics = _metrics(restoration, restored, cost)
-        write_restored(folder, options.out, task, restored, metrics, _settings(restoration))
+            found, ending = restored(restoration, cost, partial(write_picture, options.out))
+        metrics = _metrics(restoration, found, cost)
+        write_restored(folder, options.out, task, found, metrics, _settings(restoration))
     print(_summary(metrics))
     failed = _warn(restoration, metrics)
-    print(f"restored: {options.out}")
-    if failed:
-        sys.exit(1)
+    print(f"restored: {options.out}" + (f" ({task.notes[-1]})" if ending else ""))
+    if ending or failed:
+        sys.exit(ending or 1)
 
 
 def _build(options: RestoreOptions, device: torch.device) -> Restoration:
@@ -138,6 +105,11 @@ def _build(options: RestoreOptions, device: torch.device) -> Restoration:
     check_memory(_COPIES * values * options.samples, f"--samples {options.samples}")
     evaluations = evaluations_of(sampler, denoiser.config.image_shape)
     task.notes += _notes(options, net, denoiser, task)
+    if isinstance(sampler, Heun) and sampler.num_steps < _FEW:
+        task.notes.append(
+            f"heun with num_steps={sampler.num_steps} leaves noise in its samples: take {_FEW} or "
+            "more, or --sampler dpm"
+        )
     return Restoration(options, net, denoiser, sampler, task, evaluations, precision, baselines)
 
 
@@ -154,7 +126,7 @@ def _shipped() -> Path:
 def _check_network(options: RestoreOptions, net: Path, denoiser: Model) -> None:
     """Raise ValueError if the network does not fit what the options ask for."""
     config = denoiser.config
-    if _unconditional(denoiser) and not options.samples:
+    if conditioning_of(denoiser.config) == "unconditional" and not options.samples:
         raise ValueError(
             f"{net} is an unconditional denoiser, which has no estimate of its own: give --samples "
             "of at least 1"
@@ -175,83 +147,14 @@ def _notes(options: RestoreOptions, net: Path, denoiser: Model, task: Task) -> l
     notes = []
     if task.measurement is None:
         notes.append("measurement.png is left out: what was measured is no picture")
-    if _unconditional(denoiser) and options.samples < 2:
+    unconditional = conditioning_of(denoiser.config) == "unconditional"
+    if unconditional and options.samples < 2:
         notes.append("mmse.png is left out: it would be the mean of one sample")
-    elif _unconditional(denoiser):
+    elif unconditional:
         notes.append("mmse.png is the mean of the samples: the network knows images alone")
     if options.samples < 2 and not options.components:
         notes.append("std.png is left out: it takes two --samples or more")
     return notes + other_noise(net, denoiser, task.problem.noise_level.mean().item())
-
-
-# ---- restoring
-
-
-def _restore(restoration: Restoration, cost: Cost) -> Restored:
-    options, task = restoration.options, restoration.task
-    count, problem = options.samples, task.problem
-    samples = problem.pinv()[:0]
-    if count:
-        seeds = [derive_seed(options.seed, "restore", i) for i in range(count)]
-        samples = _run(restoration, cost, "samples", problem.expand(count), seeds)
-    components = None
-    if options.components:
-        components = _components(restoration, cost)
-        mmse = components.mean
-    elif _unconditional(restoration.denoiser):
-        mmse = samples.mean(0, keepdim=True) if count > 1 else samples[:0]
-    else:
-        mmse = _run(restoration, cost, "mmse", problem, [derive_seed(options.seed, "restore")])
-    estimates = torch.cat((samples, mmse))
-    final = problem.expand(len(estimates)).project(estimates) if task.exact else estimates
-    before = estimates if task.exact else None
-    draws = Draws([derive_seed(options.seed, "restore")], problem.y.device)
-    beside = {}
-    for title, method in restoration.baselines.items():
-        start = seconds_now(problem.y.device)
-        beside[title] = method(problem, samples[:0], draws)
-        cost.seconds[title.lower()] = seconds_now(problem.y.device) - start
-    return Restored(final[:count], final[count:], problem.pinv(), before, beside, components)
-
-
-def _components(restoration: Restoration, cost: Cost) -> Components:
-    """The "mmse" estimate and the components that were asked for, in one evaluation."""
-    count, problem = restoration.options.components, restoration.task.problem
-    draws = Draws([derive_seed(restoration.options.seed, "restore")], problem.y.device)
-    noise = draws.normal(problem.degradation.image_shape, "latent")
-    restorer = Restorer(restoration.denoiser, NPPC(), restoration.precision)
-    start = seconds_now(noise.device)
-    mean, components, deviations = restorer.components(problem, noise)
-    cost.seconds["mmse"] = seconds_now(noise.device) - start
-    cost.counts["mmse"] = dict(zip(COSTS, (1, 0, 1, 0), strict=True))
-    return Components(mean, components[:, :count], deviations[:, :count])
-
-
-def _run(
-    restoration: Restoration, cost: Cost, name: str, problem: Problem, seeds: list[int]
-) -> Tensor:
-    """The "samples" or the "mmse" estimate `[B, C, H, W]`, an image for each seed."""
-    options, task, device = restoration.options, restoration.task, problem.y.device
-    draws = Draws(seeds, device)
-    noise = draws.normal(problem.degradation.image_shape, "latent")
-    sampler, evaluations = restoration.sampler, restoration.evaluations
-    network = CountingDenoiser(restoration.denoiser)
-    guided = network if options.cfg is None else Guided(network, options.cfg)
-    if name == "mmse":  # the estimate of a guided network would be of another distribution
-        sampler, evaluations, guided = one_step(objective_of(restoration.denoiser)), 1, network
-    dtype = DTYPES[restoration.precision]
-    batches = math.ceil(len(task.tiling) * len(problem) / options.batch)
-    start = seconds_now(device)
-    with (
-        progress(evaluations * batches, name, "batches") as bar,
-        torch.autocast(device.type, dtype, enabled=dtype != torch.float32),
-    ):
-        tiled = Tiled(guided, task.tiling, options.batch, task.blur, task.exact, bar.update)
-        counter = CountingDenoiser(tiled, len(problem))
-        images = sampler(counter, noise, problem, draws)
-    cost.seconds[name] = seconds_now(device) - start
-    cost.counts[name] = cost_of(counter, network)
-    return images.float()
 
 
 # ---- what is kept
@@ -279,7 +182,7 @@ def _metrics(restoration: Restoration, restored: Restored, cost: Cost) -> dict[s
         )
     failed = ~(columns["consistency"] <= _limit(task))  # or not a number
     failed[-1] = False  # H†y
-    if _unconditional(restoration.denoiser):  # its "mmse" is their mean
+    if restoration.unconditional:  # its "mmse" is their mean
         count = len(restored.samples)
         failed[count : count + len(restored.mmse)] |= failed[:count].any()
     for column, values in columns.items():
@@ -336,10 +239,6 @@ def _settings(restoration: Restoration) -> dict[str, Any]:
         "tiles": len(task.tiling),
         "notes": task.notes,
     }
-
-
-def _unconditional(denoiser: Model) -> bool:
-    return conditioning_of(denoiser.config) == "unconditional"
 
 
 def _summary(metrics: Mapping[str, Any]) -> str:

@@ -15,7 +15,7 @@ from commands.files import publish
 from commands.photo import Task
 from metrics.pixel import to_uint8
 from metrics.results import write_grid, write_metrics
-from runtime.files import writing
+from runtime.files import replacing
 from samplers import Components
 
 _CELL = 1024  # pixels of the longer side of a picture on the sheet, at most
@@ -55,6 +55,17 @@ class Restored:
         return max(1.0, values[int(_WHITE * (len(values) - 1))].item())
 
 
+def write_picture(folder: Path, name: str, image: Tensor) -> None:
+    """Write a picture `[3, H, W]` in [-1, 1] as folder/name.png."""
+    _save(folder / f"{name}.png", to_uint8(image).cpu())
+
+
+def _save(path: Path, picture: Tensor) -> None:
+    pixels = picture.expand(3, -1, -1).permute(1, 2, 0).contiguous().numpy()
+    with replacing(path) as temporary:
+        Image.fromarray(pixels).save(temporary, format="PNG")
+
+
 def write_restored(
     unfinished: Path,
     folder: Path,
@@ -67,9 +78,7 @@ def write_restored(
     pictures = _pictures(task, restored)
     for name, (_, picture) in pictures.items():
         if name != "original":  # the user has it
-            pixels = picture.expand(3, -1, -1).permute(1, 2, 0).contiguous().numpy()
-            with writing(folder / f"{name}.png"):
-                Image.fromarray(pixels).save(unfinished / f"{name}.png")
+            _save(unfinished / f"{name}.png", picture)
     titles = [_titled(name, title, metrics) for name, (title, _) in pictures.items()]
     cells = [_small(picture) for _, picture in pictures.values()]
     write_grid(unfinished / "sheet.png", [cells], titles)

@@ -31,3 +31,10 @@ def progress(total: int, what: str, unit: str, silent: bool = False) -> tqdm:
     return tqdm(
         total=total, desc=what, unit=unit, file=lines, mininterval=_SECONDS, bar_format=shown
     )
+
+
+def in_words(seconds: float) -> str:
+    """A time such as 25 s, 40 min or 3.5 h."""
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 3600 else f"{seconds / 3600:.1f} h"

@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 import torch
 from photo_files import CPU, SHAPE, kernel_array, load, refusal, run, save, scene
+from runner import Runner
 from scipy.signal import convolve2d
 from torch import Tensor
 
+import restore
 from commands.photo import Request, pose
 from degradation import (
     DenseMatrix,
@@ -278,7 +280,7 @@ def test_networks_that_cannot_restore_are_refused(nets: dict[str, Path]) -> None
     assert "classes 0 to 2" in refusal(f"--net={nets['classes']}", *ASKED, "--class=3")
 
 
-def test_a_failure_while_writing_leaves_nothing(
+def test_a_failure_while_writing_leaves_finished_pictures_alone(
     nets: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*args: object, **kwargs: object) -> None:
@@ -286,5 +288,6 @@ def test_a_failure_while_writing_leaves_nothing(
 
     monkeypatch.setattr("commands.sheet.write_metrics", fail)
     arguments = ["--sampler=mmse", "--samples=1"]
-    assert "no space left" in refusal(f"--net={nets['plain']}", *ASKED, *arguments)
-    assert not Path("out").exists()
+    result = Runner().invoke(restore.main, [f"--net={nets['plain']}", *ASKED, *arguments])
+    assert result.exit_code == 2 and "no space left" in result.stderr
+    assert {path.suffix for path in Path("out").iterdir()} == {".png"}

@@ -1,6 +1,10 @@
 """What `restore.py` says while it works, and what it takes without --net and --sampler."""
 
 import io
+import itertools
+import json
+import os
+import signal
 import sys
 from pathlib import Path
 
@@ -12,6 +16,7 @@ from runner import Runner
 from zero_shot_cases import QUICK
 
 import restore
+from commands import restoring, sheet
 from degradation import Draws, GaussianNoise, MissingPatches
 from networks import Denoiser, make_config, save_weights
 from runtime import progress
@@ -54,9 +59,9 @@ def test_the_plan_comes_first_and_lines_follow_where_no_terminal_is(
     assert result.exit_code == 0, result.output
     assert "6 tiles × 1 sample × 8 evaluations" in result.stdout
     lines = result.stderr.splitlines()
-    assert lines[0].startswith("samples: 0 of 16 batches")
-    assert any(line.startswith("samples: 16 of 16 batches") for line in lines)
+    assert lines[0].startswith("mmse: 0 of 2 batches")
     assert any(line.startswith("mmse: 2 of 2 batches") for line in lines)
+    assert any(line.startswith("samples: 16 of 16 batches") for line in lines)
     assert "\r" not in result.stderr
 
 
@@ -86,3 +91,95 @@ def test_a_photo_smaller_than_the_network(shipped: Path) -> None:
     result = Runner().invoke(restore.main, arguments)
     assert result.exit_code == 2
     assert "photo.png is too small: it gives 40×12 pixels" in result.stderr
+
+
+def test_the_estimate_comes_first_and_every_sample_when_it_is_there(
+    shipped: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written: list[str] = []
+    real = sheet.write_picture
+
+    def write(folder: Path, name: str, image: torch.Tensor) -> None:
+        real(folder, name, image)
+        written.extend(sorted(path.name for path in folder.glob("*.png")))
+        written.append("|")
+
+    monkeypatch.setattr("commands.restore.write_picture", write)
+    arguments = ["--image=photo.png", "--degradation=MotionBlur", "--samples=2", "--out=out"]
+    result = Runner().invoke(restore.main, [*arguments, "--batch=6"])
+    assert result.exit_code == 0, result.output
+    steps = [step.split() for step in " ".join(written).split("|")[:-1]]
+    assert steps[0] == ["mmse.png"] and steps[1] == ["mmse.png", "sample-1.png"]
+    assert steps[2] == ["mmse.png", "sample-1.png", "sample-2.png"]
+
+
+def test_samples_do_not_depend_on_how_many_are_drawn_at_once(shipped: Path) -> None:
+    arguments = ["--image=photo.png", "--degradation=Box", "--samples=3"]
+    for out, batch in (("one", 1), ("all", 64)):
+        result = Runner().invoke(
+            restore.main, [*arguments, "--fit=resize", f"--out={out}", f"--batch={batch}"]
+        )
+        assert result.exit_code == 0, result.output
+    for name in ("mmse", "sample-1", "sample-3", "std"):
+        one, every = (np.asarray(Image.open(f"{out}/{name}.png")) for out in ("one", "all"))
+        assert np.abs(one.astype(int) - every).max() <= 1
+    counts = [
+        json.loads(Path(out, "restore.json").read_text())["metrics"] for out in ("one", "all")
+    ]
+    assert counts[0]["evaluations"] == counts[1]["evaluations"] == {"mmse": 1, "samples": 8}
+    assert [count["network_calls"]["samples"] for count in counts] == [24, 8]
+
+
+def test_ctrl_c_keeps_what_is_finished(shipped: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = sheet.write_picture
+
+    def write(folder: Path, name: str, image: torch.Tensor) -> None:
+        real(folder, name, image)
+        if name == "sample-1":
+            signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr("commands.restore.write_picture", write)
+    arguments = ["--image=photo.png", "--degradation=MotionBlur", "--samples=3", "--out=out"]
+    result = Runner().invoke(restore.main, [*arguments, "--batch=6"])
+    assert result.exit_code == 130 and "stopped after 1 of 3 samples" in result.stdout
+    assert {"mmse.png", "sample-1.png", "sheet.png"} <= set(os.listdir("out"))
+    assert not Path("out/sample-2.png").exists() and not Path("out/.unfinished").exists()
+    assert "sample-1" in json.loads(Path("out/restore.json").read_text())["metrics"]["pictures"]
+
+
+def test_long_sampling_is_announced(shipped: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(restoring, "_LONG", 0.0)
+    clock = itertools.count(0.0, 60.0)
+    monkeypatch.setattr(restoring, "seconds_now", lambda device: next(clock))
+    arguments = ["--image=photo.png", "--degradation=Box", "--fit=resize", "--samples=2"]
+    result = Runner().invoke(restore.main, [*arguments, "--out=out"])
+    assert result.exit_code == 0, result.output
+    # a minute for one evaluation, eight of them for each sample
+    assert "samples: about 16 min; --samples 0 leaves them out" in result.stdout
+
+
+@pytest.mark.parametrize(("seconds", "words"), [(25, "25 s"), (2400, "40 min"), (12600, "3.5 h")])
+def test_times_in_words(seconds: float, words: str) -> None:
+    assert progress.in_words(seconds) == words
+
+
+def test_a_grey_photo_has_grey_restorations(shipped: Path) -> None:
+    Image.open("photo.png").convert("L").save("grey.png")
+    for degradation in ("Box", "MotionBlur"):
+        arguments = ["--image=grey.png", "--samples=1", f"--out={degradation}"]
+        result = Runner().invoke(restore.main, [*arguments, f"--degradation={degradation}"])
+        assert result.exit_code == 0, result.output
+        assert "the photo is grey, so its restorations are made grey" in result.stdout
+        for name in ("mmse", "sample-1"):
+            pixels = np.asarray(Image.open(f"{degradation}/{name}.png")).astype(int)
+            assert np.ptp(pixels, axis=2).max() <= 1
+        pictures = json.loads(Path(degradation, "restore.json").read_text())["metrics"]["pictures"]
+        assert pictures["sample-1"]["consistency"] < 1e-6
+
+
+def test_few_steps_of_heun_are_warned_of(shipped: Path) -> None:
+    arguments = ["--image=photo.png", "--degradation=Box", "--fit=resize", "--samples=1"]
+    few = [*arguments, "--sampler=heun", "--sampler-opt=num_steps=4", "--out=few"]
+    assert "leaves noise in its samples" in Runner().invoke(restore.main, few).stdout
+    many = [*arguments, "--sampler=heun", "--sampler-opt=num_steps=16", "--out=many"]
+    assert "leaves noise" not in Runner().invoke(restore.main, many).stdout

@@ -1,0 +1,191 @@
+"""The pictures of one photo as they come: the MMSE estimate, then sample after sample."""
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from commands.methods import COSTS, Restorer, cost_of, objective_of
+from commands.options import RestoreOptions
+from commands.photo import Task
+from commands.sheet import Restored
+from degradation import Draws, derive_seed
+from metrics.evaluate import Restore, seconds_now
+from networks import Model
+from networks.precision import DTYPES
+from networks.presets import conditioning_of
+from runtime.progress import in_words, progress
+from samplers import (
+    NPPC,
+    Components,
+    CountingDenoiser,
+    Guided,
+    Sampler,
+    Tiled,
+    one_step,
+)
+from samplers.base import Denoiser, whole
+
+_BACKWARD = 2  # evaluations that a backward pass takes the time of
+_LONG = 20.0  # seconds of sampling that are announced
+
+Show = Callable[[str, Tensor], None]  # takes the name of a picture and the image
+
+
+@dataclass(frozen=True)
+class Restoration:
+    """How a photo is restored, once everything about it is checked."""
+
+    options: RestoreOptions
+    net: Path
+    denoiser: Model
+    sampler: Sampler
+    task: Task
+    evaluations: int
+    """That a sample takes."""
+    precision: str
+    baselines: Mapping[str, Restore]
+
+    @property
+    def unconditional(self) -> bool:
+        """Whether the network knows images alone, and has no estimate of its own."""
+        return conditioning_of(self.denoiser.config) == "unconditional"
+
+    def batches(self, samples: int) -> int:
+        """Calls of the network in one evaluation of so many images."""
+        return math.ceil(len(self.task.tiling) * samples / self.options.batch)
+
+
+@dataclass
+class Cost:
+    """What samples and estimate took, by their names."""
+
+    counts: dict[str, dict[str, float]] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    def add(self, name: str, counts: Mapping[str, float], seconds: float, share: float) -> None:
+        """Add a run for a share of the images of this name: evaluations are those of an image,
+        calls those of all."""
+        found = self.counts.setdefault(name, dict.fromkeys(COSTS, 0))
+        for what, count in counts.items():
+            found[what] = whole(found[what] + count * (1 if "network" in what else share))
+        self.seconds[name] = self.seconds.get(name, 0.0) + seconds
+
+
+def restored(restoration: Restoration, cost: Cost, show: Show) -> tuple[Restored, int | None]:
+    """All pictures, and the exit code that a signal asked for: then samples may be missing.
+
+    show: called with each picture as soon as it is there.
+    """
+    problem, task = restoration.task.problem, restoration.task
+    samples, mmse, components = problem.pinv()[:0], problem.pinv()[:0], None
+    if restoration.options.components:
+        components = _components(restoration, cost)
+        mmse = components.mean
+    elif not restoration.unconditional:
+        seeds = [derive_seed(restoration.options.seed, "restore")]
+        with progress(restoration.batches(1), "mmse", "batches") as bar:
+            mmse = _run(restoration, cost, "mmse", seeds, bar)
+        show("mmse", _final(task, mmse)[0])
+        _announce(restoration, cost.seconds["mmse"])
+    ending = None
+    try:
+        for part in _samples(restoration, cost):
+            first = len(samples) + 1
+            samples = torch.cat((samples, part))
+            for i, image in enumerate(_final(task, part), first):
+                show(f"sample-{i}", image)
+    except SystemExit as stop:  # Ctrl-C or SIGTERM: what is finished is kept
+        if not len(samples) + len(mmse):
+            raise
+        ending = int(stop.code or 0)
+        task.notes.append(f"stopped after {len(samples)} of {restoration.options.samples} samples")
+    if restoration.unconditional and len(samples) > 1:
+        mmse = samples.mean(0, keepdim=True)
+    estimates = torch.cat((samples, mmse))
+    final, before = _final(task, estimates), estimates if task.exact else None
+    beside = {} if ending else _baselines(restoration, cost)
+    count = len(samples)
+    found = Restored(final[:count], final[count:], problem.pinv(), before, beside, components)
+    return found, ending
+
+
+def _samples(restoration: Restoration, cost: Cost) -> Iterator[Tensor]:
+    """The samples, as many at once as a batch of the network holds; each from its own seed."""
+    options, tiles = restoration.options, len(restoration.task.tiling)
+    seeds = [derive_seed(options.seed, "restore", i) for i in range(options.samples)]
+    step = max(1, options.batch // tiles)
+    parts = [seeds[i : i + step] for i in range(0, len(seeds), step)]
+    total = sum(restoration.batches(len(part)) for part in parts) * restoration.evaluations
+    with progress(total, "samples", "batches", silent=not parts) as bar:
+        for part in parts:
+            yield _run(restoration, cost, "samples", part, bar)
+
+
+def _final(task: Task, images: Tensor) -> Tensor:
+    """Grey if the photo is, and projected onto Hx = y if y is exact."""
+    if task.grey:
+        images = images.mean(1, keepdim=True).expand_as(images)
+    return task.problem.expand(len(images)).project(images) if task.exact else images
+
+
+def _announce(restoration: Restoration, estimate: float) -> None:
+    """Say how long the samples will take, by the seconds of one estimate, if that is long."""
+    options = restoration.options
+    passes = 1 + _BACKWARD * ("gradient" in restoration.sampler.needs)
+    passes *= 1 if options.cfg is None else 2
+    seconds = estimate * passes * restoration.evaluations * options.samples
+    if seconds > _LONG:
+        print(f"samples: about {in_words(seconds)}; --samples 0 leaves them out", flush=True)
+
+
+def _baselines(restoration: Restoration, cost: Cost) -> dict[str, Tensor]:
+    problem = restoration.task.problem
+    draws = Draws([derive_seed(restoration.options.seed, "restore")], problem.y.device)
+    beside = {}
+    for title, method in restoration.baselines.items():
+        start = seconds_now(problem.y.device)
+        beside[title] = method(problem, problem.pinv()[:0], draws)
+        cost.seconds[title.lower()] = seconds_now(problem.y.device) - start
+    return beside
+
+
+def _components(restoration: Restoration, cost: Cost) -> Components:
+    """The "mmse" estimate and the components that were asked for, in one evaluation."""
+    count, problem = restoration.options.components, restoration.task.problem
+    draws = Draws([derive_seed(restoration.options.seed, "restore")], problem.y.device)
+    noise = draws.normal(problem.degradation.image_shape, "latent")
+    restorer = Restorer(restoration.denoiser, NPPC(), restoration.precision)
+    start = seconds_now(noise.device)
+    mean, components, deviations = restorer.components(problem, noise)
+    one = dict(zip(COSTS, (1, 0, 1, 0), strict=True))
+    cost.add("mmse", one, seconds_now(noise.device) - start, 1)
+    return Components(mean, components[:, :count], deviations[:, :count])
+
+
+def _run(restoration: Restoration, cost: Cost, name: str, seeds: list[int], bar: tqdm) -> Tensor:
+    """Images of the "samples" or of "mmse", `[B, C, H, W]`, one for each seed."""
+    options, task = restoration.options, restoration.task
+    problem, device = task.problem.expand(len(seeds)), task.problem.y.device
+    draws = Draws(seeds, device)
+    noise = draws.normal(problem.degradation.image_shape, "latent")
+    network = CountingDenoiser(restoration.denoiser)
+    guided: Denoiser = network
+    sampler, images = restoration.sampler, options.samples
+    if name == "mmse":  # the estimate of a guided network would be of another distribution
+        sampler, images = one_step(objective_of(restoration.denoiser)), 1
+    elif options.cfg is not None:
+        guided = Guided(network, options.cfg)
+    dtype = DTYPES[restoration.precision]
+    start = seconds_now(device)
+    with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+        tiled = Tiled(guided, task.tiling, options.batch, task.blur, task.exact, bar.update)
+        counter = CountingDenoiser(tiled, len(problem))
+        found = sampler(counter, noise, problem, draws).float()
+    counts = cost_of(counter, network)
+    cost.add(name, counts, seconds_now(device) - start, len(seeds) / images)
+    return found
