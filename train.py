@@ -25,6 +25,13 @@ class RunOptions:
     """Options of `train.py` besides the settings of a run."""
 
     config: Path | None = option("YAML file of settings; the options below override it.", None)
+    pictures: Path | None = option(
+        "Own pictures, a folder or a zip file, cropped and resized to the network; a twentieth, "
+        "at most 512, is held out. Settings are those of configs/photos64-invfusion.yaml, if no "
+        "--config is given.",
+        None,
+        name="--data",
+    )
     name: Path | None = option(
         "The run is kept in experiments/NAME.", None, shown="the preset's name"
     )
@@ -91,10 +98,14 @@ def _resolved(options: RunOptions, overrides: dict[str, Any]) -> tuple[TrainConf
     """The settings, the run's folder, and whether it goes on. Raises ValueError."""
     if options.fp32 and overrides.setdefault("precision", "fp32") != "fp32":
         raise ValueError(f"--fp32 contradicts --precision {overrides['precision']}")
-    if options.resume and (options.config or options.name or options.outdir):
+    begins = (options.config, options.name, options.outdir, options.pictures)
+    if options.resume and any(begins):
         raise ValueError(
-            "--resume goes on in the run's own folder: leave out --config, --name and --outdir"
+            "--resume goes on in the run's own folder: leave out --config, --name, --outdir and "
+            "--data"
         )
+    if options.pictures and overrides.keys() & {"data_class", "data"}:
+        raise ValueError("--data is a folder of pictures: leave out --data-class and --data-opt")
     restarted = os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0") != "0"
     if restarted and not (options.resume or options.keep_going):
         raise ValueError(
@@ -102,12 +113,22 @@ def _resolved(options: RunOptions, overrides: dict[str, Any]) -> tuple[TrainConf
             "it goes on with the run"
         )
     data = overrides.pop("data", {})
-    source = options.config or _published(overrides)
+    source = options.config or _published(options, overrides)
     if options.resume:
         source = options.resume / "config.yaml"
     config = TrainConfig.load(source, overrides)
+    named = source or options.keep_going or "data_class" in overrides or "preset" in overrides
+    if not (named or options.dry_run):  # the defaults are the paper's: days on several GPUs
+        raise ValueError(
+            "say what to train: --data FOLDER for own pictures, --config configs/demo.yaml for a "
+            "try of a minute, or --data-class FFHQ64 for a network of the paper"
+        )
+    if options.pictures:
+        from commands.train import with_pictures  # importing torch takes seconds
+
+        config = with_pictures(config, options.pictures)
     if data:
-        from commands.train import with_data_options  # importing torch takes seconds
+        from commands.train import with_data_options
 
         config = with_data_options(config, data)
     check_whole(config.data, source)
@@ -119,11 +140,13 @@ def _resolved(options: RunOptions, overrides: dict[str, Any]) -> tuple[TrainConf
     return config, folder, resume
 
 
-def _published(overrides: dict[str, Any]) -> Path | None:
-    """The settings file of a data set class, used if no other is named: those of the paper."""
-    if "data_class" not in overrides:
+def _published(options: RunOptions, overrides: dict[str, Any]) -> Path | None:
+    """The settings file that is used if none is named: for own pictures that of the photos, for a
+    data set class the one of its name."""
+    if options.resume:
         return None
-    name = str(overrides["data_class"]).rpartition(".")[2]
+    name = str(overrides.get("data_class", "")).rpartition(".")[2]
+    name = "photos64-invfusion" if options.pictures else name
     path = Path(__file__).parent / "configs" / f"{name}.yaml"
     if not path.is_file():
         return None

@@ -1,6 +1,7 @@
 """Build everything a training run needs from its settings, and train."""
 
 import json
+import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, replace
@@ -12,6 +13,7 @@ from commands.families import family_of
 from commands.methods import check_compiler, check_operators
 from datautils import ImageDataset, dataset_class, get_dataset
 from datautils.identity import identity
+from datautils.imagedir import ImageDir
 from degradation import Family, NoDegradation, check_noise
 from metrics.distances import reference_detectors
 from metrics.statistics import load_reference
@@ -20,6 +22,7 @@ from runtime import distributed
 from runtime.environment import environment
 from runtime.errors import data_errors, one_sentence_errors
 from runtime.files import check_folder, claimed, plain, regular, replacing
+from runtime.launcher import first_here
 from runtime.options import arguments
 from runtime.registry import refuse_foreign
 from samplers import Heun, InDI, Sampler, one_step
@@ -95,6 +98,24 @@ def with_data_options(config: TrainConfig, options: dict[str, str]) -> TrainConf
     """The settings with more options of the data set, given as text. Raises ValueError."""
     cls, what = dataset_class(config.data_class), f"dataset '{config.data_class}'"
     return replace(config, data=arguments(cls, config.data | options, what, fixed=("split",)))
+
+
+def with_pictures(config: TrainConfig, path: Path) -> TrainConfig:
+    """The settings for a user's own pictures, which are cropped and resized to the network.
+
+    A twentieth, at most 512, is held out. Raises DataError for what holds no pictures, and
+    ValueError for too few.
+    """
+    side = make_config(config.preset, network=config.network).image_shape[-1]
+    count = len(ImageDir(path, labels="none"))
+    heldout = min(512, count // 20) or 1
+    if count <= heldout:
+        raise ValueError(f"--data {path} has {count} picture: give two or more")
+    if first_here():
+        shown = f"{count - heldout} pictures to train on, {heldout} held out, {side}×{side} pixels"
+        print(f"{path}: {shown}", file=sys.stderr)
+    data = {"path": str(path), "heldout": heldout, "size": side, "labels": "none"}
+    return replace(config, data_class="datautils.imagedir.ImageDir", data=data)
 
 
 def check_names(config: TrainConfig) -> None:

@@ -3,7 +3,10 @@
 from pathlib import Path
 
 import pytest
+import yaml
 from command_lines import TRAIN, assert_names, dry_run, refusal
+from PIL import Image
+from runner import Runner
 
 import train
 from runtime import distributed
@@ -67,6 +70,29 @@ def test_a_bad_configuration_is_refused_by_its_name(folder, text, words):
     file.write_bytes(text if isinstance(text, bytes) else text.encode())
     sentence = refusal(train.main, ["--config=mine.yaml", "--dry-run"])
     assert_names(sentence, f"mine.yaml {words}")
+
+
+def test_what_to_train_must_be_said():
+    sentence = refusal(train.main, [])
+    assert_names(sentence, "--data FOLDER --config configs/demo.yaml --data-class FFHQ64")
+
+
+def test_own_pictures_are_one_option(folder: Path) -> None:
+    (folder / "own").mkdir()
+    for i in range(3):
+        Image.new("RGB", (90 + i, 70), (80 * i, 0, 0)).save(folder / "own" / f"{i}.png")
+    result = Runner().invoke(train.main, ["--data=own", "--preset=tiny", "--dry-run"])
+    assert "own: 2 pictures to train on, 1 held out, 16×16 pixels" in result.stderr
+    found = yaml.safe_load(result.stdout)
+    assert found["data"] == {"path": "own", "heldout": 1, "size": 16, "labels": "none"}
+    assert found["degradation"] == "degradation.RandomDegradation" and found["preset"] == "tiny"
+    words = ["--data=own", "--preset=tiny", "--batch=2", "--duration=4", "--outdir=run"]
+    result = Runner().invoke(train.main, [*words, "--validate-every=0", "--precision=fp32"])
+    assert result.exit_code == 0 and Path("run/weights.safetensors").exists(), result.output
+    assert_names(refusal(train.main, ["--data=own", "--data-opt=size=3"]), "--data --data-opt")
+    result = Runner().invoke(train.main, ["--data=nowhere"])
+    assert result.exit_code == 2 and result.stderr.endswith("a folder or a zip file of images\n")
+    assert_names(refusal(train.main, ["--data=own", "--resume=run"]), "--resume --data")
 
 
 def test_a_missing_configuration_is_refused():
