@@ -1,5 +1,6 @@
 """The families by name: the mixture of several, and building one from options given as text."""
 
+import functools
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -85,9 +86,34 @@ def _family(text: str) -> Family:
     return get_family(text.strip())
 
 
-FAMILIES = Registry(
+@functools.cache
+def _family_of(operator: type[LinearOperator]) -> type[Family]:
+    """A family of one operator, which is made of the number of images and their shape."""
+
+    def sample(
+        self: Family, image_shape: Shape, structure: Any, seeds: Sequence[int],
+        device: Device = "cpu",
+    ) -> LinearOperator:  # fmt: skip
+        return operator(len(seeds), image_shape).to(device)  # type: ignore[call-arg]
+
+    return type(operator.__name__, (Family,), {"sample": sample, "local": False})
+
+
+class _Families(Registry):
+    """Families by name. An operator of the user's own stands for the family of it alone."""
+
+    def find(self, name: str) -> type[Family]:
+        found = super().find(name)
+        if not issubclass(found, LinearOperator):
+            return found
+        if found.__module__.startswith("degradation."):  # made of a mask, a kernel, a matrix
+            raise ValueError(f"degradation '{name}' is no subclass of Family")
+        return _family_of(found)
+
+
+FAMILIES = _Families(
     "degradation",
-    Family,
+    (Family, LinearOperator),
     {
         Family | None: _family,
         tuple[Family, ...]: lambda text: tuple(map(_family, text.split(","))),
@@ -121,7 +147,8 @@ FAMILIES |= {
 
 def family_class(name: str) -> type[Family]:
     """The class of a command-line name: `MotionBlur`, `degradation.MotionBlur`, or `module.Class`
-    for a family of the user, such as a `PhysicsFamily`.
+    for a family of the user, such as a `PhysicsFamily`, or for an operator `Class(batch,
+    image_shape)`, which is a family of one.
 
     Raises ValueError with the names that are most like it.
     """

@@ -39,12 +39,12 @@ class Registry(dict[str, Any]):
     def __init__(
         self,
         kind: str,
-        base: type = object,
+        base: type | tuple[type, ...] = object,
         readers: Mapping[Any, Reader] | None = None,
     ):
         """kind: what the classes are in a message, such as "sampler"; base: what a class of the
-        user's own has to be a subclass of; readers: how text is read for the types of options that
-        are not built in."""
+        user's own has to be a subclass of, or one of several; readers: how text is read for the
+        types of options that are not built in."""
         super().__init__()
         self.kind, self.base, self.readers = kind, base, readers
 
@@ -67,7 +67,8 @@ class Registry(dict[str, Any]):
         if found is None:
             raise ValueError(f"unknown {self.kind} '{name:.80}'{self._near(name)}")
         if not (isinstance(found, type) and issubclass(found, self.base)):
-            kinds = "class" if self.base is object else f"subclass of {self.base.__name__}"
+            bases = self.base if isinstance(self.base, tuple) else (self.base,)
+            kinds = "class" if self.base is object else f"subclass of {_names(bases)}"
             raise ValueError(f"{self.kind} '{name}' is no {kinds}")
         return found
 
@@ -109,3 +110,7 @@ def _imported(name: str, kind: str) -> Any:
         if missing and f"{module}.".startswith(f"{missing}."):
             return None
         raise ValueError(f"{kind} '{name}' cannot be imported: {error}") from error
+
+
+def _names(classes: tuple[type, ...]) -> str:
+    return " or ".join(cls.__name__ for cls in classes)

@@ -3,9 +3,12 @@
 import re
 from pathlib import Path
 
+import pytest
 import torch
+from runner import Runner
 
-from degradation import Draws, Problem
+from calculate_metrics import main
+from degradation import Draws, Problem, get_family
 from samplers import make_sampler
 from samplers.base import SAMPLERS
 
@@ -39,6 +42,19 @@ def test_the_new_operator():
     x = torch.randn(2, 3, 4, 4)
     torch.testing.assert_close(operator.H(x).view_as(x), x / 2)
     torch.testing.assert_close(operator.H_pinv(operator.H(x)), x)
+
+
+def test_the_new_operator_is_a_family_of_one(tmp_path, monkeypatch):
+    (tmp_path / "own.py").write_text(example("HalfBrightness"))
+    monkeypatch.syspath_prepend(tmp_path)
+    family = get_family("own.HalfBrightness")
+    operator = family.sample((3, 4, 4), family.structure(7), [7, 8, 9])
+    assert operator.s.shape == (3, 48) and not family.local
+    words = ["gen", "--degradation=own.HalfBrightness", "--data-opt=resolution=16", "--images=2"]
+    result = Runner().invoke(main, [*words, f"--outdir={tmp_path / 'out'}"])
+    assert result.exit_code == 0 and "own.HalfBrightness" in result.output, result.output
+    with pytest.raises(ValueError, match="is no subclass of Family or LinearOperator"):
+        get_family("torch.Tensor")
 
 
 def test_the_new_sampler(monkeypatch):
