@@ -11,7 +11,10 @@ from runtime import distributed
 from runtime.errors import one_sentence_errors
 from runtime.files import check_folder, claimed
 
-RESULTS = ("metrics.json", "per_image.csv", "grid*.png", "components*.png")
+RESULTS = (
+    *("metrics.json", "per_image.csv", "samples.csv"),
+    *("grid*.png", "components*.png", "calibration*.png"),
+)
 IMAGES = "images"
 _OURS = (".lock", ".unfinished")
 

@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from commands.calibrate import Found, calibrated, sample_file
+from commands.calibrate import counts as sample_counts
 from commands.cli import check_once, checked_count, chosen
 from commands.families import families_of
 from commands.files import check_new, publish, results_of, working_folder
@@ -45,6 +47,7 @@ from metrics.pixel import check_size
 from metrics.records import COLUMNS, PartialRecords, Summary, merged
 from metrics.report import metrics_table, units, write_pictures
 from metrics.results import write_metrics, write_per_image
+from metrics.sampled import SampleRecords, calibration_table
 from metrics.statistics import FeatureStatistics
 from networks import Model, read_summary
 from networks.precision import resolve_precision
@@ -82,6 +85,8 @@ class Evaluation:
     restorers: dict[str, Restorer]
     """Those of them with a network."""
     precision: str
+    samples: dict[str, int]
+    """Of each image, by the titles of the methods that draw several."""
 
     @property
     def per_image(self) -> list[str]:
@@ -97,10 +102,10 @@ def evaluate(options: GenOptions) -> Values:
             evaluation = build(options, device)
         with data_errors(), working_folder(options.outdir, results_of(options)) as folder:
             start = time.perf_counter()
-            measure, stages = _measure(options, evaluation, folder, device)
+            measure, samples, stages = _measure(options, evaluation, folder, device)
             stages["total"] = time.perf_counter() - start
             distributed.barrier()
-            return _finish(options, evaluation, folder, measure, stages)
+            return _finish(options, evaluation, folder, measure, samples, stages)
 
 
 def build(options: GenOptions, device: torch.device) -> Evaluation:
@@ -149,13 +154,14 @@ def build(options: GenOptions, device: torch.device) -> Evaluation:
         lambda: get_dataset(options.data, "train", **options.data_opt),
     )
     return Evaluation(
-        families, noise, dataset, count, names, distances, methods | restorers, restorers, precision
-    )
+        families, noise, dataset, count, names, distances, methods | restorers, restorers,
+        precision, sample_counts(restorers, options.samples),
+    )  # fmt: skip
 
 
 def _measure(
     options: GenOptions, evaluation: Evaluation, folder: Path, device: torch.device
-) -> tuple[Measure, dict[str, float]]:
+) -> tuple[Measure, SampleRecords, dict[str, float]]:
     """This process's share, and the seconds of each stage: loading, restoring, measuring and
     writing run side by side."""
     rank = distributed.rank()
@@ -170,12 +176,14 @@ def _measure(
         seed=options.seed,
         device=device,
         workers=options.workers,
+        samples=evaluation.samples,
     )
     total = len(indices) * len(evaluation.families) * len(evaluation.methods)
-    loading = 0.0
+    loading = further = 0.0
     with (
         progress(total, "restoring", "images", silent=rank != 0) as bar,
         PartialRecords(folder / f"{rank}.csv", evaluation.per_image) as records,
+        SampleRecords(folder / sample_file(rank), options.samples) as samples,
         ImageWriter(folder / "images") as writer,
     ):
         measure = Measure(
@@ -186,18 +194,26 @@ def _measure(
             _PICTURES if options.pictures is None else options.pictures,
             writer if options.save_images else None,
         )
-        with Stage[Restored](measure, device) as stage:
+
+        def work(restored: Restored) -> None:
+            measure(restored)
+            samples(restored)
+
+        with Stage[Restored](work, device) as stage:
             waited = time.perf_counter()
             for restored in stream:
                 signals.heed_termination()
-                loading += time.perf_counter() - waited - restored.seconds
+                more = restored.samples.seconds if restored.samples else 0.0
+                loading += time.perf_counter() - waited - restored.seconds - more
+                further += more
                 family, method = restored.group.degradation, restored.method
                 bar.set_postfix(family=family, method=method, refresh=False)
                 stage.put(restored)
                 bar.update(len(restored.group.indices))
                 waited = time.perf_counter()
-    stages = {"load": loading, "restore": sum(measure.restoring.values())} | measure.seconds
-    return measure, stages | {"write": writer.seconds}
+    restoring = sum(measure.restoring.values()) + further
+    stages = {"load": loading, "restore": restoring} | measure.seconds
+    return measure, samples, stages | {"write": writer.seconds}
 
 
 def _finish(
@@ -205,10 +221,14 @@ def _finish(
     evaluation: Evaluation,
     folder: Path,
     measure: Measure,
+    samples: SampleRecords,
     stages: Mapping[str, float],
 ) -> Values:
     """Bring the processes' shares together; the first writes the files and prints the table."""
     distances = _distances(evaluation, measure)
+    sampled: tuple[Found, list[str]] = ({}, [])
+    if evaluation.samples:
+        sampled = calibrated(folder, [*evaluation.families], [*evaluation.samples], samples)
     shares = distributed.gather((measure.restoring, measure.pictures, stages, measure.costs))
     if distributed.rank():
         return {}
@@ -222,14 +242,20 @@ def _finish(
     grids += _write_components(options, evaluation, folder, measure.device, pictures)
     restoring, costs = [share[0] for share in shares], [share[3] for share in shares]
     values = _values(evaluation, summary, distances, restoring, costs)
+    for degradation, found in sampled[0].items():
+        for method, cell in found.items():
+            values[degradation][method]["calibration"] = cell
     total = evaluation.count * len(evaluation.families) * len(evaluation.methods)
     shared = {stage: sum(share[2][stage] for share in shares) / total for stage in stages}
     record = {"units": units(options.compiled), "values": values, "stages": shared}
     write_metrics(folder, record, _settings(options, evaluation))
     images = ["images"] if options.save_images else []
-    names = [*images, *(grid.name for grid in grids), "per_image.csv", "metrics.json"]
+    pages = [*images, *(grid.name for grid in grids), *sampled[1]]
+    names = [*pages, "per_image.csv", "metrics.json"]
     publish(folder, options.outdir, names)
     print(metrics_table(values, evaluation.names, options.compiled, options.intervals))
+    if evaluation.samples:
+        print(f"{options.samples} samples of each image:\n{calibration_table(sampled[0])}")
     text = ", ".join(f"{stage} {1000 * seconds:.1f}" for stage, seconds in shared.items())
     print(f"ms an image on each process: {text}")
     _warn(values, evaluation.names)

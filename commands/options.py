@@ -32,7 +32,7 @@ _SEED = "Seed of everything random."
 # Options that have no effect without a degradation.
 UNUSED = (
     *("degradation_opt", "data", "data_opt", "split", "baselines", "baseline_opt"),
-    *("noise_level", "poisson_peak", "intervals"),
+    *("noise_level", "poisson_peak", "intervals", "samples"),
 )
 
 
@@ -135,6 +135,12 @@ class GenOptions(DataOptions):
         "pinv",
     )
     baseline_opt: dict[str, str] = option(_BASELINE_OPT, {})
+    samples: int = option(
+        "Samples of each image. Several tell how well they are calibrated: metrics.json, "
+        "samples.csv, calibration.png.",
+        1,
+        least=1,
+    )
     noise_level: float = option(
         "Standard deviation of the noise on y; images are in [-1, 1].", 0.0, least=0
     )

@@ -15,7 +15,7 @@ from torch import Tensor
 from datautils import ImageDataset
 from datautils.loading import load_batches
 from degradation import Draws, Family, Noise, Problem, derive_seed
-from metrics.pixel import to_float
+from metrics.pixel import to_float, to_uint8
 
 _ROWS = 4  # matrix products of fewer rows round differently: batches are padded to a multiple
 _CHUNK = 4096  # images that are grouped by structure at once: the memory of a plan is bounded
@@ -40,6 +40,16 @@ class Group:
 
 
 @dataclass(frozen=True)
+class Samples:
+    """All samples of a group: uint8 `[K, P, C, h, w]`; finite: bool `[P]`, those of an image."""
+
+    images: Tensor
+    finite: Tensor
+    seconds: float
+    """Of all but the first."""
+
+
+@dataclass(frozen=True)
 class Restored:
     """A group restored by one method; the first `len(group.indices)` of the P images count.
 
@@ -54,6 +64,7 @@ class Restored:
     x: Tensor
     seconds: float
     cost: Mapping[str, float]
+    samples: Samples | None = None
 
 
 def plan(
@@ -94,11 +105,13 @@ def restorations(
     seed: int,
     device: torch.device,
     workers: int = 0,
+    samples: Mapping[str, int] | None = None,
 ) -> Iterator[Restored]:
     """Restore the images `indices` of a dataset under each family with each method.
 
-    workers: processes that load images meanwhile. Nothing is computed before it is asked for, and
-    nothing is kept.
+    samples: how many of each image a method draws, where several; the first one is the restoration
+    itself. workers: processes that load images meanwhile. Nothing is computed before it is asked
+    for, and nothing is kept.
     """
     groups, loading = itertools.tee(plan(families, indices, batch, seed))
     batches = load_batches(dataset, (group.padded(group.indices) for group in loading), workers)
@@ -119,7 +132,26 @@ def restorations(
                 x = restore(own, draws.normal(truth.shape[1:], "latent"), draws)
             seconds = seconds_now(device) - start
             cost = getattr(restore, "cost", {})
-            yield Restored(group, method, truth, problem, x, seconds, cost)
+            several = None
+            if count := (samples or {}).get(method):
+                several = _samples(x, restore, problem, seeds, count)
+            yield Restored(group, method, truth, problem, x, seconds, cost, several)
+
+
+def _samples(
+    first: Tensor, restore: Restore, problem: Problem, seeds: Sequence[int], count: int
+) -> Samples:
+    """Sample k of an image follows from its seed and k."""
+    device = first.device
+    start = seconds_now(device)
+    images, finite = [to_uint8(first)], first.flatten(1).isfinite().all(1)
+    for k in range(1, count):
+        draws = Draws([derive_seed(seed, "sample", k) for seed in seeds], device)
+        with torch.no_grad():
+            x = restore(problem[:], draws.normal(first.shape[1:], "latent"), draws)
+        images.append(to_uint8(x))
+        finite &= x.flatten(1).isfinite().all(1)
+    return Samples(torch.stack(images), finite, seconds_now(device) - start)
 
 
 def seconds_now(device: torch.device) -> float:

@@ -86,12 +86,13 @@ class Summary:
 
     def __init__(self, metrics: Sequence[str]):
         self.metrics = metrics
-        self._values: dict[str, dict[str, dict[str, array[float]]]] = {}
+        self.values: dict[str, dict[str, dict[str, array[float]]]] = {}
+        """Those seen so far, in the same order."""
 
     def over(self, rows: Iterable[Row]) -> Iterator[Row]:
         """The same rows, each taken into account as it passes."""
         for row in rows:
-            methods = self._values.setdefault(row["degradation"], {})
+            methods = self.values.setdefault(row["degradation"], {})
             values = methods.setdefault(row["method"], {m: array("d") for m in self.metrics})
             for metric, seen in values.items():
                 seen.append(row[metric])
@@ -100,7 +101,7 @@ class Summary:
     def result(self) -> dict[str, dict[str, dict[str, Any]]]:
         """What the rows seen so far amount to (`metrics.means.summaries`)."""
         found: dict[str, dict[str, dict[str, Any]]] = {}
-        for degradation, methods in self._values.items():
+        for degradation, methods in self.values.items():
             cells = summaries({(t, m): v for t, seen in methods.items() for m, v in seen.items()})
             found[degradation] = {
                 method: {metric: cells[method, metric] for metric in self.metrics}

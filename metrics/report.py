@@ -26,6 +26,8 @@ UNITS = {
     "kd": "the same of the features of the detector named in the settings",
     "cfid": "fid of the images projected onto y",
     "cfd": "fd of the images projected onto y",
+    "calibration": "statistics of samples (docs/metrics.md); squared errors and variances in "
+    "levels of uint8, 0 to 255",
     "seconds_per_image": "s",
     "stages": "s an image on each process: load (images, operators, y), restore, metrics with "
     "features, and write run beside each other",

@@ -41,12 +41,15 @@ def write_metrics(
 
 
 def write_per_image(
-    folder: str | Path, rows: Iterable[Mapping[str, Any]], columns: Sequence[str]
+    folder: str | Path,
+    rows: Iterable[Mapping[str, Any]],
+    columns: Sequence[str],
+    name: str = "per_image.csv",
 ) -> None:
-    """Write `folder/per_image.csv`: a line per row, taken one by one, empty where a row lacks a
+    """Write `folder/name`: a line per row, taken one by one, empty where a row lacks a
     column. Raises ValueError for a row with another column."""
     with (
-        replacing(Path(folder) / "per_image.csv") as temporary,
+        replacing(Path(folder) / name) as temporary,
         temporary.open("w", newline="", encoding="utf-8") as file,
     ):
         writer = csv.DictWriter(file, columns, lineterminator="\n")

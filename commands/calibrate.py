@@ -1,0 +1,68 @@
+"""What `calculate_metrics.py gen --samples K` adds to an evaluation."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from commands.methods import Restorer
+from metrics.records import COLUMNS, Summary, merged
+from metrics.results import write_per_image
+from metrics.sampled import SampleRecords, calibration, write_calibration
+from runtime import distributed
+from samplers import MMSE
+
+Found = dict[str, dict[str, dict[str, Any]]]  # degradation, method, statistic
+
+
+def counts(restorers: Mapping[str, Restorer], samples: int) -> dict[str, int]:
+    """How many samples each method draws that draws any: an MMSE estimate is none.
+
+    Raises ValueError if several are wanted and no method draws them.
+    """
+    if samples == 1:
+        return {}
+    found = {title: samples for title, r in restorers.items() if not isinstance(r.sampler, MMSE)}
+    if not found:
+        raise ValueError(f"--samples {samples}: none of the methods draws samples, add heun or dpm")
+    return found
+
+
+def calibrated(
+    folder: Path, degradations: list[str], methods: list[str], records: SampleRecords
+) -> tuple[Found, list[str]]:
+    """Bring the processes' shares together; the first writes samples.csv and the pictures.
+
+    Returns what metrics.json says, and the names of the files.
+    """
+    totals = {
+        (degradation, method): records.total((degradation, method), distributed.sum_tensor)
+        for degradation in degradations
+        for method in methods
+    }
+    if distributed.rank():
+        return {}, []
+    parts = [folder / sample_file(rank) for rank in range(distributed.world_size())]
+    summary = Summary(records.names)
+    rows = summary.over(merged(parts, degradations, records.names))
+    write_per_image(folder, rows, [*COLUMNS, *records.names], "samples.csv")
+    found: Found = {
+        degradation: {
+            method: calibration(
+                cell, summary.values[degradation][method], totals[degradation, method]
+            )
+            for method, cell in cells.items()
+        }
+        for degradation, cells in summary.result().items()
+    }
+    pictures = []
+    for number, method in enumerate(methods, 1):
+        pictures.append("calibration.png" if number == 1 else f"calibration-{number}.png")
+        cells = {degradation: by_method[method] for degradation, by_method in found.items()}
+        values = {degradation: summary.values[degradation][method] for degradation in found}
+        write_calibration(folder / pictures[-1], method, cells, values)
+    return found, ["samples.csv", *pictures]
+
+
+def sample_file(rank: int) -> str:
+    """Where a process keeps its rows."""
+    return f"samples-{rank}.csv"
