@@ -121,7 +121,7 @@ def _check_images(options: CalcOptions, comparison: Comparison, other: ImageDir)
 def _distances(
     options: CalcOptions, comparison: Comparison, device: torch.device
 ) -> dict[str, dict[str, Any]]:
-    detectors = list(comparison.detectors.values())
+    detectors = list({d.name: d for d in comparison.detectors.values()}.values())  # fd, kd share
     if not detectors:
         return {}
 
