@@ -34,7 +34,7 @@ from commands.methods import (
 from commands.options import GenOptions
 from commands.sheet import enhanced
 from datautils import ImageDataset, dataset_class, get_dataset
-from datautils.identity import Identity, classes_of
+from datautils.identity import Identity, classes_of, identity
 from degradation import Family, Noise, check_noise, make_noise
 from metrics.distances import Distances
 from metrics.evaluate import Restore, Restored, restorations
@@ -145,7 +145,8 @@ def build(options: GenOptions, device: torch.device) -> Evaluation:
         check_noise(noise, family, dataset.image_shape)
     check_operators(samplers, families, dataset.image_shape)
     count = checked_count(options.images, dataset, options.data)
-    distances = distances_of(names, options, device, count, dataset.image_shape)
+    shape, own = dataset.image_shape, identity(dataset)
+    distances = distances_of(names, options, device, count, shape, own)
     restorers = _restorers(options, precision, nets, samplers, pairs)
     methods = baseline_methods(
         wanted,

@@ -11,6 +11,7 @@ from torch import Tensor
 from commands.cli import check_once, options_by_name
 from commands.options import GenOptions
 from datautils import ImageDataset
+from datautils.identity import Identity
 from degradation import Draws, Family, Problem
 from metrics import baselines
 from metrics.dataset import check_values, load_images
@@ -88,6 +89,7 @@ def distances_of(
     device: torch.device,
     images: int,
     image_shape: tuple[int, int, int],
+    dataset: Identity | None = None,
 ) -> Distances:
     """The Fréchet distances among the metrics, by the reference of the options. ValueError."""
     return Distances.of(
@@ -97,6 +99,7 @@ def distances_of(
         device,
         images=images,
         image_shape=image_shape,
+        dataset=dataset,
         any_count=options.any_count,
         trusted=options.trust_detector,
     )

@@ -17,7 +17,9 @@ _DETECTOR = (
     "fd and kd take efficientnet-lite0, which a package brings."
 )
 _TRUST = "Run a detector that is a TorchScript file. It is a program: it can do what you can do."
-_ANY_COUNT = "Accept a reference of another number of images; Fréchet distances depend on it."
+_ANY_COUNT = (
+    "Accept a reference of other images or of another number; Fréchet distances depend on both."
+)
 _BATCH = "Images at once, on each process."
 _MOST_WORKERS = 1024
 _WORKERS = "Processes that load images, for each process."

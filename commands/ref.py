@@ -1,6 +1,7 @@
 """`calculate_metrics.py ref`: statistics of a data set's features, to compare restorations with."""
 
 import time
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -8,6 +9,7 @@ import torch
 from commands.cli import check_once, checked_count
 from commands.options import RefOptions
 from datautils import ImageDataset, get_dataset
+from datautils.identity import identity
 from metrics.dataset import dataset_statistics
 from metrics.features import Detector, load_detector, parsed
 from metrics.statistics import save_reference
@@ -57,6 +59,7 @@ def _provenance(options: RefOptions, dataset: ImageDataset) -> dict[str, Any]:
         "data": options.data,
         "data_opt": options.data_opt,
         "split": options.split,
+        "dataset": asdict(identity(dataset)),
         "image_shape": list(dataset.image_shape),
         "source": getattr(dataset, "description", None),
     }

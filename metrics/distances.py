@@ -7,6 +7,7 @@ from typing import Any, Self
 
 import torch
 
+from datautils.identity import Identity
 from metrics.features import DISTANCES, Detector, detectors_for, load_detector
 from metrics.statistics import FeatureStatistics, Reference, load_reference
 
@@ -28,13 +29,14 @@ class Distances:
         *,
         images: int,
         image_shape: tuple[int, int, int],
+        dataset: Identity | None = None,
         any_count: bool = False,
         trusted: bool = False,
     ) -> Self:
         """Load what the metrics need. Raise ValueError if the reference does not match.
 
-        specs: values of `--detector`; trusted: as of `load_detector`. Raises ValueError or
-        OSError.
+        specs: values of `--detector`; dataset: what is restored, if it must be that of the
+        reference; trusted: as of `load_detector`. Raises ValueError or OSError.
         """
         wanted = [metric for metric in metrics if metric in DISTANCES]
         if wanted and ref is None:
@@ -48,6 +50,8 @@ class Distances:
         loaded = detectors_for(wanted, specs, device, image_shape, trusted)
         if reference is None:
             return cls(loaded, None)
+        if dataset is not None and not any_count:
+            reference.check_dataset(dataset)
         for metric, detector in loaded.items():
             kernel = DISTANCES[metric].kernel
             reference.check(detector, images, image_shape, any_count, kernel)

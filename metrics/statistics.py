@@ -20,6 +20,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from datautils.identity import Identity
 from metrics.features import Detector
 from metrics.frechet import frechet_distance, square_root
 from metrics.kernel import kernel_distance, within
@@ -184,6 +185,7 @@ class _Description:
     detectors: dict[str, _Origin]
     images: int
     image_shape: tuple[int, int, int] | None = None
+    dataset: Identity | None = None
 
     def __post_init__(self) -> None:
         if self.images < 1:
@@ -198,6 +200,7 @@ class Reference:
     detectors: dict[str, Moments]
     images: int | None = None
     image_shape: tuple[int, ...] | None = None
+    dataset: Identity | None = None
     description: Mapping[str, Any] | None = None
 
     def check(
@@ -245,6 +248,14 @@ class Reference:
             raise ValueError(
                 f"{self.path} is of {self.images} images, not {images}, and Fréchet distances "
                 "depend on the number of images: accept with --any-count"
+            )
+
+    def check_dataset(self, dataset: Identity) -> None:
+        """ValueError for restorations of another data set than that of the reference."""
+        if self.dataset is not None and self.dataset.digest != dataset.digest:
+            raise ValueError(
+                f"{self.path} is of {self.dataset}, and {dataset} are restored: accept with "
+                "--any-count"
             )
 
     def distance(self, name: str, statistics: FeatureStatistics) -> float:
@@ -382,4 +393,4 @@ def _load_safetensors(path: Path) -> Reference:
         }
     except KeyError as error:
         raise ValueError(f"{path} does not hold what its description says: {error}") from None
-    return Reference(path, detectors, found.images, found.image_shape, values)
+    return Reference(path, detectors, found.images, found.image_shape, found.dataset, values)
