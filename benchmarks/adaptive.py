@@ -74,7 +74,9 @@ def means(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def figure_of(curves: Sequence[dict[str, Any]], rows: Sequence[dict[str, Any]]) -> Any:
     """PSNR and detail against evaluations, and the evaluations of each image by default."""
-    figure, axes = plt.subplots(3, len(FAMILIES), figsize=(13, 8.4), sharey="row", sharex="row")
+    figure, axes = plt.subplots(
+        3, len(FAMILIES), figsize=(13, 8.4), sharey="row", sharex="row", squeeze=False
+    )
     for column, family in zip(axes.T, FAMILIES, strict=True):
         column[0].set_title(family, fontsize=10, loc="left")
         for method, colour in (("dpm", "#8d99ae"), ("adaptive", "#d1495b")):
