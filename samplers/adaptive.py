@@ -10,6 +10,8 @@ from degradation import Draws, Problem
 from samplers.base import Denoiser, OnGrid, RandnLike, Sampler, check_range, make_sampler, register
 from samplers.mmse import MMSE
 
+_UNKNOWN = 1.0  # squared error per value of images in [-1, 1], at most
+
 
 @register("adaptive")
 @dataclass(frozen=True)
@@ -67,4 +69,6 @@ class Adaptive(Sampler):
         run, sigma = self.begin(denoiser, problem, rng), MMSE().sigma
         estimate, unit = run.estimate(sigma * noise, sigma), rng.randn_like(noise)
         response = run.estimate(estimate + self.probe * unit, self.probe) - estimate
-        return estimate, (self.probe * (unit * response).flatten(1).mean(1)).clamp(min=0)
+        variance = self.probe * (unit * response).flatten(1).mean(1)
+        # A network may answer one n with 0 or less. Then as much is open as without y.
+        return estimate, torch.where(variance > 0, variance, _UNKNOWN)

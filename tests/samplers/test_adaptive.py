@@ -71,6 +71,15 @@ def test_fewer_evaluations_where_little_is_open_and_no_worse_samples() -> None:
     assert together == pytest.approx(sum(taken) / 3, abs=0.2)
 
 
+def test_an_error_that_cannot_be_predicted_is_taken_to_be_large() -> None:
+    def against(x: Tensor, sigma: Tensor | float, problem: Problem) -> Tensor:
+        return MEAN - 0.1 * (x - MEAN)  # turns noise round, which no posterior does
+
+    draws = Draws(range(2))
+    found = Adaptive().severity(against, draws.normal(SHAPE, "latent"), posed([0, 1]), draws)
+    assert torch.equal(found[1], torch.ones(2))
+
+
 def test_the_start_of_the_paper_loses_variance() -> None:
     """c = 1.2 is for errors like white noise."""
     x, _ = sampled(Adaptive(spread=1.2), [1] * COUNT)
