@@ -50,6 +50,7 @@ SETTINGS = TrainConfig(
     degradation="RandomDegradation", batch=64, lr=2e-3, ramp=4096, decay=None, cooldown=0.3,
     mmse_share=0.1, ema_halflife=8192, ema_ramp=0.1,
 )  # fmt: skip
+_TICKS = (0.02, 0.05, 0.1, 0.2)
 ZERO_SHOT = ("ddrm", "ddnm_plus", "pigdm", "dps", "daps", "diffpir", "mgps")
 WAYS = {  # in two switches: Feature Degradation Layers; x and y in one image
     "Palette": (False, False),
@@ -193,12 +194,16 @@ def draw(rows: Sequence[dict[str, Any]], key: str) -> Any:
         levels = {m: mean_of(rows, m, family, key, 0) for m in ZERO_SHOT}
         best = min(levels, key=lambda m: levels[m])
         axis.axhline(levels[best], color="#888888", ls="--", lw=1)
-        axis.annotate(f"best zero-shot: {best}", (0.02, levels[best]), (0, 3), fontsize=8,
+        axis.annotate(f"best zero-shot: {best}", (0.02, levels[best]), (0, -9), fontsize=8,
                       xycoords=("axes fraction", "data"), textcoords="offset points")  # fmt: skip
         floor = mean_of(rows, FLOOR, family, key, 0)
         axis.axhline(floor, color="#888888", ls=":", lw=1)
+        counts = sorted({r["images"] for r in rows if r["images"]})
         axis.set(xscale="log", yscale="log", xlabel="images seen", title=family)
-        axis.grid(alpha=0.25, which="both")
+        axis.set_xticks(counts, [f"{count:,}" for count in counts])
+        axis.set_yticks(_TICKS, _TICKS)
+        axis.minorticks_off()
+        axis.grid(alpha=0.25)
     axes[0].set_ylabel("distance to the exact posterior")
     axes[0].legend(fontsize=8, frameon=False)
     figure.suptitle("Sliced Wasserstein distance of samples; dotted: exact samples", fontsize=10)

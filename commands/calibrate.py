@@ -15,7 +15,7 @@ Found = dict[str, dict[str, dict[str, Any]]]  # degradation, method, statistic
 
 
 def counts(restorers: Mapping[str, Restorer], samples: int) -> dict[str, int]:
-    """How many samples each method draws that draws any: an MMSE estimate is none.
+    """How many samples each method draws, without those that draw none, as MMSE.
 
     Raises ValueError if several are wanted and no method draws them.
     """

@@ -14,12 +14,15 @@ from typing import Any
 
 from commands.draw import draw
 from commands.gen import evaluate
+from commands.methods import samplers_of
 from commands.options import GenOptions
 from commands.tables import Block, Figure, Made, Row, Setting, Table, blocks_of, setting_of
 from datautils import get_dataset
+from datautils.identity import identity
 from metrics.features import DISTANCES
 from metrics.perceptual import PERCEPTUAL
 from runtime.errors import DataError
+from runtime.files import is_claimed
 
 
 @dataclass(frozen=True)
@@ -32,12 +35,16 @@ class Cell:
     """Networks and references."""
     missing: tuple[str, ...] = ()
     """Commands or sentences that say how to get what is missing."""
-    lacks: tuple[str, ...] = ()
-    """Metrics that are left out, and how to get them."""
 
     @property
     def done(self) -> bool:
+        """Whether it is measured."""
         return (self.options.outdir / "metrics.json").exists()
+
+    @property
+    def open(self) -> bool:
+        """Whether it can be measured, and no other job does so."""
+        return not (self.missing or self.done or is_claimed(self.options.outdir))
 
     def run(self) -> None:
         """Make it; what `gen` prints is left out."""
@@ -55,22 +62,22 @@ Cells = dict[tuple[int, str], Cell]  # by row and block
 
 
 def measured(setting: Setting, block: Block) -> list[str]:
-    """What `gen` measures for the cells of a block: all that makes sense, for all tables."""
+    """What `gen` measures for the cells of a block, the same for all tables."""
     noisy = block.noise_level or block.poisson_peak
-    names = [name for name in setting.metrics.values() if name not in unavailable(setting)]
+    names = list(setting.metrics.values())
     if block.family is None:
         return [name for name in names if name in ("fid", "fd")]
     return [name for name in names if not (noisy and name in ("cfid", "cfd"))]
 
 
-def unavailable(setting: Setting) -> dict[str, str]:
-    """Metrics of a setting that need a package which is not installed, and how to get it."""
-    found = {m: PERCEPTUAL[m].package for m in setting.metrics.values() if m in PERCEPTUAL}
-    return {
-        metric: f"pip install --no-deps {package.replace('_', '-')}"
-        for metric, package in found.items()
+def _not_installed(metrics: Sequence[str]) -> list[str]:
+    """How to get the packages of metrics that are not installed."""
+    packages = {metric: PERCEPTUAL[metric].package for metric in metrics if metric in PERCEPTUAL}
+    return [
+        f"{metric}: pip install --no-deps {package.replace('_', '-')}"
+        for metric, package in packages.items()
         if importlib.util.find_spec(package) is None
-    }
+    ]
 
 
 def cell_of(key: str, block: Block, row: Row, scale: str, results: Path) -> Cell | None:
@@ -94,7 +101,7 @@ def cell_of(key: str, block: Block, row: Row, scale: str, results: Path) -> Cell
     else:
         options |= {"baselines": row.sampler, "baseline_opt": chosen}
     name = f"{row.method} on {block.family or 'nothing'}, {setting.title}"
-    slug = f"{row.method}-{row.sampler}-{block.family or 'unconditional'}"
+    slug = f"{row.network}-{row.sampler}-{block.family or 'unconditional'}"
     return _cell(name, slug, place, setting, nets, options, results)
 
 
@@ -138,23 +145,24 @@ def _cell(
 ) -> Cell:
     given: dict[str, Any] = {
         "nets": tuple(net.path for net in nets), "images": setting.images, "batch": setting.batch,
-        "baselines": "", "cfg": setting.cfg if nets else None,
     }  # fmt: skip
+    if nets and options["samplers"] != ("mmse",):  # a guided estimate would be no E[x | y]
+        given["cfg"] = setting.cfg
     if options["degradations"]:
-        given |= {"data": setting.data, "data_opt": _texts(setting.data_opt)}
+        given |= {"data": setting.data, "data_opt": _texts(setting.data_opt), "baselines": ""}
     wanted = [metric for metric in options["metrics"].split(",") if metric in DISTANCES]
     if wanted and setting.ref:
         given |= {"ref": setting.ref.path, "any_count": setting.any_count}
     chosen = given | options
     needed = [*nets, *([setting.ref] if wanted and setting.ref else [])]
     missing = [f"{n.file}: {n.made_by}" for n in needed if not n.path.exists()]
+    missing += _not_installed(options["metrics"].split(","))
     if not missing and options["degradations"]:
         missing += _unusable(setting)
-    digest = "" if missing else _digest(chosen, needed)
+    digest = "" if missing else _digest(setting, chosen, needed)
     slug = re.sub(r"[^a-z0-9]+", "-", slug.lower()).strip("-")
-    lacks = tuple(f"{metric}: {command}" for metric, command in unavailable(setting).items())
     folder = results / "cells" / place / f"{slug}-{digest[:12]}"
-    return Cell(name, GenOptions(outdir=folder, **chosen), tuple(needed), tuple(missing), lacks)
+    return Cell(name, GenOptions(outdir=folder, **chosen), tuple(needed), tuple(missing))
 
 
 def _unusable(setting: Setting) -> list[str]:
@@ -171,10 +179,17 @@ def _reason(data: str, data_opt: tuple[tuple[str, str], ...]) -> list[str]:
     return []
 
 
-def _digest(options: dict[str, Any], files: list[Made]) -> str:
-    """Of all that the values follow from: options, and the contents of files."""
+def _digest(setting: Setting, options: dict[str, Any], files: list[Made]) -> str:
+    """Of what the values follow from: options, those of samplers that are not given too, the
+    names and labels of the images, and the contents of weights and reference."""
     asked = {k: str(v) for k, v in options.items() if k not in ("nets", "ref", "batch")}
     asked["files"] = str([_contents(file.path) for file in files])
+    if options.get("samplers"):
+        asked["sampler_opt"] = str(samplers_of(options["samplers"], options["sampler_opt"]))
+    if options["degradations"]:
+        asked["data"] = identity(
+            get_dataset(setting.data, "heldout", **_texts(setting.data_opt))
+        ).digest
     return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
 
 

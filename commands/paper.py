@@ -31,6 +31,9 @@ def columns(
             arrow = "↑" if used in _RISING else "↓"
             headers.append(f"{block.title} {_TITLES.get(used, used.upper())} {arrow}")
             column = _column(found, rows, cells, key, metric, used, intervals)
+            if scale == "paper":
+                published = [found.rows[i].paper.get(key, {}).get(metric) for i in rows]
+                column = list(map(_beside, column, published))
             for line, text in zip(lines, column, strict=True):
                 line.append(text)
     headers.append("NFE")
@@ -63,9 +66,12 @@ def _column(
             text = f"**{text}**" if i in best else text
         elif (i, key) in cells and _has(found.rows[i], metric):
             text = "missing"
-        published = found.rows[i].paper.get(key, {}).get(metric)
-        texts.append(text if published is None else f"{text} ({published:g})")
+        texts.append(text)
     return texts
+
+
+def _beside(text: str, published: float | None) -> str:
+    return text if published is None else f"{text} ({published:g})"
 
 
 def _has(row: Row, metric: str) -> bool:
@@ -100,5 +106,4 @@ def _evaluations(row: Row, cells: Sequence[Cell | None]) -> str:
     """As counted: one number, or the smallest and the largest."""
     counts = {cell.values()["evaluations"] for cell in cells if cell and cell.done}
     ends = sorted({min(counts), max(counts)}) if counts else []
-    text = "–".join(f"{count:g}" for count in ends) or "-"
-    return text if row.nfe is None else f"{text} ({row.nfe})"
+    return _beside("–".join(f"{count:g}" for count in ends) or "-", row.nfe)

@@ -104,7 +104,7 @@ def pose(request: Request, image_shape: Shape, device: torch.device) -> Task:
     task = _posed(request, photo, image_shape, device)
     if bool((photo == photo[:1]).all()):
         task.grey = True
-        task.notes.append("the photo is grey, so its restorations are made grey")
+        task.notes.append("the photo is grey, so samples and estimate are made grey")
     return task
 
 

@@ -11,9 +11,10 @@ from commands.cells import Cell, Cells, cells_of, figure_cell
 from commands.options import ReproduceOptions
 from commands.paper import columns
 from commands.tables import ROOT, Figure, Table, blocks_of, load, names, setting_of
+from runtime import distributed
 from runtime.errors import data_errors, one_sentence_errors
 from runtime.files import replacing
-from runtime.launcher import launched, place
+from runtime.launcher import launched
 from runtime.tables import latex_table, table
 
 
@@ -39,16 +40,34 @@ def reproduce(options: ReproduceOptions) -> None:
         if options.what == "list":
             _list(wanted)
             return
-        # All processes agree on the cells before the first is made.
-        cells = {cell.options.outdir: cell for w in wanted for cell in w.cells.values()}
-        todo = [cell for cell in cells.values() if not cell.missing and not cell.done]
-        first = place().rank == 0
-        for i, cell in enumerate(todo, 1):
-            if first:
-                print(f"{cell.name} ({i} of {len(todo)})", file=sys.stderr, flush=True)
+        with distributed.process_group():
+            failed = _measure(wanted)
+            for one in wanted if distributed.rank() == 0 else []:
+                (_table if isinstance(one.what, Table) else _figure)(one, options)
+    if failed:
+        print("failed, see above: " + "; ".join(failed), file=sys.stderr)
+        sys.exit(2)
+
+
+def _measure(wanted: Sequence[Wanted]) -> list[str]:
+    """Make the cells that are open, and give the names of those that failed.
+
+    The first process decides for all just before a cell is made: another job may have made it.
+    """
+    cells = {cell.options.outdir: cell for w in wanted for cell in w.cells.values()}
+    failed = []
+    for i, cell in enumerate(cells.values(), 1):
+        if not distributed.value_of_first(cell.open):
+            continue
+        if distributed.rank() == 0:
+            print(f"{cell.name} ({i} of {len(cells)})", file=sys.stderr, flush=True)
+        try:
             cell.run()
-        for one in wanted if first else []:
-            (_table if isinstance(one.what, Table) else _figure)(one, options)
+        except SystemExit as stop:  # its sentence is printed
+            if stop.code != 2 or launched():
+                raise
+            failed.append(cell.name)
+    return failed
 
 
 def _wanted(options: ReproduceOptions) -> list[Wanted]:
@@ -103,10 +122,13 @@ def _table(wanted: Wanted, options: ReproduceOptions) -> None:
     caption = f"Table {number}. {found.title}"
     if options.scale != "paper":
         caption += f", here on {_settings(found, options.scale)}"
-    caption = f"{caption}. In brackets: as published. {found.note}".strip()
+    brackets = "In brackets: as published. " * (options.scale == "paper")
+    caption = f"{caption}. {brackets}{found.note}".strip()
     lines = [caption, "", table(headers, rows), "", *_missing(wanted.cells.values())]
     text = "\n".join(lines).rstrip() + "\n"
     print(text)
+    if options.rows:  # a job of several: the whole table is for the last one
+        return
     stem = options.outdir / f"{wanted.name}-{options.scale}"
     for suffix, content in ((".md", text), (".tex", latex_table(headers, rows, caption))):
         with replacing(stem.with_suffix(suffix)) as temporary:
@@ -157,5 +179,5 @@ def _state(cells: Sequence[Cell]) -> str:
 
 def _missing(cells: Iterable[Cell]) -> Iterator[str]:
     """A line for each thing that is missing, with the command that makes it."""
-    for line in dict.fromkeys(line for cell in cells for line in (*cell.missing, *cell.lacks)):
+    for line in dict.fromkeys(line for cell in cells for line in cell.missing):
         yield f"missing: {line}"

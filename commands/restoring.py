@@ -66,13 +66,18 @@ class Cost:
 
     counts: dict[str, dict[str, float]] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
+    images: dict[str, int] = field(default_factory=dict)
 
-    def add(self, name: str, counts: Mapping[str, float], seconds: float, share: float) -> None:
-        """Add a run for a share of the images of this name: evaluations are those of an image,
-        calls those of all."""
+    def add(self, name: str, counts: Mapping[str, float], seconds: float, images: int) -> None:
+        """Add a run for some more images: evaluations are those of an image, calls those of all."""
         found = self.counts.setdefault(name, dict.fromkeys(COSTS, 0))
+        before = self.images.get(name, 0)
+        self.images[name] = before + images
         for what, count in counts.items():
-            found[what] = whole(found[what] + count * (1 if "network" in what else share))
+            total = found[what] + count
+            if "network" not in what:
+                total = whole((found[what] * before + count * images) / (before + images))
+            found[what] = total
         self.seconds[name] = self.seconds.get(name, 0.0) + seconds
 
 
@@ -92,13 +97,14 @@ def restored(restoration: Restoration, cost: Cost, show: Show) -> tuple[Restored
             mmse = _run(restoration, cost, "mmse", seeds, bar)
         show("mmse", _final(task, mmse)[0])
         _announce(restoration, cost.seconds["mmse"])
-    ending = None
+    ending, beside = None, {}
     try:
         for part in _samples(restoration, cost):
             first = len(samples) + 1
             samples = torch.cat((samples, part))
             for i, image in enumerate(_final(task, part), first):
                 show(f"sample-{i}", image)
+        beside = _baselines(restoration, cost)
     except SystemExit as stop:  # Ctrl-C or SIGTERM: what is finished is kept
         if not len(samples) + len(mmse):
             raise
@@ -108,7 +114,6 @@ def restored(restoration: Restoration, cost: Cost, show: Show) -> tuple[Restored
         mmse = samples.mean(0, keepdim=True)
     estimates = torch.cat((samples, mmse))
     final, before = _final(task, estimates), estimates if task.exact else None
-    beside = {} if ending else _baselines(restoration, cost)
     count = len(samples)
     found = Restored(final[:count], final[count:], problem.pinv(), before, beside, components)
     return found, ending
@@ -175,9 +180,9 @@ def _run(restoration: Restoration, cost: Cost, name: str, seeds: list[int], bar:
     noise = draws.normal(problem.degradation.image_shape, "latent")
     network = CountingDenoiser(restoration.denoiser)
     guided: Denoiser = network
-    sampler, images = restoration.sampler, options.samples
+    sampler = restoration.sampler
     if name == "mmse":  # the estimate of a guided network would be of another distribution
-        sampler, images = one_step(objective_of(restoration.denoiser)), 1
+        sampler = one_step(objective_of(restoration.denoiser))
     elif options.cfg is not None:
         guided = Guided(network, options.cfg)
     dtype = DTYPES[restoration.precision]
@@ -187,5 +192,5 @@ def _run(restoration: Restoration, cost: Cost, name: str, seeds: list[int], bar:
         counter = CountingDenoiser(tiled, len(problem))
         found = sampler(counter, noise, problem, draws).float()
     counts = cost_of(counter, network)
-    cost.add(name, counts, seconds_now(device) - start, len(seeds) / images)
+    cost.add(name, counts, seconds_now(device) - start, len(seeds))
     return found

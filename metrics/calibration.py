@@ -116,7 +116,8 @@ def conformal_scale(scales: Sequence[float]) -> float:
     Vovk et al. 2005). Infinite for fewer than 9 images.
     """
     place = math.ceil(_SCALED * (len(scales) + 1) - 1e-9)
-    return sorted(scales)[place - 1] if place <= len(scales) else math.inf
+    known = sorted(math.inf if math.isnan(scale) else scale for scale in scales)
+    return known[place - 1] if place <= len(scales) else math.inf
 
 
 def _outside(level: float, count: int) -> float:

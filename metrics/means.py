@@ -5,6 +5,7 @@ are drawn with replacement, from a fixed seed, and the interval holds the centra
 """
 
 import math
+import warnings
 from collections.abc import Hashable, Mapping, Sequence
 from typing import NamedTuple, TypeVar
 
@@ -106,4 +107,5 @@ def resampled_means(values: Array) -> Array:
 
 def interval(resampled: Array) -> Array:
     """The ends `[2, k]` of the 95 % intervals of resampled statistics `[2000, k]`."""
-    return np.quantile(resampled, _CENTRAL, axis=0)
+    with warnings.catch_warnings(action="ignore"):  # a column of infinite values alone
+        return np.nanquantile(resampled, _CENTRAL, axis=0)

@@ -89,7 +89,7 @@ def value_of(metric: str, value: Cell, interval: bool = False) -> str:
 
 
 def shown(metric: str, value: float) -> str:
-    """A value with the digits that its metric deserves, and at least three of what is not 0."""
+    """A value with the digits usual for its metric, at least three if it is not 0."""
     if 0 < abs(value) < 0.01:
         return format(value, ".2e")
     usual = "#.3g" if 0 < abs(value) < 1 else ".2f"

@@ -39,6 +39,9 @@ def process_group() -> Iterator[torch.device]:
     if on_gpu:
         device = torch.device("cuda", here.local_rank % torch.cuda.device_count())
         torch.cuda.set_device(device)
+    if dist.is_initialized():  # inside such a block
+        yield device
+        return
     if not launched():
         with signals.orderly_end():
             yield device

@@ -118,6 +118,21 @@ def claimed(folder: Path, use: str) -> Iterator[None]:
         os.close(file)
 
 
+def is_claimed(folder: Path) -> bool:
+    """Whether another process has `claimed` a folder."""
+    try:
+        file = os.open(folder / ".lock", os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return False
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return False
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(file)
+
+
 def _locked(file: int, path: Path) -> bool:
     """Lock an open file for this process alone (one that loads data and outlives it does not keep
     the lock); whether it was free, and is not removed meanwhile by who had it."""
