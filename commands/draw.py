@@ -23,7 +23,7 @@ from commands.methods import (
 )
 from commands.options import UNUSED, GenOptions
 from degradation import Draws, Problem, derive_seed
-from metrics.distances import Distances
+from metrics.distances import Distances, compared
 from metrics.evaluate import seconds_now
 from metrics.features import DISTANCES
 from metrics.images import ImageWriter, image_name
@@ -187,7 +187,7 @@ def _finish(drawing: Drawing, share: Share, folder: Path) -> None:
         total = share.statistics[metric].reduced(distributed.sum_tensor, detector.features)
         if distributed.rank() == 0:
             value = math.nan if failed else drawing.distances.value(metric, total)
-            values[metric] = {"mean": value, "count": total.count}
+            values[metric] = {"mean": value, "count": compared(metric, total.count)}
     options = drawing.options
     shares = distributed.gather((share.shown, share.seconds))
     if distributed.rank():

@@ -36,7 +36,7 @@ from commands.sheet import enhanced
 from datautils import ImageDataset, dataset_class, get_dataset
 from datautils.identity import Identity, classes_of, identity
 from degradation import Family, Noise, check_noise, make_noise
-from metrics.distances import Distances
+from metrics.distances import Distances, compared
 from metrics.evaluate import Restore, Restored, restorations
 from metrics.features import DISTANCES
 from metrics.images import ImageWriter
@@ -332,7 +332,8 @@ def _values(
         for method, cell in methods.items():
             for metric in evaluation.distances.detectors:
                 value = distances[degradation, method, metric]
-                cell[metric] = {"mean": value, "count": evaluation.count}
+                count = compared(metric, evaluation.count)
+                cell[metric] = {"mean": value, "count": count}
             took = [share[degradation, method] for share in costs if (degradation, method) in share]
             for name in COSTS:
                 cell[name] = whole(sum(total[name] for total in took) / evaluation.count)

@@ -9,7 +9,7 @@ import torch
 
 from datautils.identity import Identity
 from metrics.features import DISTANCES, Detector, detectors_for, load_detector
-from metrics.statistics import FeatureStatistics, Reference, load_reference
+from metrics.statistics import KEPT, FeatureStatistics, Reference, load_reference
 
 
 @dataclass(frozen=True)
@@ -102,3 +102,8 @@ def reference_detectors(
             f"{name}={files[name]}" if name in files else name, device, image_shape, trusted
         )
     return found
+
+
+def compared(metric: str, count: int) -> int:
+    """How many of `count` images a distance compares: kernel distances take the first ones."""
+    return min(count, KEPT) if DISTANCES[metric].kernel else count
