@@ -336,10 +336,8 @@ def _load_npz(path: Path) -> Reference:
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             _check_sizes(path, arrays)
-            mean, covariance = (
-                torch.from_numpy(np.asarray(arrays[key], dtype=np.float64))
-                for key in ("mu", "sigma")
-            )
+            found = arrays["mu"], arrays["sigma"]
+            mean, covariance = (torch.from_numpy(a.astype(a.dtype.newbyteorder("="))) for a in found)
     except KeyError as error:
         raise ValueError(f"{path} does not have the arrays mu and sigma") from error
     except DataError:

@@ -301,6 +301,9 @@ def test_npz_of_other_arrays_or_shapes_is_refused(tmp_path):
     np.savez(path, mu=np.ones(2), sigma=np.full((2, 2), np.nan))
     with pytest.raises(ValueError, match="not all finite"):
         load_reference(path)
+    np.savez(path, mu=np.ones(2), sigma=np.eye(2, dtype=np.int8))
+    with pytest.raises(ValueError, match=r"'inception/covariance' of .*npz is of the type int8"):
+        load_reference(path)
     for sigma, sentence in (
         (-np.eye(2), "has a negative eigenvalue, -1"),
         ([[1, 0.5], [0.2, 1]], "is not symmetric"),
