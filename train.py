@@ -132,6 +132,12 @@ def _resolved(options: RunOptions, overrides: dict[str, Any]) -> tuple[TrainConf
 
         config = with_data_options(config, data)
     check_whole(config.data, source)
+    told = options.trust_config or {"detectors", "trust_detector"} <= overrides.keys()
+    if options.resume and config.detectors and config.trust_detector and not told:
+        raise ValueError(
+            f"{source} asks to run detectors, which may be programs: add --trust-config if you "
+            "trust whoever wrote that file"
+        )
     folder = options.resume or options.outdir or Path("experiments", options.name or config.preset)
     before = folder / "config.yaml"
     resume = bool(options.resume or (options.keep_going and before.exists()))

@@ -24,7 +24,6 @@ from runtime.errors import data_errors, one_sentence_errors
 from runtime.files import check_folder, claimed, plain, regular, replacing
 from runtime.launcher import first_here
 from runtime.options import arguments
-from runtime.registry import refuse_foreign
 from samplers import Heun, InDI, Sampler, one_step
 from training.checkpoint import list_checkpoints
 from training.config import TrainConfig
@@ -234,8 +233,6 @@ def _distances(
 ) -> HeldoutDistances:
     """Checked against the reference before the first step: a wrong path must not cost hours."""
     assert config.ref_path
-    if config.detectors and config.trust_detector:
-        refuse_foreign(f"the detectors {', '.join(config.detectors.values())} may be programs")
     reference = load_reference(config.ref_path)
     heldout = images.dataset
     count = len(heldout) if reference.images is None else reference.images

@@ -2,7 +2,6 @@
 
 import io
 import os
-import sys
 import tarfile
 import zlib
 from collections.abc import Sequence
@@ -22,7 +21,7 @@ from datautils.labels import Labels
 from datautils.loading import cores
 from datautils.prepare import Originals, prepare
 from runtime.cli import SETTINGS, Command
-from runtime.errors import DataError
+from runtime.errors import DataError, one_sentence_errors
 from runtime.files import regular
 
 # In the order of their classes: the folder of the pictures in the npm package, and the white border
@@ -150,14 +149,11 @@ def _drawn(emoji: Sequence[_Emoji], size: int, index: int) -> tuple[bytes, str]:
 @click.option("--size", default=64, type=click.IntRange(1), help="Side of the images, in pixels.")
 def main(dest: Path, size: int, **archives: Path) -> None:
     """Write emoji64-train.zip and emoji64-heldout.zip from the npm packages of three styles."""
-    try:
+    with one_sentence_errors():
         for split, drawn in originals({name: archives[name] for name in STYLES}, size).items():
             path = dest / f"emoji{size}-{split}.zip"
             done = prepare(drawn, path, size=size, format="webp", workers=cores())
             click.echo(f"{path}: {done}")
-    except ValueError as error:
-        click.echo(f"error: {' '.join(str(error).split())}", err=True)
-        sys.exit(2)
 
 
 if __name__ == "__main__":

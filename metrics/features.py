@@ -5,7 +5,6 @@
 alone. Any other is a TorchScript file of the user's: a program, which may read and write files.
 """
 
-import hashlib
 import importlib
 import importlib.util
 import io
@@ -19,14 +18,13 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
 
-import safetensors.torch
 import torch
 from torch import Tensor
 
 from metrics.download import fetch, sha256_of
 from metrics.efficientnet import EfficientNetLite0
 from runtime.errors import DataError
-from runtime.files import check_floats
+from runtime.files import read_tensors
 
 
 class Distance(NamedTuple):
@@ -348,20 +346,3 @@ def _check_features(path: Path, both: Any, first: Any) -> None:
         raise ValueError(f"the features of the detector {path} are not finite numbers in float32")
     if first.shape != both[:1].shape or (both[0] - first[0]).norm() > 1e-3 * both[0].norm():
         raise ValueError(f"the detector {path} gives an image other features beside other images")
-
-
-def read_tensors(path: Path) -> tuple[dict[str, Tensor], str]:
-    """The tensors of a `.safetensors` or torch.save file, and the SHA-256 of that file."""
-    data = path.read_bytes()
-    try:
-        if path.suffix == ".safetensors":
-            state = safetensors.torch.load(data)
-        else:
-            state = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-    except Exception as error:  # damaged files fail in as many ways as there are bytes
-        raise ValueError(f"{path} is damaged, or holds more than plain tensors") from error
-    if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
-        raise ValueError(f"{path} holds no tensors by name")
-    counters = {name for name, v in state.items() if v.ndim == 0 and not v.is_floating_point()}
-    check_floats(path, {name: v for name, v in state.items() if name not in counters})
-    return state, hashlib.sha256(data).hexdigest()

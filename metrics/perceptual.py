@@ -16,8 +16,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from metrics.features import cached_weights, read_tensors, use_float32
+from metrics.features import cached_weights, use_float32
 from metrics.pixel import to_float
+from runtime.files import read_tensors
 
 _SHIFT, _SCALE = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)  # of images in [-1, 1]
 

@@ -336,8 +336,10 @@ def _load_npz(path: Path) -> Reference:
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             _check_sizes(path, arrays)
-            found = arrays["mu"], arrays["sigma"]
-            mean, covariance = (torch.from_numpy(a.astype(a.dtype.newbyteorder("="))) for a in found)
+            mean, covariance = (
+                torch.from_numpy(array.astype(array.dtype.newbyteorder("=")))
+                for array in (arrays["mu"], arrays["sigma"])
+            )
     except KeyError as error:
         raise ValueError(f"{path} does not have the arrays mu and sigma") from error
     except DataError:

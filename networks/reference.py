@@ -6,21 +6,19 @@ names of the network, each layer wrapped, a log-variance head) and that of k-dif
 ImageTransformerDenoiserModelV2. Nothing is unpickled but tensors.
 """
 
-import pickle
-import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import click
-import torch
 from torch import Tensor
 
 from networks.denoiser import Denoiser
 from networks.invfusion import NetworkConfig
 from networks.presets import PRESETS, make_config
 from networks.weights import check_tensors, save_weights
-from runtime.files import check_floats, regular
+from runtime.cli import SETTINGS, Command
+from runtime.errors import one_sentence_errors
+from runtime.files import check_floats, check_output, read_tensors
 
 # Around single modules: parallel, compiled, k-diffusion's denoiser, sharded, recomputed.
 _WRAPPERS = {
@@ -89,36 +87,7 @@ def reference_config(
     return make_config(preset, conditioning, config.image_shape, config.num_classes)
 
 
-def read_tensors(path: Path, key: str | None = None) -> dict[str, Tensor]:
-    """The state dict of a file of torch.save; key: its entry, for a file of several.
-
-    Raises ValueError if the file holds anything but tensors, numbers and texts.
-    """
-    try:
-        content: Any = torch.load(regular(path), map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        raise ValueError(
-            f"{path} is damaged or holds objects, which would run code when read: save the "
-            "network's state_dict() with torch.save in the program that wrote it"
-        ) from error
-    if key is not None:
-        if not isinstance(content, Mapping) or key not in content:
-            raise ValueError(f"{path} has no entry '{key}'; it has {_entries(content)}")
-        content = content[key]
-    if not isinstance(content, Mapping) or not all(
-        isinstance(value, Tensor) for value in content.values()
-    ):
-        raise ValueError(
-            f"{path} is no state dict: name one with --key; it has {_entries(content)}"
-        )
-    return dict(content)
-
-
-def _entries(content: Any) -> str:
-    return ", ".join(map(str, content)) if isinstance(content, Mapping) else "no entries"
-
-
-@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.command(cls=Command, context_settings=SETTINGS)
 @click.argument("file", type=click.Path(dir_okay=False, path_type=Path))
 @click.argument("out", type=click.Path(dir_okay=False, path_type=Path))
 @click.option("--preset", type=click.Choice(list(PRESETS)), required=True, help="Its architecture.")
@@ -126,16 +95,12 @@ def _entries(content: Any) -> str:
 @click.option("--key", help="Entry of the file that is the state dict, such as model_ema.")
 def main(file: Path, out: Path, preset: str, size: int | None, key: str | None) -> None:
     """Make a weights file OUT of the state dict FILE of another implementation."""
-    try:
-        if out.suffix != ".safetensors":
-            raise ValueError(f"{out} must end in .safetensors")
-        tensors = read_tensors(file, key)
+    with one_sentence_errors():
+        check_output(out, "OUT", ".safetensors")
+        tensors, _ = read_tensors(file, key)
         shape = (PRESETS[preset].image_shape[0], size, size) if size else None
         denoiser = from_reference(tensors, reference_config(tensors, preset, shape))
         save_weights(out, denoiser, {"source": file.name})
-    except (ValueError, OSError) as error:
-        click.echo(f"error: {' '.join(str(error).split())}", err=True)
-        sys.exit(2)
     click.echo(f"weights: {out}")
 
 

@@ -5,6 +5,8 @@ A reader, or a run that was cut short, never sees half of one.
 
 import contextlib
 import fcntl
+import hashlib
+import io
 import json
 import math
 import os
@@ -16,7 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import save_file
+from safetensors.torch import load, save_file
 from torch import Tensor
 
 from runtime.credentials import cleaned
@@ -57,6 +59,35 @@ def regular(path: str | os.PathLike[str]) -> Path:
         kind = "a folder, not a file" if path.is_dir() else "no regular file"
         raise OSError(f"{path} is {kind}")
     return path
+
+
+def read_tensors(path: Path, key: str | None = None) -> tuple[dict[str, Tensor], str]:
+    """The finite floating-point tensors, by name, of a .safetensors or torch.save file, beside
+    whole numbers that count, and the SHA-256 of that file. No object is unpickled.
+
+    key: the entry that holds them, of a file of several. Raises OSError, and ValueError if the file
+    holds anything else.
+    """
+    data = regular(path).read_bytes()
+    try:
+        if path.suffix == ".safetensors":
+            state: Any = load(data)
+        else:
+            state = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    except Exception as error:  # damaged files fail in as many ways as there are bytes
+        raise ValueError(
+            f"{path} is damaged, or holds more than plain tensors, which would run code when read: "
+            "save the state_dict() alone by torch.save"
+        ) from error
+    entries = ", ".join(map(str, state)) if isinstance(state, Mapping) else "no entries"
+    if key is not None:
+        state = state.get(key) if isinstance(state, Mapping) else None
+    if not isinstance(state, Mapping) or not all(isinstance(v, Tensor) for v in state.values()):
+        where = "no tensors by name" if key is None else f"no tensors in an entry '{key}'"
+        raise ValueError(f"{path} holds {where}; it has {entries:.300}")
+    counters = {name for name, v in state.items() if v.ndim == 0 and not v.is_floating_point()}
+    check_floats(path, {name: v for name, v in state.items() if name not in counters})
+    return dict(state), hashlib.sha256(data).hexdigest()
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:

@@ -23,12 +23,6 @@ def own_modules_only(reason: str) -> Iterator[None]:
         _untrusted.pop()
 
 
-def refuse_foreign(what: str) -> None:
-    """Raise ValueError within `own_modules_only`: `what` is a program of somebody else."""
-    if _untrusted:
-        raise ValueError(f"{what}: {_untrusted[-1]}")
-
-
 class Registry(dict[str, Any]):
     """The classes of one kind by name.
 
@@ -99,8 +93,8 @@ def _imported(name: str, kind: str) -> Any:
     module, _, attribute = name.rpartition(".")
     if not module or not all(name.split(".")):
         return None
-    if not (_ROOT / module.partition(".")[0] / "__init__.py").is_file():
-        refuse_foreign(f"{kind} '{name}' is no part of the project")
+    if _untrusted and not (_ROOT / module.partition(".")[0] / "__init__.py").is_file():
+        raise ValueError(f"{kind} '{name}' is no part of the project: {_untrusted[-1]}")
     try:
         return getattr(importlib.import_module(module), attribute, None)
     except ImportError as error:

@@ -239,7 +239,7 @@ def test_settings_of_the_process_are_made_once(own_file, monkeypatch):
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
     monkeypatch.setattr(torch.backends.cudnn, "set_flags", pytest.fail)
     detector(images(1))
-    features._use_float32(torch.device("cuda"))
+    features.use_float32(torch.device("cuda"))
     assert not torch.backends.cudnn.allow_tf32
 
 

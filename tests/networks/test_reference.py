@@ -124,9 +124,9 @@ class Pwned:
 @pytest.mark.parametrize(
     ("content", "options", "words"),
     [
-        (Pwned(), ["--preset=tiny"], "holds objects"),
-        ({"net": {"a": torch.ones(1)}}, ["--preset=tiny"], "--key; it has net"),
-        ({"net": {}}, ["--preset=tiny", "--key=ema"], "no entry 'ema'; it has net"),
+        (Pwned(), ["--preset=tiny"], "holds more than plain tensors"),
+        ({"net": {"a": torch.ones(1)}}, ["--preset=tiny"], "it has net"),
+        ({"net": {}}, ["--preset=tiny", "--key=ema"], "entry 'ema'; it has net"),
         ({"a": torch.ones(1)}, ["--preset=tiny"], "no network of this kind"),
         (None, ["--preset=small32"], "do not fit the network"),
     ],

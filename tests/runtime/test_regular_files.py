@@ -12,7 +12,7 @@ from datautils.emoji import _pictures
 from metrics.features import load_detector
 from metrics.statistics import load_reference
 from networks import load_weights, read_summary
-from networks.reference import read_tensors
+from runtime.files import read_tensors
 
 READERS: dict[str, Callable] = {
     "picture.png": read_image,

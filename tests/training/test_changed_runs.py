@@ -204,4 +204,7 @@ def test_detectors_of_somebody_else_are_not_run_on_resume(home):
     edited(ref_path="ref.safetensors", detectors={"fd": "planted.pt"}, trust_detector=True, data={
         "path": "data", "size": 16, "heldout_path": "data",
     })  # fmt: skip
-    assert_refused(resume(), "planted.pt", "--trust-config")
+    assert_refused(resume(), "asks to run detectors", "--trust-config")
+    told = resume("--detector", "fd=planted.pt", "--trust-detector")
+    assert_refused(told, "ref.safetensors")
+    assert "--trust-config" not in told.output
