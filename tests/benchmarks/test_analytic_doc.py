@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.exact_world import FAMILIES, WAYS, ZERO_SHOT, mean_of
 from benchmarks.posterior import chosen_samplers, image_table, mixture_table
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -29,4 +30,19 @@ def test_the_tables_are_those_of_the_results(name, table):
 
 def test_samplers_that_are_named_exist():
     for name in re.findall(r"^\| (\w+)(?: \(oracle\))? +\|", TEXT, re.M):
-        assert name in (*chosen_samplers([]), "sampler", "prior"), name
+        assert name in (*chosen_samplers([]), "sampler", "prior", "method", *WAYS), name
+
+
+def test_the_table_of_trained_networks_is_that_of_the_result():
+    path = ROOT / "benchmarks" / "results" / "exact-world.json"
+    rows = json.loads(path.read_text(encoding="utf-8"))["rows"]
+    for method, images in dict.fromkeys((row["method"], row["images"]) for row in rows):
+        cells = [
+            f"{mean_of(rows, method, family, 'sliced_wasserstein', images):.3f} / "
+            f"{mean_of(rows, method, family, 'mean', images):.2f}"
+            for family in FAMILIES
+        ]
+        shown = f"`{method}`" if method in ZERO_SHOT else method
+        (line,) = re.findall(rf"^\| {re.escape(shown)} \|.*{re.escape(cells[0])}.*$", TEXT, re.M)
+        assert line.endswith(f"| {' | '.join(cells)} |")
+        assert not images or f"| {images:,} |" in line

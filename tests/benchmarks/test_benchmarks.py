@@ -195,6 +195,7 @@ def test_runs_that_differ_are_found_out(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_a_run_is_killed_and_goes_on(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     quick = {"duration": 64, "precision": "fp32", "degradation": "Box", "workers": 0}
+    quick["data"] = {"resolution": 16, "size": 8}
     for name, value in quick.items():
         monkeypatch.setitem(resume.CONFIG, name, value)
     monkeypatch.setattr(resume, "PROCESSES", (1,))
