@@ -39,6 +39,7 @@ from samplers import (
     make_sampler,
     sampler_names,
 )
+from samplers.base import option_names
 from zero_shot import ZeroShot
 
 BASELINES = ("pinv", "fill", "gaussian", "aseqdip")
@@ -106,9 +107,16 @@ def distances_of(
 
 
 def samplers_of(names: Sequence[str], options: Mapping[str, str]) -> dict[str, Sampler]:
-    """Samplers by name, from options KEY=VALUE of the only one or NAME.KEY=VALUE. ValueError."""
+    """Samplers by name, from options NAME.KEY=VALUE, or KEY=VALUE if one of them alone has it.
+    ValueError."""
     check_once("--sampler", names)
-    by_name = options_by_name("--sampler-opt", "sampler", names, options)
+    named = {}
+    for key, value in options.items():
+        having = [name for name in names if key in option_names(name)]
+        named[f"{having[0]}.{key}" if len(having) == 1 else key] = value
+    if len(named) < len(options):
+        raise ValueError("--sampler-opt gives an option twice, with the sampler's name and without")
+    by_name = options_by_name("--sampler-opt", "sampler", names, named)
     return {name: make_sampler(name, picked) for name, picked in by_name.items()}
 
 

@@ -44,6 +44,9 @@ def reproduce(options: ReproduceOptions) -> None:
             failed = _measure(wanted)
             for one in wanted if distributed.rank() == 0 else []:
                 (_table if isinstance(one.what, Table) else _figure)(one, options)
+    if options.rows and (lines := list(_missing(c for w in wanted for c in w.cells.values()))):
+        print("\n".join(lines), file=sys.stderr)  # a job of several must not look done
+        sys.exit(2)
     if failed:
         print("failed, see above: " + "; ".join(failed), file=sys.stderr)
         sys.exit(2)
@@ -174,7 +177,7 @@ def _state(cells: Sequence[Cell]) -> str:
         return "not in this setting"
     done, blocked = sum(cell.done for cell in cells), sum(bool(cell.missing) for cell in cells)
     text = f"{done} of {len(cells)} measured"
-    return text + (f", {blocked} cannot be yet" if blocked else "")
+    return text + (f", {blocked} lack something" if blocked else "")
 
 
 def _missing(cells: Iterable[Cell]) -> Iterator[str]:

@@ -152,7 +152,7 @@ def _notes(options: RestoreOptions, net: Path, denoiser: Model, task: Task) -> l
         notes.append("mmse.png is left out: it would be the mean of one sample")
     elif unconditional:
         notes.append("mmse.png is the mean of the samples: the network knows images alone")
-    if options.samples < 2 and not options.components:
+    if options.samples == 1:
         notes.append("std.png is left out: it takes two --samples or more")
     return notes + other_noise(net, denoiser, task.problem.noise_level.mean().item())
 

@@ -113,6 +113,9 @@ def with_pictures(config: TrainConfig, path: Path) -> TrainConfig:
     if first_here():
         shown = f"{count - heldout} pictures to train on, {heldout} held out, {side}×{side} pixels"
         print(f"{path}: {shown}", file=sys.stderr)
+        if config.init is None:
+            begin = "from random weights; --init FILE begins with others of the same architecture"
+            print(f"training begins {begin}", file=sys.stderr)
     data = {"path": str(path), "heldout": heldout, "size": side, "labels": "none"}
     return replace(config, data_class="datautils.imagedir.ImageDir", data=data)
 

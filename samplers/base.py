@@ -204,6 +204,12 @@ def make_sampler(name: str, options: Mapping[str, Any] | None = None) -> Sampler
     return SAMPLERS.build(name, options)
 
 
+def option_names(name: str) -> set[str]:
+    """The options of a sampler, by its name. Raises ValueError for an unknown one."""
+    found = SAMPLERS.find(name)
+    return {f.name for f in dataclasses.fields(found)} if dataclasses.is_dataclass(found) else set()
+
+
 def check_operator(sampler: Sampler, operator: LinearOperator) -> None:
     """Raise ValueError if a sampler needs the SVD of an operator that has none."""
     if "spectrum" in sampler.needs:

@@ -206,7 +206,7 @@ def test_list_says_what_there_is_and_what_is_missing(paper: Path) -> None:
     lines = run("list").stdout.splitlines()
     assert "table1: A small table" in lines and "figure1: A small figure" in lines
     assert "   5 Nothing: 1 of 1 measured" in lines and "   1 DDRM: 0 of 1 measured" in lines
-    assert "   3 Palette: 0 of 1 measured, 1 cannot be yet" in lines
+    assert "   3 Palette: 0 of 1 measured, 1 lack something" in lines
     assert "   6 Unheard of: not in this setting" in lines
     assert sum(line.startswith("  missing: ") for line in lines) == 1
 

@@ -70,6 +70,17 @@ def test_noise_that_a_network_was_not_trained_for_is_said() -> None:
     )
 
 
+def test_an_option_that_one_sampler_has_needs_no_name() -> None:
+    words = [*GEN, "--net=invfusion.safetensors", "--sampler-opt=num_steps=2"]
+    result = Runner().invoke(main, words)  # heun and mmse
+    assert result.exit_code == 0, result.output
+    record = json.loads(Path("out/metrics.json").read_text())
+    assert record["settings"]["samplers"]["InvFusion sample (heun)"]["num_steps"] == 2
+    words = [*GEN, "--net=invfusion.safetensors", "--sampler=heun", "--sampler=dpm"]
+    result = Runner().invoke(main, [*words, "--sampler-opt=num_steps=2"])
+    assert result.exit_code == 2 and "heun.num_steps, dpm.num_steps" in result.output
+
+
 def test_nothing_to_measure_is_told() -> None:
     for options, words in (
         (["--baselines="], "give a --net or --baselines"),
