@@ -247,7 +247,7 @@ class TrainConfig:
         values = _read_yaml(path) if path else {}
         if path and (base := values.pop("base", None)):
             values = _read_yaml(path.parent / str(base)) | values
-        if values.pop("mse_train", False):  # of earlier versions
+        if values.pop("mse_train", "false") == "true":  # of earlier versions
             values["objective"] = "mmse"
         types = _types()
         for name in (*values, *overrides):
@@ -310,14 +310,14 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         if path.exists() and not path.is_file():
             raise ValueError("it is no regular file")
         text = path.read_text()
-        values, texts = parse_yaml(text), parse_yaml(text, guess=False)
+        values, guesses = parse_yaml(text, guess=False), parse_yaml(text)
     except OSError as error:
         raise ValueError(f"cannot read the configuration {path}: {error.strerror}") from None
     except ValueError as error:  # or no text
         raise ValueError(f"{path} is no valid YAML file: {error}") from None
     if not isinstance(values, dict):
         raise ValueError(f"{path} must hold settings as 'name: value' lines")
-    return values | {name: texts[name] for name in _OF_CLASSES if name in values}
+    return values | {name: guesses[name] for name in ("network",) if name in values}
 
 
 def _guessed(value: Any) -> Any:

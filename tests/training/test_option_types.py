@@ -60,3 +60,15 @@ def test_a_run_goes_on_whichever_form_its_options_have(first: Any, second: Any) 
     now.check_resumes(then)
     with pytest.raises(ValueError, match="data cannot change"):
         TrainConfig(data=first | {"resolution": 17}).check_resumes(then)
+
+
+def test_settings_of_a_file_are_read_by_their_types() -> None:
+    Path("a.yaml").write_text(
+        "seed: 010\ninit: no\nlr: 1e-4\nbetas: [0.5, .9]\nnetwork: {patch: 4}\n"
+    )
+    config = TrainConfig.load(Path("a.yaml"), {})
+    assert (config.seed, config.init, config.lr, config.betas) == (10, "no", 1e-4, (0.5, 0.9))
+    assert config.network == {"patch": 4}
+    Path("a.yaml").write_text("P_mean: 1:30\n")  # 90 by YAML's guess
+    with pytest.raises(ValueError, match="P_mean='1:30' must be a number"):
+        TrainConfig.load(Path("a.yaml"), {})
