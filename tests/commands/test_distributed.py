@@ -59,9 +59,11 @@ def together(command, errors: Path, *arguments: object) -> None:
 def test_torchrun_starts_a_group(tmp_path):
     """The forks below are given the environment that torchrun gives."""
     (tmp_path / "script.py").write_text(
+        "import os\n"
         "from runtime import distributed as d\n"
         "with d.process_group():\n"
-        "    print('in all', sum(d.gather(d.rank() + 1)), 'of', d.world_size(), flush=True)\n"
+        "    found = f'in all {sum(d.gather(d.rank() + 1))} of {d.world_size()}\\n'\n"
+        "os.write(1, found.encode())  # at once: two processes share the pipe\n"
     )
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     command = [sys.executable, *launcher, str(tmp_path / "script.py")]
