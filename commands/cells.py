@@ -157,39 +157,32 @@ def _cell(
     needed = [*nets, *([setting.ref] if wanted and setting.ref else [])]
     missing = [f"{n.file}: {n.made_by}" for n in needed if not n.path.exists()]
     missing += _not_installed(options["metrics"].split(","))
+    images = ""
     if not missing and options["degradations"]:
-        missing += _unusable(setting)
-    digest = "" if missing else _digest(setting, chosen, needed)
+        images, missing = _images(setting.data, tuple(given["data_opt"].items()))
+    digest = "" if missing else _digest(chosen, needed, images)
     slug = re.sub(r"[^a-z0-9]+", "-", slug.lower()).strip("-")
     folder = results / "cells" / place / f"{slug}-{digest[:12]}"
     return Cell(name, GenOptions(outdir=folder, **chosen), tuple(needed), tuple(missing))
 
 
-def _unusable(setting: Setting) -> list[str]:
-    """Why the data set of a setting cannot be read, if so."""
-    return _reason(setting.data, tuple(_texts(setting.data_opt).items()))
-
-
 @cache
-def _reason(data: str, data_opt: tuple[tuple[str, str], ...]) -> list[str]:
+def _images(data: str, data_opt: tuple[tuple[str, str], ...]) -> tuple[str, list[str]]:
+    """The digest of a data set's held-out images, and why it cannot be read, if so."""
     try:
-        get_dataset(data, "heldout", **dict(data_opt))
+        return identity(get_dataset(data, "heldout", **dict(data_opt))).digest, []
     except (DataError, ValueError) as error:
-        return [str(error)]
-    return []
+        return "", [str(error)]
 
 
-def _digest(setting: Setting, options: dict[str, Any], files: list[Made]) -> str:
+def _digest(options: dict[str, Any], files: list[Made], images: str) -> str:
     """Of what the values follow from: options, those of samplers that are not given too, the
     names and labels of the images, and the contents of weights and reference."""
     asked = {k: str(v) for k, v in options.items() if k not in ("nets", "ref", "batch")}
     asked["files"] = str([_contents(file.path) for file in files])
     if options.get("samplers"):
         asked["sampler_opt"] = str(samplers_of(options["samplers"], options["sampler_opt"]))
-    if options["degradations"]:
-        asked["data"] = identity(
-            get_dataset(setting.data, "heldout", **_texts(setting.data_opt))
-        ).digest
+    asked["data"] = images
     return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
 
 
