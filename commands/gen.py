@@ -54,6 +54,7 @@ from networks.precision import resolve_precision
 from networks.presets import conditioning_of
 from runtime import distributed, signals
 from runtime.errors import data_errors, one_sentence_errors
+from runtime.memory import check_memory
 from runtime.progress import progress
 from runtime.records import record
 from samplers import NPPC, Sampler
@@ -145,6 +146,8 @@ def build(options: GenOptions, device: torch.device) -> Evaluation:
         check_noise(noise, family, dataset.image_shape)
     check_operators(samplers, families, dataset.image_shape)
     count = checked_count(options.images, dataset, options.data)
+    values = options.samples * min(options.batch, count) * math.prod(dataset.image_shape)
+    check_memory(values, f"--samples {options.samples}")
     shape, own = dataset.image_shape, identity(dataset)
     distances = distances_of(names, options, device, count, shape, own)
     restorers = _restorers(options, precision, nets, samplers, pairs)

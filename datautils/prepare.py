@@ -93,19 +93,16 @@ def prepare(
     """Write the centre squares of the originals, resized to `size` pixels, into a new zip file.
 
     The options are those of the command; with 0 workers everything is done in this process. The
-    result does not depend on their number. Raises DataError for a broken original and where `dest`
-    is there or cannot be written; then, as after any other error, nothing is left at `dest`.
+    result does not depend on their number. Raises DataError for a broken original and if `dest` is
+    there, OSError if it cannot be written; then, as after any other error, nothing is left there.
     """
     if dest.exists():
         raise DataError(f"{dest} is already there: remove it, or choose another --dest")
     convert = partial(_converted, originals.read, size, crop, format, skip_broken)
     count = len(originals.stems)
     results = in_order(convert, range(count), min(workers, count))
-    try:
-        with replacing(dest) as path, closing(results), zipfile.ZipFile(path, "w") as file:
-            return _write(file, originals, results, f".{format}")
-    except OSError as error:
-        raise DataError(f"{dest} cannot be written: {error.strerror or error}") from None
+    with replacing(dest) as path, closing(results), zipfile.ZipFile(path, "w") as file:
+        return _write(file, originals, results, f".{format}")
 
 
 def _write(file: zipfile.ZipFile, originals: Originals, results: Iterable, suffix: str) -> Done:

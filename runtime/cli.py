@@ -7,6 +7,7 @@ seconds, so a module with such a dataclass does not, and `--help` is quick.
 import dataclasses
 import types
 import typing
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -65,6 +66,11 @@ class Number(click.ParamType):
         return number
 
 
+def _warning(message: Warning | str, *place: Any, **line: Any) -> str:
+    """A user needs no line of our code."""
+    return f"warning: {message}\n"
+
+
 class _Readable:
     """Whatever a command prints goes through `unbroken_output`, its help too."""
 
@@ -78,6 +84,7 @@ class Command(_Readable, click.Command):
     ends with one sentence and exit code 2 for what is no fault of ours (`data_errors`)."""
 
     def invoke(self, ctx: click.Context) -> Any:
+        warnings.formatwarning = _warning
         with data_errors():
             return super().invoke(ctx)
 

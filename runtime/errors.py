@@ -43,7 +43,7 @@ def one_sentence_errors() -> Iterator[None]:
     try:
         yield
     except Exception as caught:
-        sentence = str(caught) if isinstance(caught, ValueError | OSError) else _sentence(caught)
+        sentence = str(caught) if isinstance(caught, ValueError) else _sentence(caught)
         if sentence is None:
             raise
         error = " ".join(sentence.split()) or type(caught).__name__
@@ -90,6 +90,8 @@ def is_killed_loader(error: BaseException) -> bool:
 
 def _sentence(error: Exception) -> str | None:
     """What is said of an error that is no mistake of ours; None for one that is."""
+    if isinstance(error, OSError) and error.filename is not None and error.strerror:
+        return f"{error.filename}: {error.strerror}"  # without the number that Python puts first
     if isinstance(error, DataError | OSError | DivergedError):
         return str(error)
     if is_killed_loader(error):

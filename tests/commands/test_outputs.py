@@ -84,7 +84,7 @@ def test_temporary_files_are_new(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr("uuid.uuid4", lambda: type("U", (), {"hex": "known"}))
     (tmp_path / "mine").write_text("precious")
     (tmp_path / ".a.json.known.tmp").symlink_to(tmp_path / "mine")
-    with pytest.raises(FileExistsError):
+    with pytest.raises(OSError, match=r"a\.json cannot be written: File exists"):
         write_json(tmp_path / "a.json", 1)
     assert (tmp_path / "mine").read_text() == "precious"
 
