@@ -49,7 +49,8 @@ from metrics.report import metrics_table, units, write_pictures
 from metrics.results import write_metrics, write_per_image
 from metrics.sampled import SampleRecords, calibration_table
 from metrics.statistics import FeatureStatistics
-from networks import Model, read_summary
+from networks import Model, NetworkConfig, read_summary
+from networks.analytic import PriorConfig
 from networks.precision import resolve_precision
 from networks.presets import conditioning_of
 from runtime import distributed, signals
@@ -390,7 +391,7 @@ def _restorers(
     restorers: dict[str, Restorer] = {}
     for net, name in pairs:
         check_guidance(options.cfg, nets[net], net)
-        title = _title(name, samplers[name], conditioning_of(nets[net].config))
+        title = _title(name, samplers[name], nets[net].config)
         if title in restorers:  # another network of this kind
             title += f" of {net}"
         restorers[title] = Restorer(nets[net], samplers[name], precision, options.cfg)
@@ -409,12 +410,14 @@ def _settings(options: GenOptions, evaluation: Evaluation) -> dict[str, Any]:
     }
 
 
-def _title(name: str, sampler: Sampler, conditioning: str) -> str:
+def _title(name: str, sampler: Sampler, config: NetworkConfig | PriorConfig) -> str:
     """What a method is called in tables and pictures."""
     if isinstance(sampler, ZeroShot):
         return name
     if name == "indi":
         return "InDI"
-    trained = _NAMES[conditioning]
+    trained = _NAMES[conditioning_of(config)]
+    if isinstance(config, NetworkConfig) and config.fused:
+        trained = "EPS" if trained == "Palette" else f"{trained} + EPS"
     ours = {"mmse": "MMSE", "nppc": "NPPC"}
     return f"{trained} {ours.get(name, f'sample ({name})')}"

@@ -179,9 +179,10 @@ def _denoiser(config: TrainConfig, dataset: ImageDataset) -> Denoiser:
     if config.init is None:
         return fresh
     denoiser = load_weights(config.init)
-    # Of whatever objective: what was learnt of images serves all.
+    # Of whatever objective, and with x and y apart or in one image: what was learnt serves all.
     if isinstance(denoiser, Denoiser):
-        network = replace(network, objective=denoiser.config.objective)
+        theirs = denoiser.config
+        network = replace(network, objective=theirs.objective, fused=theirs.fused)
     if denoiser.config != network:
         raise ValueError(f"init={config.init} holds {_unlike(denoiser, network)}")
     fresh.load_state_dict(denoiser.state_dict())

@@ -111,6 +111,18 @@ def test_indi_is_trained_restores_and_stands_in_tables() -> None:
     assert Path("restored/mmse.png").is_file()
 
 
+def test_eps_starts_from_palette_and_stands_in_tables_by_its_name() -> None:
+    trained("--max-minutes=0.0001")
+    Path("run").rename("palette")
+    Path("eps.yaml").write_text("network: {fused: true}\n")
+    init = "--init=palette/weights.safetensors"
+    assert trained("--config=eps.yaml", init).config.fused
+    result = gen("run/weights.safetensors", "--sampler=dpm", "--sampler-opt=num_steps=3")
+    assert result.exit_code == 0, result.output
+    values = json.loads(Path("out/metrics.json").read_text())["metrics"]["values"]["Box"]
+    assert "EPS sample (dpm)" in values
+
+
 def photo() -> Path:
     from PIL import Image
 
