@@ -2,7 +2,7 @@
 
     python -m benchmarks.exact_world --images 262144 --name exact-world
 
-The prior is a Gaussian fitted to crops of the built-in photos, 8×8 pixels, or a mixture. Images are
+The prior is a Gaussian or a mixture, fitted to crops of the built-in photos (`--side` pixels). Images are
 drawn from it, so that no network can overfit, and the posterior of every problem is known. The same
 small network is trained in four ways that differ in two switches: whether it applies H to its
 features (InvFusion, not Palette), and whether it gets x and y in one image (EPS). After 1/16, 1/4
@@ -44,7 +44,7 @@ from training.config import TrainConfig
 from training.loss import DenoisingLoss
 from training.schedule import ema_decay, learning_rate, update_average
 
-SIDE, NOISE, CROPS = 8, 0.05, 16_000
+NOISE, CROPS = 0.05, 16_000
 FAMILIES = ("MotionBlur", "MissingPatches", "MatrixDegradation", "Box")  # the last one is unseen
 SETTINGS = TrainConfig(
     degradation="RandomDegradation", batch=64, lr=2e-3, ramp=4096, decay=None, cooldown=0.3,
@@ -60,19 +60,20 @@ WAYS = {  # in two switches: Feature Degradation Layers; x and y in one image
 }
 
 
-def network(way: str) -> Denoiser:
+def network(way: str, side: int) -> Denoiser:
     """About 0.6 M parameters, patches of 2×2 pixels."""
     joint, fused = WAYS[way]
     level = LevelConfig(depth=4, width=96, kernel=None, d_head=32, joint=joint)
     torch.manual_seed(0)
-    shape = (3, SIDE, SIDE)
+    shape = (3, side, side)
     return Denoiser(NetworkConfig(shape, 2, (level,), mapping_width=64, fused=fused))
 
 
 def train(way: str, prior: GaussianMixture, images: int) -> Iterator[tuple[int, Denoiser]]:
     """The averaged network after 1/16, 1/4 and all of the images."""
-    loss, config = DenoisingLoss(network(way)), replace(SETTINGS, duration=images)
-    average = network(way).eval().requires_grad_(False)
+    side = prior.image_shape[-1]
+    loss, config = DenoisingLoss(network(way, side)), replace(SETTINGS, duration=images)
+    average = network(way, side).eval().requires_grad_(False)
     weights = list(loss.denoiser.parameters())
     optimizer = torch.optim.Adam(weights, config.lr, config.betas, fused=True)
     family, noise = RandomDegradation(), GaussianNoise(NOISE)
@@ -216,20 +217,27 @@ def draw(rows: Sequence[dict[str, Any]], key: str) -> Any:
 @click.option("--problems", type=click.IntRange(1), default=6, help="Of each family.")
 @click.option("--samples", type=click.IntRange(2), default=256, help="Of each problem.")
 @click.option("--components", type=click.IntRange(1), default=1, help="Gaussians of the prior.")
+@click.option("--side", type=click.IntRange(8), default=8, help="Of the images, in pixels.")
 @click.option("--way", "ways", type=click.Choice(list(WAYS)), multiple=True, help="Only these.")
 @name_option
 def main(
-    images: int, problems: int, samples: int, components: int, ways: Sequence[str], name: str | None
+    images: int,
+    problems: int,
+    samples: int,
+    components: int,
+    side: int,
+    ways: Sequence[str],
+    name: str | None,
 ) -> None:
     """Train four networks on samples of a known prior, and compare them with exact posteriors."""
-    photos = Photos(SIDE, "train", size=CROPS)
+    photos = Photos(side, "train", size=CROPS)
     crops = to_float(torch.stack([photos[i][0] for i in range(CROPS)])).double()
     prior = fit_gaussian(crops) if components == 1 else fit_mixture(crops, components)
     rows = measure(prior, images, problems, samples, ways or list(WAYS))
     keys = ("sliced_wasserstein", "mean", "covariance", "mmse")
     text = "\n\n".join(f"{key}\n{distances_table(rows, key)}" for key in keys)
     record = {
-        "side": SIDE, "noise_level": NOISE, "crops": CROPS, "components": components,
+        "side": side, "noise_level": NOISE, "crops": CROPS, "components": components,
         "images": images, "problems": problems, "samples": samples, "rows": rows,
     }  # fmt: skip
     report(name, text, record)

@@ -26,7 +26,7 @@ def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_rows_table_and_picture(small: Path) -> None:
-    options = ["--images=64", "--problems=1", "--samples=4", "--way=EPS", "--name=n"]
+    options = ["--images=64", "--problems=1", "--samples=4", "--way=EPS", "--side=16", "--name=n"]
     result = CliRunner().invoke(exact_world.main, options, catch_exceptions=False)
     assert result.exit_code == 0, result.output
     rows = json.loads((small / "n.json").read_text())["rows"]
@@ -38,7 +38,7 @@ def test_rows_table_and_picture(small: Path) -> None:
 
 
 def test_ways_differ_in_two_switches() -> None:
-    ways = {name: exact_world.network(name).config for name in exact_world.WAYS}
+    ways = {name: exact_world.network(name, 8).config for name in exact_world.WAYS}
     switches = {n: (c.levels[0].joint, c.fused) for n, c in ways.items()}
     assert switches == exact_world.WAYS
     plain = {replace(c, fused=False, levels=ways["Palette"].levels) for c in ways.values()}
