@@ -2,12 +2,12 @@
 
     python -m benchmarks.exact_world --images 262144 --name exact-world
 
-The prior is a Gaussian or a mixture, fitted to crops of the built-in photos (`--side` pixels). Images are
-drawn from it, so that no network can overfit, and the posterior of every problem is known. The same
-small network is trained in four ways that differ in two switches: whether it applies H to its
-features (InvFusion, not Palette), and whether it gets x and y in one image (EPS). After 1/16, 1/4
-and all of the images, samples and the MMSE estimate of each are compared with the exact posterior,
-beside exact samples (the floor) and zero-shot samplers with the exact denoiser.
+The prior is a Gaussian or a mixture, fitted to crops of the built-in photos (of `--side` pixels).
+Images are drawn from it, so that no network can overfit, and the posterior of every problem is
+known. The same small network is trained in four ways that differ in two switches: whether it
+applies H to its features (InvFusion, not Palette), and whether it gets x and y in one image (EPS).
+After 1/16, 1/4 and all of the images, samples and the MMSE estimate of each are compared with the
+exact posterior, beside exact samples (the floor) and zero-shot samplers with the exact denoiser.
 """
 
 import statistics

@@ -26,7 +26,7 @@ def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_rows_table_and_picture(small: Path) -> None:
-    options = ["--images=64", "--problems=1", "--samples=4", "--way=EPS", "--side=16", "--name=n"]
+    options = ["--images=64", "--problems=1", "--samples=4", "--way=EPS", "--name=n"]
     result = CliRunner().invoke(exact_world.main, options, catch_exceptions=False)
     assert result.exit_code == 0, result.output
     rows = json.loads((small / "n.json").read_text())["rows"]
