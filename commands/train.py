@@ -127,15 +127,20 @@ def check_names(config: TrainConfig) -> None:
     _family(config)
 
 
-def _check(config: TrainConfig, folder: Path, resume: bool) -> None:
-    world = distributed.world_size()
+def check_batch(config: TrainConfig, world: int) -> None:
+    """Raise ValueError if so many processes cannot have equal shares, and these equal parts."""
     if config.batch % world:
         raise ValueError(f"batch={config.batch} is not divisible by the {world} processes")
-    if config.batch_gpu and (config.batch // world) % config.batch_gpu:
+    share = config.batch // world
+    if share % min(config.batch_gpu or share, share):
         raise ValueError(
-            f"batch_gpu={config.batch_gpu} does not divide the {config.batch // world} images "
-            "that each process has in a step"
+            f"batch_gpu={config.batch_gpu} does not divide the {share} images that each process "
+            "has in a step"
         )
+
+
+def _check(config: TrainConfig, folder: Path, resume: bool) -> None:
+    check_batch(config, distributed.world_size())
     check_trackers(config)
     _check_new(folder, resume)
 
