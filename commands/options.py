@@ -113,7 +113,7 @@ class GenOptions(DataOptions):
     trust_detector: bool = option(_TRUST, False)
     any_count: bool = option(_ANY_COUNT, False)
     samplers: tuple[str, ...] = option(
-        "Sampler, one of docs/samplers.md, or module.Class of your own.",
+        "Sampler, such as dpm, or module.Class of your own; `python -m samplers` lists all.",
         (),
         name="--sampler",
         shown="heun, mmse; heun without a degradation",
@@ -261,7 +261,7 @@ class RestoreOptions(Request):
     )
     samples: int = option("Restorations to draw.", 4)
     sampler: str | None = option(
-        "Sampler, one of docs/samplers.md, or module.Class of your own.",
+        "Sampler, such as dpm, or module.Class of your own; `python -m samplers` lists all.",
         None,
         shown="dpm with num_steps=8",
     )

@@ -1,5 +1,6 @@
 """Classes by the names that the command line knows, and classes of the user as module.Class."""
 
+import dataclasses
 import difflib
 import importlib
 from collections.abc import Callable, Iterator, Mapping
@@ -108,3 +109,33 @@ def _imported(name: str, kind: str) -> Any:
 
 def _names(classes: tuple[type, ...]) -> str:
     return " or ".join(cls.__name__ for cls in classes)
+
+
+def described(name: str, cls: Any, costs: str = "") -> str:
+    """Name and options of a dataclass, and below them what it is, and what it costs.
+
+    An option that must be given stands as mask=..., one that may be left out and has no value then
+    in brackets, as [of=...].
+    """
+    options = " ".join(map(_option, dataclasses.fields(cls)))
+    about = " ".join((cls.__doc__ or "").partition("\n\n")[0].split())
+    lines = f"{name}  {options}".rstrip(), about, costs
+    return "\n    ".join(line for line in lines if line)
+
+
+def _option(option: dataclasses.Field) -> str:
+    """An option with its default as the command line takes it, or as the module says it."""
+    value = option.default
+    if option.default_factory is not dataclasses.MISSING:
+        value = option.default_factory()
+    if value is dataclasses.MISSING:
+        return f"{option.name}=..."
+    if value is None:
+        return f"[{option.name}=...]"
+    values = value if isinstance(value, tuple) else (value,)
+    texts = (type(v).__name__ if dataclasses.is_dataclass(v) else _text(v) for v in values)
+    return f"{option.name}={','.join(texts)}"
+
+
+def _text(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)

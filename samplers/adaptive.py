@@ -46,6 +46,9 @@ class Adaptive(Sampler):
         """What goes on from the start."""
         return cast(OnGrid, make_sampler(self.of, {"num_steps": self.num_steps}))
 
+    def evaluations(self) -> int:
+        return self.sampler.evaluations() + 2
+
     def __call__(
         self, denoiser: Denoiser, noise: Tensor, problem: Problem, rng: RandnLike
     ) -> Tensor:

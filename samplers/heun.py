@@ -28,6 +28,9 @@ class Heun(OnGrid):
         check_range(self, churn=(0, math.inf), churn_max=(0, math.inf), churn_noise=(0, 1e3))
         check_range(self, churn_min=(0, self.churn_max))
 
+    def evaluations(self) -> int:
+        return 2 * self.num_steps - 1
+
     def step(self, run: Run, x: Tensor, sigma: float, following: float) -> Tensor:
         if self.churn and self.churn_min <= sigma <= self.churn_max:
             raised = sigma * (1 + min(self.churn / self.num_steps, math.sqrt(2) - 1))

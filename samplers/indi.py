@@ -27,6 +27,9 @@ class InDI(Sampler):
     def __post_init__(self) -> None:
         check_range(self, num_steps=(1, 10**6), epsilon=(0, 1e3))
 
+    def evaluations(self) -> int:
+        return self.num_steps
+
     def __call__(
         self, denoiser: Denoiser, noise: Tensor, problem: Problem, rng: RandnLike
     ) -> Tensor:

@@ -22,6 +22,9 @@ class MMSE(Sampler):
     def __post_init__(self) -> None:
         check_range(self, sigma=(1e-3, 1e6))
 
+    def evaluations(self) -> int:
+        return 1
+
     def __call__(
         self, denoiser: Denoiser, noise: Tensor, problem: Problem, rng: RandnLike
     ) -> Tensor:

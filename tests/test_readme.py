@@ -65,3 +65,16 @@ def test_the_new_sampler(monkeypatch):
     draws = Draws([0, 1])
     out = sampler(lambda x, sigma, problem: x / sigma, torch.ones(2, 3, 4, 4), problem, draws)
     assert out.shape == (2, 3, 4, 4) and out.std() > 0
+
+
+def test_the_new_sampler_by_its_module(tmp_path, monkeypatch):
+    monkeypatch.setitem(SAMPLERS, "two_steps", None)
+    (tmp_path / "steps.py").write_text(example("TwoSteps"))
+    monkeypatch.syspath_prepend(tmp_path)
+    net = ROOT / "checkpoints" / "emoji32-invfusion.safetensors"
+    words = [f"--net={net}", "--data=Emoji", "--degradation=Box", "--images=2", "--baselines="]
+    chosen = ["--sampler=steps.TwoSteps", "--sampler-opt=sigma=0.5"]
+    result = Runner().invoke(main, ["gen", *words, *chosen, f"--outdir={tmp_path / 'out'}"])
+    assert result.exit_code == 0, result.output
+    (row,) = [line for line in result.stdout.splitlines() if "steps.TwoSteps" in line]
+    assert row.split("|")[-3].strip() == "2"  # evaluations

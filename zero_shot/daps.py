@@ -52,6 +52,9 @@ class DAPS(ZeroShot, OnGrid):
             check_range(self, tau=(1e-6, 1e3))
         check_choice(self, inner=("langevin", "exact"))
 
+    def evaluations(self) -> int:
+        return self.num_steps * self.ode_steps
+
     @torch.no_grad()
     def step(self, run: Run, x: Tensor, sigma: float, following: float) -> Tensor:
         # The last level is sigma_min up to rounding, and may be that of the ODE.

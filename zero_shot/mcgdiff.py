@@ -41,6 +41,9 @@ class MCGdiff(ZeroShot, OnGrid):
         super().__post_init__()
         check_range(self, particles=(1, 10**6), batch=(1, 10**6))
 
+    def evaluations(self) -> int:
+        return (self.num_steps - 1) * self.particles + 1
+
     @torch.no_grad()
     def __call__(
         self, denoiser: Denoiser, noise: Tensor, problem: Problem, rng: RandnLike

@@ -49,6 +49,10 @@ class MGPS(ZeroShot):
         check_range(self, noise_floor=(1e-6, 1e3))
         check_choice(self, schedule=tuple(SCHEDULES))
 
+    def evaluations(self) -> int:
+        fits = SCHEDULES[self.schedule]
+        return sum(2 + fits(t, self.num_steps) for t in range(3, self.num_steps))
+
     @torch.no_grad()
     def __call__(
         self, denoiser: Denoiser, noise: Tensor, problem: Problem, rng: RandnLike

@@ -35,14 +35,17 @@ class PnPDM(ZeroShot, OnGrid):
         check_range(self, rho_last=(self.sigma_min, self.sigma_max))
         check_range(self, rho_start=(self.rho_last, self.sigma_max))
 
+    def evaluations(self) -> int:
+        grid = self.grid()
+        return sum(1 + sum(sigma < rho for sigma in grid[:-1]) for rho in self._rhos())
+
     @torch.no_grad()
     def __call__(
         self, denoiser: Denoiser, noise: Tensor, problem: Problem, rng: RandnLike
     ) -> Tensor:
         run, grid = self.begin(denoiser, problem, rng), self.grid()
         x = noise
-        for iteration in range(self.iterations):
-            rho = max(self.rho_last, self.rho_start * self.decay**iteration)
+        for rho in self._rhos():
             x = explain(problem, x, rho, problem.noise_level, rng)
             for sigma, following in pairwise([rho, *(s for s in grid if s < rho)]):
                 estimate = run.estimate(x, sigma)
@@ -51,3 +54,8 @@ class PnPDM(ZeroShot, OnGrid):
                 if spread:
                     x = x + spread * rng.randn_like(x)
         return x
+
+    def _rhos(self) -> list[float]:
+        """ρ of each iteration."""
+        falling = (self.rho_start * self.decay**i for i in range(self.iterations))
+        return [max(self.rho_last, rho) for rho in falling]

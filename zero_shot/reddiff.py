@@ -28,6 +28,9 @@ class REDDiff(ZeroShot):
     def __post_init__(self) -> None:
         check_range(self, num_steps=(1, 1000), lr=(1e-9, 1e3), weight=(0, 1e6))
 
+    def evaluations(self) -> int:
+        return self.num_steps
+
     @torch.no_grad()
     def __call__(
         self, denoiser: Denoiser, noise: Tensor, problem: Problem, rng: RandnLike

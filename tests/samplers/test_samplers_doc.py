@@ -3,17 +3,17 @@
 import dataclasses
 import json
 import re
+import runpy
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from helpers import gaussian
 from zero_shot_cases import COUNTS
 
 from benchmarks.sampler_quality import zero_shot
 from degradation import Draws, Mask, Problem
-from samplers import CountingDenoiser, make_sampler, sampler_names
+from samplers import make_sampler, sampler_names
 from samplers.base import SAMPLERS, OnGrid
 from zero_shot import ZeroShot
 
@@ -59,16 +59,20 @@ def test_options_and_defaults(name: str) -> None:
 def test_costs_and_needs(name: str) -> None:
     assert ROWS[name][4] == ", ".join(sorted(getattr(SAMPLERS[name], "needs", ())))
     told = int(ROWS[name][2]), int(ROWS[name][3])
-    if name in COUNTS:  # which a test of its own makes sure of
-        assert told == COUNTS[name]
-        return
-    counter = CountingDenoiser(lambda x, sigma, problem: 0.5 * x, 1)
-    problem = Problem(Mask(torch.ones(1, 1, 1, 2), (1, 1, 2)), torch.zeros(1, 2), 0.1)
-    make_sampler(name)(counter, torch.zeros(1, 1, 1, 2), problem, Draws([0]))
-    if name == "adaptive":  # depends on the image
-        assert told[0] >= counter.calls
-        return
-    assert told == (counter.calls, counter.backward_passes)
+    assert told == COUNTS.get(name, (make_sampler(name).evaluations(), 0))
+
+
+def test_the_list_has_every_sampler_with_its_costs(capsys: pytest.CaptureFixture) -> None:
+    runpy.run_module("samplers", run_name="__main__")
+    lines = capsys.readouterr().out.splitlines()
+    listed = {
+        line.split()[0]: (line, last) for line, last in zip(lines[::3], lines[2::3], strict=True)
+    }
+    assert set(listed) >= set(ROWS)
+    for name, row in ROWS.items():
+        assert listed[name][1].strip().partition(";")[0] == f"NFE {row[2]}"
+    assert listed["ddrm"][0].endswith("eta=0.85 eta_b=1.0")
+    assert listed["ddrm"][1].endswith("; needs a network that knows images alone, the SVD of H")
 
 
 def test_the_quality_is_that_of_the_result_file() -> None:
