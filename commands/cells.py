@@ -14,7 +14,7 @@ from typing import Any
 
 from commands.draw import draw
 from commands.gen import evaluate
-from commands.methods import samplers_of
+from commands.methods import preset_options, samplers_of
 from commands.options import GenOptions
 from commands.tables import Block, Figure, Made, Row, Setting, Table, blocks_of, setting_of
 from datautils import get_dataset
@@ -85,8 +85,10 @@ def cell_of(key: str, block: Block, row: Row, scale: str, results: Path) -> Cell
     place, setting = setting_of(block.setting, scale)
     if row.network and row.network not in setting.networks:
         return None
-    defaults = setting.samplers if row.network else setting.baselines
-    picked = defaults.get(row.sampler, {}) | row.options | row.block_options.get(key, {})
+    defaults = (
+        _defaults(setting, row.sampler) if row.network else setting.baselines.get(row.sampler, {})
+    )
+    picked = defaults | row.options | _preset(row.sampler, row.presets.get(key))
     chosen = {name: _text(value) for name, value in picked.items()}
     nets = [setting.networks[row.network]] if row.network else []
     options: dict[str, Any] = {
@@ -124,7 +126,7 @@ def figure_cell(figure: Figure, scale: str, results: Path) -> Cell:
         "sampler_opt": {
             f"{name}.{key}": _text(value)
             for name in figure.samplers
-            for key, value in setting.samplers.get(name, {}).items()
+            for key, value in _defaults(setting, name).items()
         },
         "degradations": tuple(figure.families),
         "metrics": "psnr" if figure.families else "",
@@ -132,6 +134,15 @@ def figure_cell(figure: Figure, scale: str, results: Path) -> Cell:
         "pictures": figure.images,
     }
     return _cell(figure.title, "figure", place, setting, nets, options, results)
+
+
+def _defaults(setting: Setting, sampler: str) -> dict[str, Any]:
+    """The options of a sampler in a setting."""
+    return _preset(sampler, setting.presets.get(sampler)) | setting.samplers.get(sampler, {})
+
+
+def _preset(sampler: str, preset: str | None) -> dict[str, Any]:
+    return preset_options([sampler], preset).get(sampler, {})
 
 
 def _cell(

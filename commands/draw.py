@@ -109,7 +109,7 @@ def build(options: GenOptions, device: torch.device) -> Drawing:
     options.check_unconditional()
     names = chosen("metric", options.metrics or "", _METRICS)
     (name,) = options.samplers or ("heun",)
-    sampler = samplers_of([name], options.sampler_opt)[name]
+    sampler = samplers_of([name], options.sampler_opt, options.sampler_preset)[name]
     precision = resolve_precision(options.precision, device)
     (net,) = options.nets
     denoiser = load_network(net, device, precision, options)

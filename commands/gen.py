@@ -127,7 +127,8 @@ def build(options: GenOptions, device: torch.device) -> Evaluation:
             "cfid and cfd project onto Hx = y, which is defined without noise only: "
             f"leave them out of --metrics {options.metrics}, or the noise out"
         )
-    samplers = samplers_of(options.samplers or _SAMPLERS * bool(options.nets), options.sampler_opt)
+    names_of_samplers = options.samplers or _SAMPLERS * bool(options.nets)
+    samplers = samplers_of(names_of_samplers, options.sampler_opt, options.sampler_preset)
     precision = resolve_precision(options.precision, device)
     check_once("--net", [str(net) for net in options.nets])
     nets = {net: load_network(net, device, precision, options) for net in options.nets}

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -29,6 +30,7 @@ from networks import (
 from networks.precision import DTYPES
 from networks.presets import conditioning_of
 from runtime.options import arguments
+from runtime.records import parse_yaml
 from samplers import (
     NPPC,
     Components,
@@ -45,6 +47,7 @@ from zero_shot import ZeroShot
 BASELINES = ("pinv", "fill", "gaussian", "aseqdip")
 COSTS = ("evaluations", "backward_passes", "network_calls", "network_backward_passes")
 _GAUSSIAN_CROPS = 16_000
+_PRESETS = Path(__file__).resolve().parents[1] / "configs" / "samplers" / "presets.yaml"
 
 
 @dataclass
@@ -106,9 +109,27 @@ def distances_of(
     )
 
 
-def samplers_of(names: Sequence[str], options: Mapping[str, str]) -> dict[str, Sampler]:
-    """Samplers by name, from options NAME.KEY=VALUE, or KEY=VALUE if one of them alone has it.
-    ValueError."""
+@cache
+def sampler_presets() -> dict[str, dict[str, dict[str, str]]]:
+    """Options by task, {sampler: {preset: options}} (configs/samplers/presets.yaml)."""
+    return parse_yaml(_PRESETS.read_text(encoding="utf-8"), guess=False)
+
+
+def preset_options(names: Sequence[str], preset: str | None) -> dict[str, dict[str, str]]:
+    """The options of a preset for each of the samplers that has it. ValueError if none has."""
+    known = {name: sampler_presets().get(name, {}) for name in names}
+    found = {name: known[name][preset] for name in names if preset in known[name]}
+    if preset is not None and not found:
+        has = [f"{name} has {', '.join(presets) or 'none'}" for name, presets in known.items()]
+        raise ValueError(f"there is no --sampler-preset {preset}: {'; '.join(has)}")
+    return found
+
+
+def samplers_of(
+    names: Sequence[str], options: Mapping[str, str], preset: str | None = None
+) -> dict[str, Sampler]:
+    """Samplers by name, from options NAME.KEY=VALUE, or KEY=VALUE if one of them alone has it,
+    which replace those of the preset. ValueError."""
     check_once("--sampler", names)
     named = {}
     for key, value in options.items():
@@ -117,7 +138,10 @@ def samplers_of(names: Sequence[str], options: Mapping[str, str]) -> dict[str, S
     if len(named) < len(options):
         raise ValueError("--sampler-opt gives an option twice, with the sampler's name and without")
     by_name = options_by_name("--sampler-opt", "sampler", names, named)
-    return {name: make_sampler(name, picked) for name, picked in by_name.items()}
+    presets = preset_options(names, preset)
+    return {
+        name: make_sampler(name, presets.get(name, {}) | picked) for name, picked in by_name.items()
+    }
 
 
 def check_components(count: int, net: Path, denoiser: Model) -> None:

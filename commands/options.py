@@ -29,6 +29,10 @@ _REF = (
 )
 _PRECISION = "Arithmetic of the network; auto: half precision where the device has it, else fp32."
 _RECOMPUTE = "For samplers that differentiate the network: less memory, each of their steps slower."
+_PRESET = (
+    "Options of the sampler for a task, such as blur or in-painting: those of "
+    "configs/samplers/presets.yaml. --sampler-opt replaces single ones."
+)
 _BASELINE_OPT = "Option of aseqdip: outer, inner, weight or lr (docs/samplers.md)."
 _SEED = "Seed of everything random."
 # Options that have no effect without a degradation.
@@ -121,6 +125,7 @@ class GenOptions(DataOptions):
     sampler_opt: dict[str, str] = option(
         "Option of the sampler, or NAME.KEY=VALUE if several are run.", {}
     )
+    sampler_preset: str | None = option(_PRESET, None)
     cfg: float | None = option(
         "Classifier-free guidance: null + CFG·(class − null); the paper has 2 on ImageNet64.",
         None,
@@ -266,6 +271,7 @@ class RestoreOptions(Request):
         shown="dpm with num_steps=8",
     )
     sampler_opt: dict[str, str] = option("Option of the sampler.", {})
+    sampler_preset: str | None = option(_PRESET, None)
     cfg: float | None = option("Scale of the guidance towards --class; 1 is none.", None)
     precision: str = option(_PRECISION, "auto", choices=PRECISIONS)
     recompute: bool = option(_RECOMPUTE, False)

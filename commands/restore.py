@@ -21,6 +21,7 @@ from commands.methods import (
     check_objective,
     load_frozen,
     other_noise,
+    samplers_of,
 )
 from commands.options import RestoreOptions
 from commands.photo import Task, pose
@@ -38,7 +39,6 @@ from samplers import (
     Heun,
     check_operator,
     evaluations_of,
-    make_sampler,
 )
 
 _FEW = 16  # steps of Heun's, below which samples have too much detail (docs/samplers.md)
@@ -83,7 +83,7 @@ def _build(options: RestoreOptions, device: torch.device) -> Restoration:
     name, sampler_opt = options.sampler, options.sampler_opt
     if name is None:
         name, sampler_opt = "dpm", {"num_steps": "8"} | sampler_opt
-    sampler = make_sampler(name, sampler_opt)
+    sampler = samplers_of([name], sampler_opt, options.sampler_preset)[name]
     wanted = chosen("baseline", options.baselines, ["aseqdip"])
     baselines = aseqdip_of(wanted, options.baseline_opt)
     check_new(options.out, *_NEW)

@@ -45,6 +45,8 @@ class Setting:
     any_count: bool = False
     samplers: dict[str, dict[str, Any]] = field(default_factory=dict)
     """Options of samplers, by name, before those of a row."""
+    presets: dict[str, str] = field(default_factory=dict)
+    """Presets of samplers, by name, likewise."""
     baselines: dict[str, dict[str, Any]] = field(default_factory=dict)
     """Options of baselines, likewise."""
     cfg: float | None = None
@@ -75,8 +77,8 @@ class Row:
     group: str = ""
     options: dict[str, Any] = field(default_factory=dict)
     """Of the sampler."""
-    block_options: dict[str, dict[str, Any]] = field(default_factory=dict)
-    """More of them, by block."""
+    presets: dict[str, str] = field(default_factory=dict)
+    """More of them, by block: presets of the sampler (configs/samplers/presets.yaml)."""
     metrics: list[str] | None = None
     """Only these."""
     nfe: int | None = None

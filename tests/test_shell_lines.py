@@ -67,7 +67,7 @@ def check_names(values: dict) -> None:
     found = several | {k: v for k, v in values.items() if v is not None}
     options = {k: key_values(v, k) for k, v in found.items() if k.endswith("_opt")}
     names = found["samplers"] or [n for n in [found.get("sampler")] if n]
-    samplers_of(names, options.get("sampler_opt", {}))
+    samplers_of(names, options.get("sampler_opt", {}), found.get("sampler_preset"))
     families = found["degradations"] or [n for n in [found.get("degradation")] if n]
     families_of(families, options.get("degradation_opt", {}))
     chosen("baseline", found["baselines"], BASELINES)
