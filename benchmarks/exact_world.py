@@ -38,7 +38,7 @@ from networks import (
     posterior,
     posterior_mean,
 )
-from runtime.tables import table
+from runtime.tables import fixed, table
 from samplers import DPM, MMSE
 from training.config import TrainConfig
 from training.loss import DenoisingLoss
@@ -177,7 +177,7 @@ def distances_table(rows: Sequence[dict[str, Any]], key: str) -> str:
     """An error by method and family, trained ones after each number of images."""
     found = dict.fromkeys((row["method"], row["images"]) for row in rows if key in row)
     cells = [
-        [m, n or None, *(f"{mean_of(rows, m, f, key, n):.3f}" for f in FAMILIES)] for m, n in found
+        [m, n or None, *(fixed(mean_of(rows, m, f, key, n), 3) for f in FAMILIES)] for m, n in found
     ]
     return table(["method", "images", *FAMILIES], cells)
 

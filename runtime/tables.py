@@ -31,6 +31,12 @@ def table(headers: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     return "\n".join(render(line) for line in [cells[0], rule, *cells[1:]])
 
 
+def fixed(value: float, places: int = 2) -> str:
+    """A number with so many decimal places, or one digit where these would make it 0."""
+    text = f"{value:.{places}f}"
+    return f"{value:.0e}" if value and not float(text) else text
+
+
 def _cell(value: Any) -> str:
     if value is None:
         return "-"

@@ -16,6 +16,7 @@ from datautils.loading import Batches
 from networks import save_weights
 from runtime import distributed, signals
 from runtime.errors import DivergedError
+from runtime.tables import fixed
 from training import parallel
 from training.checkpoint import Background, Progress, clear_unfinished, save_checkpoint
 from training.config import TrainConfig
@@ -121,7 +122,7 @@ class _Run:
             stop = stop or self._look(over)
             self.writing.check()
         if self.losses:
-            self.log.say(f"loss {self.losses[0]:.3f} -> {self.losses[-1]:.3f}")
+            self.log.say(f"loss {fixed(self.losses[0], 3)} -> {fixed(self.losses[-1], 3)}")
         return stop
 
     def _seconds(self) -> float:
@@ -163,7 +164,7 @@ class _Run:
             seconds=round(self._seconds(), 2),
         )
         skipped = {"skipped": str(progress.skipped)} if progress.skipped else {}
-        self.log.show(loss=f"{loss:.3f}", **skipped)
+        self.log.show(loss=fixed(loss, 3), **skipped)
 
     # ---- held-out images -------------------------------------------------------------------------
 
@@ -195,7 +196,7 @@ class _Run:
         with self.trainer.averaged() as denoiser:
             values = self.heldout.psnr(denoiser)
         self._log(heldout_psnr=values)
-        text = ", ".join(f"{name} {value:.2f}" for name, value in values.items())
+        text = ", ".join(f"{name} {fixed(value)}" for name, value in values.items())
         self.log.say(f"{self.progress.images:>10} images: held-out PSNR (dB) {text}")
 
     def _measure(self) -> None:
@@ -204,7 +205,7 @@ class _Run:
             values = self.heldout.distances(denoiser)
         self._log(heldout_distance=values)
         for name, cell in values.items():
-            text = ", ".join(f"{metric} {value:.2f}" for metric, value in cell.items())
+            text = ", ".join(f"{metric} {fixed(value)}" for metric, value in cell.items())
             self.log.say(f"{self.progress.images:>10} images: held-out {name} {text}")
 
     def _draw(self) -> None:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from runtime.tables import table
+from runtime.tables import fixed, table
 
 
 def test_table_is_aligned_markdown():
@@ -23,3 +23,13 @@ def test_table_without_rows_and_with_ragged_rows():
     assert table(["a", "b"], []).splitlines()[0] == "|   a |   b |"
     with pytest.raises(ValueError, match="2 values"):
         table(["a", "b"], [["x"]])
+
+
+def test_no_number_but_zero_is_shown_as_zero():
+    assert [fixed(value) for value in (0.0, 12.3456, 0.0049, -0.001)] == [
+        "0.00",
+        "12.35",
+        "5e-03",
+        "-1e-03",
+    ]
+    assert fixed(0.0004) == "4e-04" and fixed(0.0004, 4) == "0.0004"
