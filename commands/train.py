@@ -24,13 +24,13 @@ from runtime.errors import data_errors, one_sentence_errors
 from runtime.files import check_folder, claimed, plain, regular, replacing
 from runtime.launcher import first_here
 from runtime.options import arguments
-from samplers import Heun, InDI, Sampler, one_step
+from samplers import DPM, Heun, InDI, Sampler, one_step
 from training.checkpoint import list_checkpoints
 from training.config import TrainConfig
 from training.curves import draw_curves
 from training.loop import WEIGHTS, Heldout, train
 from training.origin import Origin
-from training.sheets import Sheet
+from training.sheets import Samples, Sheet
 from training.trackers import check_trackers
 from training.trainer import Trainer, noise_of
 from training.validation import HeldoutDistances, HeldoutImages, Validation, members
@@ -40,6 +40,8 @@ _SAMPLERS: dict[str, Sampler | None] = {
     "denoising": Heun(), "mmse": None, "indi": InDI(), "unrolled": None, "nppc": None,
 }  # fmt: skip
 """What restores held-out images while a run of this objective trains, beside the MMSE estimate."""
+_FEW = 8  # steps for a sheet, which is a look and no measurement
+_SHEETS: dict[str, Sampler] = {"denoising": DPM(_FEW), "indi": InDI(_FEW)}
 
 
 def run(
@@ -89,7 +91,7 @@ def run(
                 _record(config, folder, command, trainer)
         with data_errors():
             train(trainer, dataset, folder, heldout)
-            if distributed.rank() == 0 and heldout.psnr:
+            if distributed.rank() == 0:
                 draw_curves([folder], folder / "curves.png")
 
 
@@ -213,8 +215,14 @@ def _heldout(
     """What the run looks at on the way; all of it is checked before the first step."""
     validated = bool(config.validate_every and config.degradation)
     measured = bool(config.measure_every and config.ref_path)
-    if not (validated or measured or config.sheet_every):
-        return Heldout()
+    sampler, few = _SAMPLERS[config.objective], _SHEETS.get(config.objective)
+    samples = None
+    if config.sheets and not config.degradation:
+        shape, classes = dataset.image_shape, dataset.num_classes
+        samples = Samples(shape, classes, DPM(_FEW), config.sheet_images, device)
+    sheet = bool(config.sheets and config.degradation)
+    if not (validated or measured or sheet):
+        return Heldout(sheet=samples)
     images = HeldoutImages(
         get_dataset(config.data_class, "heldout", **config.data),
         members(family),
@@ -223,7 +231,7 @@ def _heldout(
         device,
         config.workers,
     )
-    sampler, estimator = _SAMPLERS[config.objective], one_step(config.objective)
+    estimator = one_step(config.objective)
     if config.objective == "unrolled":
         estimator = Unrolled()
     # Without a measurement an estimate cannot be compared with anything.
@@ -233,7 +241,7 @@ def _heldout(
         if validated
         else None,
         _distances(config, images, dataset, sampler or estimator) if measured else None,
-        Sheet(images, estimator, sampler, config.sheet_images) if config.sheet_every else None,
+        Sheet(images, estimator, few, config.sheet_images) if sheet else samples,
     )
 
 

@@ -15,7 +15,6 @@ import click
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from datautils.archive import LABELS
 from datautils.decode import decode_image
@@ -27,6 +26,7 @@ from datautils.loading import cores, in_order
 from runtime.cli import SETTINGS, Command
 from runtime.errors import DataError, data_errors, one_sentence_errors
 from runtime.files import check_output, replacing
+from runtime.progress import progress
 
 _WRITER: dict[str, dict[str, Any]] = {
     "png": {"format": "PNG"},
@@ -108,13 +108,14 @@ def prepare(
 def _write(file: zipfile.ZipFile, originals: Originals, results: Iterable, suffix: str) -> Done:
     """The prepared images in order, then dataset.json; a result that is text is left out."""
     pairs, broken = [], []
-    bar = tqdm(results, "preparing", len(originals.stems), unit=" images")
-    for stem, label, result in zip(originals.stems, originals.labels, bar, strict=True):
-        if isinstance(result, str):
-            broken.append(result)
-            continue
-        pairs.append((stem + suffix, int(label)))
-        file.writestr(zipfile.ZipInfo(stem + suffix), result.numpy().tobytes())
+    with progress(len(originals.stems), "preparing", "images") as bar:
+        for stem, label, result in zip(originals.stems, originals.labels, results, strict=True):
+            bar.update()
+            if isinstance(result, str):
+                broken.append(result)
+                continue
+            pairs.append((stem + suffix, int(label)))
+            file.writestr(zipfile.ZipInfo(stem + suffix), result.numpy().tobytes())
     if not pairs:
         raise DataError(f"none of the originals could be read, the first: {broken[0]}")
     classes = {label for _, label in pairs} - {-1}

@@ -22,15 +22,29 @@ class _Lines:
         self.stream.flush()
 
 
-def progress(total: int, what: str, unit: str, silent: bool = False) -> tqdm:
-    """A bar of `total` units on stderr, to be used in a `with` statement; silent: none."""
+def progress(
+    total: int,
+    what: str,
+    unit: str,
+    silent: bool = False,
+    initial: int = 0,
+    seconds: float | None = None,
+) -> tqdm:
+    """A bar of `total` units on stderr, to be used in a `with` statement; silent: none.
+
+    initial: units that were done before; seconds: between two lines, by default 5.
+    """
     if silent or sys.stderr.isatty():
-        return tqdm(total=total, desc=what, unit=unit, leave=False, disable=silent)
+        return tqdm(
+            total=total, initial=initial, desc=what, unit=f" {unit}", leave=False, disable=silent,
+            dynamic_ncols=True,
+        )  # fmt: skip
     lines = cast(TextIO, _Lines(sys.stderr))
-    shown = "{desc}: {n_fmt} of {total_fmt} {unit}, {elapsed} passed, {remaining} left"
+    shown = "{desc}: {n_fmt} of {total_fmt} {unit}, {elapsed} passed, {remaining} left{postfix}"
     return tqdm(
-        total=total, desc=what, unit=unit, file=lines, mininterval=_SECONDS, bar_format=shown
-    )
+        total=total, initial=initial, desc=what, unit=unit, file=lines, bar_format=shown,
+        mininterval=_SECONDS if seconds is None else seconds,
+    )  # fmt: skip
 
 
 def in_words(seconds: float) -> str:

@@ -158,7 +158,7 @@ class OnGrid(Sampler):
         check_range(self, num_steps=(2, 10**6), sigma_max=(1e-9, 1e6), rho=(0.1, 100))
         check_range(self, sigma_min=(1e-9, self.sigma_max))
 
-    def evaluations(self) -> int | None:
+    def evaluations(self) -> int:
         return self.num_steps
 
     def __call__(

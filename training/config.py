@@ -21,7 +21,7 @@ _POSITIVE = (
 )
 _NOT_NEGATIVE = (
     *("noise_level", "seed", "ramp", "workers", "ema_ramp", "validate_every", "measure_every"),
-    *("keep_every", "sheet_every"),
+    "keep_every",
 )
 _FREE = (
     *("duration", "max_minutes", "workers", "batch_gpu", "log_every", "validate_every"),
@@ -159,8 +159,11 @@ class TrainConfig:
         "Fréchet distances of as many restorations as the reference has images; 0 leaves them out.",
         2**22,
     )
-    sheet_every: int = option(
-        "A picture of restored held-out images, always the same ones; 0 leaves it out.", 0
+    sheet_every: int | None = option(
+        "A picture of restored held-out images, always the same ones, or of drawn ones if there is "
+        "no degradation; 0 leaves it out.",
+        None,
+        shown="as --validate-every",
     )
     sheet_images: int = option("Images of such a picture.", 4)
     checkpoint_every: int = option("A checkpoint, every so many images.", 2**20)
@@ -190,6 +193,7 @@ class TrainConfig:
             _require(getattr(self, name) > 0, name, getattr(self, name), "a number above 0")
         for name in _NOT_NEGATIVE:
             _require(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
+        _require(self.sheets >= 0, "sheet_every", self.sheets, "0 or more")
         for name in _SHARES:
             _require(0 <= getattr(self, name) <= 1, name, getattr(self, name), "between 0 and 1")
         for name in ("batch_gpu", "max_minutes", "decay", "poisson_peak", "clip"):
@@ -236,6 +240,11 @@ class TrainConfig:
         if self.detectors and not self.ref_path:
             raise ValueError("detectors measure distances to a reference: give a ref_path")
         _require(self.precision in PRECISIONS, "precision", self.precision, " or ".join(PRECISIONS))
+
+    @property
+    def sheets(self) -> int:
+        """After how many images a sheet is drawn, 0 if never."""
+        return self.validate_every if self.sheet_every is None else self.sheet_every
 
     @classmethod
     def load(cls, path: Path | None, overrides: dict[str, Any]) -> Self:

@@ -34,14 +34,18 @@ def draw_curves(folders: Sequence[Path], path: Path) -> Path:
 
     folders = list(dict.fromkeys(folders))
     logs = dict(zip(_names(folders), map(read_log, folders), strict=True))
-    figure, axes = plt.subplots(1, 3, figsize=(13, 4), layout="constrained")
     names = list(dict.fromkeys(name for log in logs.values() for name in _families(log)))
+    count = 3 if names else 1  # without a degradation there is the loss alone
+    figure, row = plt.subplots(
+        1, count, figsize=(4.3 * count, 4), layout="constrained", squeeze=False
+    )
+    axes = row[0]
     for i, (run, log) in enumerate(logs.items()):
         prefix = f"{run}: " if len(logs) > 1 else ""
         style = {"linestyle": _STYLES[i % len(_STYLES)]}
         losses = _points(log, "loss")
         marker = "." if len(losses[0]) < 3 else ""  # a line would show nothing of one
-        axes[2].plot(*losses, **style, color=f"C{i}", linewidth=1, marker=marker, label=run)
+        axes[-1].plot(*losses, **style, color=f"C{i}", linewidth=1, marker=marker, label=run)
         for name in _families(log):
             images, values = _points(log, "heldout_psnr", name)
             marked = style | {
@@ -50,13 +54,13 @@ def draw_curves(folders: Sequence[Path], path: Path) -> Path:
             }  # fmt: skip
             axes[0].plot(images, values, **marked)
             axes[1].plot(images, [value - values[0] for value in values], **marked)
-    axes[0].set(ylabel="PSNR (dB)", title="Held-out PSNR of the MMSE estimate")
-    axes[1].set(ylabel="change (dB)", title="The same, since the start")
-    axes[2].set(ylabel="loss", title="Training loss")
+    axes[-1].set(ylabel="loss", title="Training loss")
     if names:
+        axes[0].set(ylabel="PSNR (dB)", title="Held-out PSNR of the MMSE estimate")
+        axes[1].set(ylabel="change (dB)", title="The same, since the start")
         axes[0].legend(fontsize="small")
     if len(logs) > 1:
-        axes[2].legend(fontsize="small")
+        axes[-1].legend(fontsize="small")
     for each in axes:
         each.set_xlabel("training images (thousands)")
         each.grid(alpha=0.3)

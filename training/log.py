@@ -10,16 +10,17 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from tqdm import tqdm
-
 from runtime import distributed
 from runtime.files import plain, replacing, writing
+from runtime.progress import progress
 from runtime.records import parse_json, record
 from training.trackers import Tracker, flat
 
+_SECONDS = 30.0  # between two lines of progress: a run may take days
+
 
 class RunLog:
-    """Progress bar on the terminal and one JSON object a line in `log.jsonl`; rank 0 only."""
+    """Progress bar and one JSON object a line in `log.jsonl`; rank 0 only."""
 
     def __init__(self, folder: Path, total: int, images: int = 0, trackers: Sequence[Tracker] = ()):
         self.silent = distributed.rank() != 0
@@ -33,10 +34,7 @@ class RunLog:
             self.before = [line for line in lines if line["images"] <= images]
             temporary.write_text("".join(json.dumps(line) + "\n" for line in self.before))
         self.file = path.open("a")
-        self.bar = tqdm(
-            total=total, initial=images, unit="img", unit_scale=True, desc="training",
-            dynamic_ncols=True, mininterval=1.0 if sys.stdout.isatty() else 30.0, file=sys.stdout,
-        )  # fmt: skip
+        self.bar = progress(total, "training", "images", initial=images, seconds=_SECONDS)
 
     def __enter__(self) -> Self:
         return self

@@ -22,7 +22,6 @@ from training.checkpoint import Background, Progress, clear_unfinished, save_che
 from training.config import TrainConfig
 from training.data import training_batches
 from training.log import RunLog
-from training.sheets import Sheet
 from training.trackers import trackers
 from training.trainer import Parts, Trainer, power_part
 
@@ -39,7 +38,7 @@ class Heldout:
 
     psnr: Measure | None = None
     distances: Measure | None = None
-    sheet: Sheet | None = None
+    sheet: Callable[[Callable, Path], None] | None = None
 
 
 def train(
@@ -176,7 +175,7 @@ class _Run:
         config, heldout, images = self.config, self.heldout, self.progress.images
         looks = [
             (heldout.psnr, config.validate_every, "heldout_psnr", self._validate),
-            (heldout.sheet, config.sheet_every, "sheet", self._draw),
+            (heldout.sheet, config.sheets, "sheet", self._draw),
             (heldout.distances, config.measure_every, "heldout_distance", self._measure),
         ]
         try:
@@ -194,10 +193,10 @@ class _Run:
     def _validate(self) -> None:
         assert self.heldout.psnr
         with self.trainer.averaged() as denoiser:
-            values = self.heldout.psnr(denoiser)
+            values, images = self.heldout.psnr(denoiser), self.progress.images
         self._log(heldout_psnr=values)
         text = ", ".join(f"{name} {fixed(value)}" for name, value in values.items())
-        self.log.say(f"{self.progress.images:>10} images: held-out PSNR (dB) {text}")
+        self.log.say(f"{images:>10} images: held-out PSNR (dB) of the MMSE estimate: {text}")
 
     def _measure(self) -> None:
         assert self.heldout.distances

@@ -1,14 +1,21 @@
-"""A picture of restored held-out images: the same images under the same operators every time."""
+"""A picture of restored held-out images: the same images under the same operators every time.
+
+An unconditional network draws images instead, from the same noise every time.
+"""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
+from degradation import Draws, Problem, derive_seed
 from metrics.pixel import to_uint8
 from metrics.report import write_pictures
+from metrics.results import write_grid
 from samplers import Sampler
-from training.validation import HeldoutImages, restoring
+from training.validation import SEED, HeldoutImages, restoring
 
 
 class Sheet:
@@ -40,3 +47,24 @@ class Sheet:
                     row["measurement"] = to_uint8(measured[i]).cpu()
                 row[restored.method] = x[i].cpu()
         write_pictures(path, pictures, list(self.images.families), most=len(pictures))
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Images that a network draws without a measurement, the classes in turn."""
+
+    image_shape: tuple[int, int, int]
+    num_classes: int
+    sampler: Sampler
+    count: int
+    device: torch.device
+
+    def __call__(self, denoiser: Callable, path: Path) -> None:
+        """Draw them into the PNG file `path`."""
+        draws = Draws([derive_seed(SEED, "sheet", i) for i in range(self.count)], self.device)
+        noise = draws.normal(self.image_shape, "latent")
+        labels = torch.arange(self.count) % self.num_classes if self.num_classes else None
+        problem = Problem.without_measurement(self.count, self.image_shape, labels, self.device)
+        with torch.no_grad():
+            x = to_uint8(self.sampler(denoiser, noise, problem, draws).nan_to_num()).cpu()
+        write_grid(path, [list(x)], ["sample"] * self.count)

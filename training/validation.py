@@ -6,7 +6,6 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 import torch
-from tqdm import tqdm
 
 from datautils import ImageDataset
 from degradation import Family, Noise
@@ -16,6 +15,7 @@ from metrics.means import mean
 from metrics.pixel import psnr, to_uint8
 from metrics.statistics import FeatureStatistics, Reference
 from runtime import distributed, signals
+from runtime.progress import progress
 from samplers import Sampler
 
 SEED = 1  # its own, so that the operators are not those of the evaluation afterwards
@@ -112,10 +112,8 @@ class HeldoutDistances:
             for metric in self.detectors
         }
         failed = dict.fromkeys(families, 0)
-        bar = tqdm(
-            total=len(indices) * len(families), unit="img", desc="held out", leave=False,
-            disable=distributed.rank() != 0,
-        )  # fmt: skip
+        total, silent = len(indices) * len(families), distributed.rank() != 0
+        bar = progress(total, "held out", "images", silent)
         methods = {"sample": restoring(self.sampler, denoiser)}
         with suppress(signals.Interrupted), bar:
             for restored in self.images.restored(indices, methods):

@@ -7,6 +7,7 @@ import json
 import signal
 import subprocess
 import sys
+import time
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -237,13 +238,10 @@ def test_workers_end_with_the_process_that_was_killed(tmp_path: Path):
     command = [sys.executable, "-m", "datautils.prepare", "--source", source, "--size", "300"]
     command += ["--dest", tmp_path / "x.zip", "--workers", "2"]
     with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE) as process:
-        assert process.stderr
-        shown = b""
-        while b"images" not in shown:  # the bar: workers are there
-            more = process.stderr.read(20)
-            assert more, shown
-            shown += more
-        process.kill()
+        while not any(path.stat().st_size for path in tmp_path.glob(".x.zip.*")):
+            assert process.poll() is None
+            time.sleep(0.01)
+        process.kill()  # workers are there, and have prepared something
         process.communicate(timeout=60)  # to the end: until the last that could write has ended
     assert process.returncode == -signal.SIGKILL
     assert not (tmp_path / "x.zip").exists()
