@@ -3,6 +3,8 @@
 `python calculate_metrics.py ref | prior | gen | calc ...`, or under `torchrun`.
 """
 
+from pathlib import Path
+
 import click
 
 from commands.options import CalcOptions, GenOptions, PriorOptions, RefOptions
@@ -54,6 +56,15 @@ def gen(options: GenOptions) -> None:
 
 
 main.add_command(gen, "gen-uncond")  # its old name
+
+
+@main.command()
+@click.argument("folder", type=click.Path(path_type=Path))
+def report(folder: Path) -> None:
+    """Write report.html of what `gen` left in FOLDER once more."""
+    from metrics.page import write_report
+
+    print(f"written: {write_report(folder)}")
 
 
 @main.command()

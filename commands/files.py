@@ -12,7 +12,7 @@ from runtime.errors import one_sentence_errors
 from runtime.files import check_folder, claimed
 
 RESULTS = (
-    *("metrics.json", "per_image.csv", "samples.csv"),
+    *("metrics.json", "per_image.csv", "samples.csv", "examples.json", "report.html"),
     *("grid*.png", "components*.png", "calibration*.png"),
 )
 IMAGES = "images"

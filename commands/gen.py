@@ -38,9 +38,12 @@ from datautils.identity import Identity, classes_of, identity
 from degradation import Family, Noise, check_noise, make_noise
 from metrics.distances import Distances, compared
 from metrics.evaluate import Restore, Restored, restorations
+from metrics.examples import NAME as EXAMPLES
+from metrics.examples import write_examples
 from metrics.features import DISTANCES
 from metrics.images import ImageWriter
 from metrics.measure import METRICS, PER_IMAGE, Measure
+from metrics.page import PAGE, write_report
 from metrics.perceptual import check_perceptual
 from metrics.pipeline import Stage
 from metrics.pixel import check_size
@@ -236,6 +239,7 @@ def _finish(
     if evaluation.samples:
         sampled = calibrated(folder, [*evaluation.families], [*evaluation.samples], samples)
     shares = distributed.gather((measure.restoring, measure.pictures, stages, measure.costs))
+    examples = distributed.gather(measure.examples)
     if distributed.rank():
         return {}
     order, per_image = list(evaluation.families), measure.metrics
@@ -255,9 +259,12 @@ def _finish(
     shared = {stage: sum(share[2][stage] for share in shares) / total for stage in stages}
     record = {"units": units(options.compiled), "values": values, "stages": shared}
     write_metrics(folder, record, _settings(options, evaluation))
+    if "psnr" in per_image:
+        write_examples(folder, examples, order, [*evaluation.methods])
+    write_report(folder)
     images = ["images"] if options.save_images else []
     pages = [*images, *(grid.name for grid in grids), *sampled[1]]
-    names = [*pages, "per_image.csv", "metrics.json"]
+    names = [*pages, EXAMPLES, PAGE, "per_image.csv", "metrics.json"]
     publish(folder, options.outdir, names)
     print(metrics_table(values, evaluation.names, options.compiled, options.intervals))
     if evaluation.samples:

@@ -5,9 +5,8 @@ from typing import Any
 
 from commands.cells import Cell, Cells
 from commands.tables import Row, Table, blocks_of, setting_of
-from metrics.report import shown
+from metrics.report import RISING, shown
 
-_RISING = ("psnr", "ssim")  # the others are the better, the lower
 _TITLES = {"lpips": "LPIPS", "st_lpips": "ST-LPIPS", "consistency": "consistency"}
 
 
@@ -28,7 +27,7 @@ def columns(
         called = setting_of(block.setting, scale)[1].metrics
         for metric in block.metrics:
             used = called[metric]
-            arrow = "↑" if used in _RISING else "↓"
+            arrow = "↑" if used in RISING else "↓"
             headers.append(f"{block.title} {_TITLES.get(used, used.upper())} {arrow}")
             column = _column(found, rows, cells, key, metric, used, intervals)
             if scale == "paper":
@@ -88,7 +87,7 @@ def _best(found: Table, values: Mapping[int, Mapping[str, Any]], metric: str) ->
             if (found.rows[i].sampler == "mmse") == estimates and value["mean"] is not None
         }
         if part:
-            top = (max if metric in _RISING else min)(part.values())
+            top = (max if metric in RISING else min)(part.values())
             best |= {i for i, value in part.items() if value == top}
     return best
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from degradation import Problem
 from metrics.evaluate import Restored
+from metrics.examples import Examples
 from metrics.features import DISTANCES, Detector
 from metrics.images import ImageWriter, image_name
 from metrics.perceptual import PERCEPTUAL, perceptual
@@ -60,6 +61,7 @@ class Measure:
         self.shown = pictures
         self.statistics: dict[tuple[str, str, str], FeatureStatistics] = {}
         self.pictures: dict[tuple[str, int], dict[str, Tensor]] = {}
+        self.examples = Examples()
         self.restoring: dict[Key, float] = {}
         self.costs: dict[Key, Counter[str]] = {}
         self.failed: dict[Key, int] = {}
@@ -80,7 +82,7 @@ class Measure:
             values = self._values(restored, images)
             pixels = images.cpu()
             self.records.add((group.degradation, group.chunk), self._rows(restored, values))
-            self._keep(restored, pixels)
+            self._keep(restored, pixels, values.get("psnr", []))
         if self.detectors:
             with self._timed("features"):
                 self._features(restored, images)
@@ -124,18 +126,26 @@ class Measure:
             statistics = self.statistics.setdefault((*key, metric), FeatureStatistics(kernel))
             statistics.update(features[kind][finite], indices[finite])
 
-    def _keep(self, restored: Restored, pixels: Tensor) -> None:
-        group, problem = restored.group, restored.problem
-        shown = [i for i, index in enumerate(group.indices) if index < self.shown]
-        if not shown:
-            return
-        measured = problem.degradation.measurement_image(problem.y)
-        for i in shown:
-            images = self.pictures.setdefault((group.degradation, group.indices[i]), {})
-            images["original"] = restored.truth[i].cpu().clone()
-            if measured is not None:
-                images["measurement"] = to_uint8(measured[i]).cpu()
-            images[restored.method] = pixels[i].clone()
+    def _keep(self, restored: Restored, pixels: Tensor, psnrs: Sequence[float]) -> None:
+        group, problem, method = restored.group, restored.problem, restored.method
+
+        @functools.cache
+        def measured() -> Tensor | None:
+            picture = problem.degradation.measurement_image(problem.y)
+            return None if picture is None else to_uint8(picture).cpu()
+
+        def pictures(i: int, title: str) -> dict[str, Tensor]:
+            images = {"original": restored.truth[i].cpu().clone()}
+            if (y := measured()) is not None:
+                images["measurement"] = y[i].clone()
+            return images | {title: pixels[i].clone()}
+
+        for i, index in enumerate(group.indices):
+            if index < self.shown:
+                self.pictures.setdefault((group.degradation, index), {}).update(pictures(i, method))
+            if psnrs:
+                kept = functools.partial(pictures, i, "restoration")
+                self.examples.add((group.degradation, method), psnrs[i], index, kept)
 
     @contextlib.contextmanager
     def _timed(self, stage: str) -> Iterator[None]:

@@ -33,6 +33,8 @@ UNITS = {
     "features, and write run beside each other",
 }  # fmt: skip
 
+RISING = ("psnr", "ssim")  # the others are the better, the lower
+
 COMPILING = " (compiling included)"  # seconds of a compiled network
 
 Cell = Mapping[str, Any]
@@ -49,7 +51,17 @@ def metrics_table(
     compiled: bool = False,
     intervals: bool = False,
 ) -> str:
-    """A table of text of {degradation: {method: cell}}.
+    """`metrics_rows` as text."""
+    return table(*metrics_rows(values, metrics, compiled, intervals))
+
+
+def metrics_rows(
+    values: Mapping[str, Mapping[str, Cell]],
+    metrics: Sequence[str],
+    compiled: bool = False,
+    intervals: bool = False,
+) -> tuple[list[str], list[list[str]]]:
+    """Titles and rows of a table of {degradation: {method: cell}}.
 
     A cell holds for each metric {"mean": ...} (`value_of`), evaluations (NFE), seconds_per_image,
     and, where a sampler differentiates its denoiser, backward_passes: then there is a column VJP.
@@ -70,7 +82,7 @@ def metrics_table(
             counts = [format(cell[cost], ".4g") for cost in costs]
             seconds = f"{cell['seconds_per_image']:.3f}"
             lines.append([degradation, method, *means, *counts, seconds])
-    return table(headers, lines)
+    return headers, lines
 
 
 def _title(metric: str, value: Cell) -> str:

@@ -46,7 +46,7 @@ def held(lock: Path) -> Iterator[None]:
         process.communicate(b"\n")
 
 
-@pytest.mark.parametrize("name", ["metrics.json", "per_image.csv", "grid.png", "grid-2.png"])
+@pytest.mark.parametrize("name", ["metrics.json", "grid.png", "grid-2.png", "report.html"])
 def test_gen_replaces_no_result_that_is_there(home: Path, tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_text("mine")
     refused(gen(home, tmp_path), name)
@@ -65,7 +65,8 @@ def test_two_commands_do_not_write_into_one_folder(home: Path, tmp_path: Path) -
         refused(Runner().invoke(restore.main, words), "another process")
         assert [path.name for path in out.iterdir()] == [".lock"]
     assert gen(home, out, "--images", 2).exit_code == 0
-    assert {path.name for path in out.iterdir()} == {"metrics.json", "per_image.csv", "grid.png"}
+    made = {"metrics.json", "per_image.csv", "grid.png", "examples.json", "report.html"}
+    assert {path.name for path in out.iterdir()} == made
 
 
 def test_a_lock_that_is_a_link_is_neither_followed_nor_emptied(tmp_path: Path) -> None:

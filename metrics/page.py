@@ -1,0 +1,209 @@
+"""`report.html`: results as one page that needs no server and no network, made from their files.
+
+All of the page but its data is `page.html`. What files hold reaches it as JSON, shown as text.
+"""
+
+import contextlib
+import html
+import json
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from metrics.calibration import coverage
+from metrics.examples import NAME
+from metrics.measure import PER_IMAGE
+from metrics.perceptual import PERCEPTUAL
+from metrics.records import read_rows
+from metrics.report import RISING, metrics_rows
+from runtime.errors import DataError
+from runtime.files import plain, replacing
+
+PAGE = "report.html"
+_TEMPLATE = Path(__file__).with_name("page.html")
+_FIRST = 1000  # images of a family whose values the page has
+# What the plane may show against PSNR, in this order.
+_PERCEPTION = ("cfid", "cfd", "fid", "fd", "kid", "kd", *PERCEPTUAL)
+
+Record = dict[str, Any]  # what metrics.json holds
+Cells = dict[str, dict[str, dict[str, Any]]]  # of the page, by family and method
+
+
+def write_report(folder: Path) -> Path:
+    """Write `report.html` from what `gen` left in a folder. Raises DataError."""
+    with _results(folder):
+        record, cells = read_result(folder)
+        settings = record["settings"]
+        values, names = record["metrics"]["values"], _names(settings)
+        headers, rows = metrics_rows(values, names, settings["compiled"], intervals=True)
+        best = _best(values, names)
+        for row in rows:
+            for i, name in enumerate(names, 2):
+                if (row[0], row[1], name) in best:
+                    row[i] = f"**{row[i]}**"
+        tables = [
+            table_of(family, headers[1:], [row[1:] for row in rows if row[0] == family], [*methods])
+            for family, methods in values.items()
+        ]
+        title = f"{settings['data']}: {settings['images']} images restored"
+        units = {name: text for name, text in record["metrics"]["units"].items() if name in names}
+        details = {"metrics": units, "settings": settings, "environment": record["environment"]}
+        write_page(folder / PAGE, title, _notes(settings), tables, cells, details)
+    return folder / PAGE
+
+
+def table_of(
+    title: str, headers: Sequence[str], rows: Sequence[Sequence[str]], methods: Sequence[str]
+) -> dict[str, Any]:
+    """A table of a page; methods: those of its rows, as the cells call them."""
+    return {"title": title, "head": headers, "rows": rows, "methods": methods}
+
+
+def write_page(
+    path: Path,
+    title: str,
+    notes: Sequence[str],
+    tables: Sequence[Mapping[str, Any]],
+    cells: Cells,
+    details: Mapping[str, Mapping[str, Any]],
+) -> None:
+    """Write a page. In texts of tables **best** is bold, and what stands in brackets is small."""
+    pictures: dict[str, int] = {}
+    shown = {
+        f: {m: _with_pictures(c, pictures) for m, c in own.items()} for f, own in cells.items()
+    }
+    data = {
+        "title": title, "notes": notes, "tables": tables, "cells": shown, "details": details,
+        "pictures": [*pictures], "rising": RISING, "perception": _PERCEPTION, "first": _FIRST,
+    }  # fmt: skip
+    text = json.dumps(plain(data), ensure_ascii=False, separators=(",", ":"))
+    parts = {"title": html.escape(title), "data": text.replace("<", "\\u003c")}
+    template = _TEMPLATE.read_text(encoding="utf-8")
+    page = re.sub(r"\{\{(\w+)\}\}", lambda found: parts[found[1]], template)
+    with replacing(path) as temporary:
+        temporary.write_text(page, encoding="utf-8", errors="backslashreplace")
+
+
+def read_result(folder: Path) -> tuple[Record, Cells]:
+    """What `gen` left in a folder: `metrics.json`, and the cells of a page.
+
+    A cell has "metrics", "nfe", "images" (numbers of the first ones), "rows" (their values by
+    metric), "calibration" and "examples". Raises DataError if the files are not those of `gen`.
+    """
+    with _results(folder):
+        record = _json(folder / "metrics.json")
+        return record, _cells(folder, record)
+
+
+@contextlib.contextmanager
+def _results(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except DataError:
+        raise
+    except FileNotFoundError as error:
+        raise DataError(
+            f"{folder} lacks {Path(error.filename).name}: a report is of what `gen` wrote with a "
+            "--degradation"
+        ) from error
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
+        raise DataError(f"{folder} holds damaged results: {error!r}") from error
+
+
+def _cells(folder: Path, record: Record) -> Cells:
+    names = [name for name in _names(record["settings"]) if name in PER_IMAGE]
+    found: Cells = {}
+    for family, methods in record["metrics"]["values"].items():
+        for method, values in methods.items():
+            for name in _names(record["settings"]):
+                _restore(values[name])
+            found.setdefault(family, {})[method] = {
+                "metrics": {name: values[name] for name in _names(record["settings"])},
+                "nfe": values["evaluations"], "images": [], "rows": {name: [] for name in names},
+            }  # fmt: skip
+            if "calibration" in values:
+                found[family][method]["calibration"] = _calibration(values["calibration"])
+    for row in read_rows(folder / "per_image.csv", names):
+        if row["image"] < _FIRST:
+            cell = found[row["degradation"]][row["method"]]
+            cell["images"].append(row["image"])
+            for name in names:
+                cell["rows"][name].append(float(f"{row[name]:.5g}"))
+    if (folder / "samples.csv").exists():
+        for row in read_rows(folder / "samples.csv", ("variance", "squared_error")):
+            if row["image"] < _FIRST:
+                calibration = found[row["degradation"]][row["method"]]["calibration"]
+                spread = (1 + 1 / calibration["samples"]) * row["variance"]
+                calibration["spread"].append([spread**0.5, row["squared_error"] ** 0.5])
+    if (folder / NAME).exists():
+        for family, methods in _json(folder / NAME).items():
+            for method, examples in methods.items():
+                found[family][method]["examples"] = examples
+    return found
+
+
+def _json(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def _names(settings: Mapping[str, Any]) -> list[str]:
+    return [name for name in settings["metrics"].split(",") if name]
+
+
+def _restore(value: dict[str, Any]) -> None:
+    """JSON has no word for what is not finite."""
+    equal = value.get("infinite") and not value["count"]
+    for name in ("mean", "low", "high"):
+        if name in value and value[name] is None:
+            value[name] = math.inf if equal and name == "mean" else math.nan
+
+
+def _calibration(found: Mapping[str, Any]) -> dict[str, Any]:
+    """What the plots show; of `metrics.sampled.calibration`."""
+    count, ranks = found["samples"], found["rank_histogram"]
+    histogram = torch.tensor(ranks, dtype=torch.float64)
+    levels = [1 - 2 * j / (count + 1) for j in range(1, (count + 1) // 2)]
+    return {
+        "samples": count,
+        "ranks": [(count + 1) * share for share in ranks],
+        "central": [[level, coverage(histogram, 100 * level).item()] for level in levels],
+        "tarp": [*zip(found["tarp"]["levels"], found["tarp"]["coverage"], strict=True)],
+        "spread": [],
+    }
+
+
+def _best(values: Mapping[str, Any], names: Sequence[str]) -> set[tuple[str, str, str]]:
+    """The family, method and metric of the best means."""
+    best = set()
+    for family, methods in values.items():
+        for name in names:
+            means = {m: cell[name]["mean"] for m, cell in methods.items()}
+            means = {m: mean for m, mean in means.items() if not math.isnan(mean)}
+            if len(means) > 1:
+                top = (max if name in RISING else min)(means.values())
+                best |= {(family, method, name) for method, mean in means.items() if mean == top}
+    return best
+
+
+def _notes(settings: Mapping[str, Any]) -> list[str]:
+    """What is to be known before the figures."""
+    noise = f"noise of {settings['noise_level']:g}" if settings["noise_level"] else "no noise"
+    if settings["poisson_peak"]:
+        noise = f"photon noise of peak {settings['poisson_peak']:g}"
+    return [f"{settings['split']} images", f"{noise} on y", f"seed {settings['seed']}"]
+
+
+def _with_pictures(cell: Mapping[str, Any], pictures: dict[str, int]) -> dict[str, Any]:
+    """The cell with numbers in place of its pictures, which are collected: each is there once."""
+    examples = {
+        place: {
+            name: value if name == "image" else pictures.setdefault(value, len(pictures))
+            for name, value in example.items()
+        }
+        for place, example in cell.get("examples", {}).items()
+    }
+    return {**cell, "examples": examples}
