@@ -87,7 +87,7 @@ class GenOptions(DataOptions):
         name="--net",
     )
     outdir: Path = option(
-        "Folder for report.html, metrics.json, per_image.csv, grid.png (grid-2.png of many families)."
+        "Folder for report.html, metrics.json, per_image.csv, grid.png (many families: grid-2.png)."
     )
     degradations: tuple[str, ...] = option(
         "Family of operators, such as MotionBlur, or module.Class of your own; `python -m "

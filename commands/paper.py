@@ -1,10 +1,12 @@
 """The columns of a table of the paper: what was measured, beside what was published."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from commands.cells import Cell, Cells
 from commands.tables import Row, Table, blocks_of, setting_of
+from metrics.page import read_result, table_of, write_page
 from metrics.report import RISING, shown
 
 _TITLES = {"lpips": "LPIPS", "st_lpips": "ST-LPIPS", "consistency": "consistency"}
@@ -19,7 +21,7 @@ def columns(
     their 95 % interval.
     """
     blocks = blocks_of(found, scale)
-    rows = [i for i in rows if any((i, key) in cells for key in blocks)]
+    rows = _present(rows, cells)
     grouped = any(row.group for row in found.rows)
     headers = ["kind", "method"] if grouped else ["method"]
     lines = [[found.rows[i].group, found.rows[i].method][not grouped :] for i in rows]
@@ -39,6 +41,33 @@ def columns(
     for i, line in zip(rows, lines, strict=True):
         line.append(_evaluations(found.rows[i], [cells.get((i, key)) for key in blocks]))
     return headers, lines
+
+
+def write_table_page(
+    path: Path, title: str, notes: Sequence[str], found: Table, cells: Cells, scale: str
+) -> None:
+    """Write the whole table as a page, with the values and pictures of its cells by block."""
+    methods = [row.method for row in found.rows]
+    labels = [
+        f"{row.method} ({row.group})" if row.group and methods.count(row.method) > 1 else row.method
+        for row in found.rows
+    ]
+    rows = _present(range(len(methods)), cells)
+    headers, lines = columns(found, rows, cells, scale, intervals=True)
+    shown: dict[str, dict[str, Any]] = {}
+    for (i, key), cell in cells.items():
+        block = found.blocks[key]
+        if cell.done and block.family:
+            (methods_of,) = read_result(cell.options.outdir)[1].values()
+            (shown.setdefault(block.title, {})[labels[i]],) = methods_of.values()
+    table = table_of("", headers, lines, [labels[i] for i in rows])
+    missing = {cell.name: "; ".join(cell.missing) for cell in cells.values() if cell.missing}
+    write_page(path, title, notes, [table], shown, {"missing": missing})
+
+
+def _present(rows: Sequence[int], cells: Cells) -> list[int]:
+    """Those with a cell."""
+    return [i for i in rows if any(number == i for number, _ in cells)]
 
 
 def _column(

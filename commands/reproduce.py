@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from commands.cells import Cell, Cells, cells_of, figure_cell
 from commands.options import ReproduceOptions
-from commands.paper import columns
+from commands.paper import columns, write_table_page
 from commands.tables import ROOT, Figure, Table, blocks_of, load, names, setting_of
 from runtime import distributed
 from runtime.errors import data_errors, one_sentence_errors
@@ -125,8 +125,9 @@ def _table(wanted: Wanted, options: ReproduceOptions) -> None:
     caption = f"Table {number}. {found.title}"
     if options.scale != "paper":
         caption += f", here on {_settings(found, options.scale)}"
+    title = caption
     brackets = "In brackets: as published. " * (options.scale == "paper")
-    caption = f"{caption}. {brackets}{found.note}".strip()
+    caption = f"{title}. {brackets}{found.note}".strip()
     lines = [caption, "", table(headers, rows), "", *_missing(wanted.cells.values())]
     text = "\n".join(lines).rstrip() + "\n"
     print(text)
@@ -136,7 +137,9 @@ def _table(wanted: Wanted, options: ReproduceOptions) -> None:
     for suffix, content in ((".md", text), (".tex", latex_table(headers, rows, caption))):
         with replacing(stem.with_suffix(suffix)) as temporary:
             temporary.write_text(content, encoding="utf-8")
-    print(f"written: {stem}.md and {stem}.tex\n")
+    notes = [note for note in (brackets.strip(), found.note) if note]
+    write_table_page(stem.with_suffix(".html"), title, notes, found, wanted.cells, options.scale)
+    print(f"written: {stem}.md, {stem}.tex and {stem}.html\n")
 
 
 def _settings(found: Table, scale: str) -> str:

@@ -1,15 +1,14 @@
 """`report.html`: the numbers of the files, texts that stay texts, and what a browser draws."""
 
 import csv
-import json
 import re
 import shutil
 import subprocess
 from pathlib import Path
-from typing import Any
 
 import pytest
 from calling import DISTANCES, call, gen, metrics, refused
+from pages import data_of
 
 from metrics.page import table_of, write_page
 
@@ -35,12 +34,6 @@ def evaluated(home: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     result = gen(home, folder, *options, *DISTANCES)
     assert result.exit_code == 0, result.output
     return folder
-
-
-def data_of(page: Path) -> dict[str, Any]:
-    (text,) = re.findall(r'<script type="application/json" id="data">(.*?)</script>',
-                         page.read_text(), re.S)  # fmt: skip
-    return json.loads(text)
 
 
 def test_the_page_has_the_numbers_of_the_files(evaluated: Path) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 from click.testing import Result
+from pages import data_of
 from runner import Runner
 
 import reproduce
@@ -115,6 +116,16 @@ def test_rows_are_measured_one_by_one_and_meet_in_one_table(paper: Path) -> None
     assert "missing: " in table.stdout and "palette.safetensors: cp " in table.stdout
     assert Path("out/table1-paper.md").read_text() in table.stdout
     assert r"\begin{tabular}" in Path("out/table1-paper.tex").read_text()
+    page = data_of(Path("out/table1-paper.html"))
+    assert page["title"] == "Table 1. A small table"
+    texts = [[text.split(" [")[0] for text in row] for row in page["tables"][0]["rows"]]
+    assert texts[0][:2] == ddrm[:2] and texts[0][2] in ddrm[2] and texts[2] == palette
+    names = ["DDRM", "InvFusion", "InvFusion (mmse)", "Nothing"]
+    assert list(page["cells"]["Out-painting"]) == names
+    own = page["cells"]["Out-painting"]["DDRM"]
+    assert own["metrics"]["psnr"]["mean"] == values["ddrm"]["psnr"]["mean"] and own["nfe"] == 2
+    assert set(own["examples"]) == {"worst", "median", "best"}
+    assert "Palette on Box, tiny photos" in page["details"]["missing"]
 
 
 def test_the_best_samples_are_bold_and_so_is_the_best_estimate(paper: Path) -> None:
