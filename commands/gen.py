@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -99,12 +100,12 @@ class Evaluation:
         return [name for name in self.names if name in PER_IMAGE]
 
 
-def evaluate(options: GenOptions) -> Values:
+def evaluate(options: GenOptions, further: Mapping[str, Restore] = MappingProxyType({})) -> Values:
     """Restore, measure, write the result files and print the table; the first process has the
-    values."""
+    values. further: methods besides those of the options, by title."""
     with distributed.process_group() as device:
         with one_sentence_errors():
-            evaluation = build(options, device)
+            evaluation = build(options, device, further)
         with data_errors(), working_folder(options.outdir, results_of(options)) as folder:
             start = time.perf_counter()
             measure, samples, stages = _measure(options, evaluation, folder, device)
@@ -113,14 +114,14 @@ def evaluate(options: GenOptions) -> Values:
             return _finish(options, evaluation, folder, measure, samples, stages)
 
 
-def build(options: GenOptions, device: torch.device) -> Evaluation:
+def build(options: GenOptions, device: torch.device, further: Mapping[str, Restore]) -> Evaluation:
     """Everything that an option can get wrong comes first. Raises ValueError."""
     if options.classes:
         raise ValueError("--class draws images of a class: leave out --degradation")
     families = families_of(options.degradations, options.degradation_opt)
     names = chosen("metric", _METRICS if options.metrics is None else options.metrics, METRICS)
     wanted = chosen("baseline", options.baselines, BASELINES)
-    if not (options.nets or wanted):
+    if not (options.nets or wanted or further):
         raise ValueError("there is nothing to measure: give a --net or --baselines")
     if options.samplers and not options.nets:
         raise ValueError(f"--sampler {options.samplers[0]} needs a --net")
@@ -162,8 +163,11 @@ def build(options: GenOptions, device: torch.device) -> Evaluation:
         dataset,
         lambda: get_dataset(options.data, "train", **options.data_opt),
     )
+    methods |= restorers
+    if taken := methods.keys() & further:
+        raise ValueError(f"the name {min(taken)} is taken: choose another")
     return Evaluation(
-        families, noise, dataset, count, names, distances, methods | restorers, restorers,
+        families, noise, dataset, count, names, distances, {**further, **methods}, restorers,
         precision, sample_counts(restorers, options.samples),
     )  # fmt: skip
 
