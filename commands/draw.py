@@ -18,15 +18,16 @@ from commands.methods import (
     check_guidance,
     check_objective,
     distances_of,
+    kept,
     load_network,
     samplers_of,
 )
 from commands.options import UNUSED, GenOptions
 from degradation import Draws, Problem, derive_seed
 from metrics.distances import Distances, compared
-from metrics.evaluate import seconds_now
 from metrics.features import DISTANCES
 from metrics.images import ImageWriter, image_name
+from metrics.keeping import Kept
 from metrics.pipeline import Stage
 from metrics.pixel import to_uint8
 from metrics.report import metrics_table, units
@@ -70,13 +71,13 @@ class Drawing:
         return draws.integers(0, known - 1, (), "class")
 
     @torch.no_grad()
-    def sample(self, indices: Sequence[int], device: torch.device) -> Tensor:
+    def sample(self, indices: Sequence[int], device: torch.device, method: Kept) -> Tensor:
         """Image i follows from its own seed and does not depend on the batch."""
         draws = Draws([derive_seed(self.options.seed, "image", i) for i in indices], device)
         shape = self.restorer.denoiser.config.image_shape
         labels = self.labels(indices).to(device)
         problem = Problem.without_measurement(len(indices), shape, labels, device)
-        return self.restorer(problem, draws.normal(shape, "latent"), draws)
+        return method(problem, draws.normal(shape, "latent"), draws)
 
 
 @dataclass
@@ -86,6 +87,7 @@ class Share:
     statistics: dict[str, FeatureStatistics]
     shown: dict[int, Tensor] = field(default_factory=dict)
     failed: int = 0
+    cost: dict[str, float] = field(default_factory=dict)
     seconds: dict[str, float] = field(
         default_factory=lambda: {"sample": 0.0, "features": 0.0, "write": 0.0}
     )
@@ -138,22 +140,23 @@ def _draw(drawing: Drawing, folder: Path, device: torch.device) -> Share:
     own = range(rank, drawing.count, distributed.world_size())
     detectors = drawing.distances.detectors
     share = Share({m: FeatureStatistics(DISTANCES[m].kernel) for m in detectors})
+    method = kept({"": drawing.restorer}, options, folder)[""]
     with (
         progress(len(own), "drawing", "images", silent=rank != 0) as bar,
         ImageWriter(folder / "images") as writer,
     ):
-        kept = writer if options.save_images else None
+        saving = writer if options.save_images else None
 
         def measure(item: tuple[Sequence[int], Tensor]) -> None:
-            _measure(drawing, share, kept, *item)
+            _measure(drawing, share, saving, *item)
 
         with Stage[tuple[Sequence[int], Tensor]](measure, device) as stage:
             for start in range(0, len(own), options.batch):
                 signals.heed_termination()
                 indices = own[start : start + options.batch]
-                began = seconds_now(device)
-                images = drawing.sample(indices, device)
-                share.seconds["sample"] += seconds_now(device) - began
+                images = drawing.sample(indices, device, method)
+                share.cost = method.cost
+                share.seconds["sample"] += method.seconds
                 stage.put((indices, images))
                 bar.update(len(indices))
     share.seconds["write"] = writer.seconds
@@ -201,7 +204,7 @@ def _finish(drawing: Drawing, share: Share, folder: Path) -> None:
         stage: sum(seconds[stage] for _, seconds in shares) / drawing.count
         for stage in share.seconds
     }
-    cell = values | drawing.restorer.cost | {"seconds_per_image": stages["sample"]}
+    cell = values | share.cost | {"seconds_per_image": stages["sample"]}
     named = {"none": {drawing.name: cell}}
     record = {
         "units": units(options.compiled),

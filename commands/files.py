@@ -2,11 +2,13 @@
 
 import contextlib
 import shutil
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 from commands.options import GenOptions
+from metrics.keeping import FOLDER as KEPT
 from runtime import distributed
 from runtime.errors import one_sentence_errors
 from runtime.files import check_folder, claimed
@@ -16,19 +18,21 @@ RESULTS = (
     *("grid*.png", "components*.png", "calibration*.png"),
 )
 IMAGES = "images"
-_OURS = (".lock", ".unfinished")
+UNFINISHED = ".unfinished"
+_OURS = (".lock", UNFINISHED)
 
 
 @contextmanager
 def working_folder(
     outdir: Path, results: Sequence[str], option: str = "--outdir"
 ) -> Iterator[Path]:
-    """A folder inside `outdir`, shared by all processes. It is always removed at the end.
+    """A folder inside `outdir`, shared by all processes. It is removed at the end, but if the block
+    is cut off, restorations in it stay for the next run (`metrics.keeping`).
 
     Folders that were made for it go too if nothing was left there. Ends the program with one
     sentence where another command writes into `outdir`, or has left its `results` there meanwhile.
     """
-    folder = outdir / ".unfinished"
+    folder = outdir / UNFINISHED
     made = [path for path in (outdir, *outdir.parents) if not path.exists()]
     with contextlib.ExitStack() as stack:
         with one_sentence_errors():
@@ -36,15 +40,32 @@ def working_folder(
                 stack.callback(_remove, made)
                 stack.enter_context(claimed(outdir, "writes into"))
                 check_new(outdir, results, option)
-                stack.callback(shutil.rmtree, folder, ignore_errors=True)
-                shutil.rmtree(folder, ignore_errors=True)
-                folder.mkdir()
+                stack.callback(_tell, folder / KEPT, "is kept; the same command goes on from it")
+                stack.callback(_clear, folder)
+                _clear(folder)
+                _tell(folder / KEPT, "is used")
+                folder.mkdir(exist_ok=True)
         yield folder
+        if distributed.rank() == 0:
+            shutil.rmtree(folder / KEPT, ignore_errors=True)
+
+
+def _clear(folder: Path) -> None:
+    """Remove a working folder, but for what is kept in it."""
+    for path in folder.glob("*"):
+        if path.name != KEPT:
+            shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink()
+    _remove([folder / KEPT, folder])
+
+
+def _tell(kept: Path, what: str) -> None:
+    if kept.exists():
+        print(f"what a run restored before it was cut off {what}: {kept}", file=sys.stderr)
 
 
 def _remove(folders: Sequence[Path]) -> None:
-    with contextlib.suppress(OSError):  # what holds results stays
-        for path in folders:
+    for path in folders:
+        with contextlib.suppress(OSError):  # what holds results stays
             path.rmdir()
 
 

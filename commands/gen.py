@@ -28,6 +28,7 @@ from commands.methods import (
     check_operators,
     distances_of,
     driven,
+    kept,
     load_network,
     other_noise,
     samplers_of,
@@ -182,7 +183,7 @@ def _measure(
     stream = restorations(
         evaluation.dataset,
         evaluation.families,
-        evaluation.methods,
+        {**evaluation.methods, **kept(evaluation.restorers, options, folder)},
         noise=evaluation.noise,
         indices=indices,
         batch=options.batch,

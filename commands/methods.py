@@ -17,7 +17,9 @@ from degradation import Draws, Family, Problem
 from metrics import baselines
 from metrics.dataset import check_values, load_images
 from metrics.distances import Distances
+from metrics.download import sha256_of
 from metrics.evaluate import Restore
+from metrics.keeping import FOLDER, Kept
 from networks import (
     ASeqDIP,
     Denoiser,
@@ -78,6 +80,18 @@ class Restorer:
     def _autocast(self, x: Tensor) -> torch.autocast:
         dtype = DTYPES[self.precision]
         return torch.autocast(x.device.type, dtype, enabled=dtype != torch.float32)
+
+
+def kept(restorers: Mapping[str, Restorer], options: GenOptions, folder: Path) -> dict[str, Kept]:
+    """Restorers whose batches are kept in a working folder until the evaluation is finished."""
+    settings = {
+        "nets": [sha256_of(net) for net in options.nets], "compiled": options.compiled,
+        "operators": (options.degradations, options.degradation_opt), "torch": torch.__version__,
+    }  # fmt: skip
+    return {
+        title: Kept(r, folder / FOLDER, settings | {"method": (r.sampler, r.precision, r.guidance)})
+        for title, r in restorers.items()
+    }
 
 
 def cost_of(counter: CountingDenoiser, network: CountingDenoiser) -> dict[str, float]:

@@ -127,10 +127,7 @@ def restorations(
         for method, restore in methods.items():
             # A problem and draws of its own: no method profits from what another has computed.
             own, draws = problem[:], Draws(seeds, device)
-            start = seconds_now(device)
-            with torch.no_grad():
-                x = restore(own, draws.normal(truth.shape[1:], "latent"), draws)
-            seconds = seconds_now(device) - start
+            x, seconds = _timed(restore, own, draws, truth.shape[1:], device)
             cost = getattr(restore, "cost", {})
             several = None
             if count := (samples or {}).get(method):
@@ -142,16 +139,26 @@ def _samples(
     first: Tensor, restore: Restore, problem: Problem, seeds: Sequence[int], count: int
 ) -> Samples:
     """Sample k of an image follows from its seed and k."""
-    device = first.device
-    start = seconds_now(device)
+    device, total = first.device, 0.0
     images, finite = [to_uint8(first)], first.flatten(1).isfinite().all(1)
     for k in range(1, count):
         draws = Draws([derive_seed(seed, "sample", k) for seed in seeds], device)
-        with torch.no_grad():
-            x = restore(problem[:], draws.normal(first.shape[1:], "latent"), draws)
+        x, seconds = _timed(restore, problem[:], draws, first.shape[1:], device)
+        total += seconds
         images.append(to_uint8(x))
         finite &= x.flatten(1).isfinite().all(1)
-    return Samples(torch.stack(images), finite, seconds_now(device) - start)
+    return Samples(torch.stack(images), finite, total)
+
+
+def _timed(
+    restore: Restore, problem: Problem, draws: Draws, shape: Sequence[int], device: torch.device
+) -> tuple[Tensor, float]:
+    """A restoration and its seconds, unless the method itself knows what they were."""
+    start = seconds_now(device)
+    with torch.no_grad():
+        x = restore(problem, draws.normal(shape, "latent"), draws)
+    elapsed = seconds_now(device) - start
+    return x, getattr(restore, "seconds", elapsed)
 
 
 def seconds_now(device: torch.device) -> float:

@@ -1,0 +1,109 @@
+"""An evaluation that was cut off goes on from its restorations, bit for bit."""
+
+import csv
+from pathlib import Path
+from typing import Any
+
+import pytest
+from calling import DISTANCES, gen, metrics, uncond
+
+from commands.methods import Restorer
+from metrics.keeping import FOLDER
+from runtime import signals
+
+TIMES = ("stages", "seconds_per_image")
+
+
+def values(folder: Path) -> Any:
+    """What was measured, without times."""
+
+    def strip(value: Any) -> Any:
+        if not isinstance(value, dict):
+            return value
+        return {k: strip(v) for k, v in value.items() if not k.startswith(TIMES)}
+
+    return strip(metrics(folder)["metrics"])
+
+
+def cut_off(monkeypatch: pytest.MonkeyPatch, after: int) -> None:
+    """End the next command as SIGTERM does, when so many batches have been asked for."""
+    calls = iter(range(after))
+
+    def heed() -> None:
+        if next(calls, None) is None:
+            raise SystemExit(143)
+
+    monkeypatch.setattr(signals, "heed_termination", heed)
+
+
+def counted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The number of images of each call of a network with a sampler from now on."""
+    seen: list[int] = []
+    restore = Restorer.__call__
+
+    def count(self: Restorer, problem: Any, *rest: Any) -> Any:
+        seen.append(len(problem))
+        return restore(self, problem, *rest)
+
+    monkeypatch.setattr(Restorer, "__call__", count)
+    return seen
+
+
+def test_restorations_are_not_made_twice(home, tmp_path, monkeypatch):
+    options = (
+        "--batch",
+        2,
+        "--samples",
+        2,
+        "--metrics",
+        "psnr,fd",
+        *DISTANCES,
+        "--any-count",
+        "--save-images",
+    )
+    seen = counted(monkeypatch)
+    assert gen(home, tmp_path / "whole", *options).exit_code == 0
+    made = len(seen)
+    with monkeypatch.context() as patch:
+        cut_off(patch, 3)
+        result = gen(home, tmp_path / "out", *options)
+        assert result.exit_code == 143 and "the same command goes on" in result.stderr
+    left = list((tmp_path / "out" / ".unfinished").rglob("*"))
+    assert [path.name for path in (tmp_path / "out").iterdir()] == [".unfinished"]
+    assert {path.parent.name for path in left if path.is_file()} == {FOLDER}
+    seen.clear()
+    assert gen(home, tmp_path / "out", *options).exit_code == 0
+    assert 0 < len(seen) < made
+    assert values(tmp_path / "out") == values(tmp_path / "whole")
+    for name in ("per_image.csv", "samples.csv", "grid.png"):
+        whole = (tmp_path / "whole" / name).read_bytes()
+        assert (tmp_path / "out" / name).read_bytes() == whole, name
+    assert not (tmp_path / "out" / ".unfinished").exists()
+    with (tmp_path / "out" / "per_image.csv").open(newline="") as file:
+        assert len(list(csv.DictReader(file))) == len(list((tmp_path / "out").rglob("0*.png")))
+
+
+def test_other_options_do_not_go_on_from_it(home, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        cut_off(patch, 3)
+        assert gen(home, tmp_path / "out", "--batch", 2).exit_code == 143
+    seen = counted(monkeypatch)
+    assert gen(home, tmp_path / "whole", "--seed", 1, "--batch", 2).exit_code == 0
+    made = len(seen)
+    assert gen(home, tmp_path / "out", "--seed", 1, "--batch", 2).exit_code == 0
+    assert len(seen) == 2 * made
+    assert values(tmp_path / "out") == values(tmp_path / "whole")
+
+
+def test_drawing_goes_on_too(home, tmp_path, monkeypatch):
+    options = "--batch", 2, "--metrics", "fd", *DISTANCES, "--any-count"
+    seen = counted(monkeypatch)
+    assert uncond(home, tmp_path / "whole", *options).exit_code == 0
+    with monkeypatch.context() as patch:
+        cut_off(patch, 2)
+        assert uncond(home, tmp_path / "out", *options).exit_code == 143
+    seen.clear()
+    assert uncond(home, tmp_path / "out", *options).exit_code == 0
+    assert seen == [2]
+    assert values(tmp_path / "out") == values(tmp_path / "whole")
+    assert metrics(tmp_path / "out")["metrics"]["stages"]["sample"] > 0
