@@ -218,7 +218,8 @@ def _measure(
             for restored in stream:
                 signals.heed_termination()
                 more = restored.samples.seconds if restored.samples else 0.0
-                loading += time.perf_counter() - waited - restored.seconds - more
+                took = restored.seconds + more  # of an earlier run, if that was cut off
+                loading += max(0.0, time.perf_counter() - waited - took)
                 further += more
                 family, method = restored.group.degradation, restored.method
                 bar.set_postfix(family=family, method=method, refresh=False)

@@ -6,7 +6,6 @@ import time
 from pathlib import Path
 from typing import Any, Protocol
 
-import torch
 from safetensors import safe_open
 from torch import Tensor
 
