@@ -195,7 +195,7 @@ def _measure(
     total = len(indices) * len(evaluation.families) * len(evaluation.methods)
     loading = further = 0.0
     with (
-        progress(total, "restoring", "images", silent=rank != 0) as bar,
+        progress(total, "restoring", "restorations", silent=rank != 0) as bar,
         PartialRecords(folder / f"{rank}.csv", evaluation.per_image) as records,
         SampleRecords(folder / sample_file(rank), options.samples) as samples,
         ImageWriter(folder / "images") as writer,

@@ -12,6 +12,7 @@ from torch import Tensor
 
 _LEVELS = (50, 90, 95)  # per cent, of central intervals
 _SCALED = 0.9  # share of the pixels inside scaled intervals, and of the images for which it holds
+FEWEST = 9  # images that the scale takes
 _ROUNDING = 1 / 12  # variance of the rounding to a level of uint8
 
 
@@ -113,7 +114,7 @@ def conformal_scale(scales: Sequence[float]) -> float:
 
     The ⌈0.9 (n + 1)⌉-th smallest: with a probability of at least 90 %, at least 90 % of the pixels
     of a new image lie within the mean ± this many standard deviations (split conformal prediction,
-    Vovk et al. 2005). Infinite for fewer than 9 images.
+    Vovk et al. 2005). Infinite for fewer than `FEWEST` images.
     """
     place = math.ceil(_SCALED * (len(scales) + 1) - 1e-9)
     known = sorted(math.inf if math.isnan(scale) else scale for scale in scales)

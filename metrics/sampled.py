@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from degradation import Draws
-from metrics.calibration import conformal_scale, coverage, names, statistics, tarp_curve
+from metrics.calibration import FEWEST, conformal_scale, coverage, names, statistics, tarp_curve
 from metrics.evaluate import Restored
 from metrics.means import interval, resampled_means
 from metrics.records import PartialRecords
@@ -121,7 +121,10 @@ def calibration_table(found: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> s
         for method, cell in methods.items()
     ]
     headers = ["degradation", "method", *columns.values(), "scale for 90 %"]
-    return table(headers, lines)
+    cells = [cell for methods in found.values() for cell in methods.values()]
+    fewest = min(cell["variance"]["count"] for cell in cells)
+    note = f"\nthe scale for 90 % takes {FEWEST} images, here are {fewest}" * (fewest < FEWEST)
+    return table(headers, lines) + note
 
 
 def write_calibration(

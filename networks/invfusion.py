@@ -35,6 +35,7 @@ from networks.layers import (
 AUGMENT_DIM = 9  # numbers that describe a non-leaking augmentation (EDM, appendix F.2)
 OBJECTIVES = ("denoising", "mmse", "indi", "unrolled", "nppc")
 """What a network may be trained for."""
+_MOST_LEVELS = 16  # each has half the side of the one before
 _LEAST_LEVEL = 1e-3  # noise of y below this (an eighth of a grey level) counts as none
 
 
@@ -82,8 +83,8 @@ class NetworkConfig:
     logvar_channels: int = 128  # random features of u(σ)
 
     def __post_init__(self) -> None:
-        if not self.levels:
-            raise ValueError("a network needs at least one level")
+        if not 1 <= len(self.levels) <= _MOST_LEVELS:
+            raise ValueError(f"a network has 1 to {_MOST_LEVELS} levels, not {len(self.levels)}")
         for side in self.image_shape:
             _require_positive("image_shape", side)
         for name in ("patch", "out_mult", "mapping_width", "mapping_depth", "logvar_channels"):

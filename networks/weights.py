@@ -46,6 +46,7 @@ class _Description:
 class _Summary:
     """What of a training summary is used."""
 
+    images: int = 0
     noise_level: float = 0.0
     noise_range: tuple[float, ...] = ()
     poisson_peak: float | None = None
@@ -54,6 +55,9 @@ class _Summary:
     def __post_init__(self) -> None:
         if len(self.noise_range) not in (0, 2):
             raise ValueError(f"noise_range {self.noise_range} must be two numbers or none")
+        for name in ("images", "noise_level"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} {getattr(self, name)} must be 0 or more")
 
 
 def save_weights(path: str | os.PathLike[str], denoiser: Model, summary: dict[str, Any]) -> None:
@@ -159,6 +163,9 @@ def _config(path: Path, description: _Description, tensors: int) -> NetworkConfi
     """The network of a file of so many tensors, of which every block and layer has some."""
     what = f"the network described inside {path}"
     values = dict(description.config)
+    levels = values.get("levels")
+    if isinstance(levels, list) and len(levels) > tensors:  # before each of them is read
+        raise ValueError(f"{what} has {len(levels)} levels, and the file only {tensors} tensors")
     if values.pop("consistent", False):  # a field of earlier versions
         raise ValueError(f"{what} is a `consistent` one, which this version no longer has")
     if description.summary.get("mse_train"):

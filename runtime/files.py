@@ -139,8 +139,8 @@ def claimed(folder: Path, use: str) -> Iterator[None]:
     """
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / ".lock"
-    # Nothing is written into it: where it is a link, or somebody's file, that stays as it is.
-    file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+    # Nothing is written into it: where it is somebody's file, that stays as it is.
+    file = _opened(path, os.O_CREAT)
     try:
         if not _locked(file, path):
             raise ValueError(f"another process {use} {folder}: wait for it, or end it")
@@ -155,7 +155,7 @@ def claimed(folder: Path, use: str) -> Iterator[None]:
 def is_claimed(folder: Path) -> bool:
     """Whether another process has `claimed` a folder."""
     try:
-        file = os.open(folder / ".lock", os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
+        file = _opened(folder / ".lock")
     except FileNotFoundError:
         return False
     try:
@@ -165,6 +165,13 @@ def is_claimed(folder: Path) -> bool:
         return True
     finally:
         os.close(file)
+
+
+def _opened(path: Path, more: int = 0) -> int:
+    """A lock file, opened. Raises OSError if it is a link, which may lead anywhere."""
+    if path.is_symlink():
+        raise OSError(f"{path} is a link, and a lock is a file: remove the link")
+    return os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC | more, 0o666)
 
 
 def _locked(file: int, path: Path) -> bool:

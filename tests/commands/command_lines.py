@@ -12,7 +12,7 @@ from training.config import TrainConfig
 TRAIN = [
     "--preset=tiny", "--data-class=datautils.photos.Photos", "--data-opt=resolution=16",
     "--degradation=MotionBlur", "--batch=4", "--duration=8", "--precision=fp32", "--workers=0",
-    "--outdir=run",
+    "--sheet-every=0", "--outdir=run",
 ]  # fmt: skip
 GEN = [
     "gen", "--data=datautils.photos.Photos", "--data-opt=resolution=16", "--data-opt=size=4",

@@ -47,7 +47,7 @@ def config(folder: Path) -> str:
     settings = {
         "preset": "tiny", "data": {"resolution": 16}, "degradation": "MotionBlur", "batch": 4,
         "duration": 8, "precision": "fp32", "workers": 0, "lr": 1e-3, "ramp": 8, "decay": None,
-        "log_every": 4, "validate_every": 8, "validate_images": 2,
+        "log_every": 4, "validate_every": 8, "validate_images": 2, "sheet_every": 0,
     }  # fmt: skip
     (folder / "quick.yaml").write_text(yaml.safe_dump(settings))
     return "--config=quick.yaml"

@@ -28,7 +28,7 @@ CONFIG = {
     "preset": "tiny", "data": {"resolution": 16}, "degradation": "RandomDegradation", "batch": 8,
     "duration": 48, "lr": 2e-3, "ramp": 16, "cooldown": 0.5, "mmse_share": 0.3,
     "noise_level": 0.05, "ema_halflife": 16, "ema_ramp": 0, "precision": "fp32", "workers": 0,
-    "log_every": 8, "validate_every": 24, "validate_images": 6,
+    "log_every": 8, "validate_every": 24, "validate_images": 6, "sheet_every": 0,
 }  # fmt: skip
 
 # Restorations without a network are the same to the last bit.

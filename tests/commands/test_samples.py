@@ -9,6 +9,7 @@ from calling import DATA, call, gen, metrics, refused
 from PIL import Image
 
 from metrics.calibration import conformal_scale, names
+from metrics.sampled import calibration_table
 
 KEY = "MissingPatches", "InvFusion sample (heun)"
 
@@ -57,6 +58,8 @@ def test_metrics_say_what_the_rows_add_up_to(sampled):
     assert cell["tarp"]["levels"] == [0, 0.25, 0.5, 0.75, 1] and cell["tarp"]["coverage"][-1] == 1
     assert conformal_scale(columns["scale_90"]) == float("inf")  # of fewer than nine images
     assert cell["conformal_scale_90"] is None
+    text = calibration_table({"Box": {"sample": cell | {"conformal_scale_90": float("inf")}}})
+    assert text.endswith("the scale for 90 % takes 9 images, here are 5")
 
 
 def test_samples_of_an_image_do_not_depend_on_the_batch(home, sampled, tmp_path):

@@ -40,7 +40,7 @@ def test_a_run_leaves_weights_log_curves_and_its_settings(folder, config):
     run = folder / "experiments" / "mine"
     names = {path.name for path in run.iterdir() if path.name != ".lock"}
     assert names == {
-        "checkpoints", "config.yaml", "curves.png", "log.jsonl", "sheets", "starts.jsonl",
+        "checkpoints", "config.yaml", "curves.png", "log.jsonl", "starts.jsonl",
         "weights.safetensors",
     }  # fmt: skip
     resolved = TrainConfig.load(run / "config.yaml", {})

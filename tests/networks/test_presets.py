@@ -153,7 +153,7 @@ def test_operations_of_the_paper() -> None:
     ("change", "sentence"),
     [
         ({"patch": 0}, "patch 0 must be a whole number of at least 1"),
-        ({"levels": ()}, "a network needs at least one level"),
+        ({"levels": ()}, "a network has 1 to 16 levels, not 0"),
         ({"in_mult": 3}, "in_mult 3 must be 1 or 2"),
         ({"sigma_data": 0.0}, "sigma_data 0.0 must be a number from 1e-4 to 1e4"),
         ({"mapping_width": 33}, "mapping_width 33 must be even"),

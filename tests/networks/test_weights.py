@@ -5,6 +5,7 @@ import json
 import os
 import resource
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -303,11 +304,22 @@ def test_a_missing_configuration(saved: Path) -> None:
     assert refusal(saved) == f"the network described inside {saved} lacks image_shape"
 
 
+def test_levels_are_counted_before_they_are_read(saved: Path) -> None:
+    tensors, description = parts(saved)
+    level = description["config"]["levels"][0]
+    config = description["config"] | {"levels": [level] * 10**5}
+    rewrite(saved, tensors, description | {"config": config})
+    began = time.process_time()
+    assert "has 100000 levels, and the file only" in refusal(saved)
+    assert time.process_time() - began < 5
+
+
 @pytest.mark.parametrize(
     "summary",
     [
         *([], None, "text", 7, {"noise_level": "0.1"}, {"noise_range": [0.1]}),
         *({"noise_range": 0.1}, {"mse_train": 1}, {"poisson_peak": "a"}),
+        *({"images": -5}, {"noise_level": -0.1}),
     ],
     ids=str,
 )

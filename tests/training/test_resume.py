@@ -27,7 +27,7 @@ CONFIG = {
     "batch": 4, "duration": 48, "lr": 2e-3, "ramp": 16, "cooldown": 0.5, "noise_level": 0.05,
     "ema_halflife": 16, "ema_ramp": 0, "precision": "fp32", "workers": 0, "log_every": 8,
     "checkpoint_every": 8, "ema_sigma_rel": [0.1], "snapshot_every": 24, "augment": 0.3,
-    "validate_every": 20, "validate_images": 2, "clip": 1.0,
+    "validate_every": 20, "validate_images": 2, "clip": 1.0, "sheet_every": 0,
 }  # fmt: skip
 
 
