@@ -13,7 +13,8 @@ def test_table_1_is_the_one_that_is_reproduced() -> None:
     found = load("table1")
     assert isinstance(found, Table)
     lines = [line for line in PAGE.splitlines() if line.startswith("| ")][1:]
-    for line, row in zip(lines, found.rows, strict=True):
+    published = [row for row in found.rows if row.paper]
+    for line, row in zip(lines, published, strict=True):
         method, network, sampler, presets, nfe, *blocks = (c.strip() for c in line.split("|")[1:-1])
         assert (method, network, sampler) == (row.method, f"`{row.network}`", f"`{row.sampler}`")
         assert re.findall(r"`([\w-]+)`", presets) == list(dict.fromkeys(row.presets.values()))
@@ -27,5 +28,5 @@ def test_the_commands_make_its_networks() -> None:
     found = load("table1")
     assert isinstance(found, Table)
     networks = setting_of("ffhq64", "paper")[1].networks
-    for name in {row.network for row in found.rows}:
+    for name in {row.network for row in found.rows if row.paper}:
         assert f"\n{networks[name].made_by}\n" in PAGE

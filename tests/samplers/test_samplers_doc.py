@@ -34,7 +34,7 @@ def test_every_sampler_stands_in_the_table() -> None:
     assert set(ROWS) == set(sampler_names())
     split = TEXT.index("## For denoisers that know images alone")
     for name in ROWS:
-        assert (TEXT.index(f"| `{name}`") > split) == issubclass(SAMPLERS[name], ZeroShot)
+        assert (TEXT.index(f"\n| `{name}`") > split) == issubclass(SAMPLERS[name], ZeroShot)
 
 
 @pytest.mark.parametrize("name", list(ROWS))
