@@ -5,12 +5,12 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from commands.cells import Cell, Cells, cells_of, figure_cell
 from commands.options import ReproduceOptions
 from commands.paper import columns, write_table_page
-from commands.tables import ROOT, Figure, Table, blocks_of, load, names, setting_of
+from commands.tables import ROOT, Figure, Table, blocks_of, load, names, setting_of, titled
 from runtime import distributed
 from runtime.errors import data_errors, one_sentence_errors
 from runtime.files import replacing
@@ -84,8 +84,11 @@ def _wanted(options: ReproduceOptions) -> list[Wanted]:
 
 def _of(name: str, what: Table | Figure, options: ReproduceOptions) -> Wanted:
     if isinstance(what, Figure):
+        what = titled(what, options.scale)
         cell = figure_cell(what, options.scale, options.outdir)
         return Wanted(name, what, [], {(0, ""): cell})
+    if options.scale != "paper":
+        what = replace(what, title=f"{what.title}, here on {_settings(what, options.scale)}")
     rows = _chosen(what, options.rows)
     return Wanted(name, what, rows, cells_of(what, rows, options.scale, options.outdir))
 
@@ -122,10 +125,7 @@ def _table(wanted: Wanted, options: ReproduceOptions) -> None:
     assert isinstance(found, Table)
     headers, rows = columns(found, wanted.rows, wanted.cells, options.scale, options.intervals)
     number = wanted.name.removeprefix("table")
-    caption = f"Table {number}. {found.title}"
-    if options.scale != "paper":
-        caption += f", here on {_settings(found, options.scale)}"
-    title = caption
+    title = f"Table {number}. {found.title}"
     brackets = "In brackets: as published. " * (options.scale == "paper")
     caption = f"{title}. {brackets}{found.note}".strip()
     lines = [caption, "", table(headers, rows), "", *_missing(wanted.cells.values())]

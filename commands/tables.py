@@ -1,6 +1,6 @@
 """The tables and figures of the paper as files: configs/tables/*.yaml, and what they stand on."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
@@ -110,6 +110,9 @@ class Figure:
     picture: str = "grid.png"
 
 
+W = TypeVar("W", Block, Figure)
+
+
 def names() -> list[str]:
     """All tables and figures, in the order of the paper."""
     found = [path.stem for path in FOLDER.glob("*.yaml")]
@@ -140,7 +143,13 @@ def blocks_of(table: Table, scale: str) -> dict[str, Block]:
     for key, block in table.blocks.items():
         what = (setting_of(block.setting, scale)[0], block.family, *block.metrics)
         found.setdefault((*what, block.noise_level, block.poisson_peak), key)
-    return {key: table.blocks[key] for key in found.values()}
+    return {key: titled(table.blocks[key], scale) for key in found.values()}
+
+
+def titled(what: W, scale: str) -> W:
+    """The block or figure with the name of its data in the title, where that has {data}."""
+    data = setting_of(what.setting, scale)[1].title
+    return replace(what, title=what.title.replace("{data}", data))
 
 
 def _read(cls: type[T], path: Path) -> T:

@@ -1,6 +1,7 @@
 """`reproduce.py`: tables as files, cells that are measured once, and what is printed."""
 
 import json
+import re
 import shlex
 import subprocess
 import sys
@@ -298,3 +299,16 @@ def test_a_row_of_the_paper_is_the_command_that_measures_it(folder: Path) -> Non
     assert options.degradations == ("MotionBlur",) and options.images == 10_000
     assert options.metrics and set(options.metrics.split(",")) >= {"psnr", "fid", "cfid"}
     assert cell.missing and not cell.done
+
+
+def test_titles_name_the_data_that_are_used(folder: Path) -> None:
+    listed = Runner().invoke(reproduce.main, ["list", "--scale=small"]).stdout
+    titles = [line for line in listed.splitlines() if line.startswith(("table", "figure"))]
+    assert len(titles) == len(names())
+    for name, title in zip(names(), titles, strict=True):
+        found = load(name)
+        told = [title]
+        if isinstance(found, Table):
+            told += [block.title for block in tables.blocks_of(found, "small").values()]
+        for text in told:
+            assert not re.search("FFHQ|ImageNet", text) or text.endswith(", here on emoji at 32×32")
