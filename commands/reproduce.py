@@ -17,6 +17,8 @@ from runtime.files import replacing
 from runtime.launcher import launched
 from runtime.tables import latex_table, table
 
+_BEST = "MMSE estimates are no samples, so they have a best of their own."
+
 
 @dataclass(frozen=True)
 class Wanted:
@@ -137,7 +139,7 @@ def _table(wanted: Wanted, options: ReproduceOptions) -> None:
     for suffix, content in ((".md", text), (".tex", latex_table(headers, rows, caption))):
         with replacing(stem.with_suffix(suffix)) as temporary:
             temporary.write_text(content, encoding="utf-8")
-    notes = [note for note in (brackets.strip(), found.note) if note]
+    notes = [note for note in (brackets.strip(), found.note, _BEST) if note]
     write_table_page(stem.with_suffix(".html"), title, notes, found, wanted.cells, options.scale)
     print(f"written: {stem}.md, {stem}.tex and {stem}.html\n")
 
