@@ -3,6 +3,7 @@
 import base64
 import bisect
 import io
+import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 from PIL import Image
 from torch import Tensor
 
-from runtime.files import write_json
+from runtime.files import replacing
 
 NAME = "examples.json"
 _MOST = 16  # images that are kept of a method on a family
@@ -79,7 +80,8 @@ def write_examples(
                 place: {"image": index} | {name: data_uri(p) for name, p in pictures.items()}
                 for place, (index, pictures) in chosen(shares, (degradation, method)).items()
             }
-    write_json(folder / NAME, found)
+    with replacing(folder / NAME) as temporary:
+        temporary.write_text(json.dumps(found, indent=1), encoding="utf-8")
 
 
 def data_uri(image: Tensor) -> str:

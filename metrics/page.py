@@ -78,9 +78,10 @@ def write_page(
     }
     data = {
         "title": title, "notes": notes, "tables": tables, "cells": shown, "details": details,
-        "pictures": [*pictures], "rising": RISING, "perception": _PERCEPTION, "first": _FIRST,
+        "rising": RISING, "perception": _PERCEPTION, "first": _FIRST,
     }  # fmt: skip
-    text = json.dumps(plain(data), ensure_ascii=False, separators=(",", ":"))
+    data = plain(data) | {"pictures": [*pictures]}  # to look for credentials in these takes seconds
+    text = json.dumps(data, ensure_ascii=False, separators=(",", ":"))
     parts = {"title": html.escape(title), "data": text.replace("<", "\\u003c")}
     template = _TEMPLATE.read_text(encoding="utf-8")
     page = re.sub(r"\{\{(\w+)\}\}", lambda found: parts[found[1]], template)
