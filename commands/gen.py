@@ -183,7 +183,10 @@ def _measure(
     stream = restorations(
         evaluation.dataset,
         evaluation.families,
-        {**evaluation.methods, **kept(evaluation.restorers, options, folder)},
+        {
+            **evaluation.methods,
+            **kept(evaluation.restorers, options, folder, evaluation.families.values()),
+        },
         noise=evaluation.noise,
         indices=indices,
         batch=options.batch,

@@ -1,7 +1,7 @@
 """Ways to restore an image that commands can be asked for: networks with samplers, baselines."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -19,7 +19,7 @@ from metrics.dataset import check_values, load_images
 from metrics.distances import Distances
 from metrics.download import sha256_of
 from metrics.evaluate import Restore
-from metrics.keeping import FOLDER, Kept
+from metrics.keeping import FOLDER, Kept, code_of
 from networks import (
     ASeqDIP,
     Denoiser,
@@ -82,16 +82,26 @@ class Restorer:
         return torch.autocast(x.device.type, dtype, enabled=dtype != torch.float32)
 
 
-def kept(restorers: Mapping[str, Restorer], options: GenOptions, folder: Path) -> dict[str, Kept]:
+def kept(
+    restorers: Mapping[str, Restorer],
+    options: GenOptions,
+    folder: Path,
+    families: Iterable[Family] = (),
+) -> dict[str, Kept]:
     """Restorers whose batches are kept in a working folder until the evaluation is finished."""
     settings = {
         "nets": [sha256_of(net) for net in options.nets], "compiled": options.compiled,
         "operators": (options.degradations, options.degradation_opt), "torch": torch.__version__,
+        "code": code_of([*(r.sampler for r in restorers.values()), *families]),
     }  # fmt: skip
     return {
-        title: Kept(r, folder / FOLDER, settings | {"method": (r.sampler, r.precision, r.guidance)})
+        title: Kept(
+            r, folder / FOLDER,
+            # The title tells networks with the same sampler apart.
+            settings | {"method": (title, r.sampler, r.precision, r.guidance)},
+        )
         for title, r in restorers.items()
-    }
+    }  # fmt: skip
 
 
 def cost_of(counter: CountingDenoiser, network: CountingDenoiser) -> dict[str, float]:

@@ -1,8 +1,10 @@
 """Restorations in files: an evaluation that was cut off goes on from them, bit for bit."""
 
 import hashlib
+import inspect
 import json
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -13,6 +15,8 @@ from degradation import Draws, Problem
 from runtime.files import write_tensors
 
 FOLDER = "restored"  # within a working folder
+_ROOT = Path(__file__).resolve().parents[1]
+_ROOMS = ("degradation", "networks", "samplers", "zero_shot")
 
 
 class Costed(Protocol):
@@ -21,6 +25,17 @@ class Costed(Protocol):
     cost: dict[str, float]
 
     def __call__(self, problem: Problem, noise: Tensor, draws: Draws) -> Tensor: ...
+
+
+def code_of(parts: Iterable[object]) -> str:
+    """A digest of the code of this project and of the classes of these objects: restorations of
+    a sampler that was edited meanwhile are other ones."""
+    rooms = [path for room in _ROOMS for path in (_ROOT / room).rglob("*.py")]
+    files = {*rooms, *(Path(inspect.getfile(type(part))) for part in parts)}
+    digest = hashlib.sha256()
+    for path in sorted(files):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
 
 
 class Kept:

@@ -1,6 +1,8 @@
 """An evaluation that was cut off goes on from its restorations, bit for bit."""
 
 import csv
+import importlib
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +10,7 @@ import pytest
 from calling import DISTANCES, gen, metrics, uncond
 
 from commands.methods import Restorer
-from metrics.keeping import FOLDER
+from metrics.keeping import FOLDER, code_of
 from runtime import signals
 
 TIMES = ("stages", "seconds_per_image")
@@ -83,6 +85,14 @@ def test_restorations_are_not_made_twice(home, tmp_path, monkeypatch):
         assert len(list(csv.DictReader(file))) == len(list((tmp_path / "out").rglob("0*.png")))
 
 
+def test_networks_with_the_same_sampler_are_told_apart(home, tmp_path):
+    nets = "--net", "net.safetensors", "--net", "classes.safetensors"
+    assert gen(home, tmp_path / "both", *nets[2:]).exit_code == 0
+    found = metrics(tmp_path / "both")["metrics"]["values"]["MissingPatches"]
+    psnr = {title: cell["psnr"]["mean"] for title, cell in found.items()}
+    assert len(set(psnr.values())) == len(psnr) == 3, psnr
+
+
 def test_other_options_do_not_go_on_from_it(home, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         cut_off(patch, 3)
@@ -107,3 +117,14 @@ def test_drawing_goes_on_too(home, tmp_path, monkeypatch):
     assert seen == [2]
     assert values(tmp_path / "out") == values(tmp_path / "whole")
     assert metrics(tmp_path / "out")["metrics"]["stages"]["sample"] > 0
+
+
+def test_an_edited_class_is_another_one(tmp_path, monkeypatch):
+    path = tmp_path / "mine.py"
+    monkeypatch.syspath_prepend(tmp_path)
+    digests = set()
+    for text in ("class Mine: pass\n", "class Mine: step = 1\n"):
+        path.write_text(text)
+        monkeypatch.delitem(sys.modules, "mine", raising=False)
+        digests.add(code_of([importlib.import_module("mine").Mine()]))
+    assert len(digests | {code_of([])}) == 3
