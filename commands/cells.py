@@ -88,7 +88,7 @@ def cell_of(key: str, block: Block, row: Row, scale: str, results: Path) -> Cell
     defaults = (
         _defaults(setting, row.sampler) if row.network else setting.baselines.get(row.sampler, {})
     )
-    picked = defaults | row.options | _preset(row.sampler, row.presets.get(key))
+    picked = defaults | _preset(row.sampler, row.presets.get(key)) | row.options
     chosen = {name: _text(value) for name, value in picked.items()}
     nets = [setting.networks[row.network]] if row.network else []
     options: dict[str, Any] = {

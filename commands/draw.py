@@ -98,7 +98,8 @@ def draw(options: GenOptions) -> None:
     with distributed.process_group() as device:
         with one_sentence_errors():
             drawing = build(options, device)
-        with data_errors(), working_folder(options.outdir, results_of(options)) as folder:
+        results = results_of(options)
+        with data_errors(), working_folder(options.outdir, results, resumes=True) as folder:
             if distributed.rank() == 0:
                 print(f"no --degradation: drawing {drawing.count} images from the network alone")
             share = _draw(drawing, folder, device)
@@ -141,6 +142,7 @@ def _draw(drawing: Drawing, folder: Path, device: torch.device) -> Share:
     detectors = drawing.distances.detectors
     share = Share({m: FeatureStatistics(DISTANCES[m].kernel) for m in detectors})
     method = kept({"": drawing.restorer}, options, folder)[""]
+    assert isinstance(method, Kept)
     with (
         progress(len(own), "drawing", "images", silent=rank != 0) as bar,
         ImageWriter(folder / "images") as writer,

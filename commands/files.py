@@ -24,10 +24,11 @@ _OURS = (".lock", UNFINISHED)
 
 @contextmanager
 def working_folder(
-    outdir: Path, results: Sequence[str], option: str = "--outdir"
+    outdir: Path, results: Sequence[str], option: str = "--outdir", resumes: bool = False
 ) -> Iterator[Path]:
-    """A folder inside `outdir`, shared by all processes. It is removed at the end, but if the block
-    is cut off, restorations in it stay for the next run (`metrics.keeping`).
+    """A folder inside `outdir`, shared by all processes. It is removed at the end.
+
+    resumes: if the block is cut off, what is kept in it (`metrics.keeping`) stays for the next run.
 
     Folders that were made for it go too if nothing was left there. Ends the program with one
     sentence where another command writes into `outdir`, or has left its `results` there meanwhile.
@@ -40,27 +41,22 @@ def working_folder(
                 stack.callback(_remove, made)
                 stack.enter_context(claimed(outdir, "writes into"))
                 check_new(outdir, results, option)
-                stack.callback(_tell, folder / KEPT, "is kept; the same command goes on from it")
-                stack.callback(_clear, folder)
-                _clear(folder)
-                _tell(folder / KEPT, "is used")
+                stack.callback(_clear, folder, resumes)
+                _clear(folder, resumes)
                 folder.mkdir(exist_ok=True)
         yield folder
         if distributed.rank() == 0:
             shutil.rmtree(folder / KEPT, ignore_errors=True)
 
 
-def _clear(folder: Path) -> None:
+def _clear(folder: Path, resumes: bool) -> None:
     """Remove a working folder, but for what is kept in it."""
     for path in folder.glob("*"):
-        if path.name != KEPT:
+        if not resumes or path.name != KEPT:
             shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink()
     _remove([folder / KEPT, folder])
-
-
-def _tell(kept: Path, what: str) -> None:
-    if kept.exists():
-        print(f"what a run restored before it was cut off {what}: {kept}", file=sys.stderr)
+    if (folder / KEPT).exists() and sys.exc_info()[0]:
+        print(f"the same command goes on from what is kept in {folder / KEPT}", file=sys.stderr)
 
 
 def _remove(folders: Sequence[Path]) -> None:

@@ -45,7 +45,7 @@ from metrics.examples import write_examples
 from metrics.features import DISTANCES
 from metrics.images import ImageWriter
 from metrics.measure import METRICS, PER_IMAGE, Measure
-from metrics.page import PAGE, write_report
+from metrics.page import write_report
 from metrics.perceptual import check_perceptual
 from metrics.pipeline import Stage
 from metrics.pixel import check_size
@@ -107,7 +107,8 @@ def evaluate(options: GenOptions, further: Mapping[str, Restore] = MappingProxyT
     with distributed.process_group() as device:
         with one_sentence_errors():
             evaluation = build(options, device, further)
-        with data_errors(), working_folder(options.outdir, results_of(options)) as folder:
+        results = results_of(options)
+        with data_errors(), working_folder(options.outdir, results, resumes=True) as folder:
             start = time.perf_counter()
             measure, samples, stages = _measure(options, evaluation, folder, device)
             stages["total"] = time.perf_counter() - start
@@ -180,13 +181,11 @@ def _measure(
     writing run side by side."""
     rank = distributed.rank()
     indices = range(rank, evaluation.count, distributed.world_size())
+    methods = kept(evaluation.methods, options, folder, evaluation.families.values())
     stream = restorations(
         evaluation.dataset,
         evaluation.families,
-        {
-            **evaluation.methods,
-            **kept(evaluation.restorers, options, folder, evaluation.families.values()),
-        },
+        methods,
         noise=evaluation.noise,
         indices=indices,
         batch=options.batch,
@@ -270,11 +269,11 @@ def _finish(
     write_metrics(folder, record, _settings(options, evaluation))
     if "psnr" in per_image:
         write_examples(folder, examples, order, [*evaluation.methods])
-    write_report(folder)
     images = ["images"] if options.save_images else []
     pages = [*images, *(grid.name for grid in grids), *sampled[1]]
-    names = [*pages, EXAMPLES, PAGE, "per_image.csv", "metrics.json"]
+    names = [*pages, EXAMPLES, "per_image.csv", "metrics.json"]
     publish(folder, options.outdir, names)
+    write_report(options.outdir)
     print(metrics_table(values, evaluation.names, options.compiled, options.intervals))
     if evaluation.samples:
         print(f"{options.samples} samples of each image:\n{calibration_table(sampled[0])}")

@@ -31,6 +31,7 @@ from networks import (
 )
 from networks.precision import DTYPES
 from networks.presets import conditioning_of
+from runtime.environment import environment
 from runtime.options import arguments
 from runtime.records import parse_yaml
 from samplers import (
@@ -83,25 +84,26 @@ class Restorer:
 
 
 def kept(
-    restorers: Mapping[str, Restorer],
+    methods: Mapping[str, Restore],
     options: GenOptions,
     folder: Path,
-    families: Iterable[Family] = (),
-) -> dict[str, Kept]:
-    """Restorers whose batches are kept in a working folder until the evaluation is finished."""
+    families: Iterable[object] = (),
+) -> dict[str, Restore]:
+    """The methods, those that take long with batches that are kept in a working folder until the
+    evaluation is finished."""
+    long = {title: m for title, m in methods.items() if isinstance(m, Restorer | ASeqDIP)}
+    samplers = {title: m.sampler if isinstance(m, Restorer) else m for title, m in long.items()}
     settings = {
         "nets": [sha256_of(net) for net in options.nets], "compiled": options.compiled,
-        "operators": (options.degradations, options.degradation_opt), "torch": torch.__version__,
-        "code": code_of([*(r.sampler for r in restorers.values()), *families]),
+        "precision": options.precision, "cfg": options.cfg,
+        **{name: environment()[name] for name in ("torch", "device")},
+        "code": code_of([*samplers.values(), *families]),
     }  # fmt: skip
-    return {
-        title: Kept(
-            r, folder / FOLDER,
-            # The title tells networks with the same sampler apart.
-            settings | {"method": (title, r.sampler, r.precision, r.guidance)},
-        )
-        for title, r in restorers.items()
-    }  # fmt: skip
+    # The title tells networks with the same sampler apart.
+    return {**methods} | {
+        title: Kept(method, folder / FOLDER, settings | {"method": (title, samplers[title])})
+        for title, method in long.items()
+    }
 
 
 def cost_of(counter: CountingDenoiser, network: CountingDenoiser) -> dict[str, float]:
@@ -141,6 +143,8 @@ def sampler_presets() -> dict[str, dict[str, dict[str, str]]]:
 
 def preset_options(names: Sequence[str], preset: str | None) -> dict[str, dict[str, str]]:
     """The options of a preset for each of the samplers that has it. ValueError if none has."""
+    if preset is not None and not names:
+        raise ValueError(f"--sampler-preset {preset} needs a --net, which a sampler drives")
     known = {name: sampler_presets().get(name, {}) for name in names}
     found = {name: known[name][preset] for name in names if preset in known[name]}
     if preset is not None and not found:

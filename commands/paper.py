@@ -56,7 +56,7 @@ def write_table_page(
     headers, lines = columns(found, rows, cells, scale, intervals=True)
     shown: dict[str, dict[str, Any]] = {}
     for (i, key), cell in cells.items():
-        block = found.blocks[key]
+        block = blocks_of(found, scale)[key]
         if cell.done and block.family:
             (methods_of,) = read_result(cell.options.outdir)[1].values()
             (shown.setdefault(block.title, {})[labels[i]],) = methods_of.values()

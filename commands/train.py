@@ -8,6 +8,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from commands.families import family_of
 from commands.methods import check_compiler, check_operators
@@ -190,10 +191,24 @@ def _denoiser(config: TrainConfig, dataset: ImageDataset) -> Denoiser:
     if isinstance(denoiser, Denoiser):
         theirs = denoiser.config
         network = replace(network, objective=theirs.objective, fused=theirs.fused)
+        if theirs.out_mult == 1:
+            network = replace(network, out_mult=1)
     if denoiser.config != network:
         raise ValueError(f"init={config.init} holds {_unlike(denoiser, network)}")
-    fresh.load_state_dict(denoiser.state_dict())
+    state = denoiser.state_dict()
+    if fresh.config.out_mult > network.out_mult:
+        _add_components(state, fresh)
+    fresh.load_state_dict(state)
     return fresh
+
+
+def _add_components(state: dict[str, Tensor], fresh: Denoiser) -> None:
+    """Give weights of a network without components those of a new one: they are zero."""
+    name, config = "net.patch_out.proj.weight", fresh.config
+    head = fresh.state_dict()[name].clone()
+    pixels = config.patch**2, -1, head.shape[1]  # of a patch, then the channels of all images
+    head.view(pixels)[:, : config.image_shape[0]] = state[name].view(pixels)
+    state[name] = head
 
 
 def _unlike(denoiser: Model, network: NetworkConfig) -> str:

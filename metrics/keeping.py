@@ -1,30 +1,25 @@
 """Restorations in files: an evaluation that was cut off goes on from them, bit for bit."""
 
+import contextlib
 import hashlib
 import inspect
 import json
 import time
+import warnings
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from degradation import Draws, Problem
+from metrics.evaluate import Restore
 from runtime.files import write_tensors
 
 FOLDER = "restored"  # within a working folder
 _ROOT = Path(__file__).resolve().parents[1]
 _ROOMS = ("degradation", "networks", "samplers", "zero_shot")
-
-
-class Costed(Protocol):
-    """A method that says what an image of its last batch took, by the names of result files."""
-
-    cost: dict[str, float]
-
-    def __call__(self, problem: Problem, noise: Tensor, draws: Draws) -> Tensor: ...
 
 
 def code_of(parts: Iterable[object]) -> str:
@@ -41,36 +36,45 @@ def code_of(parts: Iterable[object]) -> str:
 class Kept:
     """A method whose batches are kept, each in a file named after all that it follows from.
 
-    So a batch of other options, weights or images is never taken for this one, and files that
-    nobody asks for do no harm. settings: what the method follows from besides the problem.
+    So a batch of other options, weights, operators or images is never taken for this one, and files
+    that nobody asks for do no harm. settings: what the method follows from besides the problem.
     """
 
-    def __init__(self, method: Costed, folder: Path, settings: dict[str, Any]):
+    def __init__(self, method: Restore, folder: Path, settings: dict[str, Any]):
         self.method, self.folder = method, folder
         self.settings = json.dumps(settings, sort_keys=True, default=str)
         self.cost: dict[str, float] = {}
         """Of the last batch, and its seconds, also if they were spent by an earlier run."""
         self.seconds = 0.0
+        self.found = 0
+        """Batches of an earlier run that were used."""
 
     def __call__(self, problem: Problem, noise: Tensor, draws: Draws) -> Tensor:
-        path = self.folder / f"{self._digest(problem, draws)}.safetensors"
-        if path.exists():
+        path = self.folder / f"{self._digest(problem, noise, draws)}.safetensors"
+        with contextlib.suppress(OSError, SafetensorError):  # not there, or damaged
             with safe_open(path, "pt") as file:
                 record, x = json.loads(file.metadata()["record"]), file.get_tensor("x")
             self.cost, self.seconds = record["cost"], record["seconds"]
+            self.found += 1
             return x.to(noise.device)
         start = time.perf_counter()
         x = self.method(problem, noise, draws)
         on_cpu = x.cpu()  # waits for the device
-        self.cost, self.seconds = self.method.cost, time.perf_counter() - start
+        self.cost = getattr(self.method, "cost", {})
+        self.seconds = time.perf_counter() - start
         record = json.dumps({"cost": self.cost, "seconds": self.seconds})
-        write_tensors(path, {"x": on_cpu.contiguous()}, {"record": record})
+        try:
+            write_tensors(path, {"x": on_cpu.contiguous()}, {"record": record})
+        except OSError as error:  # Python tells a warning once
+            warnings.warn(f"restorations are not kept: {error}", stacklevel=2)
         return x
 
-    def _digest(self, problem: Problem, draws: Draws) -> str:
+    def _digest(self, problem: Problem, noise: Tensor, draws: Draws) -> str:
+        """Operators are told apart by what they do to the noise."""
         digest = hashlib.sha256(self.settings.encode())
+        image = problem.degradation.H(noise.to(problem.y.dtype))
         labels = problem.class_labels
-        for tensor in (problem.y, problem.noise_level, labels, draws.seeds):
+        for tensor in (problem.y, image, problem.noise_level, labels, draws.seeds):
             if tensor is not None:
                 array = tensor.cpu().contiguous().numpy()
                 digest.update(array.tobytes())

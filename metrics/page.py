@@ -126,7 +126,7 @@ def _cells(folder: Path, record: Record) -> Cells:
                 "metrics": {name: values[name] for name in _names(record["settings"])},
                 "nfe": values["evaluations"], "images": [], "rows": {name: [] for name in names},
             }  # fmt: skip
-            if "calibration" in values:
+            if "calibration" in values and None not in values["calibration"]["rank_histogram"]:
                 found[family][method]["calibration"] = _calibration(values["calibration"])
     for row in read_rows(folder / "per_image.csv", names):
         if row["image"] < _FIRST:
@@ -136,8 +136,8 @@ def _cells(folder: Path, record: Record) -> Cells:
                 cell["rows"][name].append(float(f"{row[name]:.5g}"))
     if (folder / "samples.csv").exists():
         for row in read_rows(folder / "samples.csv", ("variance", "squared_error")):
-            if row["image"] < _FIRST:
-                calibration = found[row["degradation"]][row["method"]]["calibration"]
+            calibration = found[row["degradation"]][row["method"]].get("calibration")
+            if calibration and row["image"] < _FIRST and math.isfinite(row["variance"]):
                 spread = (1 + 1 / calibration["samples"]) * row["variance"]
                 calibration["spread"].append([spread**0.5, row["squared_error"] ** 0.5])
     if (folder / NAME).exists():

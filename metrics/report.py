@@ -1,6 +1,7 @@
 """What an evaluation leaves behind: a table, `metrics.json`, `per_image.csv` and `grid.png`."""
 
 import itertools
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -93,7 +94,7 @@ def value_of(metric: str, value: Cell, interval: bool = False) -> str:
     """A mean as text: with its 95 % interval `low` to `high` if asked for, where it has one, and
     with the number of identical images (`infinite`) that are left out of it."""
     text = shown(metric, value["mean"])
-    if interval and "low" in value:
+    if interval and math.isfinite(value.get("low", math.nan)):
         text += f" [{shown(metric, value['low'])}, {shown(metric, value['high'])}]"
     if (equal := value.get("infinite")) and value["count"]:
         text += f" ({equal} more identical)"

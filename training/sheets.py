@@ -63,7 +63,9 @@ class Samples:
         """Draw them into the PNG file `path`."""
         draws = Draws([derive_seed(SEED, "sheet", i) for i in range(self.count)], self.device)
         noise = draws.normal(self.image_shape, "latent")
-        labels = torch.arange(self.count) % self.num_classes if self.num_classes else None
+        labels = None
+        if self.num_classes:
+            labels = torch.arange(self.count, device=self.device) % self.num_classes
         problem = Problem.without_measurement(self.count, self.image_shape, labels, self.device)
         with torch.no_grad():
             x = to_uint8(self.sampler(denoiser, noise, problem, draws).nan_to_num()).cpu()

@@ -4,6 +4,7 @@ import dataclasses
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from click.testing import Result
@@ -75,6 +76,24 @@ def test_a_network_is_trained_for_components_and_stands_in_tables() -> None:
     assert shape("out/components.png") == (1, 5 + 1)
     result = Runner().invoke(calculate_metrics.main, [*words, "--sampler=nppc"])
     assert result.exit_code == 2 and "there already" in result.stderr
+
+
+def test_components_are_added_to_a_network_that_restores() -> None:
+    network("start.safetensors", 0)
+    arguments = [
+        "--preset=tiny", *SMALL, "--objective=nppc", "--components=2", "--batch=2", "--duration=2",
+        "--lr=1e-9", "--workers=0", "--outdir=run", "--init=start.safetensors",
+        "--validate-every=0",
+    ]  # fmt: skip
+    result = Runner().invoke(train.main, arguments)
+    assert result.exit_code == 0, result.output
+    images = []
+    for name in ("start", "run/weights"):
+        out = f"by-{Path(name).name}"
+        result = restored("--samples=0", f"--net={name}.safetensors", f"--out={out}")
+        assert result.exit_code == 0, result.output
+        images.append(np.asarray(Image.open(f"{out}/mmse.png")).astype(int))
+    assert np.abs(images[0] - images[1]).max() <= 1 < np.ptp(images[0])
 
 
 def test_a_photo_is_restored_with_its_components() -> None:

@@ -2,15 +2,18 @@
 
 import csv
 import importlib
+import os
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from calling import DISTANCES, gen, metrics, uncond
 
 from commands.methods import Restorer
-from metrics.keeping import FOLDER, code_of
+from degradation import AveragePool, Bicubic, Draws, GaussianNoise, Problem
+from metrics.keeping import FOLDER, Kept, code_of
 from runtime import signals
 
 TIMES = ("stages", "seconds_per_image")
@@ -128,3 +131,43 @@ def test_an_edited_class_is_another_one(tmp_path, monkeypatch):
         monkeypatch.delitem(sys.modules, "mine", raising=False)
         digests.add(code_of([importlib.import_module("mine").Mine()]))
     assert len(digests | {code_of([])}) == 3
+
+
+@pytest.fixture
+def method(tmp_path) -> Kept:
+    return Kept(lambda problem, noise, draws: noise + 1, tmp_path / "kept", {})
+
+
+def test_operators_of_equal_measurements_are_told_apart(method):
+    """A white image is white however it is measured."""
+    noise, draws = torch.rand(1, 3, 16, 16), Draws([3])
+    for family in (AveragePool(), Bicubic()):
+        operator = family.sample((3, 16, 16), family.structures()[0], [3])
+        problem = GaussianNoise(0.0).measure(operator, torch.ones(1, 3, 16, 16), draws)
+        assert (problem.y - 1).abs().max() < 1e-5
+        method(Problem(operator, torch.ones_like(problem.y)), noise, draws)
+    assert method.found == 0 and len(list(method.folder.iterdir())) == 2
+
+
+@pytest.mark.parametrize("harm", [lambda path: os.truncate(path, 40), Path.unlink])
+def test_a_damaged_file_is_made_anew(method, harm):
+    noise, draws = torch.rand(1, 3, 8, 8), Draws([3])
+    problem = Problem.without_measurement(1, (3, 8, 8))
+    for found in (0, 1):
+        torch.testing.assert_close(method(problem, noise, draws), noise + 1)
+        assert method.found == found
+    (path,) = method.folder.iterdir()
+    harm(path)
+    torch.testing.assert_close(method(problem, noise, draws), noise + 1)
+    assert method.found == 1 and path.exists()
+
+
+def test_a_full_disk_ends_the_keeping_and_not_the_evaluation(method, monkeypatch):
+    def full(*_: Any) -> None:
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr("metrics.keeping.write_tensors", full)
+    noise = torch.rand(1, 3, 8, 8)
+    with pytest.warns(UserWarning, match="not kept: No space"):
+        found = method(Problem.without_measurement(1, (3, 8, 8)), noise, Draws([3]))
+    torch.testing.assert_close(found, noise + 1)

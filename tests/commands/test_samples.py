@@ -11,6 +11,14 @@ from PIL import Image
 from metrics.calibration import conformal_scale, names
 from metrics.sampled import calibration_table
 
+BROKEN = """
+from dataclasses import dataclass
+from samplers import Sampler
+@dataclass(frozen=True)
+class NaN(Sampler):
+    def __call__(self, denoiser, noise, problem, rng):
+        return denoiser(noise, 1.0, problem) * float("nan")
+"""
 KEY = "MissingPatches", "InvFusion sample (heun)"
 
 
@@ -85,3 +93,15 @@ def test_more_samples_than_the_memory_holds_are_refused_before_the_first(home, t
     )  # fmt: skip
     refused(result, "--samples 1000000000", "GiB of memory")
     assert not (tmp_path / "out").exists()
+
+
+def test_samples_that_are_not_finite_leave_results_and_a_page(home, tmp_path, monkeypatch):
+    (tmp_path / "broken.py").write_text(BROKEN)
+    monkeypatch.syspath_prepend(tmp_path)
+    result = call(
+        home, "gen", "--net", "net.safetensors", *DATA, "--sampler", "broken.NaN", "--outdir",
+        tmp_path / "out", "--degradation", "MissingPatches", "--samples", 3, "--images", 2,
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    assert "not finite" in result.output
+    assert {"metrics.json", "report.html"} <= {p.name for p in (tmp_path / "out").iterdir()}
