@@ -123,13 +123,13 @@ def test_drawing_goes_on_too(home, tmp_path, monkeypatch):
 
 
 def test_an_edited_class_is_another_one(tmp_path, monkeypatch):
-    path = tmp_path / "mine.py"
+    path = tmp_path / "edited.py"
     monkeypatch.syspath_prepend(tmp_path)
     digests = set()
     for text in ("class Mine: pass\n", "class Mine: step = 1\n"):
         path.write_text(text)
-        monkeypatch.delitem(sys.modules, "mine", raising=False)
-        digests.add(code_of([importlib.import_module("mine").Mine()]))
+        monkeypatch.delitem(sys.modules, "edited", raising=False)
+        digests.add(code_of([importlib.import_module("edited").Mine()]))
     assert len(digests | {code_of([])}) == 3
 
 
