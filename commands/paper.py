@@ -39,7 +39,8 @@ def columns(
                 line.append(text)
     headers.append("NFE")
     for i, line in zip(rows, lines, strict=True):
-        line.append(_evaluations(found.rows[i], [cells.get((i, key)) for key in blocks]))
+        count = _evaluations([cells.get((i, key)) for key in blocks])
+        line.append(_beside(count, found.rows[i].nfe) if scale == "paper" else count)
     return headers, lines
 
 
@@ -130,8 +131,8 @@ def _shown(metric: str, value: Mapping[str, Any], intervals: bool) -> str:
     return text
 
 
-def _evaluations(row: Row, cells: Sequence[Cell | None]) -> str:
+def _evaluations(cells: Sequence[Cell | None]) -> str:
     """As counted: one number, or the smallest and the largest."""
     counts = {cell.values()["evaluations"] for cell in cells if cell and cell.done}
     ends = sorted({min(counts), max(counts)}) if counts else []
-    return _beside("–".join(f"{count:g}" for count in ends) or "-", row.nfe)
+    return "–".join(f"{count:g}" for count in ends) or "-"
