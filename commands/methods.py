@@ -93,14 +93,15 @@ def kept(
     evaluation is finished."""
     long = {title: m for title, m in methods.items() if isinstance(m, Restorer | ASeqDIP)}
     samplers = {title: m.sampler if isinstance(m, Restorer) else m for title, m in long.items()}
+    made_with = environment()
     settings = {
         "nets": [sha256_of(net) for net in options.nets], "compiled": options.compiled,
         "precision": options.precision, "cfg": options.cfg,
-        **{name: environment()[name] for name in ("torch", "device")},
+        "torch": made_with["torch"], "device": made_with["device"],
         "code": code_of([*samplers.values(), *families]),
     }  # fmt: skip
     # The title tells networks with the same sampler apart.
-    return {**methods} | {
+    return dict(methods) | {
         title: Kept(method, folder / FOLDER, settings | {"method": (title, samplers[title])})
         for title, method in long.items()
     }
