@@ -124,7 +124,8 @@ def build(options: GenOptions, device: torch.device) -> Drawing:
     distances = distances_of(names, options, device, count, denoiser.config.image_shape)
     restorer = Restorer(denoiser, sampler, precision, options.cfg)
     pictures = _PICTURES if options.pictures is None else options.pictures
-    return Drawing(options, name, restorer, count, pictures, names, distances, precision)
+    title = sampler.title or name
+    return Drawing(options, title, restorer, count, pictures, names, distances, precision)
 
 
 def _check_classes(classes: Sequence[int], known: int, net: Path) -> None:

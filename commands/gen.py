@@ -63,7 +63,7 @@ from runtime.errors import data_errors, one_sentence_errors
 from runtime.memory import check_memory
 from runtime.progress import progress
 from runtime.records import record
-from samplers import NPPC, Sampler
+from samplers import NPPC, InDI, Sampler
 from samplers.base import whole
 from zero_shot import ZeroShot
 
@@ -428,12 +428,9 @@ def _settings(options: GenOptions, evaluation: Evaluation) -> dict[str, Any]:
 
 def _title(name: str, sampler: Sampler, config: NetworkConfig | PriorConfig) -> str:
     """What a method is called in tables and pictures."""
-    if isinstance(sampler, ZeroShot):
-        return name
-    if name == "indi":
-        return "InDI"
+    if isinstance(sampler, ZeroShot | InDI):
+        return sampler.title or name
     trained = _NAMES[conditioning_of(config)]
     if isinstance(config, NetworkConfig) and config.fused:
         trained = "EPS" if trained == "Palette" else f"{trained} + EPS"
-    ours = {"mmse": "MMSE", "nppc": "NPPC"}
-    return f"{trained} {ours.get(name, f'sample ({name})')}"
+    return f"{trained} {sampler.title or f'sample ({name})'}"

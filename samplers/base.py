@@ -54,8 +54,10 @@ class Sampler:
     needs: what else it asks for: "spectrum", the SVD of the operator (`check_operator` raises
     ValueError for an operator without one), "gradient", a denoiser that can be differentiated.
     objectives: what a network may have been trained for that it drives.
+    title: what tables and pictures call the method; without one they say "sample (name)".
     """
 
+    title: ClassVar[str] = ""
     needs: ClassVar[frozenset[str]] = frozenset()
     objectives: ClassVar[frozenset[str]] = frozenset({"denoising"})
 

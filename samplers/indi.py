@@ -19,6 +19,7 @@ class InDI(Sampler):
     result is the MMSE estimate.
     """
 
+    title: ClassVar[str] = "InDI"
     objectives: ClassVar[frozenset[str]] = frozenset({"indi"})
 
     num_steps: int = 50

@@ -15,6 +15,7 @@ from samplers.indi import InDI
 class MMSE(Sampler):
     """D(σ·noise, σ) at σ = 100: the image drowns in noise, so E[x0 | x, y] = E[x0 | y] (Eq. 8)."""
 
+    title: ClassVar[str] = "MMSE"
     objectives: ClassVar[frozenset[str]] = frozenset({"denoising", "mmse"})
 
     sigma: float = 100.0

@@ -37,6 +37,7 @@ class NPPC(MMSE):
     sigma: the noise level of the input, which is noise alone, as in training.
     """
 
+    title: ClassVar[str] = "NPPC"
     objectives: ClassVar[frozenset[str]] = frozenset({"nppc"})
 
     def components(

@@ -1,6 +1,7 @@
 """DAPS: annealed noise, between whose levels the samples are decoupled."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -31,6 +32,8 @@ class DAPS(ZeroShot, OnGrid):
     released: returns x̂0 of the last level, as InvFusion's released code does; nothing draws that
     towards y, and it lacks the variance of level sigma_min.
     """
+
+    title: ClassVar[str] = "DAPS"
 
     num_steps: int = 200
     sigma_min: float = 0.1

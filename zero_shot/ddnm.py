@@ -28,6 +28,8 @@ class DDNM(ZeroShot, OnGrid):
     Differentiable, for unrolling, so gradients are switched off by the caller.
     """
 
+    title: ClassVar[str] = "DDNM"
+
     num_steps: int = 100
     eta: float = 0.85
     released: bool = False
@@ -61,6 +63,7 @@ class DDNMPlus(ZeroShot, OnGrid):
     Differentiable, for unrolling, so gradients are switched off by the caller.
     """
 
+    title: ClassVar[str] = "DDNM+"
     needs: ClassVar[frozenset[str]] = frozenset({"spectrum"})
 
     num_steps: int = 100

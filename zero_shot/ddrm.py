@@ -27,6 +27,7 @@ class DDRM(ZeroShot, OnGrid):
     Differentiable, for unrolling, so gradients are switched off by the caller.
     """
 
+    title: ClassVar[str] = "DDRM"
     needs: ClassVar[frozenset[str]] = frozenset({"spectrum"})
 
     num_steps: int = 25

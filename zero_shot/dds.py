@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -21,6 +22,8 @@ class DDS(ZeroShot, OnGrid):
     the direction (x − D)/σ of the estimate as it was. Only H and Hᵀ are needed. Every image has
     steps of its own; in the authors' code the batch is one vector.
     """
+
+    title: ClassVar[str] = "DDS"
 
     num_steps: int = 50
     eta: float = 0.85

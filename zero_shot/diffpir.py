@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -23,6 +24,8 @@ class DiffPIR(ZeroShot, OnGrid):
     quadratically and leave the last estimate as it is; here the levels are those of EDM, and every
     estimate is moved.
     """
+
+    title: ClassVar[str] = "DiffPIR"
 
     num_steps: int = 100
     weight: float = 0.25

@@ -24,6 +24,7 @@ class DPS(ZeroShot, OnGrid):
     σ; its norm, taken over the whole batch, is not followed.
     """
 
+    title: ClassVar[str] = "DPS"
     needs: ClassVar[frozenset[str]] = frozenset({"gradient"})
 
     num_steps: int = 1000

@@ -31,6 +31,7 @@ class MCGdiff(ZeroShot, OnGrid):
     measurements few particles are far too few.
     """
 
+    title: ClassVar[str] = "MCGdiff"
     needs: ClassVar[frozenset[str]] = frozenset({"spectrum"})
 
     num_steps: int = 100

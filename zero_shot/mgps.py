@@ -36,6 +36,7 @@ class MGPS(ZeroShot):
     original, which the size of its steps refers to.
     """
 
+    title: ClassVar[str] = "MGPS"
     needs: ClassVar[frozenset[str]] = frozenset({"gradient"})
 
     num_steps: int = 300

@@ -25,6 +25,7 @@ class PiGDM(ZeroShot, OnGrid):
     in the limit of many steps. With noise InvFusion's released code leaves r out.
     """
 
+    title: ClassVar[str] = "ΠGDM"
     needs: ClassVar[frozenset[str]] = frozenset({"gradient"})
 
     num_steps: int = 100

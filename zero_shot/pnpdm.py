@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -22,6 +23,8 @@ class PnPDM(ZeroShot, OnGrid):
     of covariance σₙ²I + ρ²HHᵀ, ρ = rho_last. The last x is returned; the authors average over many
     of one chain.
     """
+
+    title: ClassVar[str] = "PnP-DM"
 
     num_steps: int = 100
     iterations: int = 100

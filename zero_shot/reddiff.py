@@ -1,6 +1,7 @@
 """RED-diff: the measurement fitted under a regulariser by denoising."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -20,6 +21,8 @@ class REDDiff(ZeroShot):
     of μ·(ε̂ − z), over the pixels, where ε̂ is the noise that the denoiser finds in μ + σz and λ is
     `weight`. It seeks a mode: samples differ little. With noise H† is regularised by its level.
     """
+
+    title: ClassVar[str] = "RED-diff"
 
     num_steps: int = 1000
     lr: float = 0.1

@@ -15,6 +15,7 @@ class Unrolled(DDRM):
     Before the fine-tuning the same is `DDRM(num_steps=10)`, on the same network.
     """
 
+    title: ClassVar[str] = "Unrolled DDRM"
     objectives: ClassVar[frozenset[str]] = frozenset({"unrolled"})
 
     num_steps: int = 10

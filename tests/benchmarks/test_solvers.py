@@ -37,14 +37,14 @@ def test_a_function_has_the_values_of_the_baseline_that_it_is(
         degradations=("Box", "MotionBlur"), sampler_opt={"num_steps": "2"},
     )  # fmt: skip
     found = {(row.method, row.family, row.metric): row for row in rows}
-    methods = ("mine", "H†y", "InvFusion MMSE", "ddrm")
+    methods = ("mine", "H†y", "InvFusion MMSE", "DDRM")
     assert len(found) == len(rows) == 16 and {row.method for row in rows} == {*methods}
     for family in ("Box", "MotionBlur"):
         for metric in ("psnr", "consistency"):
             mine, theirs = (found[method, family, metric] for method in methods[:2])
             assert mine[2:7] == theirs[2:7] and mine.count == 2 and mine.low <= mine.mean
             assert (mine.nfe, theirs.nfe) == (7, 0) and mine.seconds > 0
-    assert found["ddrm", "Box", "psnr"].nfe == 2
+    assert found["DDRM", "Box", "psnr"].nfe == 2
     assert "| mine " in capsys.readouterr().out
     page = data_of(tmp_path / "out/report.html")
     assert page["cells"]["Box"]["mine"]["rows"] == page["cells"]["Box"]["H†y"]["rows"]

@@ -128,13 +128,13 @@ def test_zero_shot_samplers_run_on_a_prior(fitted, tmp_path):
     assert result.exit_code == 0, result.output
     values = json.loads((tmp_path / "out" / "metrics.json").read_text())["metrics"]["values"]
     methods = values["MissingPatches"]
-    assert set(methods) == {"H†y", "Gaussian MMSE", "ddrm", "pigdm"}
-    assert methods["ddrm"]["evaluations"] == 25
-    assert methods["pigdm"]["backward_passes"] == 20
+    assert set(methods) == {"H†y", "Gaussian MMSE", "DDRM", "ΠGDM"}
+    assert methods["DDRM"]["evaluations"] == 25
+    assert methods["ΠGDM"]["backward_passes"] == 20
     psnr = {name: cell["psnr"]["mean"] for name, cell in methods.items()}
-    assert psnr["H†y"] < psnr["Gaussian MMSE"] and psnr["ddrm"] < psnr["Gaussian MMSE"]
+    assert psnr["H†y"] < psnr["Gaussian MMSE"] and psnr["DDRM"] < psnr["Gaussian MMSE"]
     with (tmp_path / "out" / "per_image.csv").open() as file:
-        rows = [row for row in csv.DictReader(file) if row["method"] == "ddrm"]
+        rows = [row for row in csv.DictReader(file) if row["method"] == "DDRM"]
     assert all(float(row["consistency"]) < 1e-10 for row in rows)
 
 

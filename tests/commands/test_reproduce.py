@@ -111,7 +111,7 @@ def test_rows_are_measured_one_by_one_and_meet_in_one_table(paper: Path) -> None
     assert table.exit_code == 0 and made.stat().st_mtime_ns == before, table.output
     ddrm, ours, palette, mmse, nothing = rows_of(table.stdout)
     (values,) = measured("unconditional-ddrm")
-    assert f"{values['ddrm']['psnr']['mean']:.2f} (11.6)" in ddrm[2].replace("*", "")
+    assert f"{values['DDRM']['psnr']['mean']:.2f} (11.6)" in ddrm[2].replace("*", "")
     assert ddrm[-1] == "2 (25)" and ours[-1] == "5" and mmse[-1] == "1" and nothing[-1] == "0"
     assert palette[2:4] == ["missing", "missing"] and mmse[3] == "-"
     assert "missing: " in table.stdout and "palette.safetensors: cp " in table.stdout
@@ -124,7 +124,7 @@ def test_rows_are_measured_one_by_one_and_meet_in_one_table(paper: Path) -> None
     names = ["DDRM", "InvFusion", "InvFusion (mmse)", "Nothing"]
     assert list(page["cells"]["Out-painting"]) == names
     own = page["cells"]["Out-painting"]["DDRM"]
-    assert own["metrics"]["psnr"]["mean"] == values["ddrm"]["psnr"]["mean"] and own["nfe"] == 2
+    assert own["metrics"]["psnr"]["mean"] == values["DDRM"]["psnr"]["mean"] and own["nfe"] == 2
     assert set(own["examples"]) == {"worst", "median", "best"}
     assert "Palette on Box, tiny photos" in page["details"]["missing"]
 

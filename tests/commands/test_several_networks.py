@@ -41,12 +41,12 @@ def methods(nets: str, samplers: str) -> list[str]:
 
 def test_each_sampler_drives_the_networks_that_it_suits() -> None:
     found = methods("invfusion blind unconditional", "mmse ddnm")
-    assert [m for m in found if m != "H†y"] == ["InvFusion MMSE", "Palette MMSE", "ddnm"]
+    assert [m for m in found if m != "H†y"] == ["InvFusion MMSE", "Palette MMSE", "DDNM"]
 
 
 def test_zero_shot_samplers_drive_conditional_networks_where_there_is_no_other() -> None:
     found = methods("invfusion blind", "ddnm")
-    assert [m for m in found if m != "H†y"] == ["ddnm", "ddnm of blind.safetensors"]
+    assert [m for m in found if m != "H†y"] == ["DDNM", "DDNM of blind.safetensors"]
 
 
 def test_two_networks_of_a_kind_have_two_names() -> None:

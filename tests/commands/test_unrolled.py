@@ -108,8 +108,8 @@ def test_unconditional_weights_are_fine_tuned_restore_and_stand_beside_ddrm() ->
     result = gen("before.safetensors", *options, "--sampler-opt=ddrm.num_steps=10")
     assert result.exit_code == 0, result.output
     found = values()
-    assert [found[name]["evaluations"] for name in ("ddrm", "unrolled")] == [10, 10]
-    assert found["unrolled"]["consistency"]["mean"] < 1e-10
+    assert [found[name]["evaluations"] for name in ("DDRM", "Unrolled DDRM")] == [10, 10]
+    assert found["Unrolled DDRM"]["consistency"]["mean"] < 1e-10
     from PIL import Image
 
     Image.new("RGB", (16, 16), "red").save("photo.png")

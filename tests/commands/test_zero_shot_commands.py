@@ -82,19 +82,19 @@ def test_an_unconditional_network_restores(home: Path, tmp_path: Path) -> None:
     assert result.exit_code == 0, result.output
     for family in ("MissingPatches", "MatrixDegradation"):
         found = cells(tmp_path / "out", family)
-        assert list(found) == ["ddrm", "dps"]
-        assert found["ddrm"]["consistency"]["mean"] < 1e-9 < found["dps"]["consistency"]["mean"]
+        assert list(found) == ["DDRM", "DPS"]
+        assert found["DDRM"]["consistency"]["mean"] < 1e-9 < found["DPS"]["consistency"]["mean"]
         costs = [
             [cell[key] for key in ("evaluations", "backward_passes", "network_calls")]
             for cell in found.values()
         ]
         # Recomputed activations are no evaluations, neither outside nor inside.
         assert costs == [[4, 0, 4], [3, 3, 3]]
-        assert found["dps"]["network_backward_passes"] == 3
+        assert found["DPS"]["network_backward_passes"] == 3
     header = next(line for line in result.output.splitlines() if "NFE" in line)
     assert [word.strip() for word in header.split("|")][-4:-1] == ["NFE", "VJP", "s/image"]
     samplers = json.loads((tmp_path / "out/metrics.json").read_text())["settings"]["samplers"]
-    assert samplers["dps"]["zeta"] == 0.5 and samplers["ddrm"]["eta"] == 0.85
+    assert samplers["DPS"]["zeta"] == 0.5 and samplers["DDRM"]["eta"] == 0.85
 
 
 def peak(denoiser: Denoiser) -> tuple[int, torch.Tensor]:
@@ -169,7 +169,7 @@ def test_results_do_not_depend_on_the_batch(home: Path, tmp_path: Path) -> None:
         )  # fmt: skip
         assert result.exit_code == 0, result.output
         found.append([cell["psnr"]["mean"] for cell in cells(out, "MotionBlur").values()])
-        particles = cells(out, "MotionBlur")["mcgdiff"]
+        particles = cells(out, "MotionBlur")["MCGdiff"]
         # All particles of a batch go through the network at once.
         assert (particles["evaluations"], particles["network_calls"]) == (2 * 4 + 1, 2 + 1)
     assert found[0] == pytest.approx(found[1], abs=2e-3)
@@ -184,7 +184,7 @@ def test_guidance_by_class(home: Path, tmp_path: Path) -> None:
         ],
     )  # fmt: skip
     assert result.exit_code == 0, result.output
-    cell = cells(tmp_path / "out", "none")["dps"]
+    cell = cells(tmp_path / "out", "none")["DPS"]
     assert (cell["evaluations"], cell["network_calls"]) == (3, 6)
     assert (cell["backward_passes"], cell["network_backward_passes"]) == (3, 6)
 
@@ -196,7 +196,7 @@ def test_a_network_that_knows_operators_takes_both_kinds(home: Path, tmp_path: P
         "--sampler-opt=ddnm.num_steps=3",
     )  # fmt: skip
     assert result.exit_code == 0, result.output
-    assert list(cells(tmp_path / "out", "Box")) == ["InvFusion sample (heun)", "ddnm"]
+    assert list(cells(tmp_path / "out", "Box")) == ["InvFusion sample (heun)", "DDNM"]
     assert "VJP" not in result.output
 
 
@@ -220,7 +220,7 @@ def test_operators_without_an_svd(home: Path, tmp_path: Path) -> None:
     quick = ("--sampler-opt=dds.num_steps=3", "--sampler-opt=pigdm.num_steps=3")
     result = gen(home, tmp_path / "out", "plain", own, *arguments, *quick)
     assert result.exit_code == 0, result.output
-    assert list(cells(tmp_path / "out", own.partition("=")[2])) == ["dds", "pigdm"]
+    assert list(cells(tmp_path / "out", own.partition("=")[2])) == ["DDS", "ΠGDM"]
 
 
 # ---- a photo
