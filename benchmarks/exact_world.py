@@ -60,20 +60,22 @@ WAYS = {  # in two switches: Feature Degradation Layers; x and y in one image
 }
 
 
-def network(way: str, side: int) -> Denoiser:
-    """About 0.6 M parameters, patches of 2×2 pixels."""
+def network(way: str, side: int, depth: int) -> Denoiser:
+    """Patches of 2×2 pixels; four blocks have 0.6 to 0.75 M parameters."""
     joint, fused = WAYS[way]
-    level = LevelConfig(depth=4, width=96, kernel=None, d_head=32, joint=joint)
+    level = LevelConfig(depth=depth, width=96, kernel=None, d_head=32, joint=joint)
     torch.manual_seed(0)
     shape = (3, side, side)
     return Denoiser(NetworkConfig(shape, 2, (level,), mapping_width=64, fused=fused))
 
 
-def train(way: str, prior: GaussianMixture, images: int) -> Iterator[tuple[int, Denoiser]]:
+def train(
+    way: str, prior: GaussianMixture, images: int, depth: int
+) -> Iterator[tuple[int, Denoiser]]:
     """The averaged network after 1/16, 1/4 and all of the images."""
     side = prior.image_shape[-1]
-    loss, config = DenoisingLoss(network(way, side)), replace(SETTINGS, duration=images)
-    average = network(way, side).eval().requires_grad_(False)
+    loss, config = DenoisingLoss(network(way, side, depth)), replace(SETTINGS, duration=images)
+    average = network(way, side, depth).eval().requires_grad_(False)
     weights = list(loss.denoiser.parameters())
     optimizer = torch.optim.Adam(weights, config.lr, config.betas, fused=True)
     family, noise = RandomDegradation(), GaussianNoise(NOISE)
@@ -140,7 +142,12 @@ def sampled(denoiser: Denoiser, problem: Problem, count: int) -> tuple[Run, Tens
 
 
 def measure(
-    prior: GaussianMixture, images: int, problems: int, count: int, ways: Sequence[str]
+    prior: GaussianMixture,
+    images: int,
+    problems: int,
+    count: int,
+    ways: Sequence[str],
+    depth: int,
 ) -> list[dict[str, Any]]:
     """A row for each method, number of images seen, and problem."""
     cases = [(name, p, posterior(prior, p)) for name, p in problems_of(prior, problems)]
@@ -152,7 +159,7 @@ def measure(
             run = solve(image_sampler(name), prior, exact, problem, count)
             rows.append({"method": name, "images": 0, "family": family, **errors_of(run, exact)})
     for way in ways:
-        for seen, denoiser in train(way, prior, images):
+        for seen, denoiser in train(way, prior, images, depth):
             for family, problem, exact in cases:
                 run, mmse = sampled(denoiser, problem, count)
                 error = (mmse - posterior_mean(prior, problem)).square().sum()
@@ -218,6 +225,7 @@ def draw(rows: Sequence[dict[str, Any]], key: str) -> Any:
 @click.option("--samples", type=click.IntRange(2), default=256, help="Of each problem.")
 @click.option("--components", type=click.IntRange(1), default=1, help="Gaussians of the prior.")
 @click.option("--side", type=click.IntRange(8), default=8, help="Of the images, in pixels.")
+@click.option("--depth", type=click.IntRange(1), default=4, help="Blocks of the networks.")
 @click.option("--way", "ways", type=click.Choice(list(WAYS)), multiple=True, help="Only these.")
 @name_option
 def main(
@@ -226,6 +234,7 @@ def main(
     samples: int,
     components: int,
     side: int,
+    depth: int,
     ways: Sequence[str],
     name: str | None,
 ) -> None:
@@ -233,12 +242,12 @@ def main(
     photos = Photos(side, "train", size=CROPS)
     crops = to_float(torch.stack([photos[i][0] for i in range(CROPS)])).double()
     prior = fit_gaussian(crops) if components == 1 else fit_mixture(crops, components)
-    rows = measure(prior, images, problems, samples, ways or list(WAYS))
+    rows = measure(prior, images, problems, samples, ways or list(WAYS), depth)
     keys = ("sliced_wasserstein", "mean", "covariance", "mmse")
     text = "\n\n".join(f"{key}\n{distances_table(rows, key)}" for key in keys)
     record = {
         "side": side, "noise_level": NOISE, "crops": CROPS, "components": components,
-        "images": images, "problems": problems, "samples": samples, "rows": rows,
+        "images": images, "depth": depth, "problems": problems, "samples": samples, "rows": rows,
     }  # fmt: skip
     report(name, text, record)
     if name is not None:

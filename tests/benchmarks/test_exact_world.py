@@ -38,7 +38,7 @@ def test_rows_table_and_picture(small: Path) -> None:
 
 
 def test_ways_differ_in_two_switches() -> None:
-    ways = {name: exact_world.network(name, 8).config for name in exact_world.WAYS}
+    ways = {name: exact_world.network(name, 8, 4).config for name in exact_world.WAYS}
     switches = {n: (c.levels[0].joint, c.fused) for n, c in ways.items()}
     assert switches == exact_world.WAYS
     plain = {replace(c, fused=False, levels=ways["Palette"].levels) for c in ways.values()}
