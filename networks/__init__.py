@@ -8,22 +8,3 @@ from networks.fitting import fit_gaussian, fit_mixture
 from networks.invfusion import LevelConfig, NetworkConfig
 from networks.presets import PRESETS, make_config
 from networks.weights import Model, load_weights, read_summary, save_weights
-
-__all__ = [
-    "PRESETS",
-    "ASeqDIP",
-    "ConditionalDenoiser",
-    "Denoiser",
-    "GaussianMixture",
-    "LevelConfig",
-    "Model",
-    "NetworkConfig",
-    "fit_gaussian",
-    "fit_mixture",
-    "load_weights",
-    "make_config",
-    "posterior",
-    "posterior_mean",
-    "read_summary",
-    "save_weights",
-]

@@ -52,11 +52,7 @@ class LevelConfig:
     dropout: float = 0.0
 
     def __post_init__(self) -> None:
-        for name in ("depth", "width", "d_head", "kernel", "d_ff"):
-            optional = name in ("kernel", "d_ff")
-            if not (optional and getattr(self, name) is None):
-                _require_positive(name, getattr(self, name))
-        _require_bool("joint", self.joint)
+        _require_positive(self, "depth", "width", "d_head", "kernel", "d_ff")
         if self.width % self.d_head:
             raise ValueError(f"d_head {self.d_head} must divide the width {self.width}")
         if not 0 <= self.dropout < 1:
@@ -85,14 +81,12 @@ class NetworkConfig:
     def __post_init__(self) -> None:
         if not 1 <= len(self.levels) <= _MOST_LEVELS:
             raise ValueError(f"a network has 1 to {_MOST_LEVELS} levels, not {len(self.levels)}")
-        for side in self.image_shape:
-            _require_positive("image_shape", side)
-        for name in ("patch", "out_mult", "mapping_width", "mapping_depth", "logvar_channels"):
-            _require_positive(name, getattr(self, name))
-        if self.mapping_d_ff is not None:
-            _require_positive("mapping_d_ff", self.mapping_d_ff)
-        _require_bool("noise_conditioning", self.noise_conditioning)
-        _require_bool("fused", self.fused)
+        if min(self.image_shape) < 1:
+            raise ValueError(f"image_shape {self.image_shape} must be three positive numbers")
+        _require_positive(
+            self, "patch", "out_mult", "mapping_width", "mapping_depth", "mapping_d_ff",
+            "logvar_channels",
+        )  # fmt: skip
         if self.objective not in OBJECTIVES:
             raise ValueError(f"objective {self.objective} must be {' or '.join(OBJECTIVES)}")
         if self.objective == "nppc" and self.out_mult < 2:
@@ -101,9 +95,9 @@ class NetworkConfig:
             raise ValueError("a fused network has noise levels, and indi has times: leave out one")
         if self.in_mult not in (1, 2):
             raise ValueError(f"in_mult {self.in_mult} must be 1 or 2")
-        if not isinstance(self.num_classes, int) or self.num_classes < 0:
+        if self.num_classes < 0:
             raise ValueError(f"num_classes {self.num_classes} must be a whole number of at least 0")
-        if not isinstance(self.sigma_data, float | int) or not 1e-4 <= self.sigma_data <= 1e4:
+        if not 1e-4 <= self.sigma_data <= 1e4:
             raise ValueError(f"sigma_data {self.sigma_data} must be a number from 1e-4 to 1e4")
         if self.mapping_width % 2:
             raise ValueError(f"mapping_width {self.mapping_width} must be even")
@@ -120,14 +114,11 @@ class NetworkConfig:
                 )
 
 
-def _require_positive(name: str, value: object) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise ValueError(f"{name} {value} must be a whole number of at least 1")
-
-
-def _require_bool(name: str, value: object) -> None:
-    if not isinstance(value, bool):
-        raise ValueError(f"{name} {value} must be true or false")
+def _require_positive(config: LevelConfig | NetworkConfig, *names: str) -> None:
+    for name in names:
+        value = getattr(config, name)
+        if value is not None and value < 1:
+            raise ValueError(f"{name} {value} must be a whole number of at least 1")
 
 
 class FeatureDegradation(nn.Module):

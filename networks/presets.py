@@ -1,11 +1,13 @@
 """Named network configurations: those of the paper (Table 5), and small ones for a CPU."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import fields, replace
+from dataclasses import asdict, fields, replace
 from typing import Any
 
 from networks.analytic import PriorConfig
 from networks.invfusion import LevelConfig, NetworkConfig
+from runtime.files import plain
+from runtime.records import record
 
 CONDITIONINGS = ("invfusion", "blind", "unconditional")
 
@@ -88,7 +90,7 @@ def make_config(
     if conditioning not in CONDITIONINGS:
         known = ", ".join(CONDITIONINGS)
         raise ValueError(f"unknown conditioning '{conditioning}'; known are {known}")
-    config = replace(PRESETS[preset], **_overrides(network or {}))
+    config = _changed(PRESETS[preset], network) if network else PRESETS[preset]
     levels = config.levels if conditioning == "invfusion" else _plain(config.levels)
     unconditional = conditioning == "unconditional"
     channels, h, w = config.image_shape if image_shape is None else image_shape
@@ -105,36 +107,12 @@ _FIXED = ("image_shape", "num_classes", "in_mult", "out_mult", "noise_conditioni
 """Fields that follow from the data and from what the network is trained for."""
 
 
-def _overrides(network: Mapping[str, Any]) -> dict[str, Any]:
-    """Fields of `NetworkConfig` from what a configuration file says of them. Raises ValueError."""
+def _changed(preset: NetworkConfig, network: Mapping[str, Any]) -> NetworkConfig:
+    """A preset with the fields that a configuration file has for it. Raises ValueError."""
     known = [f.name for f in fields(NetworkConfig) if f.name not in _FIXED]
-    _check_known("network", network, known)
-    values = dict(network)
-    if "levels" in values:
-        if not isinstance(values["levels"], list) or not values["levels"]:
-            raise ValueError(f"network: levels={values['levels']!r} must be a list of levels")
-        values["levels"] = tuple(_level(i, level) for i, level in enumerate(values["levels"]))
-    return values
-
-
-def _level(i: int, level: Any) -> LevelConfig:
-    where = f"network: level {i}"
-    if not isinstance(level, Mapping):
-        raise ValueError(f"{where}: {level!r} must be a mapping such as {{depth: 2, width: 192}}")
-    _check_known(where, level, [f.name for f in fields(LevelConfig)])
-    for name in ("depth", "width"):
-        if name not in level:
-            raise ValueError(f"{where} needs a {name}")
-    try:
-        return LevelConfig(**level)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{where}: {error}") from None
-
-
-def _check_known(where: str, values: Mapping[str, Any], known: Sequence[str]) -> None:
-    for name in values:
-        if name not in known:
-            raise ValueError(f"{where}: unknown field '{name}'; known are {', '.join(known)}")
+    if unknown := [name for name in network if name not in known]:
+        raise ValueError(f"network: unknown field '{unknown[0]}'; known are {', '.join(known)}")
+    return record(NetworkConfig, plain(asdict(preset)) | dict(network), "network")
 
 
 def conditioning_of(config: NetworkConfig | PriorConfig) -> str:

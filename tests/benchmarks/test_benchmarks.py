@@ -15,7 +15,6 @@ from benchmarks import families, memory, posterior, report, resume, sampler_qual
 from benchmarks.reference_path import plain_layers, plain_operator, plain_problem
 from degradation import Draws, Mask, Problem
 from networks import Denoiser, GaussianMixture, make_config, save_weights
-from networks.flops import count_operations
 from samplers import CountingDenoiser, make_sampler
 
 SHAPE = (3, 4, 4)
@@ -108,8 +107,9 @@ def test_memory_is_counted_without_values(home: Path) -> None:
     """Windows and tiles included; a backward pass is twice the arithmetic of a forward pass."""
     run(memory.main, "--preset=tiny", "--name=n")
     found, half = result_of(home, "n")["counts"]
-    linear = count_operations(make_config("tiny")).linear / 1e9
-    assert found["forward_gflop"] == pytest.approx(linear, rel=0.05)  # with what mixes features
+    operator = speed.FAMILIES["mask"][0].sample((3, 16, 16), None, range(2))
+    products = speed.products(speed.network_for(make_config("tiny")), operator) / 2e9
+    assert 0.75 * products < found["forward_gflop"] <= products  # a CPU's attention is not seen
     assert 2.5 < found["training_gflop"] / found["forward_gflop"] < 3.5
     assert found["mib_an_image"] > half["mib_an_image"] > 0
 

@@ -1,17 +1,12 @@
-"""Presets, the sizes that a network may have, and its number of operations."""
+"""Presets, and the sizes that a network may have."""
 
 import dataclasses
 from typing import Any
 
 import pytest
 import torch
-from small_networks import SHAPE, make_problem
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
+from small_networks import SHAPE
 
-from degradation import (
-    MissingPatches,
-)
 from networks import (
     PRESETS,
     Denoiser,
@@ -19,7 +14,6 @@ from networks import (
     NetworkConfig,
     make_config,
 )
-from networks.flops import count_operations
 from networks.presets import CONDITIONINGS, conditioning_of
 
 # ---- presets ------------------------------------------------------------------------------------
@@ -112,40 +106,6 @@ def test_only_joint_levels_need_a_stack_of_images(joint: bool) -> None:
         assert NetworkConfig(SHAPE, 2, levels).levels == levels
 
 
-# ---- operations ---------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("conditioning", ["invfusion", "blind", "unconditional"])
-def test_operations_are_those_of_the_products_that_run(conditioning: str) -> None:
-    """Against PyTorch's counter, which sees matrix products: a matrix as operator, all of a map
-    as window. What it sees beside them is the conditioning, for each image rather than token."""
-    config = make_config("tiny", conditioning)
-    levels = tuple(dataclasses.replace(level, kernel=None) for level in config.levels)
-    denoiser = Denoiser(dataclasses.replace(config, levels=levels)).eval()
-    problem = make_problem("MatrixDegradation")
-    counter = FlopCounterMode(display=False)
-    with torch.no_grad(), counter, sdpa_kernel(SDPBackend.MATH):  # as products, which it counts
-        problem = denoiser.prepare(problem)
-        before = counter.get_total_flops()
-        denoiser(torch.randn(len(problem), 3, 16, 16), 1.0, problem)
-    conditions = sum(
-        2 * p.numel() for name, p in denoiser.named_parameters()
-        if p.ndim == 2 and ("mapping" in name or "norm.linear" in name or "in_proj" in name
-                            or "logvar" in name)
-    )  # fmt: skip
-    found = (counter.get_total_flops() - before) / len(problem) - conditions
-    expected = count_operations(denoiser.config, problem.degradation)
-    assert expected.total == pytest.approx(found, rel=0.02)
-
-
-def test_operations_of_the_paper() -> None:
-    """About 77 GFLOP an image for the FFHQ64 network (the operator apart)."""
-    mask = MissingPatches().sample((3, 64, 64), None, [0])
-    operations = count_operations(PRESETS["FFHQ64"], mask)
-    assert 7.5e10 < operations.total < 8.2e10 and operations.operator == 0
-    assert operations.linear > 0.9 * operations.total
-
-
 # ---- sizes ---------------------------------------------------------------------------------------
 
 
@@ -157,7 +117,6 @@ def test_operations_of_the_paper() -> None:
         ({"in_mult": 3}, "in_mult 3 must be 1 or 2"),
         ({"sigma_data": 0.0}, "sigma_data 0.0 must be a number from 1e-4 to 1e4"),
         ({"mapping_width": 33}, "mapping_width 33 must be even"),
-        ({"noise_conditioning": "no"}, "noise_conditioning no must be true or false"),
     ],
 )
 def test_sizes_that_no_network_has(change: dict[str, Any], sentence: str) -> None:
