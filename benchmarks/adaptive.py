@@ -5,24 +5,20 @@ fewer steps, and by `adaptive` with smaller and smaller `spread`, from the same 
 counts its own evaluations.
 """
 
-import statistics
 from collections.abc import Sequence
 from typing import Any
 
 import click
 import matplotlib.pyplot as plt
 import torch
-from tqdm import tqdm
 
 from benchmarks.report import CONTEXT, ROOT, name_option, report, save_picture
-from benchmarks.sampler_quality import values_of
-from commands.methods import Restorer, load_frozen
+from benchmarks.sampler_quality import means, value_rows
+from commands.methods import load_frozen
 from datautils.emoji import Emoji
-from degradation import GaussianNoise, get_family
-from metrics.evaluate import restorations
 from networks import Denoiser
 from runtime.tables import table
-from samplers import DPM, Adaptive
+from samplers import DPM, Adaptive, Sampler
 
 NET = ROOT / "checkpoints" / "emoji32-invfusion.safetensors"
 FAMILIES = ("MotionBlur", "MissingPatches", "MatrixDegradation", "Box")
@@ -31,45 +27,10 @@ SPREADS = (3.0, 30.0, 100.0, 300.0, 1000.0)
 PANELS = {"psnr": "PSNR (dB)", "detail": "detail, as a share of the originals'"}
 
 
-def image_rows(net: Denoiser, images: int) -> list[dict[str, Any]]:
-    """A row for each family, image, method and setting."""
-    methods = {("dpm", n): Restorer(net, DPM(num_steps=n), "fp32") for n in STEPS}
-    methods |= {
-        ("adaptive", c): Restorer(net, Adaptive(num_steps=STEPS[-1], spread=c), "fp32")
-        for c in SPREADS
-    }
-    stream = restorations(
-        Emoji(32, "heldout"), {name: get_family(name) for name in FAMILIES},
-        {f"{method}/{value}": restorer for (method, value), restorer in methods.items()},
-        noise=GaussianNoise(0.0), indices=range(images), batch=1, seed=0,
-        device=torch.device("cpu"),
-    )  # fmt: skip
-    rows = []
-    for restored in tqdm(stream, total=images * len(FAMILIES) * len(methods)):
-        method, value = restored.method.split("/")
-        values = {key: found[0] for key, found in values_of(restored).items()}
-        rows.append({
-            "family": restored.group.degradation, "image": restored.group.indices[0],
-            "method": method, "setting": float(value),
-            "evaluations": restored.cost["evaluations"], **values,
-        })  # fmt: skip
-    return rows
-
-
-def means(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Over the images: evaluations, PSNR, and what the samples have of the originals' edges."""
-    found = []
-    for key in dict.fromkeys((r["family"], r["method"], r["setting"]) for r in rows):
-        own = [r for r in rows if (r["family"], r["method"], r["setting"]) == key]
-        found.append({
-            "family": key[0], "method": key[1], "setting": key[2],
-            "evaluations": statistics.fmean(r["evaluations"] for r in own),
-            "least": min(r["evaluations"] for r in own),
-            "most": max(r["evaluations"] for r in own),
-            "psnr": statistics.fmean(r["psnr"] for r in own),
-            "detail": sum(r["edges"] for r in own) / sum(r["true_edges"] for r in own),
-        })  # fmt: skip
-    return found
+def samplers() -> dict[tuple[str, float], Sampler]:
+    """By name, and number of steps or spread."""
+    fewer = {("dpm", n): DPM(num_steps=n) for n in STEPS}
+    return fewer | {("adaptive", c): Adaptive(num_steps=STEPS[-1], spread=c) for c in SPREADS}
 
 
 def figure_of(curves: Sequence[dict[str, Any]], rows: Sequence[dict[str, Any]]) -> Any:
@@ -80,7 +41,7 @@ def figure_of(curves: Sequence[dict[str, Any]], rows: Sequence[dict[str, Any]]) 
     for column, family in zip(axes.T, FAMILIES, strict=True):
         column[0].set_title(family, fontsize=10, loc="left")
         for method, colour in (("dpm", "#8d99ae"), ("adaptive", "#d1495b")):
-            own = [c for c in curves if (c["family"], c["method"]) == (family, method)]
+            own = [c for c in curves if (c["family"], c["sampler"]) == (family, method)]
             for axis, key in zip(column, PANELS, strict=False):
                 x, y = [c["evaluations"] for c in own], [c[key] for c in own]
                 axis.plot(x, y, "o-", color=colour, label=method, lw=1.6, ms=4)
@@ -105,11 +66,11 @@ def main(images: int, name: str | None) -> None:
     """Compare dpm and adaptive at equal numbers of evaluations."""
     net = load_frozen(NET, torch.device("cpu"), "fp32")
     assert isinstance(net, Denoiser)
-    rows = image_rows(net, images)
-    curves = means(rows)
+    rows = value_rows(net, Emoji(32, "heldout"), FAMILIES, samplers(), images, 1, "setting")
+    curves = means(rows, "setting")
     headers = ["family", "method", "steps or spread", "NFE", "least", "most", "PSNR", "detail"]
     cells = [
-        [c["family"], c["method"], f"{c['setting']:g}", f"{c['evaluations']:.1f}",
+        [c["family"], c["sampler"], f"{c['setting']:g}", f"{c['evaluations']:.1f}",
          f"{c['least']:g}", f"{c['most']:g}", f"{c['psnr']:.2f}", f"{c['detail']:.2f}"]
         for c in curves
     ]  # fmt: skip

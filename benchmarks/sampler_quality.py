@@ -20,9 +20,10 @@ from tqdm import tqdm
 
 from benchmarks.report import CONTEXT, name_option, report, save_picture
 from commands.methods import Restorer, check_conditioning, check_objective, load_frozen
+from datautils import ImageDataset
 from datautils.photos import Photos
-from degradation import FAMILIES, Family, GaussianNoise, get_family
-from metrics.evaluate import Restored, restorations
+from degradation import FAMILIES, GaussianNoise, get_family
+from metrics.evaluate import restorations
 from metrics.pixel import consistency, psnr, to_uint8
 from networks import Denoiser
 from networks.weights import read_summary
@@ -65,26 +66,52 @@ def samplers_of(names: Sequence[str]) -> dict[tuple[str, int], Sampler]:
     return {key: sampler_of(*key) for key in wanted}
 
 
-def values_of(restored: Restored) -> dict[str, list[float]]:
-    """Of each image of a batch, whose last images may be there for padding alone."""
-    x, truth, problem = to_uint8(restored.x), restored.truth, restored.problem
-    values = {
-        "psnr": psnr(x, truth),
-        "consistency": consistency(problem.degradation, restored.x, problem.y),
-        "edges": edges(x),
-        "true_edges": edges(truth),
-    }
-    return {key: value[: len(restored.group.indices)].tolist() for key, value in values.items()}
+def value_rows(
+    net: Denoiser, dataset: ImageDataset, families: Sequence[str],
+    samplers: Mapping[tuple[str, float], Sampler], images: int, batch: int, setting: str,
+) -> list[dict[str, Any]]:  # fmt: skip
+    """A row for each image, family and sampler, of which the key has the name and the setting."""
+    stream = restorations(
+        dataset, {name: get_family(name) for name in families},
+        {f"{name}/{value}": Restorer(net, s, "fp32") for (name, value), s in samplers.items()},
+        noise=GaussianNoise(0.0), indices=range(images), batch=batch, seed=0,
+        device=torch.device("cpu"),
+    )  # fmt: skip
+    rows = []
+    for restored in tqdm(stream):
+        x, truth, problem = to_uint8(restored.x), restored.truth, restored.problem
+        values = {
+            "psnr": psnr(x, truth), "edges": edges(x), "true_edges": edges(truth),
+            "consistency": consistency(problem.degradation, restored.x, problem.y),
+        }  # fmt: skip
+        name, value = restored.method.split("/")
+        for i, image in enumerate(restored.group.indices):  # others are there for padding alone
+            rows.append({
+                "family": restored.group.degradation, "image": image, "sampler": name,
+                setting: float(value), "evaluations": restored.cost["evaluations"],
+                **{key: found[i].item() for key, found in values.items()},
+            })  # fmt: skip
+    return rows
 
 
-def means(values: Mapping[str, list[float]]) -> dict[str, float]:
-    """Over the images; detail: what the samples have of the photos' edges."""
-    error = statistics.stdev(values["psnr"]) / math.sqrt(len(values["psnr"]))
-    return {
-        "psnr": statistics.fmean(values["psnr"]), "psnr_standard_error": error,
-        "consistency": statistics.fmean(values["consistency"]),
-        "detail": sum(values["edges"]) / sum(values["true_edges"]),
-    }  # fmt: skip
+def means(rows: Sequence[Mapping[str, Any]], setting: str) -> list[dict[str, Any]]:
+    """Over the images; detail: what the samples have of the originals' edges."""
+    groups: dict[tuple, list[Mapping[str, Any]]] = {}
+    for row in rows:
+        groups.setdefault((row["family"], row["sampler"], row[setting]), []).append(row)
+    found = []
+    for (family, sampler, value), own in groups.items():
+        evaluations, quality = ([row[key] for row in own] for key in ("evaluations", "psnr"))
+        found.append({
+            "family": family, "sampler": sampler, setting: value,
+            "evaluations": statistics.fmean(evaluations),
+            "least": min(evaluations), "most": max(evaluations),
+            "psnr": statistics.fmean(quality),
+            "psnr_standard_error": statistics.stdev(quality) / math.sqrt(len(own)),
+            "consistency": statistics.fmean(row["consistency"] for row in own),
+            "detail": sum(row["edges"] for row in own) / sum(row["true_edges"] for row in own),
+        })  # fmt: skip
+    return found
 
 
 def edges(x: Tensor) -> Tensor:
@@ -92,34 +119,6 @@ def edges(x: Tensor) -> Tensor:
     x = x.double()
     across, down = (x.diff(dim=dim).abs().sum((1, 2, 3)) for dim in (-1, -2))
     return across + down
-
-
-def quality_rows(
-    net: Denoiser, families: Mapping[str, Family], names: Sequence[str], images: int
-) -> list[dict[str, Any]]:
-    """A row for each family, sampler and number of steps."""
-    photos = Photos(net.config.image_shape[-1], "heldout", size=images)
-    methods = {
-        f"{name}/{steps}": Restorer(net, sampler, "fp32")
-        for (name, steps), sampler in samplers_of(names).items()
-    }
-    found: dict[tuple[str, str], dict[str, list[float]]] = {}
-    stream = restorations(
-        photos, families, methods, noise=GaussianNoise(0.0), indices=range(images), batch=32,
-        seed=0, device=torch.device("cpu"),
-    )  # fmt: skip
-    for restored in tqdm(stream):
-        own = found.setdefault((restored.group.degradation, restored.method), {})
-        for key, values in values_of(restored).items():
-            own.setdefault(key, []).extend(values)
-    return [
-        {
-            "family": family, "sampler": name, "num_steps": steps,
-            "evaluations": methods[f"{name}/{steps}"].cost["evaluations"],
-            **means(found[family, f"{name}/{steps}"]),
-        }
-        for family in families for name, steps in samplers_of(names)
-    ]  # fmt: skip
 
 
 def quality_table(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -204,8 +203,11 @@ def main(
             raise ValueError(f"{net} holds an analytic prior: benchmarks.posterior is for it")
         check_conditioning(net, denoiser, {MMSE: sampler_of(MMSE, 1)}, "the photos")
         check_objective(net, denoiser, {name: make_sampler(name) for name in names})
-    drawn = {family: get_family(family) for family in families}
-    rows = quality_rows(denoiser, drawn, names, images)
+    photos = Photos(denoiser.config.image_shape[-1], "heldout", size=images)
+    samplers = samplers_of(names)
+    rows = means(
+        value_rows(denoiser, photos, families, samplers, images, 32, "num_steps"), "num_steps"
+    )
     report(
         name, quality_table(rows), {"images": images, "network": read_summary(net), "rows": rows}
     )

@@ -5,28 +5,10 @@ from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from degradation import blur, inpainting, projections
 from degradation.base import LinearOperator
-from degradation.blur import (
-    AveragePool,
-    Bicubic,
-    FixedKernel,
-    GaussianBlur,
-    MotionBlur,
-    SRConv,
-    UniformBlur,
-)
 from degradation.family import Device, Family, Shape, choice
-from degradation.inpainting import (
-    Box,
-    CentreBox,
-    FixedMask,
-    HalfImage,
-    MissingBox,
-    MissingPatches,
-    RandomPixels,
-)
 from degradation.mask import NullOperator
-from degradation.projections import Colourisation, Hadamard, MatrixDegradation
 from runtime.registry import Registry
 
 
@@ -46,9 +28,9 @@ class RandomDegradation(Family):
 
     members: tuple[Family, ...] = field(
         default_factory=lambda: (
-            MotionBlur(),
-            MissingPatches(),
-            MatrixDegradation(),
+            blur.MotionBlur(),
+            inpainting.MissingPatches(),
+            projections.MatrixDegradation(),
             NoDegradation(),
         )
     )
@@ -122,25 +104,25 @@ FAMILIES = _Families(
 FAMILIES |= {
     family.__name__: family
     for family in (
-        MissingPatches,
-        Box,
-        MissingBox,
-        MotionBlur,
-        SRConv,
-        MatrixDegradation,
+        inpainting.MissingPatches,
+        inpainting.Box,
+        inpainting.MissingBox,
+        blur.MotionBlur,
+        blur.SRConv,
+        projections.MatrixDegradation,
         NoDegradation,
         RandomDegradation,
-        RandomPixels,
-        CentreBox,
-        HalfImage,
-        FixedMask,
-        AveragePool,
-        Bicubic,
-        GaussianBlur,
-        UniformBlur,
-        FixedKernel,
-        Hadamard,
-        Colourisation,
+        inpainting.RandomPixels,
+        inpainting.CentreBox,
+        inpainting.HalfImage,
+        inpainting.FixedMask,
+        blur.AveragePool,
+        blur.Bicubic,
+        blur.GaussianBlur,
+        blur.UniformBlur,
+        blur.FixedKernel,
+        projections.Hadamard,
+        projections.Colourisation,
     )
 }
 

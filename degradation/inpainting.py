@@ -15,8 +15,23 @@ from degradation.randomness import Draws
 _LEAST_VISIBLE = 1e-4
 
 
+class _Masks(Family):
+    """Masks of each image, or one for all."""
+
+    def masks(self, image_shape: Shape, seeds: Sequence[int]) -> Tensor:
+        """The masks of `sample`, `[B or 1, 1 or C, h, w]`, on the CPU: their check would wait for a
+        GPU."""
+        raise NotImplementedError
+
+    def sample(
+        self, image_shape: Shape, structure: Any, seeds: Sequence[int], device: Device = "cpu"
+    ) -> Mask:
+        operator = Mask(self.masks(image_shape, seeds), image_shape).to(device, non_blocking=True)
+        return operator if len(operator) == len(seeds) else operator.expand(len(seeds))
+
+
 @dataclass(frozen=True)
-class MissingPatches(Family):
+class MissingPatches(_Masks):
     """In-painting of scattered patches (A.3.1).
 
     Patches of side 2^k, k uniform from 0 to log2 of the image's shorter side, are each visible
@@ -32,9 +47,7 @@ class MissingPatches(Family):
                 f"max_visible must lie between {_LEAST_VISIBLE} and 1, not {self.max_visible}"
             )
 
-    def sample(
-        self, image_shape: Shape, structure: Any, seeds: Sequence[int], device: Device = "cpu"
-    ) -> Mask:
+    def masks(self, image_shape: Shape, seeds: Sequence[int]) -> Tensor:
         h, w = image_shape[1:]
         if h * w == 1:
             raise ValueError("an image of one pixel has no patches to hide")
@@ -42,14 +55,14 @@ class MissingPatches(Family):
         pending = torch.arange(len(seeds))
         attempt = 0
         while len(pending):
-            drawn = self._masks([seeds[i] for i in pending.tolist()], (h, w), f"mask/{attempt}")
+            drawn = self._drawn([seeds[i] for i in pending.tolist()], (h, w), f"mask/{attempt}")
             mask[pending] = drawn
             visible = drawn.flatten(1).mean(1)
             pending = pending[(visible == 0) | (visible == 1)]
             attempt += 1
-        return _moved(Mask(mask.unsqueeze(1), image_shape), device)
+        return mask.unsqueeze(1)
 
-    def _masks(self, seeds: Sequence[int], size: tuple[int, int], stream: str) -> Tensor:
+    def _drawn(self, seeds: Sequence[int], size: tuple[int, int], stream: str) -> Tensor:
         h, w = size
         draws = Draws(seeds)
         side = 2 ** draws.integers(0, int(math.log2(min(h, w))), (1, 1), stream + "/side")
@@ -60,27 +73,23 @@ class MissingPatches(Family):
 
 
 @dataclass(frozen=True)
-class Box(Family):
+class Box(_Masks):
     """Out-painting: one rectangle, between two distinct cuts of each axis, is visible (A.3.4)."""
 
-    def sample(
-        self, image_shape: Shape, structure: Any, seeds: Sequence[int], device: Device = "cpu"
-    ) -> Mask:
+    def masks(self, image_shape: Shape, seeds: Sequence[int]) -> Tensor:
         draws = Draws(seeds)
         rows, columns = (
             _interval(draws, n, axis) for n, axis in zip(image_shape[1:], "hw", strict=True)
         )
-        return _moved(Mask(rows[:, None, :, None] & columns[:, None, None, :], image_shape), device)
+        return rows[:, None, :, None] & columns[:, None, None, :]
 
 
 @dataclass(frozen=True)
-class MissingBox(Family):
+class MissingBox(_Masks):
     """In-painting of one rectangle, the complement of `Box`."""
 
-    def sample(
-        self, image_shape: Shape, structure: Any, seeds: Sequence[int], device: Device = "cpu"
-    ) -> Mask:
-        return _moved(Mask(1 - Box().sample(image_shape, None, seeds).mask, image_shape), device)
+    def masks(self, image_shape: Shape, seeds: Sequence[int]) -> Tensor:
+        return ~Box().masks(image_shape, seeds)
 
 
 def _interval(draws: Draws, n: int, axis: str) -> Tensor:
@@ -93,7 +102,7 @@ def _interval(draws: Draws, n: int, axis: str) -> Tensor:
 
 
 @dataclass(frozen=True)
-class RandomPixels(Family):
+class RandomPixels(_Masks):
     """In-painting of scattered pixels: each is visible with a probability p of its image.
 
     visible: p, or two numbers that p is uniform between. Where chance leaves no pixel visible, or
@@ -106,9 +115,7 @@ class RandomPixels(Family):
         valid = all(0 < p < 1 for p in self.visible)
         check_span("visible", self.visible, "in (0, 1)", valid)
 
-    def sample(
-        self, image_shape: Shape, structure: Any, seeds: Sequence[int], device: Device = "cpu"
-    ) -> Mask:
+    def masks(self, image_shape: Shape, seeds: Sequence[int]) -> Tensor:
         h, w = image_shape[1:]
         if h * w == 1:
             raise ValueError("an image of one pixel has no pixels to hide")
@@ -118,11 +125,11 @@ class RandomPixels(Family):
         mask = (lot < p[:, None]).float()
         mask.scatter_(1, lot.argmin(1, keepdim=True), 1.0)
         mask.scatter_(1, lot.argmax(1, keepdim=True), 0.0)
-        return _moved(Mask(mask.view(-1, 1, h, w), image_shape), device)
+        return mask.view(-1, 1, h, w)
 
 
 @dataclass(frozen=True)
-class CentreBox(Family):
+class CentreBox(_Masks):
     """In-painting of a box in the middle, the same for every image.
 
     share: sides of the box over those of the image, rounded to whole pixels, at least one.
@@ -133,9 +140,7 @@ class CentreBox(Family):
     def __post_init__(self) -> None:
         check_share("share", self.share)
 
-    def sample(
-        self, image_shape: Shape, structure: Any, seeds: Sequence[int], device: Device = "cpu"
-    ) -> Mask:
+    def masks(self, image_shape: Shape, seeds: Sequence[int]) -> Tensor:
         h, w = image_shape[1:]
         rows, columns = max(1, round(self.share * h)), max(1, round(self.share * w))
         if (rows, columns) == (h, w):
@@ -143,14 +148,14 @@ class CentreBox(Family):
         mask = torch.ones(1, 1, h, w)
         top, left = (h - rows) // 2, (w - columns) // 2
         mask[..., top : top + rows, left : left + columns] = 0
-        return _moved(Mask(mask, image_shape), device).expand(len(seeds))
+        return mask
 
 
 _SIDES = ("left", "right", "top", "bottom")
 
 
 @dataclass(frozen=True)
-class HalfImage(Family):
+class HalfImage(_Masks):
     """Out-painting of a half: `side` is the one that is missing, or "random" for any of the four.
 
     Of an odd number of pixels the missing half has the fewer.
@@ -162,9 +167,7 @@ class HalfImage(Family):
         if self.side not in (*_SIDES, "random"):
             raise ValueError(f"side must be {', '.join(_SIDES)} or random, not {self.side}")
 
-    def sample(
-        self, image_shape: Shape, structure: Any, seeds: Sequence[int], device: Device = "cpu"
-    ) -> Mask:
+    def masks(self, image_shape: Shape, seeds: Sequence[int]) -> Tensor:
         h, w = image_shape[1:]
         if min(h, w) < 2:
             raise ValueError(f"an image of {h}×{w} has no halves")
@@ -177,11 +180,11 @@ class HalfImage(Family):
             side = Draws(seeds).integers(0, 3, (), "side")
         else:
             side = torch.full((len(seeds),), _SIDES.index(self.side))
-        return _moved(Mask(masks[side], image_shape), device)
+        return masks[side]
 
 
 @dataclass(frozen=True, eq=False)
-class FixedMask(Family):
+class FixedMask(_Masks):
     """One given mask for every image: `[1 or C, h, w]`, 1 (or True) = visible."""
 
     mask: Tensor
@@ -190,12 +193,5 @@ class FixedMask(Family):
         if not self.mask.any():
             raise ValueError("mask is zero everywhere: at least one pixel must be visible")
 
-    def sample(
-        self, image_shape: Shape, structure: Any, seeds: Sequence[int], device: Device = "cpu"
-    ) -> Mask:
-        return _moved(Mask(self.mask[None], image_shape), device).expand(len(seeds))
-
-
-def _moved(mask: Mask, device: Device) -> Mask:
-    """Made, and checked, on the CPU: a check on a GPU would wait for it."""
-    return mask.to(device, non_blocking=True)
+    def masks(self, image_shape: Shape, seeds: Sequence[int]) -> Tensor:
+        return self.mask[None]

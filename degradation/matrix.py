@@ -6,7 +6,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from degradation.base import Diagonalisable, apply_matrix, full_precision, per_image
+from degradation.base import Diagonalisable, apply_matrix, full_precision
 
 # Below this ratio of singular values float32 products cost accuracy: Vᵀ is then made in float64.
 _WELL_CONDITIONED = 0.1
@@ -70,10 +70,6 @@ class DenseMatrix(Diagonalisable):
         return self.unflatten(
             apply_matrix(self.large.mT, apply_matrix(self.to_y.mT, full_precision(y)))
         )
-
-    def H_pinv(self, y: Tensor, noise_level: float | Tensor = 0.0) -> Tensor:
-        z = self.Ut(y)
-        return self.V(per_image(self.gain(noise_level), z) * z)
 
     def Vt(self, x: Tensor) -> Tensor:
         return apply_matrix(self.to_z, apply_matrix(self.large, self.flatten(x)))

@@ -2,7 +2,6 @@
 
 import math
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -21,30 +20,35 @@ _BELOW = 0.02  # how far below black the measurement of an image of 0 and 1 may 
 # values leave up to 0.005, negative lobes 0.08 and more
 
 
-class Noise(Protocol):
+class Noise:
     """What turns Hx into a measurement."""
 
     def measure(
-        self,
-        degradation: LinearOperator,
-        x: Tensor,
-        draws: Draws,
-        class_labels: Tensor | None = None,
+        self, degradation: LinearOperator, x: Tensor, draws: Draws, labels: Tensor | None = None
     ) -> Problem:
-        """The problem of clean images x `[B, C, h, w]`, the noise drawn from each image's seed."""
-        ...
+        """The problem y = Hx + n of clean images x `[B, C, h, w]` in [-1, 1] with these classes.
+
+        The noise is drawn from each image's seed.
+        """
+        y, level = self.added(degradation, degradation.H(x), draws)
+        return Problem(degradation, y, level, labels)
+
+    def added(
+        self, degradation: LinearOperator, y: Tensor, draws: Draws
+    ) -> tuple[Tensor, Tensor | float]:
+        """y `[B, M]` with noise, and the standard deviation of this noise, a number or `[B]`."""
+        raise NotImplementedError
 
     def level_of(self, degradation: LinearOperator, y: Tensor) -> Tensor:
-        """Standard deviation of the noise on measurements y `[B, M]`, as far as y tells: `[B]`."""
-        ...
+        """Standard deviation of the noise on a user's own measurements y `[B, M]`: `[B]`."""
+        raise NotImplementedError
 
     def check(self, degradation: LinearOperator) -> None:
         """Raise ValueError for operators that cannot be measured so."""
-        ...
 
 
 @dataclass(frozen=True)
-class GaussianNoise:
+class GaussianNoise(Noise):
     """White noise of standard deviation `level` on every existing row of y.
 
     Images are in [-1, 1], so a level of 0.1 is 5 % of the range of a pixel.
@@ -56,30 +60,17 @@ class GaussianNoise:
         if not 0 <= self.level < float("inf"):
             raise ValueError(f"the noise level must be a number ≥ 0, not {self.level}")
 
-    def measure(
-        self,
-        degradation: LinearOperator,
-        x: Tensor,
-        draws: Draws,
-        class_labels: Tensor | None = None,
-    ) -> Problem:
-        """y = Hx + n for clean images x `[B, C, h, w]`, the noise drawn from the image's seed."""
-        y = degradation.H(x)
+    def added(self, degradation: LinearOperator, y: Tensor, draws: Draws) -> tuple[Tensor, float]:
         if self.level:
-            noise = draws.normal(y.shape[1:], "measurement noise").to(y)
-            y = y + self.level * noise * degradation.rows
-        return Problem(degradation, y, self.level, class_labels)
+            y = y + self.level * _white(y, draws) * degradation.rows
+        return y, self.level
 
     def level_of(self, degradation: LinearOperator, y: Tensor) -> Tensor:
-        """The level itself, `[B]`."""
         return torch.full((len(y),), self.level, device=y.device)
-
-    def check(self, degradation: LinearOperator) -> None:
-        """Any operator will do."""
 
 
 @dataclass(frozen=True)
-class DrawnNoise:
+class DrawnNoise(Noise):
     """White noise with a level of its own for each image, to train one network for all of them.
 
     The standard deviation is uniform in [lowest, highest], or 0 for a share of the images.
@@ -99,37 +90,22 @@ class DrawnNoise:
         if not 0 <= self.clean_share <= 1:
             raise ValueError(f"the clean share must be between 0 and 1, not {self.clean_share}")
 
-    def measure(
-        self,
-        degradation: LinearOperator,
-        x: Tensor,
-        draws: Draws,
-        class_labels: Tensor | None = None,
-    ) -> Problem:
-        """y = Hx + n for clean images x `[B, C, h, w]`; level and noise from the image's seed."""
-        y = degradation.H(x)
+    def added(self, degradation: LinearOperator, y: Tensor, draws: Draws) -> tuple[Tensor, Tensor]:
         uniform = draws.uniform((), "noise level").to(y)
         clean = draws.uniform((), "noise level/clean") < self.clean_share
         level = torch.where(clean, 0, self.lowest + (self.highest - self.lowest) * uniform)
-        noise = draws.normal(y.shape[1:], "measurement noise").to(y)
-        y = y + level[:, None] * noise * degradation.rows
-        return Problem(degradation, y, level, class_labels)
+        return y + level[:, None] * _white(y, draws) * degradation.rows, level
 
-    def level_of(self, degradation: LinearOperator, y: Tensor) -> Tensor:
-        """The root mean square of the levels, `[B]`: y tells no more."""
-        square = (self.lowest**2 + self.lowest * self.highest + self.highest**2) / 3
-        level = math.sqrt((1 - self.clean_share) * square)
-        return torch.full((len(y),), level, device=y.device)
 
-    def check(self, degradation: LinearOperator) -> None:
-        """Any operator will do."""
+def _white(y: Tensor, draws: Draws) -> Tensor:
+    return draws.normal(y.shape[1:], "measurement noise").to(y)
 
 
 _MOST_PHOTONS = 1e9  # its noise is then far below float32
 
 
 @dataclass(frozen=True)
-class PoissonNoise:
+class PoissonNoise(Noise):
     """Photon noise: y = 2n/λ − 1, n ~ Poisson(λ (v + 1)/2) for every existing row v of Hx.
 
     λ = `peak` is the expected number of photons where v is white (1); where it is black (−1) there
@@ -152,16 +128,9 @@ class PoissonNoise:
                 f"{self.peak}"
             )
 
-    def measure(
-        self,
-        degradation: LinearOperator,
-        x: Tensor,
-        draws: Draws,
-        class_labels: Tensor | None = None,
-    ) -> Problem:
-        """y for clean images x `[B, C, h, w]` in [-1, 1], by the inverse distribution function of
-        uniform numbers drawn from the image's seed."""
-        y, rows = degradation.H(x), degradation.rows
+    def added(self, degradation: LinearOperator, y: Tensor, draws: Draws) -> tuple[Tensor, Tensor]:
+        """By the inverse distribution function of uniform numbers."""
+        rows = degradation.rows
         if (torch.where(rows, y, 0).abs() > 1 + 2 * _BELOW).any():
             raise ValueError(_refusal(degradation) + "; the images must be in [-1, 1]")
         first, second = (
@@ -171,7 +140,7 @@ class PoissonNoise:
         mean = (self.peak / 2 * (y[rows].double() + 1)).clamp(min=0)
         counts = poisson_quantile(uniform, mean)
         y = y.masked_scatter(rows, (2 / self.peak * counts - 1).to(y))
-        return Problem(degradation, y, self.level_of(degradation, y), class_labels)
+        return y, self.level_of(degradation, y)
 
     def level_of(self, degradation: LinearOperator, y: Tensor) -> Tensor:
         """√(2 (v + 1)/λ), root mean square over the existing rows, with y in the place of v: `[B]`.

@@ -1,5 +1,6 @@
 """What a sampler is given: an operator, the measurement, the level of its noise, the class."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Self
 
@@ -60,32 +61,20 @@ class Problem:
 
     def __getitem__(self, index: slice | Tensor | list[int]) -> Self:
         """The problems of a sub-batch."""
-        return type(self)(
-            self.degradation[index],
-            self.y[index],
-            self.noise_level[index],
-            None if self.class_labels is None else self.class_labels[index],
-        )
+        return self._map(self.degradation[index], lambda t: t[index])
 
     def expand(self, n: int) -> Self:
         """The batch n times over in n blocks: several samples of each problem."""
-        labels = self.class_labels
-        return type(self)(
-            self.degradation.expand(n),
-            self.y.repeat(n, 1),
-            self.noise_level.repeat(n),
-            None if labels is None else labels.repeat(n),
-        )
+        return self._map(self.degradation.expand(n), lambda t: t.repeat(n, *[1] * (t.ndim - 1)))
 
     def to(self, device: torch.device | str) -> Self:
         """Move to a device."""
+        return self._map(self.degradation.to(device), lambda t: t.to(device))
+
+    def _map(self, degradation: LinearOperator, fn: Callable[[Tensor], Tensor]) -> Self:
         labels = self.class_labels
-        return type(self)(
-            self.degradation.to(device),
-            self.y.to(device),
-            self.noise_level.to(device),
-            None if labels is None else labels.to(device),
-        )
+        labels = None if labels is None else fn(labels)
+        return type(self)(degradation, fn(self.y), fn(self.noise_level), labels)
 
     def unconditional(self) -> Self:
         """Only the class labels remain: what zero-shot samplers call the denoiser with."""

@@ -19,7 +19,7 @@ _WEYL = (0x9E3779B9, 0xBB67AE85)
 _BLOCK = 1 << 17  # counters worked on at a time: the intermediate tensors stay in the cache
 _GPU_BLOCK = 1 << 22  # and on a GPU, where they take some hundred bytes each
 
-Block = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor], None]
+Convert = Callable[[list[Tensor]], Tensor]  # of random words
 
 
 def philox(counter: Sequence[Tensor], key: Sequence[Tensor], rounds: int = 10) -> list[Tensor]:
@@ -70,11 +70,11 @@ class Draws:
 
     def uniform(self, shape: Sequence[int], stream: str) -> Tensor:
         """Uniform numbers in the open interval (0, 1), float32 `[B, *shape]`."""
-        return self._draw(shape, stream, _uniform_block)
+        return self._draw(shape, stream, _to_uniform)
 
     def normal(self, shape: Sequence[int], stream: str) -> Tensor:
         """Standard normal numbers (Box-Muller), float32 `[B, *shape]`."""
-        return self._draw(shape, stream, _normal_block)
+        return self._draw(shape, stream, _to_normal)
 
     def integers(self, low: int, high: int, shape: Sequence[int], stream: str) -> Tensor:
         """Uniform integers from low to high, both included, int64 `[B, *shape]`."""
@@ -96,23 +96,14 @@ class Draws:
         fill(rows, self.seeds, counts, stream)  # what does not exist is not drawn
         return rows
 
-    def _draw(self, shape: Sequence[int], stream: str, block: Block) -> Tensor:
+    def _draw(self, shape: Sequence[int], stream: str, convert: Convert) -> Tensor:
         out = torch.empty(len(self), math.prod(shape), device=self.seeds.device)
         row = torch.zeros(1, 1, dtype=torch.int64, device=self.seeds.device)
-        _fill(out, self.seeds, row, stream, block)
+        _fill(out, self.seeds, row, stream, convert)
         return out.reshape(len(self), *shape)
 
 
-def compile_draws() -> None:
-    """Compile the generator for this machine: several seconds once, then faster draws.
-
-    The numbers stay the same, normals to rounding. Needs a C++ compiler (on a GPU, Triton).
-    """
-    for block in (_uniform_block, _normal_block):
-        _COMPILED[block] = torch.compile(block, dynamic=True)
-
-
-def _fill(out: Tensor, seeds: Tensor, row: Tensor, stream: str, block: Block) -> None:
+def _fill(out: Tensor, seeds: Tensor, row: Tensor, stream: str, convert: Convert) -> None:
     """Fill `[len(seeds), count]`; the counter is (position, row, hash of the stream)."""
     if not out.numel():
         return
@@ -123,19 +114,19 @@ def _fill(out: Tensor, seeds: Tensor, row: Tensor, stream: str, block: Block) ->
     )
     k0, k1 = seeds[:, None] & _WORD, (seeds[:, None] >> 32) & _WORD
     total = (out.shape[1] + 3) // 4
-    run = _COMPILED.get(block, block)
-    at_once = _BLOCK if seeds.device.type == "cpu" else _GPU_BLOCK
-    size = total if run is not block else max(1, at_once // len(seeds))
+    size = max(1, (_BLOCK if seeds.device.type == "cpu" else _GPU_BLOCK) // len(seeds))
     for start in range(0, total, size):
         position = torch.arange(start, min(start + size, total), device=seeds.device)
-        run(out[:, 4 * start : 4 * (start + len(position))], position, row, low, high, k0, k1)
+        part = out[:, 4 * start : 4 * (start + len(position))]
+        values = convert(philox([position, row, low, high], (k0, k1))).flatten(1)
+        part.copy_(values[:, : part.shape[1]])
 
 
 def _fill_each(rows: Tensor, seeds: Tensor, counts: Tensor, stream: str) -> None:
     """The first counts[i] of the rows `[B, most, width]` with normal numbers, image by image."""
     row = torch.arange(rows.shape[1], device=rows.device)[:, None]
     for out, seed, count in zip(rows, seeds, counts.tolist(), strict=True):
-        _fill(out[:count], seed.expand(count), row[:count], stream, _normal_block)
+        _fill(out[:count], seed.expand(count), row[:count], stream, _to_normal)
 
 
 def _fill_together(rows: Tensor, seeds: Tensor, counts: Tensor, stream: str) -> None:
@@ -145,28 +136,8 @@ def _fill_together(rows: Tensor, seeds: Tensor, counts: Tensor, stream: str) -> 
     for part in torch.arange(len(images)).split(max(1, 4 * _GPU_BLOCK // rows.shape[2])):
         image, row = images[part].to(rows.device), numbers[part].to(rows.device)
         values = torch.empty(len(part), rows.shape[2], device=rows.device)
-        _fill(values, seeds[image], row[:, None], stream, _normal_block)
+        _fill(values, seeds[image], row[:, None], stream, _to_normal)
         rows[image, row] = values
-
-
-def _uniform_block(
-    out: Tensor, position: Tensor, row: Tensor, low: Tensor, high: Tensor, k0: Tensor, k1: Tensor
-) -> None:
-    """Fill `[B, m]`, m ≤ 4n, with uniform numbers of the counters (position `[n]`, row, low, high)
-    and keys."""
-    values = _to_uniform(philox([position, row, low, high], (k0, k1))).flatten(1)
-    out.copy_(values[:, : out.shape[1]])
-
-
-def _normal_block(
-    out: Tensor, position: Tensor, row: Tensor, low: Tensor, high: Tensor, k0: Tensor, k1: Tensor
-) -> None:
-    """The same with standard normal numbers."""
-    values = _to_normal(philox([position, row, low, high], (k0, k1))).flatten(1)
-    out.copy_(values[:, : out.shape[1]])
-
-
-_COMPILED: dict[Block, Block] = {}
 
 
 def _to_uniform(words: list[Tensor]) -> Tensor:

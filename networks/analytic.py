@@ -1,4 +1,4 @@
-"""Gaussian mixtures over images: denoiser, score, density and posterior in closed form.
+"""Gaussian mixtures over images: denoiser, density and posterior in closed form.
 
 Noise of level σ turns N(μ, Σ) into N(μ, Σ + σ²I), and a linear measurement turns a mixture into
 another one. So everything that a sampler approximates is known here: the ground truth for
@@ -187,44 +187,23 @@ class GaussianMixture:
             estimates = shares[..., None] * estimates
         return self._images(self._unrotated(estimates).sum(1)).to(_result(x))
 
-    def score(self, x: Tensor, sigma: Tensor | float = 0.0) -> Tensor:
-        """∇ log p(x) of x = x0 + σε, `[n·B, C, h, w]`, accurate at small σ too.
-
-        Raises ValueError at σ = 0 if a covariance is singular, because then there is no density.
-        """
-        self._check_level(sigma, regular=True)
-        offset, inverse, logits = self._weigh(x, sigma)
-        shares = logits.softmax(1)
-        if self._shared:
-            offset = offset - (shares.mT @ self._anchored[1])[:, None]
-        else:
-            offset = shares[..., None] * offset
-        return self._images(self._unrotated(-offset * inverse).sum(1)).to(_result(x))
-
     def log_density(self, x: Tensor, sigma: Tensor | float = 0.0) -> Tensor:
         """log p(x) of x = x0 + σε, float64 `[n·B]`.
 
         At σ = 0 a singular mixture has a density on its support alone, on which x is taken to lie.
         Raises ValueError if its components have supports of different dimensions.
         """
-        self._check_level(sigma, regular=False)
+        rank = (self.variances > 0).sum(-1)
+        if torch.as_tensor(sigma).min() <= 0 and (rank != rank[:, :1]).any():
+            raise ValueError(
+                "components whose supports have different dimensions have no common density at "
+                "sigma 0"
+            )
         return self._weigh(x, sigma)[2].logsumexp(1).mT.flatten()
 
     def component_log_densities(self, x: Tensor) -> Tensor:
         """log w_k N(x0; μ_k, Σ_k) of images or vectors, float64 `[n·B, K]`."""
         return self._weigh(x, 0.0)[2].permute(2, 0, 1).flatten(0, 1)
-
-    def _check_level(self, sigma: Tensor | float, regular: bool) -> None:
-        if torch.as_tensor(sigma).min() > 0:
-            return
-        if regular and (self.variances == 0).any():
-            raise ValueError("a singular mixture has no score at sigma 0")
-        rank = (self.variances > 0).sum(-1)
-        if (rank != rank[:, :1]).any():
-            raise ValueError(
-                "components whose supports have different dimensions have no common density at "
-                "sigma 0"
-            )
 
     def _weigh(self, x: Tensor, sigma: Tensor | float) -> tuple[Tensor, Tensor, Tensor]:
         """u = Q_kᵀ(x − μ_k) `[B, K, n, D]`, 1/(λ_k + σ²), and log w_k N(x; μ_k, Σ_k + σ²I)

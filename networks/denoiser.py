@@ -138,7 +138,9 @@ class Denoiser(nn.Module):
         inputs = x / total
         if self.config.in_mult == 2:
             inputs = torch.cat((inputs, problem.prepared.pinv), 1)
-        mean, rest = self._run(inputs, sigma, problem, augment_labels)
+        features = problem.prepared.features
+        out = self.net(inputs, sigma.log() / 4, problem, augment_labels, features).float()
+        mean, rest = out.tensor_split([self.config.image_shape[0]], 1)
         c_out = self.output_scale(sigma)[:, None, None, None]
         return (self.config.sigma_data / total).square() * x + c_out * mean, rest
 
@@ -149,11 +151,3 @@ class Denoiser(nn.Module):
                 raise ValueError(f"{name} is of images {tuple(shape)}, but the network of {ours}")
         if len(x) != len(problem):
             raise ValueError(f"x has {len(x)} images, but the problem {len(problem)}")
-
-    def _run(
-        self, inputs: Tensor, sigma: Tensor, problem: Problem, augment_labels: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
-        features = problem.prepared.features
-        out = self.net(inputs, sigma.log() / 4, problem, augment_labels, features).float()
-        mean, rest = out.tensor_split([self.config.image_shape[0]], 1)
-        return mean, rest

@@ -125,27 +125,15 @@ def parameters(raw: Mapping[str, Tensor], probability: float) -> Parameters:
     )
 
 
-@dataclass(frozen=True)
-class Augment:
-    """Augments images, each by its own seed alone.
+def augment(images: Tensor, draws: Draws, probability: float) -> tuple[Tensor, Tensor]:
+    """Images `[B, C, h, w]` in [-1, 1] to images, not clipped, and their labels `[B, 9]`.
 
     probability: of each operation, in [0, 1]; a flip that is applied mirrors half of the images.
-    The left-right flip is applied always, but at 0 nothing is.
+    The left-right flip is applied always, but at 0 nothing is. Each image follows its own seed;
+    with draws on the CPU a GPU is not waited for to learn which images to warp.
     """
-
-    probability: float
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.probability <= 1:
-            raise ValueError(f"probability {self.probability} must lie between 0 and 1")
-
-    def __call__(self, images: Tensor, draws: Draws) -> tuple[Tensor, Tensor]:
-        """Images `[B, C, h, w]` in [-1, 1] to images, not clipped, and their labels `[B, 9]`.
-
-        With draws on the CPU a GPU is not waited for to learn which images to warp.
-        """
-        params = parameters(raw_numbers(draws), self.probability)
-        return apply(images, params), params.labels().to(images.device)
+    params = parameters(raw_numbers(draws), probability)
+    return apply(images, params), params.labels().to(images.device)
 
 
 def apply(images: Tensor, params: Parameters) -> Tensor:

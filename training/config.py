@@ -211,8 +211,6 @@ class TrainConfig:
         for name, kind in _types().items():
             if kind in (str, str | None):
                 _require(getattr(self, name) != "", name, "''", "a text of at least one letter")
-        for level in self.recompute:
-            _require(level in range(9), "recompute", level, "the number of a level, from 0")
         if self.compile and self.fsdp:
             raise ValueError("compile makes one graph of what fsdp gathers block by block: leave "
                              "out one of them")  # fmt: skip

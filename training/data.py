@@ -1,10 +1,10 @@
 """Which image every sample of a run is, and loading it."""
 
+import itertools
 from collections.abc import Iterator
 from functools import partial
 
 import torch
-from torch.utils.data import Sampler
 
 from datautils import ImageDataset
 from datautils.huggingface import HuggingFaceStream
@@ -13,30 +13,21 @@ from degradation import derive_seed
 from runtime import distributed
 
 
-class SampleOrder(Sampler[list[int]]):
+def sample_order(size: int, batch: int, seed: int, step: int = 0) -> Iterator[list[int]]:
     """Data set indices of each step's samples that fall to this process, from `step` on, forever.
 
     Sample n of the run is a fixed image: epochs are permutations drawn from (seed, epoch).
     """
-
-    def __init__(self, size: int, batch: int, seed: int, step: int = 0):
-        self.size, self.batch, self.seed, self.step = size, batch, seed, step
-        self.rank, self.world = distributed.rank(), distributed.world_size()
-
-    def __iter__(self) -> Iterator[list[int]]:
-        epoch, order = -1, torch.empty(0, dtype=torch.int64)
-        step = self.step
-        while True:
-            indices = []
-            for sample in step_samples(step, self.batch, self.rank, self.world):
-                if sample // self.size != epoch:
-                    epoch = sample // self.size
-                    seed = derive_seed(self.seed, "order", epoch)
-                    generator = torch.Generator().manual_seed(seed)
-                    order = torch.randperm(self.size, generator=generator)
-                indices.append(int(order[sample % self.size]))
-            yield indices
-            step += 1
+    epoch, order = -1, torch.empty(0, dtype=torch.int64)
+    for now in itertools.count(step):
+        indices = []
+        for sample in step_samples(now, batch, distributed.rank(), distributed.world_size()):
+            if sample // size != epoch:
+                epoch = sample // size
+                generator = torch.Generator().manual_seed(derive_seed(seed, "order", epoch))
+                order = torch.randperm(size, generator=generator)
+            indices.append(int(order[sample % size]))
+        yield indices
 
 
 def step_samples(step: int, batch: int, rank: int, world: int) -> range:
@@ -65,5 +56,5 @@ def training_batches(
         reads = partial(dataset.reads, derive_seed(seed, "stream", step * batch), rank, world)
         workers = min(workers, dataset.workers(world))
         return stream_batches(reads, batch // world, workers, skip_broken)
-    order = SampleOrder(len(dataset), batch, seed, step)
+    order = sample_order(len(dataset), batch, seed, step)
     return load_batches(dataset, order, workers, skip_broken=skip_broken)

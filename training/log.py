@@ -7,8 +7,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from runtime import distributed
 from runtime.files import plain, replacing, writing
@@ -36,15 +35,8 @@ class RunLog:
         self.file = path.open("a")
         self.bar = progress(total, "training", "images", initial=images, seconds=_SECONDS)
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def close(self) -> None:
+        """End the bar, and the trackers."""
         if not self.silent:
             self.bar.close()
             self.file.close()

@@ -4,7 +4,7 @@ import itertools
 import sys
 import time
 from collections.abc import Callable, Mapping
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,6 @@ from typing import Any
 import torch
 
 from datautils import ImageDataset
-from datautils.loading import Batches
 from networks import save_weights
 from runtime import distributed, signals
 from runtime.errors import DivergedError
@@ -56,7 +55,7 @@ def train(
     sinks = trackers(trainer.config, folder, images) if first else ()
     with (
         signals.deferred_termination(),
-        RunLog(folder, trainer.config.duration, images, sinks) as log,
+        closing(RunLog(folder, trainer.config.duration, images, sinks)) as log,
         distributed.Pulse() as pulse,
     ):
         run = _Run(trainer, dataset, folder, heldout or Heldout(), log, pulse)
@@ -97,7 +96,8 @@ class _Run:
             dataset, config.batch, config.seed, self.progress.step, config.workers,
             skip_broken=config.skip_broken,
         )  # fmt: skip
-        self.source = _Source(self.batches, self.progress)
+        self.broken_before = self.progress.broken
+        self.said: set[str] = set()  # what is wrong with broken images
 
     def go(self) -> bool:
         """Train to the end; whether a signal came before it."""
@@ -129,7 +129,9 @@ class _Run:
         return time.monotonic() - self.start
 
     def _due(self, every: int) -> bool:
-        return _due(every, self.progress.images, self.config.batch)
+        """Whether this step passed a multiple of `every` images; 0 is never."""
+        images = self.progress.images
+        return every > 0 and images // every > (images - self.config.batch) // every
 
     def _warn_of_a_short_run(self) -> None:
         duration, ramp = self.config.duration, self.config.ramp
@@ -144,7 +146,7 @@ class _Run:
     def _report(self) -> None:
         trainer, progress = self.trainer, self.progress
         trainer.check_skips()
-        self.source.note(self.log)
+        self._note_broken()
         loss, norm = trainer.meter.means()
         loss = sum(distributed.gather(loss)) / distributed.world_size()
         (images, since), now = self.reported, time.monotonic()
@@ -165,6 +167,16 @@ class _Run:
         skipped = {"skipped": str(progress.skipped)} if progress.skipped else {}
         self.log.show(loss=fixed(loss, 3), **skipped)
 
+    def _note_broken(self) -> None:
+        """Bring what the loaders of all processes met into the counters of the run."""
+        own = self.batches.skipped, self.batches.faults
+        skipped, faults = zip(*distributed.gather(own), strict=True)
+        self.progress.broken = self.broken_before + sum(skipped)
+        for sentence in dict.fromkeys(itertools.chain(*faults)):
+            if sentence not in self.said:
+                self.log.say(f"warning: skipped: {sentence}")
+                self.said.add(sentence)
+
     # ---- held-out images -------------------------------------------------------------------------
 
     def _look(self, over: bool, resumed: bool = False) -> bool:
@@ -174,52 +186,46 @@ class _Run:
         """
         config, heldout, images = self.config, self.heldout, self.progress.images
         looks = [
-            (heldout.psnr, config.validate_every, "heldout_psnr", self._validate),
-            (heldout.sheet, config.sheets, "sheet", self._draw),
-            (heldout.distances, config.measure_every, "heldout_distance", self._measure),
+            ("heldout_psnr", heldout.psnr, config.validate_every),
+            ("sheet", heldout.sheet and self._sheet, config.sheets),
+            ("heldout_distance", heldout.distances, config.measure_every),
         ]
         try:
-            for what, every, name, look in looks:
-                due = what is not None and (self._due(every) or over)
-                if due and (images or name == "heldout_psnr"):
-                    if resumed and distributed.value_of_first(self.log.holds(name, images)):
-                        continue
-                    look()
+            for name, look, every in looks:
+                if look is None or not (self._due(every) or over):
+                    continue
+                if name != "heldout_psnr" and not images:
+                    continue
+                if resumed and distributed.value_of_first(self.log.holds(name, images)):
+                    continue
+                self._tell(name, look(self.trainer.averaged()))
         except signals.Interrupted:
             self._write(over=False, stop=True)
             return True
         return False
 
-    def _validate(self) -> None:
-        assert self.heldout.psnr
-        with self.trainer.averaged() as denoiser:
-            values, images = self.heldout.psnr(denoiser), self.progress.images
-        self._log(heldout_psnr=values)
-        text = ", ".join(f"{name} {fixed(value)}" for name, value in values.items())
-        self.log.say(f"{images:>10} images: held-out PSNR (dB) of the MMSE estimate: {text}")
-
-    def _measure(self) -> None:
-        assert self.heldout.distances
-        with self.trainer.averaged() as denoiser:
-            values = self.heldout.distances(denoiser)
-        self._log(heldout_distance=values)
-        for name, cell in values.items():
-            text = ", ".join(f"{metric} {fixed(value)}" for metric, value in cell.items())
-            self.log.say(f"{self.progress.images:>10} images: held-out {name} {text}")
-
-    def _draw(self) -> None:
+    def _sheet(self, denoiser: Callable) -> str:
+        """Draw a sheet; its name in the folder of the run."""
         assert self.heldout.sheet
         name = f"sheets/{self.progress.images:012d}.png"
-        with self.trainer.averaged() as denoiser, suppress(signals.Interrupted):
+        with suppress(signals.Interrupted):
             if distributed.rank() == 0:
                 self.heldout.sheet(denoiser, self.folder / name)
         distributed.check_interrupted()
         self.log.picture(self.progress.images, self.folder / name)
-        self._log(sheet=name)
+        return name
 
-    def _log(self, **values: Any) -> None:
-        seconds = round(self._seconds(), 2)
-        self.log.write(images=self.progress.images, seconds=seconds, **values)
+    def _tell(self, name: str, values: Any) -> None:
+        """What a look has found goes to the log and, if it has numbers, to the screen."""
+        images, seconds = self.progress.images, round(self._seconds(), 2)
+        self.log.write(images=images, seconds=seconds, **{name: values})
+        if name == "heldout_psnr":
+            text = ", ".join(f"{family} {fixed(value)}" for family, value in values.items())
+            self.log.say(f"{images:>10} images: held-out PSNR (dB) of the MMSE estimate: {text}")
+        if name == "heldout_distance":
+            for family, cell in values.items():
+                text = ", ".join(f"{metric} {fixed(value)}" for metric, value in cell.items())
+                self.log.say(f"{images:>10} images: held-out {family} {text}")
 
     # ---- files -----------------------------------------------------------------------------------
 
@@ -234,7 +240,7 @@ class _Run:
         snapshot = bool(config.ema_sigma_rel) and (self._due(config.snapshot_every) or over)
         if (checkpoint or snapshot) and self.saved != images:
             self.progress.seconds = self._seconds()
-            self.source.note(self.log)
+            self._note_broken()
             progress, parts = self.trainer.state()
             self.log.sync()
             if distributed.rank() == 0:
@@ -309,28 +315,6 @@ def _check_finite(parts: Mapping[str, Any], images: int) -> None:
                     f"'{key}' of the {name} is not finite after {images} images: lower the "
                     "learning rate; what was written before stays"
                 )
-
-
-class _Source:
-    """Brings what the loaders of all processes met into the counters of the run."""
-
-    def __init__(self, batches: Batches, progress: Progress):
-        self.batches, self.progress, self.before = batches, progress, progress.broken
-        self.said: set[str] = set()
-
-    def note(self, log: RunLog) -> None:
-        own = self.batches.skipped, self.batches.faults
-        skipped, faults = zip(*distributed.gather(own), strict=True)
-        self.progress.broken = self.before + sum(skipped)
-        for sentence in dict.fromkeys(itertools.chain(*faults)):
-            if sentence not in self.said:
-                log.say(f"warning: skipped: {sentence}")
-                self.said.add(sentence)
-
-
-def _due(every: int, images: int, batch: int) -> bool:
-    """Whether the step that ended at this count passed a multiple of `every`; 0 is never."""
-    return every > 0 and images // every > (images - batch) // every
 
 
 def _fraction(config: TrainConfig, images: int, seconds: float) -> float:

@@ -1,6 +1,7 @@
 """The training losses: denoising with learned uncertainty (EDM2, 2.2; paper, Eq. 6), rivals."""
 
 from types import SimpleNamespace
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -22,11 +23,20 @@ def draw_sigma(
     return torch.where(chosen, mmse_sigma, sigma)
 
 
+class Told(NamedTuple):
+    """What the denoiser is told besides the noisy image."""
+
+    problem: Problem
+    augment_labels: Tensor | None
+
+
 class DenoisingLoss(nn.Module):
     """λ/e^u · ‖D(x0 + σε, σ; H, y) − x0‖² + u(σ) per value, with λ(σ) = 1/c_out²."""
 
     step = 0
     """Steps of the run that are done, which the trainer says."""
+    weighted = True
+    """By the learned uncertainty; else the loss is the error itself."""
 
     def __init__(self, denoiser: Denoiser):
         super().__init__()
@@ -52,12 +62,18 @@ class DenoisingLoss(nn.Module):
 
         augment_labels: what `Augment` did to the images, `[B, 9]`.
         """
-        noisy = images + sigma[:, None, None, None] * noise
-        estimate = self.denoiser(noisy, sigma, problem, augment_labels)
-        error = (estimate - images).square().flatten(1).mean(1)
-        weight = self.denoiser.output_scale(sigma).square().reciprocal()
+        error = self.error(images, sigma, noise, Told(problem, augment_labels))
         log_variance = self.denoiser.log_variance(sigma)
+        if not self.weighted:
+            # Parallel training waits for a gradient of every parameter, the idle uncertainty's too.
+            return error + 0 * log_variance
+        weight = self.denoiser.output_scale(sigma).square().reciprocal()
         return weight / log_variance.exp() * error + log_variance
+
+    def error(self, images: Tensor, sigma: Tensor, noise: Tensor, told: Told) -> Tensor:
+        """The error `[B]` whose weight is learned, arguments as those of `forward`."""
+        noisy = images + sigma[:, None, None, None] * noise
+        return (self.denoiser(noisy, sigma, *told) - images).square().flatten(1).mean(1)
 
 
 class MMSELoss(DenoisingLoss):
@@ -66,22 +82,14 @@ class MMSELoss(DenoisingLoss):
     The noise level is that of the sampler `MMSE`, σ = 100.
     """
 
+    weighted = False
+
     def levels(self, draws: Draws, config: TrainConfig) -> Tensor:
         return draw_sigma(draws, config.P_mean, config.P_std, mmse_share=1.0)
 
-    def forward(
-        self,
-        images: Tensor,
-        sigma: Tensor,
-        noise: Tensor,
-        problem: Problem,
-        augment_labels: Tensor | None = None,
-    ) -> Tensor:
-        """Loss `[B]`, arguments as in `DenoisingLoss`."""
-        estimate = self.denoiser(sigma[:, None, None, None] * noise, sigma, problem, augment_labels)
-        error = (estimate - images).square().flatten(1).mean(1)
-        # Parallel training waits for a gradient of every parameter, the idle uncertainty's too.
-        return error + 0 * self.denoiser.log_variance(sigma)
+    def error(self, images: Tensor, sigma: Tensor, noise: Tensor, told: Told) -> Tensor:
+        estimate = self.denoiser(sigma[:, None, None, None] * noise, sigma, *told)
+        return (estimate - images).square().flatten(1).mean(1)
 
 
 class InDILoss(DenoisingLoss):
@@ -92,26 +100,18 @@ class InDILoss(DenoisingLoss):
     """
 
     epsilon = 0.01
+    weighted = False
 
     def levels(self, draws: Draws, config: TrainConfig) -> Tensor:
         """The times t `[B]`."""
         chosen = draws.uniform((), "sigma/mmse") < config.mmse_share
         return torch.where(chosen, 1.0, 1 - draws.uniform((), "sigma"))
 
-    def forward(
-        self,
-        images: Tensor,
-        sigma: Tensor,
-        noise: Tensor,
-        problem: Problem,
-        augment_labels: Tensor | None = None,
-    ) -> Tensor:
-        """Loss `[B]`, arguments as in `DenoisingLoss`, the times in place of sigma."""
+    def error(self, images: Tensor, sigma: Tensor, noise: Tensor, told: Told) -> Tensor:
+        """sigma: the times."""
         time = sigma[:, None, None, None]
-        mixed = images + time * (problem.pinv() - images + self.epsilon * noise)
-        estimate = self.denoiser(mixed, sigma, problem, augment_labels)
-        error = (estimate - images).abs().flatten(1).mean(1)
-        return error + 0 * self.denoiser.log_variance(sigma)
+        mixed = images + time * (told.problem.pinv() - images + self.epsilon * noise)
+        return (self.denoiser(mixed, sigma, *told) - images).abs().flatten(1).mean(1)
 
 
 class UnrolledLoss(DenoisingLoss):
@@ -123,29 +123,21 @@ class UnrolledLoss(DenoisingLoss):
     """
 
     sampler = Unrolled()
+    weighted = False
 
     def noise(self, draws: Draws) -> Tensor:
         """Of the start and of every step, `[B, 11, C, h, w]`."""
         shape = self.denoiser.config.image_shape
         return draws.normal((self.sampler.num_steps + 1, *shape), "noise")
 
-    def forward(
-        self,
-        images: Tensor,
-        sigma: Tensor,
-        noise: Tensor,
-        problem: Problem,
-        augment_labels: Tensor | None = None,
-    ) -> Tensor:
-        """Loss `[B]`, arguments as in `DenoisingLoss`; sigma plays no part."""
+    def error(self, images: Tensor, sigma: Tensor, noise: Tensor, told: Told) -> Tensor:
         start, *drawn = noise.unbind(1)
         rng = SimpleNamespace(randn_like=lambda x: drawn.pop())
         restored = self.sampler(
-            lambda x, level, told: self.denoiser(x, level, told, augment_labels),
-            start, problem, rng,
+            lambda x, level, problem: self.denoiser(x, level, problem, told.augment_labels),
+            start, told.problem, rng,
         )  # fmt: skip
-        error = (restored - images).square().flatten(1).mean(1)
-        return error + 0 * self.denoiser.log_variance(sigma)
+        return (restored - images).square().flatten(1).mean(1)
 
 
 class NPPCLoss(MMSELoss):
@@ -169,19 +161,10 @@ class NPPCLoss(MMSELoss):
         config = self.denoiser.config
         return draws.normal((config.out_mult, *config.image_shape), "noise")
 
-    def forward(
-        self,
-        images: Tensor,
-        sigma: Tensor,
-        noise: Tensor,
-        problem: Problem,
-        augment_labels: Tensor | None = None,
-    ) -> Tensor:
-        """Loss `[B]`, arguments as in `DenoisingLoss`."""
+    def error(self, images: Tensor, sigma: Tensor, noise: Tensor, told: Told) -> Tensor:
         x = sigma[:, None, None, None] * noise[:, 0]
-        estimate, raw = self.denoiser.components(x, sigma, problem, augment_labels)
+        estimate, raw = self.denoiser.components(x, sigma, *told)
         error = (images - estimate).flatten(1)
-        loss_mean = error.square().mean(1) + 0 * self.denoiser.log_variance(sigma)
         components = orthogonal(raw + self.jitter * noise[:, 1:]).flatten(2)
         known = error.detach()
         along = (F.normalize(components, dim=2) * F.normalize(known)[:, None]).sum(2).square()
@@ -189,9 +172,8 @@ class NPPCLoss(MMSELoss):
         scale = torch.maximum(variances.detach().sum(1, keepdim=True), energy / 10 + 1e-8)
         loss_w = (1 - along).sum(1)
         loss_sigma = ((variances - along.detach() * energy) / scale).square().sum(1)
-        return loss_mean + self.weight * (
-            self._warm(32) * loss_w + 0.1 * self._warm(64) * loss_sigma
-        )
+        rest = self._warm(32) * loss_w + 0.1 * self._warm(64) * loss_sigma
+        return error.square().mean(1) + self.weight * rest
 
     def _warm(self, steps: int) -> float:
         return min(self.step / steps, 1) ** 2

@@ -4,10 +4,9 @@ Every random number follows from the run's seed, the step and the global number 
 from the number of processes, and a checkpoint needs no state of a generator.
 """
 
-import contextlib
 import copy
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,7 @@ from networks.precision import DTYPES, resolve_precision
 from runtime import distributed, signals
 from runtime.errors import DivergedError
 from training import parallel
-from training.augment import Augment
+from training.augment import augment
 from training.averages import power_decay, power_exponent
 from training.checkpoint import Progress, find_checkpoint, load_parts
 from training.config import TrainConfig
@@ -49,7 +48,6 @@ class Trainer:
         self.config, self.family, self.device = config, family, device
         self.noise = noise_of(config)
         self.progress = Progress()
-        self.augment = Augment(config.augment) if config.augment else None
         self.precision = resolve_precision(config.precision, device)
         self.scaler, self.meter = loss_scaler(self.precision, device), Meter(device)
         # Steps without finite gradients: all, in a row, most in a row.
@@ -128,8 +126,8 @@ class Trainer:
         labels = labels.to(self.device, non_blocking=True)
         draws = Draws(seeds, self.device)
         augment_labels = None
-        if self.augment:
-            clean, augment_labels = self.augment(clean, Draws(seeds))
+        if config.augment:
+            clean, augment_labels = augment(clean, Draws(seeds), config.augment)
         shape = self.denoiser.config.image_shape
         operator = self.family.sample(shape, structure, seeds, self.device)
         hidden = draws.uniform((), "label dropout") < config.label_dropout
@@ -305,13 +303,12 @@ class Trainer:
             own = progress.meters[distributed.rank()][:4]  # older versions wrote one more
             self.meter.sums.copy_(torch.tensor(own, dtype=torch.float64))
 
-    @contextlib.contextmanager
-    def averaged(self) -> Iterator[Callable]:
+    def averaged(self) -> Callable:
         """The averaged denoiser (x, σ, problem) → estimate, in the precision of training.
 
         It raises Interrupted on a process to which a signal to end has come, so that no restoration
         of many evaluations is waited for; `check_interrupted` then tells the others. All processes
-        have to enter. Of a model that is shared out each then holds all weights: so they can be at
+        have to ask. Of a model that is shared out each then holds all weights: so they can be at
         different images.
         """
         average: nn.Module = self.average
@@ -325,7 +322,7 @@ class Trainer:
             with self.autocast():
                 return average(x, sigma, problem)
 
-        yield estimate
+        return estimate
 
 
 def noise_of(config: TrainConfig) -> Noise:
@@ -338,15 +335,14 @@ def noise_of(config: TrainConfig) -> Noise:
 
 def _recomputed(config: TrainConfig, denoiser: Denoiser) -> frozenset[int]:
     """The levels of `recompute`. Raises ValueError if the network has no such level."""
-    levels = frozenset(int(level) for level in config.recompute)
-    deepest = len(denoiser.config.levels) - 1
-    for level in levels:
-        if level > deepest:
+    levels = len(denoiser.config.levels)
+    for level in config.recompute:
+        if level not in range(levels):
             raise ValueError(
-                f"recompute={level} is no level of the network {config.preset}: they are 0, the "
-                f"finest, to {deepest}"
+                f"recompute={level:g} is no level of the network {config.preset}: they are 0, the "
+                f"finest, to {levels - 1}"
             )
-    return levels
+    return frozenset(map(int, config.recompute))
 
 
 def power_part(sigma_rel: float) -> str:

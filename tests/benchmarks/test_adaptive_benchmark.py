@@ -22,6 +22,6 @@ def test_rows_means_and_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     few, many, own = found["curves"]
     assert (few["evaluations"], many["evaluations"]) == (2, 6)
     assert 3 <= own["least"] <= own["evaluations"] <= own["most"] <= 8
-    images = [row["evaluations"] for row in found["rows"] if row["method"] == "adaptive"]
+    images = [row["evaluations"] for row in found["rows"] if row["sampler"] == "adaptive"]
     assert own["evaluations"] == sum(images) / 2
     assert (tmp_path / "n.png").exists()

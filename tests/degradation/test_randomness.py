@@ -1,7 +1,6 @@
 """Counter-based random numbers: the published generator, independence of the batch, and laws."""
 
 import math
-import shutil
 
 import numpy as np
 import pytest
@@ -9,7 +8,7 @@ import scipy.stats
 import torch
 
 from degradation import Draws, derive_seed, randomness
-from degradation.randomness import compile_draws, philox
+from degradation.randomness import philox
 
 P_VALUE = 1e-3  # the seeds are fixed, so a pass stays a pass; a wrong law gives far below 1e-9
 
@@ -222,24 +221,6 @@ def test_rows_are_independent_normal_streams():
     assert follows(rows, scipy.stats.norm.cdf)
     correlation = torch.corrcoef(rows) - torch.eye(50)
     assert correlation.abs().max() < 6 / math.sqrt(3000)
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler")
-def test_compiled_draws_are_the_same(monkeypatch):
-    monkeypatch.setattr(randomness, "_COMPILED", {})
-    draws, counts = Draws(range(5)), torch.tensor([3, 1, 4, 1, 5])
-    expected = (
-        draws.uniform((3, 7), "a"), draws.normal((1001,), "b"),
-        draws.normal_rows(counts, 6, 77, "c"),
-    )  # fmt: skip
-    compile_draws()
-    found = (
-        draws.uniform((3, 7), "a"), draws.normal((1001,), "b"),
-        draws.normal_rows(counts, 6, 77, "c"),
-    )  # fmt: skip
-    assert torch.equal(found[0], expected[0])
-    torch.testing.assert_close(found[1:], expected[1:], rtol=1e-6, atol=2e-6)
 
 
 def test_each_call_of_randn_like_is_a_stream_of_its_own():

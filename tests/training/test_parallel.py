@@ -170,10 +170,10 @@ def test_a_sharded_run_leaves_what_any_other_does(tmp_path):
     def run() -> int:
         trainer = make_trainer(fsdp=True, batch_gpu=2, duration=2 * BATCH)
         train(trainer, Photos(16, "train", size=BATCH), tmp_path / "run")
-        with trainer.averaged() as denoiser:
-            for _ in range(distributed.rank()):  # each process can be at images of its own
-                problem = Problem.without_measurement(1, (3, 16, 16))
-                assert denoiser(torch.zeros(1, 3, 16, 16), 1.0, problem).isfinite().all()
+        denoiser = trainer.averaged()
+        for _ in range(distributed.rank()):  # each process can be at images of its own
+            problem = Problem.without_measurement(1, (3, 16, 16))
+            assert denoiser(torch.zeros(1, 3, 16, 16), 1.0, problem).isfinite().all()
         return trainer.progress.step
 
     assert in_group(2, run, tmp_path / "result") == [2, 2]

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from runtime import distributed
-from training.data import SampleOrder
+from training.data import sample_order
 from training.schedule import ema_decay, learning_rate, update_average
 
 # ---- schedules -----------------------------------------------------------------------------------
@@ -78,7 +78,7 @@ def test_average_moves_in_place_by_one_minus_decay():
 
 def order(count: int, size: int = 10, batch: int = 4, seed: int = 0, step: int = 0) -> list[int]:
     """The first `count` data set indices of this process."""
-    steps = islice(SampleOrder(size, batch, seed, step), -(-count // batch) + 1)
+    steps = islice(sample_order(size, batch, seed, step), -(-count // batch) + 1)
     return [index for indices in steps for index in indices][:count]
 
 
@@ -96,12 +96,12 @@ def test_order_does_not_depend_on_the_batch_size_but_on_the_seed():
 
 @pytest.mark.parametrize("processes", [2, 4])
 def test_processes_share_the_samples_of_one_process(monkeypatch, processes):
-    alone = list(islice(SampleOrder(10, 8, 0), 6))
+    alone = list(islice(sample_order(10, 8, 0), 6))
     monkeypatch.setattr(distributed, "world_size", lambda: processes)
     shares = []
     for rank in range(processes):
         monkeypatch.setattr(distributed, "rank", lambda rank=rank: rank)
-        shares.append(list(islice(SampleOrder(10, 8, 0), 6)))
+        shares.append(list(islice(sample_order(10, 8, 0), 6)))
     together = zip(*shares, strict=True)
     assert [[i for part in step for i in part] for step in together] == alone
 

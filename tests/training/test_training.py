@@ -275,5 +275,3 @@ def test_a_compiled_run_learns_the_same(monkeypatch):
 def test_compile_and_fsdp_are_refused_together():
     with pytest.raises(ValueError, match=r"compile makes one graph of what fsdp gathers"):
         TrainConfig(compile=True, fsdp=True)
-    with pytest.raises(ValueError, match=r"recompute=-1.* must be the number of a level, from 0"):
-        TrainConfig(recompute=(-1,))
