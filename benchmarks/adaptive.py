@@ -13,11 +13,10 @@ import matplotlib.pyplot as plt
 import torch
 
 from benchmarks.report import CONTEXT, ROOT, name_option, report, save_picture
-from benchmarks.sampler_quality import means, value_rows
+from benchmarks.sampler_quality import means, quality_table, value_rows
 from commands.methods import load_frozen
 from datautils.emoji import Emoji
 from networks import Denoiser
-from runtime.tables import table
 from samplers import DPM, Adaptive, Sampler
 
 NET = ROOT / "checkpoints" / "emoji32-invfusion.safetensors"
@@ -68,13 +67,8 @@ def main(images: int, name: str | None) -> None:
     assert isinstance(net, Denoiser)
     rows = value_rows(net, Emoji(32, "heldout"), FAMILIES, samplers(), images, 1, "setting")
     curves = means(rows, "setting")
-    headers = ["family", "method", "steps or spread", "NFE", "least", "most", "PSNR", "detail"]
-    cells = [
-        [c["family"], c["sampler"], f"{c['setting']:g}", f"{c['evaluations']:.1f}",
-         f"{c['least']:g}", f"{c['most']:g}", f"{c['psnr']:.2f}", f"{c['detail']:.2f}"]
-        for c in curves
-    ]  # fmt: skip
-    report(name, table(headers, cells), {"images": images, "curves": curves, "rows": rows})
+    record = {"images": images, "curves": curves, "rows": rows}
+    report(name, quality_table(curves, "setting"), record)
     if name is not None:
         save_picture(name, figure_of(curves, rows))
 

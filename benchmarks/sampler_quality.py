@@ -121,11 +121,11 @@ def edges(x: Tensor) -> Tensor:
     return across + down
 
 
-def quality_table(rows: Sequence[Mapping[str, Any]]) -> str:
+def quality_table(rows: Sequence[Mapping[str, Any]], setting: str) -> str:
     """All values, one family after the other."""
-    headers = ["family", "sampler", "NFE", "PSNR (dB)", "detail", "consistency"]
+    headers = ["family", "sampler", setting, "NFE", "PSNR (dB)", "detail", "consistency"]
     cells = [
-        [row["family"], row["sampler"], row["evaluations"], f"{row['psnr']:.2f}",
+        [row["family"], row["sampler"], row[setting], row["evaluations"], f"{row['psnr']:.2f}",
          f"{row['detail']:.2f}", f"{row['consistency']:.1e}"]
         for row in rows
     ]  # fmt: skip
@@ -208,9 +208,8 @@ def main(
     rows = means(
         value_rows(denoiser, photos, families, samplers, images, 32, "num_steps"), "num_steps"
     )
-    report(
-        name, quality_table(rows), {"images": images, "network": read_summary(net), "rows": rows}
-    )
+    record = {"images": images, "network": read_summary(net), "rows": rows}
+    report(name, quality_table(rows, "num_steps"), record)
     if name is not None:
         save_picture(name, figure_of(rows))
 

@@ -4,7 +4,6 @@ Measures `zipfile` alone, and a data set's archive: what stays once it is open, 
 Each is opened in a process of its own. Writes benchmarks/results/zip-directory.json.
 """
 
-import json
 import multiprocessing
 import resource
 import tempfile
@@ -12,12 +11,11 @@ import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
+from benchmarks.report import report
 from datautils.archive import open_archive
-from runtime.environment import environment
-from runtime.files import replacing
+from runtime.tables import table
 
 MEMBERS = 10**6
-RESULTS = Path(__file__).parent / "results" / "zip-directory.json"
 
 
 def write(path: Path) -> None:
@@ -52,10 +50,8 @@ def main() -> None:
         for name, opener in (("zipfile", zipfile.ZipFile), ("archive", open_archive)):
             with multiprocessing.get_context("spawn").Pool(1) as pool:
                 record[name] = pool.apply(memory, (opener, path))
-    print(record)
-    with replacing(RESULTS) as temporary:
-        record["environment"] = environment()
-        temporary.write_text(json.dumps(record, indent=2) + "\n")
+    rows = [[name, *record[name].values()] for name in ("zipfile", "archive")]
+    report("zip-directory", table(["opened by", "kept, MiB", "peak, MiB"], rows), record)
 
 
 if __name__ == "__main__":

@@ -93,17 +93,10 @@ class HuggingFace(IndexedImages):
                 f"row {i} of {self._where} has the label {labels[i]}, but there are "
                 f"{self.num_classes} classes, from 0"
             )
-        chosen = range(len(rows))
-        if heldout_split is not None:
-            chosen = chosen[: self.heldout] if self.split == "heldout" else chosen
-        elif self.heldout is not None and self.split != "all":
-            if self.heldout >= len(rows):
-                raise ValueError(
-                    f"heldout={self.heldout} must leave images in both splits, and {self._where} "
-                    f"has {len(rows)}"
-                )
-            first = len(rows) - self.heldout
-            chosen = chosen[:first] if self.split == "train" else chosen[first:]
+        if heldout_split is None:
+            chosen = self._part(len(rows), self._where)
+        else:
+            chosen = range(len(rows))[: self.heldout if self.split == "heldout" else None]
         self._first = chosen.start
         self.labels = labels[chosen.start : chosen.stop].astype(np.int32)
         self._rows = rows.select_columns([self._image])

@@ -88,21 +88,12 @@ class ImageDir(IndexedImages):
 
     def _choose(self, archive: Archive, labels: Labels) -> np.ndarray:
         """Indices of this split's images among the names of the archive that holds it."""
-        count = len(archive.names)
         if self.split == "heldout" and self.heldout is None and self.heldout_path is None:
             raise ValueError(
                 "nothing says which images are held out: give heldout=N or heldout_path=PATH, "
                 'or take the split "all"'
             )
-        if self.split == "all" or self.heldout is None:
-            return np.arange(count)
-        if self.heldout >= count:
-            raise ValueError(
-                f"heldout={self.heldout} must leave images in both splits, and {archive.path} "
-                f"has {count}"
-            )
-        first = count - self.heldout
-        return np.arange(first) if self.split == "train" else np.arange(first, count)
+        return np.array(self._part(len(archive.names), archive.path))
 
 
 def expect(path: str | os.PathLike[str], option: str, size: int) -> None:

@@ -38,6 +38,17 @@ class IndexedImages(Dataset[tuple[Tensor, int]], ABC):
     def picture(self, index: int) -> tuple[bytes, str]:
         """The bytes of image `index`, and how a message names it. Raises DataError."""
 
+    def _part(self, count: int, where: object) -> range:
+        """Which of `count` images are this split's; heldout=N holds out the last N of them."""
+        if self.split == "all" or self.heldout is None:
+            return range(count)
+        if self.heldout >= count:
+            raise ValueError(
+                f"heldout={self.heldout} must leave images in both splits, and {where} has {count}"
+            )
+        first = count - self.heldout
+        return range(first) if self.split == "train" else range(first, count)
+
     @property
     def image_shape(self) -> tuple[int, int, int]:
         """(channels, height, width) of every image; without size and crop, of the first."""

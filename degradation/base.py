@@ -29,6 +29,19 @@ def apply_matrix(matrix: Tensor, x: Tensor) -> Tensor:
         return product.squeeze(1) if x.ndim == 2 else product
 
 
+def by_channel(matrix: Tensor, x: Tensor) -> Tensor:
+    """`[B, m, n]` times each channel, `[B, (K,) C, n]`; as `apply_matrix`."""
+    return apply_matrix(matrix, x.flatten(1, -2)).unflatten(1, x.shape[1:-1])
+
+
+def multiply(matrix: Tensor, x: Tensor) -> Tensor:
+    """`[B, p, q]` times `[B, (K,) q, n]`, in the precision of the operator even under autocast."""
+    with torch.autocast(x.device.type, enabled=False):
+        x = full_precision(x)
+        dtype = torch.promote_types(matrix.dtype, x.dtype)
+        return per_image(matrix, x).to(dtype) @ x.to(dtype)
+
+
 def full_precision(x: Tensor) -> Tensor:
     """Float64 stays; anything shorter, such as an activation under autocast, becomes float32."""
     return x if x.dtype == torch.float64 else x.float()

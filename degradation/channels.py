@@ -6,7 +6,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from degradation.base import Diagonalisable, diagonalisable, full_precision, per_image
+from degradation.base import Diagonalisable, diagonalisable, full_precision, multiply
 
 
 class ChannelProduct(Diagonalisable):
@@ -59,27 +59,27 @@ class ChannelProduct(Diagonalisable):
         return (self.present[:, :, None] & self.measured.rows[:, None]).flatten(1)
 
     def Vt(self, x: Tensor) -> Tensor:
-        return self._measure(self.measured.Vt, _product(self.right, self._channels(x)))
+        return self._measure(self.measured.Vt, multiply(self.right, self._channels(x)))
 
     def V(self, z: Tensor) -> Tensor:
         return self._images(
-            _product(self.right.mT, self._spread(self.measured.V, self._vectors(z, self.values)))
+            multiply(self.right.mT, self._spread(self.measured.V, self._vectors(z, self.values)))
         )
 
     def Ut(self, y: Tensor) -> Tensor:
-        mixed = _product(self.left.mT, self._vectors(y, self.present))
+        mixed = multiply(self.left.mT, self._vectors(y, self.present))
         return self._each(self.measured.Ut, mixed).flatten(-2)
 
     def U(self, z: Tensor) -> Tensor:
         mixed = self._each(self.measured.U, self._vectors(z, self.values))
-        return _product(self.left, mixed).flatten(-2)
+        return multiply(self.left, mixed).flatten(-2)
 
     def H(self, x: Tensor) -> Tensor:
-        return self._measure(self.measured.H, _product(self._matrix, self._channels(x)))
+        return self._measure(self.measured.H, multiply(self._matrix, self._channels(x)))
 
     def H_adjoint(self, y: Tensor) -> Tensor:
         mixed = self._spread(self.measured.H_adjoint, self._vectors(y, self.present))
-        return self._images(_product(self._matrix.mT, mixed))
+        return self._images(multiply(self._matrix.mT, mixed))
 
     def measurement_image(self, y: Tensor) -> Tensor | None:
         picture = self.measured.measurement_image(self._vectors(y, self.present))
@@ -90,7 +90,7 @@ class ChannelProduct(Diagonalisable):
     @property
     def _matrix(self) -> Tensor:
         """A, less what was dropped of it, `[B, m, C]`."""
-        return _product(self.left, self.values[..., None] * self.right)
+        return multiply(self.left, self.values[..., None] * self.right)
 
     def _channels(self, x: Tensor) -> Tensor:
         """Images as vectors of each channel, `[B, (K,) C, h·w]`."""
@@ -116,10 +116,3 @@ class ChannelProduct(Diagonalisable):
     def _each(self, fn: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
         """A map of stacks of vectors, of each of `[B, (K,) m, n]`."""
         return fn(x.flatten(1, -2)).unflatten(1, x.shape[1:-1])
-
-
-def _product(matrix: Tensor, x: Tensor) -> Tensor:
-    """`[B, p, q]` times `[B, (K,) q, n]`, in the precision of the operator even under autocast."""
-    with torch.autocast(x.device.type, enabled=False):
-        dtype = torch.promote_types(matrix.dtype, x.dtype)
-        return per_image(matrix, x).to(dtype) @ x.to(dtype)

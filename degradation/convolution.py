@@ -5,7 +5,7 @@ from torch import Tensor
 
 from degradation.base import (
     Diagonalisable,
-    apply_matrix,
+    by_channel,
     full_precision,
     per_image,
     regularised_gain,
@@ -40,10 +40,7 @@ class StridedConvolution(Diagonalisable):
     ):
         self.image_shape = image_shape
         h, w = image_shape[1:]
-        if stride < 1 or h % stride or w % stride:
-            raise ValueError(f"stride {stride} does not divide both sides of an image of {h}×{w}")
-        if kernel.ndim != 3:
-            raise ValueError(f"kernels must be [B, kh, kw], not {tuple(kernel.shape)}")
+        check_blur(kernel, stride, (h, w))
         kh, kw = kernel.shape[1:]
         if kh > h or kw > w:
             raise ValueError(
@@ -77,7 +74,7 @@ class StridedConvolution(Diagonalisable):
         self.check_shape(x)
         x = full_precision(x)
         if self.small:
-            return _by_colour(self.matrix, x.flatten(-2)).flatten(-2)
+            return by_channel(self.matrix, x.flatten(-2)).flatten(-2)
         return self.measure_phases(polyphase(x, self.stride))
 
     def H_adjoint(self, y: Tensor) -> Tensor:
@@ -85,7 +82,7 @@ class StridedConvolution(Diagonalisable):
 
     def H_pinv(self, y: Tensor, noise_level: float | Tensor = 0.0) -> Tensor:
         if self.small:
-            return self._combine(_by_colour(self.gain_matrix(noise_level), self.planes(y)))
+            return self._combine(by_channel(self.gain_matrix(noise_level), self.planes(y)))
         return merge_phases(self.phases_pinv(y, self.inverse(noise_level)), self.stride)
 
     @property
@@ -105,7 +102,7 @@ class StridedConvolution(Diagonalisable):
         if self.small:
             self.check_shape(x)
             planes = full_precision(x).flatten(-2)
-            return self._kept(self._hartley(_by_colour(self.normal, planes).flatten(-2)))
+            return self._kept(self._hartley(by_channel(self.normal, planes).flatten(-2)))
         return self._scaled(self._hartley(self.H(x)))
 
     def V(self, z: Tensor) -> Tensor:
@@ -156,12 +153,12 @@ class StridedConvolution(Diagonalisable):
 
     def _combine(self, planes: Tensor) -> Tensor:
         """Nᵀ of what each colour has of the orthonormal rows, as images."""
-        return _by_colour(self.normal.mT, planes).unflatten(-1, self.image_shape[1:])
+        return by_channel(self.normal.mT, planes).unflatten(-1, self.image_shape[1:])
 
     def _spread(self, planes: Tensor) -> Tensor:
         """Hᵀ of measurements by colour, as images."""
         if self.small:
-            planes = _by_colour(self.matrix.mT, planes)
+            planes = by_channel(self.matrix.mT, planes)
             return planes.unflatten(-1, self.image_shape[1:])
         planes = planes.unflatten(-1, self.coarse)
         return merge_phases(self._spread_spectrum(torch.fft.rfft2(planes)), self.stride)
@@ -192,9 +189,13 @@ class StridedConvolution(Diagonalisable):
         return rows.permute(0, 3, 4, 1, 5, 2).flatten(2)
 
 
-def _by_colour(matrix: Tensor, x: Tensor) -> Tensor:
-    """`[B, m, n]` times each colour, `[B, (K,) C, n]`."""
-    return apply_matrix(matrix, x.flatten(1, -2)).unflatten(1, x.shape[1:-1])
+def check_blur(kernel: Tensor, stride: int, size: tuple[int, int]) -> None:
+    """Raise ValueError for a stride that does not divide both sides, and for no `[B, kh, kw]`."""
+    h, w = size
+    if stride < 1 or h % stride or w % stride:
+        raise ValueError(f"stride {stride} does not divide both sides of an image of {h}×{w}")
+    if kernel.ndim != 3:
+        raise ValueError(f"kernels must be [B, kh, kw], not {tuple(kernel.shape)}")
 
 
 def _circulant(spectrum: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from degradation.base import Diagonalisable, full_precision, per_image, regularised_gain
+from degradation.base import Diagonalisable, full_precision, per_image
 
 _RADIX = 64  # a pass is a product with a matrix of at most this size
 
@@ -56,9 +56,6 @@ class BlockHadamard(Diagonalisable):
 
     def U(self, z: Tensor) -> Tensor:
         return full_precision(z)
-
-    def H_pinv(self, y: Tensor, noise_level: float | Tensor = 0.0) -> Tensor:
-        return self.V(full_precision(y) * per_image(regularised_gain(self.unit, noise_level), y))
 
     @property
     def rows(self) -> Tensor:

@@ -41,19 +41,20 @@ class Mask(Diagonalisable):
         return self.flatten(x * per_image(self.mask, x))
 
     def V(self, z: Tensor) -> Tensor:
-        return self._mask(z)
+        x = self.unflatten(full_precision(z))
+        return x * per_image(self.mask, x)
 
     def Ut(self, y: Tensor) -> Tensor:
-        return self.flatten(self._mask(y))
+        return self.flatten(self.V(y))
 
     def U(self, z: Tensor) -> Tensor:
-        return self.flatten(self._mask(z))
+        return self.Ut(z)
 
     def H(self, x: Tensor) -> Tensor:
         return self.Vt(x)
 
     def H_adjoint(self, y: Tensor) -> Tensor:
-        return self._mask(y)
+        return self.V(y)
 
     def H_pinv(self, y: Tensor, noise_level: float | Tensor = 0.0) -> Tensor:
         x = self.unflatten(full_precision(y))
@@ -65,10 +66,6 @@ class Mask(Diagonalisable):
 
     def measurement_image(self, y: Tensor) -> Tensor:
         return self.unflatten(y)
-
-    def _mask(self, y: Tensor) -> Tensor:
-        x = self.unflatten(full_precision(y))
-        return x * per_image(self.mask, x)
 
 
 class NullOperator(Diagonalisable):
@@ -98,7 +95,7 @@ class NullOperator(Diagonalisable):
         return full_precision(y) * per_image(self.zero, y)
 
     def U(self, z: Tensor) -> Tensor:
-        return full_precision(z) * per_image(self.zero, z)
+        return self.Ut(z)
 
     @property
     def rows(self) -> Tensor:

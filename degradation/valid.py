@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from degradation.base import Diagonalisable, LinearOperator, full_precision
-from degradation.convolution import StridedConvolution
+from degradation.base import Diagonalisable, LinearOperator, by_channel, full_precision
+from degradation.convolution import StridedConvolution, check_blur
 from degradation.iterative import Iterative
 from degradation.matrix import DenseMatrix
 
@@ -65,10 +65,7 @@ def _placed(kernel: Tensor, stride: int, size: tuple[int, int]) -> tuple[Tensor,
     The centre is at (kh // 2, kw // 2), the support common to the batch. Raises ValueError.
     """
     h, w = size
-    if stride < 1 or h % stride or w % stride:
-        raise ValueError(f"stride {stride} does not divide both sides of an image of {h}×{w}")
-    if kernel.ndim != 3:
-        raise ValueError(f"kernels must be [B, kh, kw], not {tuple(kernel.shape)}")
+    check_blur(kernel, stride, size)
     if not kernel.isfinite().all() or not kernel.any():
         raise ValueError("a kernel must hold finite numbers that are not all zero")
     seen = (kernel.abs() > _NOTHING * kernel.abs().amax((1, 2), keepdim=True)).any(0)
@@ -163,30 +160,23 @@ class ValidConvolution(_Valid, Diagonalisable):
 
     def Vt(self, x: Tensor) -> Tensor:
         self.check_shape(x)
-        return self._apply(self.right.mT, full_precision(x).flatten(-2))
+        return by_channel(self.right, full_precision(x).flatten(-2)).flatten(-2)
 
     def V(self, z: Tensor) -> Tensor:
-        return self.unflatten(self._apply(self.right, self._channels(z)))
+        return self.unflatten(by_channel(self.right.mT, self._channels(z)).flatten(-2))
 
     def Ut(self, y: Tensor) -> Tensor:
         samples = self.geometry.valid(self.measurement_image(full_precision(y)))
-        return self._apply(self.left, samples.flatten(-2))
+        return by_channel(self.left.mT, samples.flatten(-2)).flatten(-2)
 
     def U(self, z: Tensor) -> Tensor:
-        samples = self._apply(self.left.mT, self._channels(z))
+        samples = by_channel(self.left, self._channels(z)).flatten(-2)
         grid = (self.image_shape[0], *self.geometry.grid)
         return self.geometry.spread(samples.unflatten(-1, grid)).flatten(-3)
 
     def _channels(self, z: Tensor) -> Tensor:
         """Vectors `[B, (K,) C·m]` of a value for each channel as `[B, (K,) C, m]`."""
         return full_precision(z).unflatten(-1, (self.image_shape[0], -1))
-
-    def _apply(self, matrix: Tensor, x: Tensor) -> Tensor:
-        """`[B, (K,) C, m]` times `[B, m, n]`, flattened: `[B, (K,) C·n]`, in full precision."""
-        with torch.autocast(x.device.type, enabled=False):
-            stack = x.flatten(1, -2)  # [B, K·C, m]
-            dtype = torch.promote_types(stack.dtype, matrix.dtype)
-            return (stack.to(dtype) @ matrix.to(dtype)).unflatten(1, x.shape[1:-1]).flatten(-2)
 
 
 class ValidRegion(_Valid, Iterative):

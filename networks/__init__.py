@@ -2,7 +2,7 @@
 
 from networks.analytic import GaussianMixture
 from networks.aseqdip import ASeqDIP
-from networks.conditioning import ConditionalDenoiser, posterior, posterior_mean
+from networks.conditioning import posterior, posterior_mean
 from networks.denoiser import Denoiser
 from networks.fitting import fit_gaussian, fit_mixture
 from networks.invfusion import LevelConfig, NetworkConfig

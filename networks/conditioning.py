@@ -8,8 +8,7 @@ singular: without noise the measured directions are known, and their variance is
 
 import math
 from collections.abc import Callable
-from dataclasses import replace
-from typing import NamedTuple, cast
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -19,32 +18,6 @@ from networks.analytic import GaussianMixture
 
 _ROUNDING = 1e-12  # of the sum of all t: below it a direction was not measured
 _DEGENERATE = 1e-9  # of the sum of all s: standard deviation of a value that must be what it is
-
-
-class ConditionalDenoiser:
-    """E[x0 | x, y] for x = x0 + σε, exactly: what a network trained on the problem approximates.
-
-    A sampling run computes its posterior once (`prepare`). Several samples of few problems are
-    cheaper by `posterior(prior, problem)`, which is a denoiser itself.
-    """
-
-    def __init__(self, prior: GaussianMixture):
-        self.prior = prior
-
-    def prepare(self, problem: Problem) -> Problem:
-        """The problem with its posterior."""
-        if isinstance(problem.prepared, _Known) and problem.prepared.owner is self:
-            return problem
-        return replace(problem, prepared=_Known(self, posterior(self.prior, problem)))
-
-    def __call__(self, x: Tensor, sigma: Tensor | float, problem: Problem) -> Tensor:
-        """x `[B, C, h, w]`, sigma a number or `[B]`; the estimate `[B, C, h, w]` of x0."""
-        return self.prepare(problem).prepared.posterior(x, sigma)
-
-
-class _Known(NamedTuple):
-    owner: ConditionalDenoiser
-    posterior: GaussianMixture
 
 
 def posterior(prior: GaussianMixture, problem: Problem) -> GaussianMixture:

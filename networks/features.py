@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from degradation import DenseMatrix, LinearOperator, Mask, StridedConvolution
-from degradation.base import apply_matrix, full_precision, regularised_gain
+from degradation.base import apply_matrix, full_precision, multiply, regularised_gain
 
 
 class FeatureMap(Protocol):
@@ -138,10 +138,10 @@ class MatrixFeatures:
     def H(self, tokens: Tensor) -> Tensor:
         pixels = self.matrix.shape[-1] // (self.grid[0] * self.grid[1])
         columns = tokens.unflatten(-1, (pixels, -1)).flatten(1, 3)
-        return _product(self.matrix, columns).unflatten(-1, (-1, self.channels))
+        return multiply(self.matrix, columns).unflatten(-1, (-1, self.channels))
 
     def H_pinv(self, measured: Tensor) -> Tensor:
-        columns = _product(self.normal.mT, _product(self.gain, measured.flatten(2)))
+        columns = multiply(self.normal.mT, multiply(self.gain, measured.flatten(2)))
         return columns.unflatten(1, (*self.grid, -1)).flatten(3)
 
 
@@ -200,13 +200,6 @@ def _(operator: StridedConvolution, y: Tensor, noise_level: Tensor, patch: int) 
 def _parts(images: Tensor, patch: int) -> Tensor:
     """Images `[..., h·p, w·q]` as `[..., h, p, w, q]`."""
     return images.unflatten(-1, (-1, patch)).unflatten(-3, (-1, patch))
-
-
-def _product(matrix: Tensor, x: Tensor) -> Tensor:
-    """Batched product in the precision of the operator even under autocast."""
-    with torch.autocast(x.device.type, enabled=False):
-        dtype = torch.promote_types(matrix.dtype, full_precision(x).dtype)
-        return torch.bmm(matrix.to(dtype), x.to(dtype))
 
 
 def mix(measured: Tensor, y: Tensor, weight: Tensor, bias: Tensor) -> Tensor:

@@ -18,10 +18,10 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
-from runtime.files import regular
+from runtime.files import regular, write_tensors
 from runtime.records import parse_json, record
 from training.origin import Origin
 
@@ -94,11 +94,7 @@ def save_checkpoint(
         checksums = {}
         for name, tensors in parts.items():
             path = temporary / f"{name}.safetensors"
-            try:
-                save_file({key: value.contiguous() for key, value in tensors.items()}, path)
-            except SafetensorError as error:
-                raise OSError(error) from error
-            _sync(path)
+            write_tensors(path, {key: value.contiguous() for key, value in tensors.items()}, {})
             checksums[path.name] = _checksum(path)
         state = temporary / _STATE
         values = {"progress": asdict(progress), "checksums": checksums}

@@ -34,11 +34,6 @@ def data_parallel(module: nn.Module) -> nn.Module:
     return DistributedDataParallel(module, gradient_as_bucket_view=True, broadcast_buffers=False)
 
 
-def arranges_by_use(module: nn.Module) -> bool:
-    """Whether gradients are put together for their sums in the order of the first backward pass."""
-    return isinstance(module, DistributedDataParallel)
-
-
 def accumulating(module: nn.Module, last: bool) -> AbstractContextManager:
     """Context of one part of a batch: only the last part's gradients are exchanged, with all."""
     if isinstance(module, FSDPModule):
@@ -58,14 +53,6 @@ def whole(tensor: Tensor) -> Tensor:
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
-def share_of(tensor: Tensor, like: Tensor) -> Tensor:
-    """This process's share of a whole tensor, where `like` is shared out."""
-    if not isinstance(like, DTensor):
-        return tensor
-    tensor = tensor.to(like.device)
-    return distribute_tensor(tensor, like.device_mesh, like.placements, src_data_rank=None)
-
-
 @torch.no_grad()
 def fill(own: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> None:
     """Set parameters and buffers from whole tensors.
@@ -76,7 +63,11 @@ def fill(own: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> None:
     if kinds[0] != kinds[1]:
         raise ValueError("the tensors belong to a network of another architecture")
     for name, tensor in own.items():
-        tensor.copy_(share_of(tensors[name], tensor))
+        given = tensors[name]
+        if isinstance(tensor, DTensor):  # this process's share of it
+            mesh, places = tensor.device_mesh, tensor.placements
+            given = distribute_tensor(given.to(tensor.device), mesh, places, src_data_rank=None)
+        tensor.copy_(given)
 
 
 def denoiser_of(config_of: Denoiser, tensors: Mapping[str, Tensor]) -> Denoiser:

@@ -5,7 +5,7 @@ import importlib.util
 import uuid
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -18,31 +18,11 @@ _PATIENCE = 30.0  # seconds, with the network
 _ID = "wandb-id.txt"  # a resumed run goes on as the same one
 
 
-class Tracker(Protocol):
-    """Takes in numbers by name, and pictures, at a count of images."""
-
-    def write(self, images: int, values: Mapping[str, float]) -> None: ...
-
-    def picture(self, images: int, path: Path) -> None: ...
-
-    def close(self) -> None: ...
-
-
 def check_trackers(config: TrainConfig) -> None:
     """Raise ValueError if a package that the settings ask for is not installed."""
     for package in _PACKAGES:
         if getattr(config, package) and importlib.util.find_spec(package) is None:
             raise ValueError(f"{package} is not installed: pip install {package}")
-
-
-def trackers(config: TrainConfig, folder: Path, images: int) -> list[Tracker]:
-    """The trackers of the settings, for a run that goes on after `images`."""
-    chosen: list[Tracker] = []
-    if config.tensorboard:
-        chosen.append(TensorBoard(folder, images))
-    if config.wandb:
-        chosen.append(WeightsAndBiases(config, folder))
-    return chosen
 
 
 class TensorBoard:
@@ -100,6 +80,16 @@ class WeightsAndBiases:
 
     def close(self) -> None:
         self.run.finish()
+
+
+Tracker = TensorBoard | WeightsAndBiases
+"""Takes in numbers by name, and pictures, at a count of images."""
+
+
+def trackers(config: TrainConfig, folder: Path, images: int) -> list[Tracker]:
+    """The trackers of the settings, for a run that goes on after `images`."""
+    chosen: list[Tracker] = [TensorBoard(folder, images)] if config.tensorboard else []
+    return [*chosen, WeightsAndBiases(config, folder)] if config.wandb else chosen
 
 
 def flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:

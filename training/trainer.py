@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
+from torch.nn.parallel import DistributedDataParallel
 
 from degradation import DrawnNoise, Draws, Family, Noise, derive_seed, make_noise
 from metrics.pixel import to_float
@@ -63,7 +64,8 @@ class Trainer:
             parallel.shard(self.loss_module)
             parallel.shard(self.average)
         self.loss = parallel.data_parallel(self.loss_module)
-        self._settled = not parallel.arranges_by_use(self.loss)
+        # Only DDP puts gradients together in the order of the first backward pass.
+        self._settled = not isinstance(self.loss, DistributedDataParallel)
         self.parameters = list(self.loss_module.parameters())
         self.weights = dict(self.denoiser.named_parameters())
         self.powers = {

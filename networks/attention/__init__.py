@@ -6,12 +6,83 @@ One softmax runs over the keys of all streams (paper, A.2.2). A backend is an ob
 and window, `backend(q, streams)`, and all of them compute the same; the device decides which.
 """
 
-from networks.attention.backends import (
-    BACKENDS,
-    Attention,
-    backend_in_use,
-    make_attention,
-    use_backend,
-)
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Protocol
 
-__all__ = ["BACKENDS", "Attention", "backend_in_use", "make_attention", "use_backend"]
+import torch
+from torch import Tensor
+
+from networks.attention import fused
+from networks.attention.flex import FlexNeighbourhood
+from networks.attention.tiled import GlobalAttention, TiledNeighbourhood
+
+
+class Attention(Protocol):
+    """softmax(q·kᵀ)v under one softmax over the keys of all streams.
+
+    q, k and v are `[B, h, w, n_heads, d]`, and so is the result, in the type of v; streams are
+    pairs (k, v). Logits are not scaled.
+    """
+
+    def __call__(self, q: Tensor, streams: list[tuple[Tensor, Tensor]]) -> Tensor: ...
+
+
+# Over neighbourhoods, by name: made of (h, w, kernel, streams, device).
+BACKENDS: dict[str, Callable[[int, int, int, int, torch.device], Attention]] = {
+    "tiled": TiledNeighbourhood,
+    "flex": FlexNeighbourhood,
+    "natten": fused.FusedNeighbourhood,
+}
+
+_forced: list[str] = []
+
+
+def make_attention(
+    h: int,
+    w: int,
+    kernel: int | None,
+    streams: int,
+    device: torch.device,
+    d_head: int = 64,
+    dtype: torch.dtype = torch.float32,
+) -> Attention:
+    """The attention of an h×w map; kernel: side of the neighbourhood, None for global attention.
+
+    What depends on the map alone is computed here. d_head and dtype (of the weights) decide with
+    the device which backend can run.
+    """
+    if kernel is None or (kernel >= h and kernel >= w):
+        return GlobalAttention()
+    name = backend_in_use() or _suited(kernel, h, w, device, d_head, dtype)
+    return BACKENDS[name](h, w, kernel, streams, device)
+
+
+def backend_in_use() -> str | None:
+    """The backend that `use_backend` demands."""
+    return _forced[-1] if _forced else None
+
+
+@contextmanager
+def use_backend(name: str) -> Iterator[None]:
+    """Demand a backend for all neighbourhoods inside; for tests and benchmarks.
+
+    Raises ValueError for a name that is not in `BACKENDS`.
+    """
+    if name not in BACKENDS:
+        raise ValueError(f"unknown attention backend '{name}'; known are {', '.join(BACKENDS)}")
+    _forced.append(name)
+    try:
+        yield
+    finally:
+        _forced.pop()
+
+
+def _suited(
+    kernel: int, h: int, w: int, device: torch.device, d_head: int, dtype: torch.dtype
+) -> str:
+    # FlexAttention's kernels take heads of 16 channels and more, neither takes float64.
+    if device.type != "cuda" or d_head < 16 or dtype == torch.float64:
+        return "tiled"
+    fits = d_head % 8 == 0 and 1 < kernel <= min(h, w)
+    return "natten" if fused.has_kernels() and fits else "flex"

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
-from networks.attention.windows import window_start
+from networks.attention.tiled import window_start
 from networks.compiling import allow_graphs
 
 

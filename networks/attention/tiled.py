@@ -8,7 +8,6 @@ from einops import rearrange
 from torch import Tensor
 
 from networks.attention.cutting import cut
-from networks.attention.windows import window_start
 
 _SINGLE_TILE = 64  # up to this many tokens one masked attention over the whole map is cheapest
 _NARROW, _ROWS = 16, 4  # on maps of so many columns at most a tile has all of them and few rows
@@ -85,6 +84,11 @@ def _softmax(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Ten
     """softmax(q·kᵀ)v on `[B, heads, tokens, d]`; mask True where a query sees a key."""
     with torch.autocast(q.device.type, enabled=False):
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=1.0)
+
+
+def window_start(position: Tensor, n: int, kernel: int) -> Tensor:
+    """First index of the window of `kernel` positions around a position on an axis of n."""
+    return (position - kernel // 2).clamp(0, n - kernel)
 
 
 class _Axis(NamedTuple):

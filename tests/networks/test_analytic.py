@@ -1,4 +1,4 @@
-"""Gaussian mixtures: density, denoiser, score and samples against numbers found another way."""
+"""Gaussian mixtures: density, denoiser and samples against numbers found another way."""
 
 import math
 
@@ -161,7 +161,7 @@ def test_a_batch_of_mixtures_takes_blocks():
         image_shape=SHAPE,
     )  # fmt: skip
     x, sigma = gaussian(6, *SHAPE), torch.linspace(0.1, 5, 6)
-    for call in ("__call__", "score", "log_density"):
+    for call in ("__call__", "log_density"):
         found = getattr(both, call)(x, sigma)
         for i in range(6):
             expected = getattr(parts[i % 2], call)(x[[i]], sigma[[i]])

@@ -20,7 +20,7 @@ from degradation import (
     Problem,
     StridedConvolution,
 )
-from networks import ConditionalDenoiser, GaussianMixture, posterior, posterior_mean
+from networks import GaussianMixture, posterior, posterior_mean
 from samplers import Heun
 
 SHAPE = (3, 4, 4)
@@ -228,32 +228,11 @@ def test_the_conditional_denoiser_is_the_mean_given_both(kind, name, noise_level
     prior, operator = prior_of(kind), OPERATORS[name]()
     problem = measured(prior, operator, noise_level)
     x = prior.sample(Draws(range(2))) + sigma * gaussian(2, *SHAPE, seed=9)
-    found = ConditionalDenoiser(prior)(x, sigma, problem)
+    found = posterior(prior, problem)(x, sigma)
     identity = Mask(torch.ones(2, 1, 4, 4).double(), SHAPE)
     seen = posterior(prior, Problem(identity, x.flatten(1), sigma))
     expected = posterior(seen, problem).mean()
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
-
-
-def test_the_conditional_denoiser_computes_a_posterior_once(monkeypatch):
-    calls = []
-
-    def counted(prior: GaussianMixture, problem: Problem) -> GaussianMixture:
-        calls.append(problem)
-        return posterior(prior, problem)
-
-    monkeypatch.setattr("networks.conditioning.posterior", counted)
-    prior = prior_of("three")
-    problem, denoiser = measured(prior, mask(), 0.1), ConditionalDenoiser(prior_of("three"))
-    x = gaussian(2, *SHAPE)
-    once = denoiser.prepare(problem)
-    assert denoiser.prepare(once) is once
-    first = denoiser(x, 1.0, once)
-    assert torch.equal(denoiser(x, 0.5, once), denoiser(x, 0.5, once)) and len(calls) == 1
-    torch.testing.assert_close(first, posterior(prior, problem)(x, 1.0))
-    other = measured(prior, matrix(), 0.1)
-    torch.testing.assert_close(denoiser(x, 1.0, other), posterior(prior, other)(x, 1.0))
-    assert len(calls) == 2
 
 
 def test_float32_problems():
@@ -261,9 +240,9 @@ def test_float32_problems():
     problem = measured(prior, mask(), 0.1)
     single = Problem(problem.degradation.to(torch.float32), problem.y.float(), 0.1)
     x = gaussian(2, *SHAPE, dtype=torch.float32)
-    found = ConditionalDenoiser(prior)(x, 0.5, single)
+    found = posterior(prior, single)(x, 0.5)
     assert found.dtype == posterior_mean(prior, single).dtype == torch.float32
-    expected = ConditionalDenoiser(prior)(x.double(), 0.5, problem)
+    expected = posterior(prior, problem)(x.double(), 0.5)
     torch.testing.assert_close(found.double(), expected, rtol=0, atol=1e-5)
 
 

@@ -144,15 +144,15 @@ def test_no_sound_checkpoint_is_refused(tmp_path):
 @pytest.mark.parametrize("files", [0, 1, 2])
 def test_a_save_that_fails_leaves_nothing(tmp_path, monkeypatch, files):
     save(tmp_path, 8)
-    write, written = checkpoint.save_file, []
+    write, written = checkpoint.write_tensors, []
 
-    def failing(tensors: dict[str, Tensor], path: Path) -> None:
+    def failing(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
         if len(written) == files:
             raise OSError("disk full")
         written.append(path)
-        write(tensors, path)
+        write(path, tensors, metadata)
 
-    monkeypatch.setattr(checkpoint, "save_file", failing)
+    monkeypatch.setattr(checkpoint, "write_tensors", failing)
     with pytest.raises(OSError, match="disk full"):
         save(tmp_path, 16)
     assert names(tmp_path) == ["000000000008"]
@@ -161,7 +161,14 @@ def test_a_save_that_fails_leaves_nothing(tmp_path, monkeypatch, files):
 def test_what_a_killed_save_left_is_ignored_and_replaced(tmp_path, monkeypatch):
     save(tmp_path, 8)
     with monkeypatch.context() as patch:  # as if the process had been killed before the rename
-        patch.setattr(checkpoint.os, "replace", lambda *paths: (_ for _ in ()).throw(OSError()))
+        replace = checkpoint.os.replace
+
+        def killed(old: Path, new: Path) -> None:
+            if Path(old).is_dir():
+                raise OSError
+            replace(old, new)
+
+        patch.setattr(checkpoint.os, "replace", killed)
         patch.setattr(checkpoint.shutil, "rmtree", lambda *args, **kwargs: None)
         with pytest.raises(OSError):
             save(tmp_path, 16)

@@ -114,15 +114,15 @@ def test_weights_are_written_once_for_each_checkpoint(folder, monkeypatch):
 
 
 def test_a_full_disk_ends_the_run_in_a_sentence_and_leaves_the_last_checkpoint(folder, monkeypatch):
-    write = checkpoint.save_file
+    write = checkpoint.write_tensors
 
-    def full(tensors: dict[str, Tensor], path: Path) -> None:
+    def full(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
         if "000000000012" in str(path):
             raise OSError(errno.ENOSPC, "No space left on device")
-        write(tensors, path)
+        write(path, tensors, metadata)
 
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint, "save_file", full)
+        patch.setattr(checkpoint, "write_tensors", full)
         result = Runner().invoke(train.main, TRAIN)
     assert result.exit_code == 2
     sentence = result.stderr.strip().splitlines()[-1]
