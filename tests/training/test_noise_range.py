@@ -50,12 +50,6 @@ def test_rows_that_do_not_exist_stay_zero() -> None:
     assert not problem.y.any()
 
 
-@pytest.mark.parametrize("values", [(0.1, 0.1, 0), (-0.1, 0.1, 0), (0, float("inf"), 0), (0, 1, 2)])
-def test_ranges_that_are_none(values: tuple[float, float, float]) -> None:
-    with pytest.raises(ValueError, match=r"noise range|clean share"):
-        DrawnNoise(*values)
-
-
 def test_the_network_is_told_of_the_noise_level() -> None:
     """Where the operator hides it: H†y of a null operator is zero at any level."""
     torch.manual_seed(0)
