@@ -11,11 +11,13 @@ import click
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.report import CONTEXT, name_option, report
-from degradation import Draws, GaussianNoise, MissingPatches
+from degradation import Draws, GaussianNoise, LinearOperator, MissingPatches, Problem
 from networks import PRESETS, Denoiser, make_config
+from networks.attention import use_backend
 from networks.precision import DTYPES
 from runtime.tables import table
 from training.loss import DenoisingLoss
@@ -68,6 +70,17 @@ def count(preset: str, precision: str) -> dict[str, Any]:
         "forward_gflop": forward / 2e9, "training_gflop": both / 2e9,
         "mib_an_image": (more - kept) / 2**20, "mib_a_step": (2 * kept - more) / 2**20,
     }  # fmt: skip
+
+
+@torch.no_grad()
+def products(denoiser: Denoiser, operator: LinearOperator) -> int:
+    """Floating-point operations of the matrix products in a forward pass of a batch."""
+    x = torch.zeros(len(operator), *operator.image_shape, device=operator.rows.device)
+    problem = Problem(operator, operator.H(x))
+    counter = FlopCounterMode(display=False)
+    with counter, use_backend("tiled"), sdpa_kernel(SDPBackend.MATH):  # as products, which it sees
+        denoiser(x, 2.0, problem)
+    return counter.get_total_flops()
 
 
 @click.command(context_settings=CONTEXT)

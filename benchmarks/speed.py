@@ -26,12 +26,11 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
 import zero_shot  # noqa: F401  makes its names known
 from benchmarks.families import families, structure_of
+from benchmarks.memory import products
 from benchmarks.reference_path import (
     PlainMatrix,
     plain_batches,
@@ -46,7 +45,6 @@ from datautils.photos import Photos
 from degradation import (
     Draws,
     GaussianNoise,
-    LinearOperator,
     MatrixDegradation,
     MissingPatches,
     MotionBlur,
@@ -54,7 +52,6 @@ from degradation import (
 )
 from metrics.evaluate import seconds_now
 from networks import PRESETS, Denoiser, NetworkConfig, cpu, make_config
-from networks.attention import use_backend
 from networks.dropout import seeded
 from networks.precision import DTYPES
 from runtime.tables import table
@@ -175,17 +172,6 @@ def measure(
         "tflop_per_second": tflop / seconds, "gflop_an_image": gflop,
         "peak_mib": peak_memory(), "compile_seconds": compiling,
     }  # fmt: skip
-
-
-@torch.no_grad()
-def products(denoiser: Denoiser, operator: LinearOperator) -> int:
-    """Floating-point operations of the matrix products in a forward pass of a batch."""
-    x = torch.zeros(len(operator), *operator.image_shape, device=DEVICE)
-    problem = Problem(operator, operator.H(x))
-    counter = FlopCounterMode(display=False)
-    with counter, use_backend("tiled"), sdpa_kernel(SDPBackend.MATH):  # as products, which it sees
-        denoiser(x, 2.0, problem)
-    return counter.get_total_flops()
 
 
 def forget_peak() -> None:

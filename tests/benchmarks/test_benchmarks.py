@@ -108,7 +108,7 @@ def test_memory_is_counted_without_values(home: Path) -> None:
     run(memory.main, "--preset=tiny", "--name=n")
     found, half = result_of(home, "n")["counts"]
     operator = speed.FAMILIES["mask"][0].sample((3, 16, 16), None, range(2))
-    products = speed.products(speed.network_for(make_config("tiny")), operator) / 2e9
+    products = memory.products(speed.network_for(make_config("tiny")), operator) / 2e9
     assert 0.75 * products < found["forward_gflop"] <= products  # a CPU's attention is not seen
     assert 2.5 < found["training_gflop"] / found["forward_gflop"] < 3.5
     assert found["mib_an_image"] > half["mib_an_image"] > 0
