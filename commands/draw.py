@@ -1,100 +1,81 @@
-"""`calculate_metrics.py gen` without a degradation: draw images from a network alone."""
+"""`calculate_metrics.py gen` without a degradation: draw images from a network alone.
+
+This is an evaluation whose one family measures nothing; its images are grey and have classes.
+"""
 
 import json
-import math
-import time
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from commands.cli import chosen
 from commands.files import check_new, publish, results_of, working_folder
+from commands.gen import (
+    Evaluation,
+    distances,
+    measured,
+    settings_of,
+    stages_of,
+    values_of,
+)
 from commands.methods import (
     Restorer,
     check_guidance,
     check_objective,
     distances_of,
-    kept,
     load_network,
     samplers_of,
 )
 from commands.options import UNUSED, GenOptions
-from degradation import Draws, Problem, derive_seed
-from metrics.distances import Distances, compared
+from degradation import Draws, GaussianNoise, NoDegradation, derive_seed
 from metrics.features import DISTANCES
-from metrics.images import ImageWriter, image_name
-from metrics.keeping import Kept
-from metrics.pipeline import Stage
-from metrics.pixel import to_uint8
+from metrics.images import image_name
+from metrics.measure import Measure, Share
 from metrics.report import metrics_table, units
 from metrics.results import write_grid, write_metrics
-from metrics.statistics import FeatureStatistics
 from networks.precision import resolve_precision
-from runtime import distributed, signals
+from runtime import distributed
 from runtime.errors import data_errors, one_sentence_errors
 from runtime.files import writing
-from runtime.progress import progress
 
 _METRICS = tuple(metric for metric, found in DISTANCES.items() if not found.projected)
 _IMAGES, _PICTURES = 50_000, 64
 _COLUMNS = 8  # of grid.png
-_SEVERAL = 1024  # classes that are drawn at once
-
-
-@dataclass(frozen=True)
-class Drawing:
-    """What is drawn, once everything about it is checked."""
-
-    options: GenOptions
-    name: str
-    """Of the sampler."""
-    restorer: Restorer
-    count: int
-    pictures: int
-    names: list[str]
-    """Metrics."""
-    distances: Distances
-    precision: str
-
-    def labels(self, indices: Sequence[int]) -> Tensor:
-        """The classes asked for in turn; with none asked for, drawn uniformly for each image."""
-        known = self.restorer.denoiser.config.num_classes
-        if not known:
-            return torch.full((len(indices),), -1)
-        if classes := self.options.classes:
-            return torch.tensor([classes[i % len(classes)] for i in indices])
-        draws = Draws([derive_seed(self.options.seed, "image", i) for i in indices])
-        return draws.integers(0, known - 1, (), "class")
-
-    @torch.no_grad()
-    def sample(self, indices: Sequence[int], device: torch.device, method: Kept) -> Tensor:
-        """Image i follows from its own seed and does not depend on the batch."""
-        draws = Draws([derive_seed(self.options.seed, "image", i) for i in indices], device)
-        shape = self.restorer.denoiser.config.image_shape
-        labels = self.labels(indices).to(device)
-        problem = Problem.without_measurement(len(indices), shape, labels, device)
-        return method(problem, draws.normal(shape, "latent"), draws)
 
 
 @dataclass
-class Share:
-    """What one process found."""
+class Blank:
+    """Grey images with the classes that are to be drawn."""
 
-    statistics: dict[str, FeatureStatistics]
-    shown: dict[int, Tensor] = field(default_factory=dict)
-    failed: int = 0
-    cost: dict[str, float] = field(default_factory=dict)
-    seconds: dict[str, float] = field(
-        default_factory=lambda: {"sample": 0.0, "features": 0.0, "write": 0.0}
-    )
+    image_shape: tuple[int, int, int]
+    num_classes: int
+    classes: Sequence[int]
+    """Those asked for take turns; with none asked for, they are uniform for each image."""
+    count: int
+    seed: int
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        return torch.full(self.image_shape, 128, dtype=torch.uint8), self.labels([index])[0]
+
+    def labels(self, indices: Sequence[int]) -> list[int]:
+        """Classes, -1 for a network without them."""
+        if not self.num_classes:
+            return [-1] * len(indices)
+        if self.classes:
+            return [self.classes[i % len(self.classes)] for i in indices]
+        draws = Draws([derive_seed(self.seed, "image", i) for i in indices])
+        return draws.integers(0, self.num_classes - 1, (), "class").tolist()
 
 
 def draw(options: GenOptions) -> None:
     """Draw, measure, write the result files and print the table."""
+    options = replace(options, workers=0)  # nothing is loaded
     with distributed.process_group() as device:
         with one_sentence_errors():
             drawing = build(options, device)
@@ -102,12 +83,12 @@ def draw(options: GenOptions) -> None:
         with data_errors(), working_folder(options.outdir, results, resumes=True) as folder:
             if distributed.rank() == 0:
                 print(f"no --degradation: drawing {drawing.count} images from the network alone")
-            share = _draw(drawing, folder, device)
+            measure, _ = measured(options, drawing, folder, device, "drawing", "images")
             distributed.barrier()
-            _finish(drawing, share, folder)
+            _finish(options, drawing, folder, measure)
 
 
-def build(options: GenOptions, device: torch.device) -> Drawing:
+def build(options: GenOptions, device: torch.device) -> Evaluation:
     """Everything that an option can get wrong comes first. Raises ValueError."""
     options.check_unconditional()
     names = chosen("metric", options.metrics or "", _METRICS)
@@ -120,12 +101,21 @@ def build(options: GenOptions, device: torch.device) -> Drawing:
     _check_classes(options.classes, denoiser.config.num_classes, net)
     check_guidance(options.cfg, denoiser, net)
     check_new(options.outdir, results_of(options))
-    count = options.images or _IMAGES
-    distances = distances_of(names, options, device, count, denoiser.config.image_shape)
-    restorer = Restorer(denoiser, sampler, precision, options.cfg)
-    pictures = _PICTURES if options.pictures is None else options.pictures
-    title = sampler.title or name
-    return Drawing(options, title, restorer, count, pictures, names, distances, precision)
+    count, shape = options.images or _IMAGES, denoiser.config.image_shape
+    restorers = {"": Restorer(denoiser, sampler, precision, options.cfg)}
+    return Evaluation(
+        families={"": NoDegradation()},
+        noise=GaussianNoise(),
+        dataset=Blank(shape, denoiser.config.num_classes, options.classes, count, options.seed),
+        count=count,
+        names=names,
+        distances=distances_of(names, options, device, count, shape),
+        methods={**restorers},
+        restorers=restorers,
+        precision=precision,
+        samples={},
+        pictures=_PICTURES if options.pictures is None else options.pictures,
+    )
 
 
 def _check_classes(classes: Sequence[int], known: int, net: Path) -> None:
@@ -136,86 +126,29 @@ def _check_classes(classes: Sequence[int], known: int, net: Path) -> None:
             raise ValueError(f"--class {label} must lie between 0 and {known - 1}")
 
 
-def _draw(drawing: Drawing, folder: Path, device: torch.device) -> Share:
-    """This process's images; drawing, measuring and writing run side by side."""
-    options, rank = drawing.options, distributed.rank()
-    own = range(rank, drawing.count, distributed.world_size())
-    detectors = drawing.distances.detectors
-    share = Share({m: FeatureStatistics(DISTANCES[m].kernel) for m in detectors})
-    method = kept({"": drawing.restorer}, options, folder)[""]
-    assert isinstance(method, Kept)
-    with (
-        progress(len(own), "drawing", "images", silent=rank != 0) as bar,
-        ImageWriter(folder / "images") as writer,
-    ):
-        saving = writer if options.save_images else None
-
-        def measure(item: tuple[Sequence[int], Tensor]) -> None:
-            _measure(drawing, share, saving, *item)
-
-        with Stage[tuple[Sequence[int], Tensor]](measure, device) as stage:
-            for start in range(0, len(own), options.batch):
-                signals.heed_termination()
-                indices = own[start : start + options.batch]
-                images = drawing.sample(indices, device, method)
-                share.cost = method.cost
-                share.seconds["sample"] += method.seconds
-                stage.put((indices, images))
-                bar.update(len(indices))
-    share.seconds["write"] = writer.seconds
-    return share
-
-
-@torch.no_grad()
-def _measure(
-    drawing: Drawing, share: Share, writer: ImageWriter | None, indices: Sequence[int], x: Tensor
-) -> None:
-    start = time.perf_counter()
-    finite = x.flatten(1).isfinite().all(1).cpu()
-    share.failed += len(finite) - int(finite.sum())
-    images = to_uint8(x)
-    for metric, detector in drawing.distances.detectors.items():
-        share.statistics[metric].update(detector(images)[finite], torch.tensor(indices)[finite])
-    pixels = images.cpu()
-    for i, index in enumerate(indices):
-        if index < drawing.pictures:
-            share.shown[index] = pixels[i].clone()
-        if writer:
-            writer.put(image_name(index), pixels[i])
-    share.seconds["features"] += time.perf_counter() - start
-
-
-def _finish(drawing: Drawing, share: Share, folder: Path) -> None:
+def _finish(options: GenOptions, drawing: Evaluation, folder: Path, measure: Measure) -> None:
     """Bring the processes' shares together; the first writes the files and prints the table."""
-    failed = sum(distributed.gather(share.failed))
-    values = {}
-    for metric, detector in drawing.distances.detectors.items():
-        total = share.statistics[metric].reduced(distributed.sum_tensor, detector.features)
-        if distributed.rank() == 0:
-            value = math.nan if failed else drawing.distances.value(metric, total)
-            values[metric] = {"mean": value, "count": compared(metric, total.count)}
-    options = drawing.options
-    shares = distributed.gather((share.shown, share.seconds))
+    shares: list[Share] = distributed.gather(measure.share)
+    found = distances(drawing, measure, shares)
     if distributed.rank():
         return
-    pictures = {index: image for shown, _ in shares for index, image in shown.items()}
-    if pictures:
-        _write_grid(folder, [pictures[index] for index in sorted(pictures)])
-    if options.save_images and drawing.restorer.denoiser.config.num_classes:
+    shown = {i: images[""] for share in shares for (_, i), images in share.pictures.items()}
+    if shown:
+        _write_grid(folder, [shown[index] for index in sorted(shown)])
+    if options.save_images and drawing.dataset.num_classes:
         _write_labels(folder / "images" / "dataset.json", drawing)
-    stages = {
-        stage: sum(seconds[stage] for _, seconds in shares) / drawing.count
-        for stage in share.seconds
-    }
-    cell = values | share.cost | {"seconds_per_image": stages["sample"]}
-    named = {"none": {drawing.name: cell}}
+    sampler = drawing.restorers[""].sampler
+    cell = values_of(drawing, {"": {"": {}}}, found, shares)[""][""]
+    named = {"none": {sampler.title or (options.samplers or ("heun",))[0]: cell}}
     record = {
         "units": units(options.compiled),
         "values": named,
-        "not_finite": failed,
-        "stages": stages,
+        "not_finite": sum(share.failed["", ""] for share in shares),
+        "stages": stages_of(drawing, shares),
     }
-    write_metrics(folder, record, _settings(drawing))
+    settings = {k: v for k, v in settings_of(options, drawing).items() if k not in UNUSED}
+    own = {"pictures": drawing.pictures, "sampler": settings.pop("samplers")[""]}
+    write_metrics(folder, record, settings | own)
     images = ["images"] if options.save_images else []
     publish(folder, options.outdir, [*images, "grid.png", "metrics.json"])
     print(metrics_table(named, drawing.names, options.compiled))
@@ -230,30 +163,10 @@ def _write_grid(folder: Path, images: list[Tensor]) -> None:
     write_grid(folder / "grid.png", rows, [""] * _COLUMNS)
 
 
-def _write_labels(path: Path, drawing: Drawing) -> None:
+def _write_labels(path: Path, drawing: Evaluation) -> None:
     """EDM's dataset.json, so that the images can be trained on or measured by class."""
-    with writing(path), path.open("w") as file:
-        file.write('{"labels": [')
-        for i, line in enumerate(_label_lines(drawing)):
-            file.write(f",\n{line}" if i else line)
-        file.write("]}\n")
-
-
-def _label_lines(drawing: Drawing) -> Iterator[str]:
-    for start in range(0, drawing.count, _SEVERAL):
-        indices = range(start, min(start + _SEVERAL, drawing.count))
-        for index, label in zip(indices, drawing.labels(indices).tolist(), strict=True):
-            yield json.dumps([image_name(index), label])
-
-
-def _settings(drawing: Drawing) -> dict[str, Any]:
-    used = {k: v for k, v in asdict(drawing.options).items() if k not in UNUSED}
-    return used | {
-        "images": drawing.count,
-        "metrics": ",".join(drawing.names),
-        "pictures": drawing.pictures,
-        "precision": drawing.precision,
-        "processes": distributed.world_size(),
-        "sampler": asdict(drawing.restorer.sampler),  # type: ignore[call-overload]
-        "detector_files": drawing.distances.provenance(),
-    }
+    assert isinstance(drawing.dataset, Blank)
+    labels = enumerate(drawing.dataset.labels(range(drawing.count)))
+    lines = ",\n".join(json.dumps([image_name(i), label]) for i, label in labels)
+    with writing(path):
+        path.write_text(f'{{"labels": [{lines}]}}\n')

@@ -4,7 +4,6 @@ import inspect
 import math
 import sys
 import time
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -44,7 +43,7 @@ from metrics.examples import NAME as EXAMPLES
 from metrics.examples import write_examples
 from metrics.features import DISTANCES
 from metrics.images import ImageWriter
-from metrics.measure import METRICS, PER_IMAGE, Measure
+from metrics.measure import METRICS, PER_IMAGE, Measure, Share
 from metrics.page import write_report
 from metrics.perceptual import check_perceptual
 from metrics.pipeline import Stage
@@ -94,6 +93,8 @@ class Evaluation:
     precision: str
     samples: dict[str, int]
     """Of each image, by the titles of the methods that draw several."""
+    pictures: int
+    """Images of each family to show."""
 
     @property
     def per_image(self) -> list[str]:
@@ -109,11 +110,11 @@ def evaluate(options: GenOptions, further: Mapping[str, Restore] = MappingProxyT
             evaluation = build(options, device, further)
         results = results_of(options)
         with data_errors(), working_folder(options.outdir, results, resumes=True) as folder:
-            start = time.perf_counter()
-            measure, samples, stages = _measure(options, evaluation, folder, device)
-            stages["total"] = time.perf_counter() - start
+            measure, samples = measured(
+                options, evaluation, folder, device, "restoring", "restorations"
+            )
             distributed.barrier()
-            return _finish(options, evaluation, folder, measure, samples, stages)
+            return _finish(options, evaluation, folder, measure, samples)
 
 
 def build(options: GenOptions, device: torch.device, further: Mapping[str, Restore]) -> Evaluation:
@@ -171,15 +172,23 @@ def build(options: GenOptions, device: torch.device, further: Mapping[str, Resto
     return Evaluation(
         families, noise, dataset, count, names, distances, {**further, **methods}, restorers,
         precision, sample_counts(restorers, options.samples),
+        _PICTURES if options.pictures is None else options.pictures,
     )  # fmt: skip
 
 
-def _measure(
-    options: GenOptions, evaluation: Evaluation, folder: Path, device: torch.device
-) -> tuple[Measure, SampleRecords, dict[str, float]]:
-    """This process's share, and the seconds of each stage: loading, restoring, measuring and
-    writing run side by side."""
-    rank = distributed.rank()
+def measured(
+    options: GenOptions,
+    evaluation: Evaluation,
+    folder: Path,
+    device: torch.device,
+    title: str,
+    unit: str,
+) -> tuple[Measure, SampleRecords]:
+    """This process's share: loading, restoring, measuring and writing run side by side.
+
+    title, unit: what the progress is called.
+    """
+    rank, start = distributed.rank(), time.perf_counter()
     indices = range(rank, evaluation.count, distributed.world_size())
     methods = kept(evaluation.methods, options, folder, evaluation.families.values())
     stream = restorations(
@@ -197,7 +206,7 @@ def _measure(
     total = len(indices) * len(evaluation.families) * len(evaluation.methods)
     loading = further = 0.0
     with (
-        progress(total, "restoring", "restorations", silent=rank != 0) as bar,
+        progress(total, title, unit, silent=rank != 0) as bar,
         PartialRecords(folder / f"{rank}.csv", evaluation.per_image) as records,
         SampleRecords(folder / sample_file(rank), options.samples) as samples,
         ImageWriter(folder / "images") as writer,
@@ -207,7 +216,7 @@ def _measure(
             evaluation.names,
             evaluation.distances.detectors,
             device,
-            _PICTURES if options.pictures is None else options.pictures,
+            evaluation.pictures,
             writer if options.save_images else None,
         )
 
@@ -215,7 +224,7 @@ def _measure(
             measure(restored)
             samples(restored)
 
-        with Stage[Restored](work, device) as stage:
+        with Stage(work, device) as stage:
             waited = time.perf_counter()
             for restored in stream:
                 signals.heed_termination()
@@ -223,14 +232,17 @@ def _measure(
                 took = restored.seconds + more  # of an earlier run, if that was cut off
                 loading += max(0.0, time.perf_counter() - waited - took)
                 further += more
-                family, method = restored.group.degradation, restored.method
-                bar.set_postfix(family=family, method=method, refresh=False)
+                if family := restored.group.degradation:
+                    bar.set_postfix(family=family, method=restored.method, refresh=False)
                 stage.put(restored)
                 bar.update(len(restored.group.indices))
                 waited = time.perf_counter()
-    restoring = sum(measure.restoring.values()) + further
-    stages = {"load": loading, "restore": restoring} | measure.seconds
-    return measure, samples, stages | {"write": writer.seconds}
+    restoring = sum(costs["seconds"] for costs in measure.share.costs.values()) + further
+    measure.share.seconds = {
+        "load": loading, "restore": restoring, **measure.share.seconds, "write": writer.seconds,
+        "total": time.perf_counter() - start,
+    }  # fmt: skip
+    return measure, samples
 
 
 def _finish(
@@ -239,15 +251,13 @@ def _finish(
     folder: Path,
     measure: Measure,
     samples: SampleRecords,
-    stages: Mapping[str, float],
 ) -> Values:
     """Bring the processes' shares together; the first writes the files and prints the table."""
-    distances = _distances(evaluation, measure)
+    shares: list[Share] = distributed.gather(measure.share)
+    found = distances(evaluation, measure, shares)
     sampled: tuple[Found, list[str]] = ({}, [])
     if evaluation.samples:
         sampled = calibrated(folder, [*evaluation.families], [*evaluation.samples], samples)
-    shares = distributed.gather((measure.restoring, measure.pictures, stages, measure.costs))
-    examples = distributed.gather(measure.examples)
     if distributed.rank():
         return {}
     order, per_image = list(evaluation.families), measure.metrics
@@ -255,19 +265,18 @@ def _finish(
     summary = Summary(per_image)
     rows = summary.over(merged(parts, order, per_image))
     write_per_image(folder, rows, [*COLUMNS, *per_image])
-    pictures = {key: images for share in shares for key, images in share[1].items()}
+    pictures = {key: images for share in shares for key, images in share.pictures.items()}
     grids = write_pictures(folder / "grid.png", pictures, order) if pictures else []
     grids += _write_components(options, evaluation, folder, measure.device, pictures)
-    restoring, costs = [share[0] for share in shares], [share[3] for share in shares]
-    values = _values(evaluation, summary, distances, restoring, costs)
-    for degradation, found in sampled[0].items():
-        for method, cell in found.items():
+    values = values_of(evaluation, summary.result(), found, shares)
+    for degradation, cells in sampled[0].items():
+        for method, cell in cells.items():
             values[degradation][method]["calibration"] = cell
-    total = evaluation.count * len(evaluation.families) * len(evaluation.methods)
-    shared = {stage: sum(share[2][stage] for share in shares) / total for stage in stages}
-    record = {"units": units(options.compiled), "values": values, "stages": shared}
-    write_metrics(folder, record, _settings(options, evaluation))
+    stages = stages_of(evaluation, shares)
+    record = {"units": units(options.compiled), "values": values, "stages": stages}
+    write_metrics(folder, record, settings_of(options, evaluation))
     if "psnr" in per_image:
+        examples = [share.examples for share in shares]
         write_examples(folder, examples, order, [*evaluation.methods])
     images = ["images"] if options.save_images else []
     pages = [*images, *(grid.name for grid in grids), *sampled[1]]
@@ -277,7 +286,7 @@ def _finish(
     print(metrics_table(values, evaluation.names, options.compiled, options.intervals))
     if evaluation.samples:
         print(f"{options.samples} samples of each image:\n{calibration_table(sampled[0])}")
-    text = ", ".join(f"{stage} {1000 * seconds:.1f}" for stage, seconds in shared.items())
+    text = ", ".join(f"{stage} {1000 * seconds:.1f}" for stage, seconds in stages.items())
     print(f"ms an image on each process: {text}")
     _warn(values, evaluation.names)
     print(f"results: {options.outdir}")
@@ -322,13 +331,15 @@ def _warn(values: Values, names: Sequence[str]) -> None:
                 print(f"warning: {method} on {degradation} left images that are not finite")
 
 
-def _distances(evaluation: Evaluation, measure: Measure) -> dict[tuple[str, str, str], float]:
+def distances(
+    evaluation: Evaluation, measure: Measure, shares: Sequence[Share]
+) -> dict[tuple[str, str, str], float]:
     """Over all processes, on the first. NaN if a restoration was not finite."""
     values = {}
     for degradation in evaluation.families:
         for method in evaluation.methods:
             key = degradation, method
-            failed = sum(distributed.gather(measure.failed.get(key, 0)))
+            failed = any(share.failed[key] for share in shares)
             for metric, detector in evaluation.distances.detectors.items():
                 own = measure.statistics.get(
                     (*key, metric), FeatureStatistics(DISTANCES[metric].kernel)
@@ -340,26 +351,32 @@ def _distances(evaluation: Evaluation, measure: Measure) -> dict[tuple[str, str,
     return values
 
 
-def _values(
+def values_of(
     evaluation: Evaluation,
-    summary: Summary,
+    values: Values,
     distances: Mapping[tuple[str, str, str], float],
-    restoring: list[dict[tuple[str, str], float]],
-    costs: list[dict[tuple[str, str], Counter[str]]],
+    shares: Sequence[Share],
 ) -> Values:
-    values = summary.result()
+    """The values with distances of sets, and what an image took."""
     for degradation, methods in values.items():
         for method, cell in methods.items():
             for metric in evaluation.distances.detectors:
                 value = distances[degradation, method, metric]
                 count = compared(metric, evaluation.count)
                 cell[metric] = {"mean": value, "count": count}
-            took = [share[degradation, method] for share in costs if (degradation, method) in share]
+            took = [
+                s.costs[degradation, method] for s in shares if (degradation, method) in s.costs
+            ]
             for name in COSTS:
-                cell[name] = whole(sum(total[name] for total in took) / evaluation.count)
-            seconds = sum(share.get((degradation, method), 0.0) for share in restoring)
-            cell["seconds_per_image"] = seconds / evaluation.count
+                cell[name] = whole(sum(costs[name] for costs in took) / evaluation.count)
+            cell["seconds_per_image"] = sum(c["seconds"] for c in took) / evaluation.count
     return values
+
+
+def stages_of(evaluation: Evaluation, shares: Sequence[Share]) -> dict[str, float]:
+    """Seconds that an image took in each stage."""
+    total = evaluation.count * len(evaluation.families) * len(evaluation.methods)
+    return {stage: sum(s.seconds[stage] for s in shares) / total for stage in shares[0].seconds}
 
 
 def _check_fits(options: GenOptions, net: Path, denoiser: Model, dataset: ImageDataset) -> None:
@@ -414,7 +431,8 @@ def _restorers(
     return restorers
 
 
-def _settings(options: GenOptions, evaluation: Evaluation) -> dict[str, Any]:
+def settings_of(options: GenOptions, evaluation: Evaluation) -> dict[str, Any]:
+    """What metrics.json says of options and methods."""
     samplers = {name: asdict(r.sampler) for name, r in evaluation.restorers.items()}  # type: ignore[call-overload]
     return asdict(options) | {
         "images": evaluation.count,

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import cast
 
 import torch
-from PIL import Image
 from torch import Tensor
 
 from commands.families import family_of
@@ -29,6 +28,7 @@ from degradation import (
     make_noise,
 )
 from degradation.valid import MAX_BYTES, MAX_ROWS
+from metrics.images import picture
 from metrics.pixel import to_float
 from samplers import Tiling
 from samplers.tiles import TileBlur
@@ -309,8 +309,7 @@ def _resized(
 
 
 def _square(image: Tensor, n: int) -> Tensor:
-    picture = Image.fromarray(image.permute(1, 2, 0).contiguous().numpy())
-    return to_tensor(resize(centre_crop(picture), n))
+    return to_tensor(resize(centre_crop(picture(image)), n))
 
 
 def _tiling(request: Request, photo: Tensor, image_shape: Shape, stride: int = 1) -> Tiling:

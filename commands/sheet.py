@@ -8,11 +8,11 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from torch import Tensor
 
 from commands.files import publish
 from commands.photo import Task
+from metrics.images import picture
 from metrics.pixel import to_uint8
 from metrics.results import write_grid, write_metrics
 from runtime.files import replacing
@@ -57,13 +57,12 @@ class Restored:
 
 def write_picture(folder: Path, name: str, image: Tensor) -> None:
     """Write a picture `[3, H, W]` in [-1, 1] as folder/name.png."""
-    _save(folder / f"{name}.png", to_uint8(image).cpu())
+    _save(folder / f"{name}.png", to_uint8(image))
 
 
-def _save(path: Path, picture: Tensor) -> None:
-    pixels = picture.expand(3, -1, -1).permute(1, 2, 0).contiguous().numpy()
+def _save(path: Path, image: Tensor) -> None:
     with replacing(path) as temporary:
-        Image.fromarray(pixels).save(temporary, format="PNG")
+        picture(image).save(temporary, format="PNG")
 
 
 def write_restored(
@@ -76,11 +75,11 @@ def write_restored(
 ) -> None:
     """Write everything into an unfinished folder, then move it; `restore.json` comes last."""
     pictures = _pictures(task, restored)
-    for name, (_, picture) in pictures.items():
+    for name, (_, image) in pictures.items():
         if name != "original":  # the user has it
-            _save(unfinished / f"{name}.png", picture)
+            _save(unfinished / f"{name}.png", image)
     titles = [_titled(name, title, metrics) for name, (title, _) in pictures.items()]
-    cells = [_small(picture) for _, picture in pictures.values()]
+    cells = [_small(image) for _, image in pictures.values()]
     write_grid(unfinished / "sheet.png", [cells], titles)
     if restored.components is not None:
         _write_components(unfinished / "components.png", restored.mmse[0], restored.components)
@@ -107,7 +106,7 @@ def _pictures(task: Task, restored: Restored) -> dict[str, tuple[str, Tensor]]:
         title = f"deviation, white = {restored.white:.1f}"
         shown = (restored.deviation / restored.white * 255).round().clamp(0, 255)
         pictures["std"] = title, shown.to(torch.uint8)[None]
-    return {name: (title, picture.cpu()) for name, (title, picture) in pictures.items()}
+    return {name: (title, image.cpu()) for name, (title, image) in pictures.items()}
 
 
 def _write_components(path: Path, mean: Tensor, found: Components) -> None:
@@ -119,7 +118,7 @@ def _write_components(path: Path, mean: Tensor, found: Components) -> None:
         for component, _ in pairs
     ]
     labels = [f"component {k}\nσ = {deviation:.3g}" for k, (_, deviation) in enumerate(pairs, 1)]
-    cells = [[_small(picture) for picture in row] for row in rows]
+    cells = [[_small(image) for image in row] for row in rows]
     write_grid(path, cells, ["contrast enhanced", *steps], labels)
 
 
@@ -128,13 +127,13 @@ def enhanced(component: Tensor) -> Tensor:
     return to_uint8(component / component.abs().max().clamp(min=1e-12))
 
 
-def _small(picture: Tensor) -> Tensor:
+def _small(image: Tensor) -> Tensor:
     """A picture `[C, h, w]`, made smaller if it is larger than a cell of the sheet."""
-    factor = min(1.0, _CELL / max(picture.shape[1:]))
+    factor = min(1.0, _CELL / max(image.shape[1:]))
     if factor == 1:
-        return picture
-    sides = [max(1, round(n * factor)) for n in picture.shape[1:]]
-    small = F.interpolate(picture[None].float(), sides, mode="area")
+        return image
+    sides = [max(1, round(n * factor)) for n in image.shape[1:]]
+    small = F.interpolate(image[None].float(), sides, mode="area")
     return small[0].round().to(torch.uint8)
 
 

@@ -9,9 +9,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
 from torch import Tensor
 
+from metrics.images import picture
 from runtime.files import replacing
 
 NAME = "examples.json"
@@ -86,7 +86,6 @@ def write_examples(
 
 def data_uri(image: Tensor) -> str:
     """A uint8 image `[C, h, w]`, C = 1 or 3, as a PNG inside an address."""
-    pixels = image.expand(3, -1, -1).permute(1, 2, 0).contiguous().numpy()
     buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, format="PNG", optimize=True)
+    picture(image).save(buffer, format="PNG", optimize=True)
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()

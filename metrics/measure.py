@@ -5,6 +5,7 @@ import functools
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -16,7 +17,7 @@ from metrics.features import DISTANCES, Detector
 from metrics.images import ImageWriter, image_name
 from metrics.perceptual import PERCEPTUAL, perceptual
 from metrics.pixel import consistency, psnr, ssim, to_uint8
-from metrics.records import PartialRecords, Row
+from metrics.records import PartialRecords
 from metrics.statistics import FeatureStatistics
 
 # A metric of each image: (problem, restored float images, restored uint8, true uint8) → [B].
@@ -39,11 +40,26 @@ METRICS = (*PER_IMAGE, *DISTANCES)
 Key = tuple[str, str]  # degradation and method
 
 
+@dataclass
+class Share:
+    """What one process found, besides rows and features."""
+
+    pictures: dict[tuple[str, int], dict[str, Tensor]] = field(default_factory=dict)
+    """By degradation and image, then by title."""
+    examples: Examples = field(default_factory=Examples)
+    costs: dict[Key, Counter[str]] = field(default_factory=dict)
+    """Sums over the images, the seconds of restoring among them."""
+    failed: Counter[Key] = field(default_factory=Counter)
+    """Images that are not finite."""
+    seconds: dict[str, float] = field(default_factory=dict)
+    """By stage."""
+
+
 class Measure:
     """Takes in restored groups one by one; memory does not grow with their number.
 
     detectors: by metric (fid, cfid, ...). The first `pictures` images of every degradation are
-    kept for a grid; with a writer every image is written. `seconds` counts the time by stage.
+    kept for a grid; with a writer every image is written.
     """
 
     def __init__(
@@ -60,12 +76,7 @@ class Measure:
         self.detectors = detectors
         self.shown = pictures
         self.statistics: dict[tuple[str, str, str], FeatureStatistics] = {}
-        self.pictures: dict[tuple[str, int], dict[str, Tensor]] = {}
-        self.examples = Examples()
-        self.restoring: dict[Key, float] = {}
-        self.costs: dict[Key, Counter[str]] = {}
-        self.failed: dict[Key, int] = {}
-        self.seconds = {"metrics": 0.0, "features": 0.0}
+        self.share = Share(seconds={"metrics": 0.0, "features": 0.0})
         self.device = device
 
     @torch.no_grad()
@@ -73,49 +84,35 @@ class Measure:
         """Measure a group."""
         group = restored.group
         key = group.degradation, restored.method
-        self.restoring[key] = self.restoring.get(key, 0.0) + restored.seconds
-        total = self.costs.setdefault(key, Counter())
+        total = self.share.costs.setdefault(key, Counter())
+        total["seconds"] += restored.seconds  # type: ignore[assignment]
         for name, value in restored.cost.items():
             total[name] += value * len(group.indices)  # type: ignore[assignment]
+        finite = restored.x.flatten(1).isfinite().all(1)
         with self._timed("metrics"):
+            self.share.failed[key] += int((~finite[: len(group.indices)]).sum())
             images = to_uint8(restored.x)
-            values = self._values(restored, images)
+            arguments = restored.problem, restored.x, images, restored.truth
+            # A restoration that is not finite has no values, which shows in the mean.
+            values = {
+                metric: PER_IMAGE[metric](*arguments).masked_fill(~finite, torch.nan).tolist()
+                for metric in self.metrics
+            }
             pixels = images.cpu()
-            self.records.add((group.degradation, group.chunk), self._rows(restored, values))
+            self.records.add(group, restored.method, values)
             self._keep(restored, pixels, values.get("psnr", []))
         if self.detectors:
             with self._timed("features"):
-                self._features(restored, images)
+                self._features(restored, images, finite)
         if self.writer:
             for i, index in enumerate(group.indices):
                 self.writer.put(image_name(index, *key), pixels[i])
 
-    def _values(self, restored: Restored, images: Tensor) -> dict[str, list[float]]:
-        """A restoration that is not finite has no values, which shows in the mean."""
-        failed = ~restored.x.flatten(1).isfinite().all(1)
-        arguments = restored.problem, restored.x, images, restored.truth
-        values = {metric: PER_IMAGE[metric](*arguments) for metric in self.metrics}
-        return {m: value.masked_fill(failed, torch.nan).tolist() for m, value in values.items()}
-
-    def _rows(self, restored: Restored, values: Mapping[str, list[float]]) -> list[Row]:
-        group = restored.group
-        return [
-            {
-                "degradation": group.degradation,
-                "image": index,
-                "structure": str(group.structure),
-                "method": restored.method,
-            }
-            | {metric: values[metric][i] for metric in self.metrics}
-            for i, index in enumerate(group.indices)
-        ]
-
-    def _features(self, restored: Restored, images: Tensor) -> None:
-        """A restoration that is not finite has no features: it is counted instead."""
+    def _features(self, restored: Restored, images: Tensor, finite: Tensor) -> None:
+        """A restoration that is not finite has no features."""
         key = restored.group.degradation, restored.method
-        finite = restored.x.flatten(1).isfinite().all(1)[: len(restored.group.indices)].cpu()
         indices = torch.tensor(restored.group.indices)
-        self.failed[key] = self.failed.get(key, 0) + len(finite) - int(finite.sum())
+        finite = finite[: len(indices)].cpu()
         features: dict[tuple[str, bool], Tensor] = {}
         for metric, detector in self.detectors.items():
             projected, kernel = DISTANCES[metric][1:]
@@ -142,10 +139,11 @@ class Measure:
 
         for i, index in enumerate(group.indices):
             if index < self.shown:
-                self.pictures.setdefault((group.degradation, index), {}).update(pictures(i, method))
+                row = self.share.pictures.setdefault((group.degradation, index), {})
+                row.update(pictures(i, method))
             if psnrs:
                 kept = functools.partial(pictures, i, "restoration")
-                self.examples.add((group.degradation, method), psnrs[i], index, kept)
+                self.share.examples.add((group.degradation, method), psnrs[i], index, kept)
 
     @contextlib.contextmanager
     def _timed(self, stage: str) -> Iterator[None]:
@@ -153,4 +151,4 @@ class Measure:
         yield
         if self.device.type == "cuda":
             torch.cuda.current_stream().synchronize()
-        self.seconds[stage] += time.perf_counter() - start
+        self.share.seconds[stage] += time.perf_counter() - start

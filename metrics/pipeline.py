@@ -1,74 +1,70 @@
-"""Steps of an evaluation that run at the same time, each in a thread of its own."""
+"""Steps of an evaluation that run at the same time, in threads of their own."""
 
-import queue
 import threading
 import time
 from collections.abc import Callable
-from types import TracebackType
-from typing import Generic, Self, TypeVar
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Self
 
 import torch
 
-Item = TypeVar("Item")
+_CPU = torch.device("cpu")
 
 
-class Stage(Generic[Item]):
-    """Does `work` on every item that is put, in order, in one thread, while the caller goes on.
+class Stage:
+    """Does `work` on every item that is put while the caller goes on: one thread works in order.
 
-    At most `depth` items wait, so memory stays bounded. On a GPU the thread has a stream of its
-    own; what an item holds must be computed when it is put. An exception of the work is raised by
-    the next `put` or at the end of the `with` block; `seconds` is the time the work has taken.
+    At most `depth` items are under way, so memory stays bounded. On a GPU a thread has a stream of
+    its own; what an item holds must be computed when it is put. An exception of the work is raised
+    by the next `put` or at the end of the `with` block, and no further item is worked on; `seconds`
+    is the time the work has taken.
     """
 
-    def __init__(self, work: Callable[[Item], None], device: torch.device, depth: int = 2):
+    def __init__(
+        self,
+        work: Callable[..., None],
+        device: torch.device = _CPU,
+        depth: int = 3,
+        threads: int = 1,
+    ):
         self.seconds = 0.0
-        self._device = device
-        self._work = work
-        self._items: queue.Queue[Item | None] = queue.Queue(depth)
+        self._work, self._device = work, device
+        self._pool = ThreadPoolExecutor(threads, initializer=self._begin)
+        self._places, self._lock = threading.BoundedSemaphore(depth), threading.Lock()
         self._error: BaseException | None = None
-        self._thread = threading.Thread(target=self._run, daemon=True)
 
-    def put(self, item: Item) -> None:
-        """Hand over an item; waits while the stage is too far behind."""
+    def put(self, *item: Any) -> None:
+        """Hand over the arguments of the work; waits while the stage is too far behind."""
         self._raise()
-        self._items.put(item)
+        self._places.acquire()
+        self._pool.submit(self._run, item)
 
     def __enter__(self) -> Self:
-        self._thread.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        if error is not None:  # what still waits is not wanted any more
-            self._error = self._error or error
-        self._items.put(None)
-        self._thread.join()
+    def __exit__(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
+        self._error = self._error or error  # what still waits is not wanted any more
+        self._pool.shutdown()
         if error is None:
             self._raise()
 
-    def _run(self) -> None:
-        if self._device.type != "cuda":
-            self._work_off()
-            return
-        torch.cuda.set_device(self._device)  # the current device is a thread's own
-        with torch.cuda.stream(torch.cuda.Stream(self._device)):
-            self._work_off()
+    def _begin(self) -> None:
+        if self._device.type == "cuda":  # device and stream are a thread's own
+            torch.cuda.set_device(self._device)
+            torch.cuda.set_stream(torch.cuda.Stream(self._device))
 
-    def _work_off(self) -> None:
-        while (item := self._items.get()) is not None:
+    def _run(self, item: tuple) -> None:
+        start = time.perf_counter()
+        try:
             if self._error is None:
-                start = time.perf_counter()
-                try:
-                    self._work(item)
-                    if self._device.type == "cuda":
-                        torch.cuda.current_stream().synchronize()
-                except BaseException as error:
-                    self._error = error
-                self.seconds += time.perf_counter() - start
+                self._work(*item)
+                if self._device.type == "cuda":
+                    torch.cuda.current_stream().synchronize()
+        except BaseException as error:
+            self._error = error
+        self._places.release()
+        with self._lock:
+            self.seconds += time.perf_counter() - start
 
     def _raise(self) -> None:
         if self._error is not None:

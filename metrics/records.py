@@ -3,11 +3,11 @@
 import csv
 import heapq
 from array import array
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
+from metrics.evaluate import Group
 from metrics.means import summaries
 from runtime.files import writing
 
@@ -31,25 +31,23 @@ class PartialRecords:
         self._chunk: object = None
         self._rows: list[Row] = []
 
-    def add(self, chunk: object, rows: Iterable[Row]) -> None:
-        """Take in rows of a chunk, which is any value that differs from that of the chunk before.
+    def add(self, group: Group, method: str, values: Mapping[str, Sequence[float]]) -> None:
+        """Take in the values of a group's images, by metric.
 
         Methods are listed in the order in which an image's rows were added.
         """
-        if chunk != self._chunk:
+        if (group.degradation, group.chunk) != self._chunk:
             self._flush()
-            self._chunk = chunk
-        self._rows += rows
+            self._chunk = group.degradation, group.chunk
+        for i, index in enumerate(group.indices):
+            place = group.degradation, index, str(group.structure), method
+            own = {metric: column[i] for metric, column in values.items()}
+            self._rows.append(dict(zip(COLUMNS, place, strict=True)) | own)
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
         if error is None:
             self._flush()
         self._file.close()

@@ -15,6 +15,7 @@ from typing import Any
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from metrics.images import picture
 from runtime.environment import environment
 from runtime.files import replacing, write_json
 
@@ -101,9 +102,8 @@ def write_grid(
         draw.multiline_text((_GAP, middle), label, "black", font, "lm")
         for x, width, image in zip(lefts, widths, row, strict=True):
             if image is not None:
-                picture = _enlarged(image, cell_h, cell_w)
-                corner = (x + (width - picture.width) // 2, y + (row_h - picture.height) // 2)
-                canvas.paste(picture, corner)
+                cell = _enlarged(image, cell_h, cell_w)
+                canvas.paste(cell, (x + (width - cell.width) // 2, y + (row_h - cell.height) // 2))
     with replacing(Path(path)) as temporary:
         canvas.save(temporary, format="PNG")
 
@@ -142,6 +142,5 @@ def _enlarged(image: Tensor, cell_h: int, cell_w: int) -> Image.Image:
     """A uint8 image `[C, h, w]` in RGB, enlarged by the largest whole factor that fits the cell."""
     _, height, width = image.shape
     factor = min(cell_h // height, cell_w // width)
-    pixels = image.detach().cpu().expand(3, -1, -1).permute(1, 2, 0).contiguous().numpy()
-    picture = Image.fromarray(pixels)
-    return picture.resize((width * factor, height * factor), Image.Resampling.NEAREST)
+    size = width * factor, height * factor
+    return picture(image).resize(size, Image.Resampling.NEAREST)

@@ -2,8 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,7 +26,7 @@ _SHOWN = {
 }  # fmt: skip
 
 
-class SampleRecords:
+class SampleRecords(PartialRecords):
     """Takes in restored groups one by one; those with samples get rows in a file of this process.
 
     histograms: of ranks and of TARP's ranks, float64 `[2, K + 1]` on the CPU, sums over the images.
@@ -36,7 +35,7 @@ class SampleRecords:
     def __init__(self, path: Path, count: int):
         self.count, self.names = count, names(count)
         self.histograms: dict[Key, Tensor] = {}
-        self._records = PartialRecords(path, self.names)
+        super().__init__(path, self.names)
 
     @torch.no_grad()
     def __call__(self, restored: Restored) -> None:
@@ -52,17 +51,7 @@ class SampleRecords:
         key = group.degradation, restored.method
         self.histograms[key] = self._of(*key) + histograms[:, finite].sum(1)
         values = {name: v.masked_fill(~finite, torch.nan).tolist() for name, v in found.items()}
-        rows = [
-            {
-                "degradation": group.degradation,
-                "image": index,
-                "structure": str(group.structure),
-                "method": restored.method,
-            }
-            | {name: column[i] for name, column in values.items()}
-            for i, index in enumerate(group.indices)
-        ]
-        self._records.add((group.degradation, group.chunk), rows)
+        self.add(group, restored.method, values)
 
     def total(self, key: Key, sum_tensor: Callable[[Tensor], Tensor]) -> Tensor:
         """The histograms of all processes; each of them must call it."""
@@ -71,18 +60,6 @@ class SampleRecords:
     def _of(self, degradation: str, method: str) -> Tensor:
         empty = torch.zeros(2, self.count + 1, dtype=torch.float64)
         return self.histograms.get((degradation, method), empty)
-
-    def __enter__(self) -> Self:
-        self._records.__enter__()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self._records.__exit__(kind, error, traceback)
 
 
 def calibration(

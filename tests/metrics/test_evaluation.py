@@ -97,7 +97,8 @@ def collect(dataset, families, methods, *, metrics, pictures=0, **options) -> Fo
             for restored in restorations(dataset, families, methods, device=CPU, **options):
                 measure(restored)
         rows = list(merged([part], list(families), metrics))
-    return Found(rows, measure.pictures, measure.restoring)
+    seconds = {key: costs["seconds"] for key, costs in measure.share.costs.items()}
+    return Found(rows, measure.share.pictures, seconds)
 
 
 def run(methods: dict | None = None, **options: object) -> Found:

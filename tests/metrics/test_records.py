@@ -10,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
+from metrics.evaluate import Group
 from metrics.images import ImageWriter, image_name
 from metrics.pipeline import Stage
 from metrics.records import COLUMNS, PartialRecords, Summary, merged
@@ -18,13 +19,6 @@ from metrics.results import write_per_image
 
 CPU = torch.device("cpu")
 METRICS = ["psnr"]
-
-
-def row(degradation: str, image: int, method: str, psnr: float) -> dict:
-    return {
-        "degradation": degradation, "image": image, "structure": "None", "method": method,
-        "psnr": psnr,
-    }  # fmt: skip
 
 
 def value(degradation: str, image: int, method: str) -> float:
@@ -37,8 +31,9 @@ def part(path: Path, images: range) -> Path:
         for degradation in ("mask", "blur"):
             for chunk, half in enumerate((images[:3], images[3:])):
                 for image in reversed(half):
-                    rows = [row(degradation, image, m, value(degradation, image, m)) for m in "ab"]
-                    records.add((degradation, chunk), rows)
+                    for m in "ab":
+                        group = Group(degradation, None, [image], [0], chunk)
+                        records.add(group, m, {"psnr": [value(degradation, image, m)]})
     return path
 
 
@@ -75,9 +70,9 @@ def test_summaries_do_not_depend_on_the_processes(tmp_path):
 def test_rows_are_written_chunk_by_chunk(tmp_path):
     path = tmp_path / "0.csv"
     with PartialRecords(path, METRICS) as records:
-        records.add("first", [row("mask", 1, "a", 2.0)])
+        records.add(Group("mask", None, [1], [0], 0), "a", {"psnr": [2.0]})
         assert not records._file.tell() > 60  # only the header
-        records.add("second", [row("mask", 2, "a", 3.0)])
+        records.add(Group("mask", None, [2], [0], 1), "a", {"psnr": [3.0]})
         assert len(records._rows) == 1
     with path.open() as file:
         assert [r["image"] for r in csv.DictReader(file)] == ["1", "2"]
