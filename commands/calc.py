@@ -1,27 +1,29 @@
 """`calculate_metrics.py calc`: measure a folder of images against another, or a reference file."""
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
-from pathlib import Path, PurePosixPath
+from dataclasses import asdict, dataclass, replace
+from pathlib import PurePosixPath
 from typing import Any
 
 import torch
 
 from commands.cli import chosen
 from commands.files import RESULTS, check_new, publish, working_folder
+from commands.methods import distances_of
 from commands.options import CalcOptions
 from datautils.imagedir import ImageDir
 from datautils.loading import load_batches
 from metrics.dataset import dataset_statistics
-from metrics.features import DISTANCES, Detector, detectors_for
+from metrics.distances import Distances
+from metrics.features import DISTANCES, detectors_for
 from metrics.means import summaries
 from metrics.perceptual import PERCEPTUAL, check_perceptual, perceptual
 from metrics.pixel import check_size, psnr, ssim
 from metrics.report import UNITS, shown
 from metrics.results import write_metrics
-from metrics.statistics import Moments, Reference, load_reference
+from metrics.statistics import Moments, Reference
 from runtime import distributed
 from runtime.errors import DataError, data_errors, one_sentence_errors
 from runtime.progress import progress
@@ -38,9 +40,9 @@ class Comparison:
     names: list[str]
     """Metrics."""
     images: ImageDir
-    other: ImageDir | Reference
-    detectors: Mapping[str, Detector]
-    """By metric."""
+    other: ImageDir | None
+    """None: a file of reference statistics."""
+    distances: Distances
 
 
 def calculate(options: CalcOptions) -> None:
@@ -55,8 +57,10 @@ def calculate(options: CalcOptions) -> None:
                 return
             print(table(["metric", "value", "95 % interval", "images"], _rows(values)))
             if options.outdir and folder:
+                files = {d.name: d.sha256 for d in comparison.distances.detectors.values()}
+                settings = {"processes": distributed.world_size(), "detector_files": files}
                 record = {"units": UNITS, "values": values}
-                write_metrics(folder, record, _settings(options, comparison))
+                write_metrics(folder, record, asdict(options) | settings)
                 publish(folder, options.outdir, ["metrics.json"])
                 print(f"results: {options.outdir}")
 
@@ -66,29 +70,42 @@ def _build(options: CalcOptions, device: torch.device) -> Comparison:
     if not names:
         raise ValueError(f"--metrics names none: give some of {', '.join((*_PAIRED, *_OF_SETS))}")
     of_images = options.ref.is_dir() or options.ref.suffix == ".zip"
-    reference = None if of_images else _reference(options.ref, names)
+    paired = [name for name in names if name in _PAIRED]
+    if paired and not of_images:
+        raise ValueError(
+            f"{', '.join(paired)} compares image with image: {options.ref} must be a folder or a "
+            "zip file of images"
+        )
     images = ImageDir(options.images, size=options.size, labels="none")
     _tell_of_folders(images)
     _ = images[0]
-    check_size(names, images.image_shape)
-    check_perceptual(names, device, images.image_shape)
+    shape = images.image_shape
+    check_size(names, shape)
+    check_perceptual(names, device, shape)
     if options.outdir:
         check_new(options.outdir, RESULTS)
-    measured = [name for name in names if name in DISTANCES]
-    detectors = detectors_for(
-        measured, options.detectors, device, images.image_shape, options.trust_detector
-    )
-    if detectors:
-        _check_several(images)
-    if reference:
-        for metric, detector in detectors.items():
-            kernel = DISTANCES[metric].kernel
-            reference.check(detector, len(images), images.image_shape, options.any_count, kernel)
-        return Comparison(names, images, reference, detectors)
+    if not of_images:
+        distances = distances_of(names, options, device, len(images), shape)
+        return Comparison(names, images, None, distances)
+    detectors = detectors_for(names, options.detectors, device, shape, options.trust_detector)
     other = ImageDir(options.ref, size=options.size, labels="none")
-    comparison = Comparison(names, images, other, detectors)
-    _check_images(options, comparison, other)
-    return comparison
+    if other.image_shape != shape:
+        raise ValueError(
+            f"{options.ref} has images {other.image_shape}, and {options.images} has {shape}: "
+            "give --size"
+        )
+    for one in (images, other) if detectors else ():
+        if len(one) < 2:
+            raise DataError(f"{one.path} has one image: a Fréchet distance needs at least 2")
+    frechet = any(not DISTANCES[metric].kernel for metric in detectors)
+    if frechet and len(other) != len(images) and not options.any_count:
+        raise ValueError(
+            f"{options.ref} has {len(other)} images, and {options.images} has {len(images)}: "
+            "Fréchet distances depend on the number, accept with --any-count"
+        )
+    if paired:
+        _check_pairs(images, other)
+    return Comparison(names, images, other, Distances(detectors, None))
 
 
 def _tell_of_folders(images: ImageDir) -> None:
@@ -105,39 +122,11 @@ def _tell_of_folders(images: ImageDir) -> None:
         )
 
 
-def _reference(path: Path, names: Sequence[str]) -> Reference:
-    paired = [name for name in names if name in _PAIRED]
-    if paired and path.exists():
-        raise ValueError(
-            f"{', '.join(paired)} compares image with image: {path} must be a folder or a zip file "
-            "of images"
-        )
-    return load_reference(path)
-
-
-def _check_images(options: CalcOptions, comparison: Comparison, other: ImageDir) -> None:
-    images = comparison.images
-    if other.image_shape != images.image_shape:
-        raise ValueError(
-            f"{options.ref} has images {other.image_shape}, and {options.images} has "
-            f"{images.image_shape}: give --size"
-        )
-    if comparison.detectors:
-        _check_several(other)
-    frechet = any(not DISTANCES[metric].kernel for metric in comparison.detectors)
-    if frechet and len(other) != len(images) and not options.any_count:
-        raise ValueError(
-            f"{options.ref} has {len(other)} images, and {options.images} has {len(images)}: "
-            "Fréchet distances depend on the number, accept with --any-count"
-        )
-    if any(name in _PAIRED for name in comparison.names):
-        _check_pairs(images, other)
-
-
 def _distances(
     options: CalcOptions, comparison: Comparison, device: torch.device
 ) -> dict[str, dict[str, Any]]:
-    detectors = list({d.name: d for d in comparison.detectors.values()}.values())  # fd, kd share
+    by_metric = comparison.distances.detectors
+    detectors = list({d.name: d for d in by_metric.values()}.values())  # fd, kd share
     if not detectors:
         return {}
 
@@ -150,23 +139,22 @@ def _distances(
             options.workers,
             device,
             images.path.name,
-            any(DISTANCES[metric].kernel for metric in comparison.detectors),
+            any(DISTANCES[metric].kernel for metric in by_metric),
         )
 
-    mine, other = statistics(comparison.images), comparison.other
-    if isinstance(other, ImageDir):
+    mine, distances = statistics(comparison.images), comparison.distances
+    if comparison.other is not None:
         theirs = {
             name: Moments(found.mean, found.covariance, features=found.features)
-            for name, found in statistics(other).items()
+            for name, found in statistics(comparison.other).items()
         }
-    else:
-        theirs = other.detectors
-    values = {}
-    for metric, detector in comparison.detectors.items():
-        own = mine[detector.name]
-        value = theirs[detector.name].distance(own, DISTANCES[metric].kernel)
-        values[metric] = {"mean": value, "count": own.count}
-    return values
+        distances = replace(distances, reference=Reference(comparison.other.path, theirs))
+    return {
+        metric: {
+            "mean": distances.value(metric, mine[detector.name]), "count": mine[detector.name].count
+        }
+        for metric, detector in by_metric.items()
+    }  # fmt: skip
 
 
 def _paired(
@@ -174,7 +162,7 @@ def _paired(
 ) -> dict[str, dict[str, Any]]:
     """Values of pairs of images with the same name, a share of them on each process."""
     names = [name for name in comparison.names if name in _PAIRED]
-    if not names or not isinstance(comparison.other, ImageDir):
+    if not names or comparison.other is None:
         return {}
     own = range(distributed.rank(), len(comparison.images), distributed.world_size())
     batches = [own[i : i + options.batch] for i in range(0, len(own), options.batch)]
@@ -207,16 +195,6 @@ def _rows(values: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
         of = f"{count}, {equal} more identical" if equal else str(count)
         rows.append([name, shown(name, cell["mean"]), " to ".join(ends) or "-", of])
     return rows
-
-
-def _settings(options: CalcOptions, comparison: Comparison) -> dict[str, Any]:
-    files = {d.name: d.sha256 for d in comparison.detectors.values()}
-    return asdict(options) | {"processes": distributed.world_size(), "detector_files": files}
-
-
-def _check_several(dataset: ImageDir) -> None:
-    if len(dataset) < 2:
-        raise DataError(f"{dataset.path} has one image: a Fréchet distance needs at least 2")
 
 
 def _check_pairs(first: ImageDir, second: ImageDir) -> None:

@@ -19,6 +19,7 @@ from commands.options import GenOptions
 from commands.tables import Block, Figure, Made, Row, Setting, Table, blocks_of, setting_of
 from datautils import get_dataset
 from datautils.identity import identity
+from metrics.download import sha256_of
 from metrics.features import DISTANCES
 from metrics.perceptual import PERCEPTUAL
 from runtime.errors import DataError
@@ -177,6 +178,9 @@ def _cell(
     return Cell(name, GenOptions(outdir=folder, **chosen), tuple(needed), tuple(missing))
 
 
+_contents = cache(sha256_of)
+
+
 @cache
 def _images(data: str, data_opt: tuple[tuple[str, str], ...]) -> tuple[str, list[str]]:
     """The digest of a data set's held-out images, and why it cannot be read, if so."""
@@ -195,12 +199,6 @@ def _digest(options: dict[str, Any], files: list[Made], images: str) -> str:
         asked["sampler_opt"] = str(samplers_of(options["samplers"], options["sampler_opt"]))
     asked["data"] = images
     return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
-
-
-@cache
-def _contents(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _texts(options: dict[str, Any]) -> dict[str, str]:

@@ -34,12 +34,13 @@ from degradation import Draws, GaussianNoise, NoDegradation, derive_seed
 from metrics.features import DISTANCES
 from metrics.images import image_name
 from metrics.measure import Measure, Share
-from metrics.report import metrics_table, units
+from metrics.report import metrics_rows, units
 from metrics.results import write_grid, write_metrics
 from networks.precision import resolve_precision
 from runtime import distributed
 from runtime.errors import data_errors, one_sentence_errors
 from runtime.files import writing
+from runtime.tables import table
 
 _METRICS = tuple(metric for metric, found in DISTANCES.items() if not found.projected)
 _IMAGES, _PICTURES = 50_000, 64
@@ -151,7 +152,7 @@ def _finish(options: GenOptions, drawing: Evaluation, folder: Path, measure: Mea
     write_metrics(folder, record, settings | own)
     images = ["images"] if options.save_images else []
     publish(folder, options.outdir, [*images, "grid.png", "metrics.json"])
-    print(metrics_table(named, drawing.names, options.compiled))
+    print(table(*metrics_rows(named, drawing.names, options.compiled)))
     print(f"results: {options.outdir}")
 
 

@@ -49,7 +49,7 @@ from metrics.perceptual import check_perceptual
 from metrics.pipeline import Stage
 from metrics.pixel import check_size
 from metrics.records import COLUMNS, PartialRecords, Summary, merged
-from metrics.report import metrics_table, units, write_pictures
+from metrics.report import metrics_rows, units, write_pictures
 from metrics.results import write_metrics, write_per_image
 from metrics.sampled import SampleRecords, calibration_table
 from metrics.statistics import FeatureStatistics
@@ -62,6 +62,7 @@ from runtime.errors import data_errors, one_sentence_errors
 from runtime.memory import check_memory
 from runtime.progress import progress
 from runtime.records import record
+from runtime.tables import table
 from samplers import NPPC, InDI, Sampler
 from samplers.base import whole
 from zero_shot import ZeroShot
@@ -283,7 +284,7 @@ def _finish(
     names = [*pages, EXAMPLES, "per_image.csv", "metrics.json"]
     publish(folder, options.outdir, names)
     write_report(options.outdir)
-    print(metrics_table(values, evaluation.names, options.compiled, options.intervals))
+    print(table(*metrics_rows(values, evaluation.names, options.compiled, options.intervals)))
     if evaluation.samples:
         print(f"{options.samples} samples of each image:\n{calibration_table(sampled[0])}")
     text = ", ".join(f"{stage} {1000 * seconds:.1f}" for stage, seconds in stages.items())

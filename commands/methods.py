@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from commands.cli import check_once, options_by_name
-from commands.options import GenOptions
+from commands.options import CalcOptions, GenOptions
 from datautils import ImageDataset
 from datautils.identity import Identity
 from degradation import Draws, Family, Problem
@@ -19,7 +19,9 @@ from metrics.dataset import check_values, load_images
 from metrics.distances import Distances
 from metrics.download import sha256_of
 from metrics.evaluate import Restore
+from metrics.features import DISTANCES, detectors_for
 from metrics.keeping import FOLDER, Kept, code_of
+from metrics.statistics import load_reference
 from networks import (
     ASeqDIP,
     Denoiser,
@@ -116,24 +118,37 @@ def cost_of(counter: CountingDenoiser, network: CountingDenoiser) -> dict[str, f
 
 def distances_of(
     names: Sequence[str],
-    options: GenOptions,
+    options: GenOptions | CalcOptions,
     device: torch.device,
     images: int,
     image_shape: tuple[int, int, int],
     dataset: Identity | None = None,
 ) -> Distances:
-    """The Fréchet distances among the metrics, by the reference of the options. ValueError."""
-    return Distances.of(
-        names,
-        options.ref,
-        options.detectors,
-        device,
-        images=images,
-        image_shape=image_shape,
-        dataset=dataset,
-        any_count=options.any_count,
-        trusted=options.trust_detector,
+    """The distances of sets among the metrics, by the reference of the options.
+
+    dataset: what is restored, if it must be that of the reference. Raises ValueError if the
+    reference does not match, or OSError.
+    """
+    wanted = [metric for metric in names if metric in DISTANCES]
+    if wanted and options.ref is None:
+        raise ValueError(f"{', '.join(wanted)} needs reference statistics: give --ref FILE")
+    if options.ref is not None and not wanted:
+        known = ", ".join(DISTANCES)
+        raise ValueError(f"--ref {options.ref} serves none of the metrics: add one of {known}")
+    if wanted and images < 2:
+        raise ValueError(f"{', '.join(wanted)} needs at least 2 images, not {images}")
+    # The reference comes first: detectors may be downloaded.
+    reference = None if options.ref is None else load_reference(options.ref)
+    detectors = detectors_for(
+        wanted, options.detectors, device, image_shape, options.trust_detector
     )
+    if reference is not None:
+        if dataset is not None and not options.any_count:
+            reference.check_dataset(dataset)
+        for metric, detector in detectors.items():
+            kernel = DISTANCES[metric].kernel
+            reference.check(detector, images, image_shape, options.any_count, kernel)
+    return Distances(detectors, reference)
 
 
 @cache

@@ -6,8 +6,8 @@ from typing import Any
 
 from commands.cells import Cell, Cells
 from commands.tables import Row, Table, blocks_of, setting_of
-from metrics.page import read_result, table_of, write_page
-from metrics.report import RISING, shown
+from metrics.page import read_result, write_page
+from metrics.report import RISING, best_of, shown
 
 _TITLES = {"lpips": "LPIPS", "st_lpips": "ST-LPIPS", "consistency": "consistency"}
 
@@ -61,7 +61,7 @@ def write_table_page(
         if cell.done and block.family:
             (methods_of,) = read_result(cell.options.outdir)[1].values()
             (shown.setdefault(block.title, {})[labels[i]],) = methods_of.values()
-    table = table_of("", headers, lines, [labels[i] for i in rows])
+    table = {"title": "", "head": headers, "rows": lines, "methods": [labels[i] for i in rows]}
     missing = {cell.name: "; ".join(cell.missing) for cell in cells.values() if cell.missing}
     write_page(path, title, notes, [table], shown, {"missing": missing})
 
@@ -116,9 +116,7 @@ def _best(found: Table, values: Mapping[int, Mapping[str, Any]], metric: str) ->
             for i, value in values.items()
             if (found.rows[i].sampler == "mmse") == estimates and value["mean"] is not None
         }
-        if part:
-            top = (max if metric in RISING else min)(part.values())
-            best |= {i for i, value in part.items() if value == top}
+        best |= best_of(part, metric)
     return best
 
 

@@ -1,15 +1,13 @@
 """Distances of sets that an evaluation reports: which detectors, and against which reference."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import torch
 
-from datautils.identity import Identity
-from metrics.features import DISTANCES, Detector, detectors_for, load_detector
-from metrics.statistics import KEPT, FeatureStatistics, Reference, load_reference
+from metrics.features import DISTANCES, Detector, load_detector
+from metrics.statistics import KEPT, FeatureStatistics, Reference
 
 
 @dataclass(frozen=True)
@@ -18,44 +16,6 @@ class Distances:
 
     detectors: dict[str, Detector]
     reference: Reference | None
-
-    @classmethod
-    def of(
-        cls,
-        metrics: Sequence[str],
-        ref: Path | None,
-        specs: Sequence[str],
-        device: torch.device,
-        *,
-        images: int,
-        image_shape: tuple[int, int, int],
-        dataset: Identity | None = None,
-        any_count: bool = False,
-        trusted: bool = False,
-    ) -> Self:
-        """Load what the metrics need. Raise ValueError if the reference does not match.
-
-        specs: values of `--detector`; dataset: what is restored, if it must be that of the
-        reference; trusted: as of `load_detector`. Raises ValueError or OSError.
-        """
-        wanted = [metric for metric in metrics if metric in DISTANCES]
-        if wanted and ref is None:
-            raise ValueError(f"{', '.join(wanted)} needs reference statistics: give --ref FILE")
-        if ref is not None and not wanted:
-            known = ", ".join(DISTANCES)
-            raise ValueError(f"--ref {ref} serves none of the metrics: add one of {known}")
-        if wanted and images < 2:
-            raise ValueError(f"{', '.join(wanted)} needs at least 2 images, not {images}")
-        reference = None if ref is None else load_reference(ref)  # first: others may be downloaded
-        loaded = detectors_for(wanted, specs, device, image_shape, trusted)
-        if reference is None:
-            return cls(loaded, None)
-        if dataset is not None and not any_count:
-            reference.check_dataset(dataset)
-        for metric, detector in loaded.items():
-            kernel = DISTANCES[metric].kernel
-            reference.check(detector, images, image_shape, any_count, kernel)
-        return cls(loaded, reference)
 
     def value(self, metric: str, statistics: FeatureStatistics) -> float:
         """The distance of a metric's statistics from the reference."""
@@ -90,18 +50,13 @@ def reference_detectors(
         if name not in reference.detectors:
             known = ", ".join(reference.detectors)
             raise ValueError(f"{reference.path} has no features of '{name}'; it has {known}")
-    by_detector = {
-        found.detector: metric
-        for metric, found in DISTANCES.items()
-        if not (found.projected or found.kernel)
+    specs = {
+        name: f"{name}={files[name]}" if name in files else name for name in reference.detectors
     }
-    found = {}
-    for name in reference.detectors:
-        metric = by_detector.get(name, by_detector[None])
-        found[metric] = load_detector(
-            f"{name}={files[name]}" if name in files else name, device, image_shape, trusted
-        )
-    return found
+    return {
+        "fid" if name == "inception" else "fd": load_detector(spec, device, image_shape, trusted)
+        for name, spec in specs.items()
+    }
 
 
 def compared(metric: str, count: int) -> int:

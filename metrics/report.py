@@ -11,7 +11,6 @@ from torch import Tensor
 from metrics.features import DISTANCES
 from metrics.results import write_grid
 from metrics.statistics import KEPT
-from runtime.tables import table
 
 UNITS = {
     "psnr": "dB, uint8 images, peak 255",
@@ -46,16 +45,6 @@ def units(compiled: bool) -> dict[str, str]:
     return UNITS | {"seconds_per_image": f"s{COMPILING * compiled}"}
 
 
-def metrics_table(
-    values: Mapping[str, Mapping[str, Cell]],
-    metrics: Sequence[str],
-    compiled: bool = False,
-    intervals: bool = False,
-) -> str:
-    """`metrics_rows` as text."""
-    return table(*metrics_rows(values, metrics, compiled, intervals))
-
-
 def metrics_rows(
     values: Mapping[str, Mapping[str, Cell]],
     metrics: Sequence[str],
@@ -88,6 +77,12 @@ def metrics_rows(
 
 def _title(metric: str, value: Cell) -> str:
     return f"{metric} of {value['count']} images" if metric in DISTANCES else metric
+
+
+def best_of(means: Mapping[Any, float], metric: str) -> set[Any]:
+    """The keys of the best of these means, all that are equal."""
+    top = (max if metric in RISING else min)(means.values(), default=None)
+    return {key for key, mean in means.items() if mean == top}
 
 
 def value_of(metric: str, value: Cell, interval: bool = False) -> str:

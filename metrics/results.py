@@ -6,7 +6,6 @@ a run that was cut short, never sees half of one.
 
 import contextlib
 import csv
-import importlib.util
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from metrics.download import packaged
 from metrics.images import picture
 from runtime.environment import environment
 from runtime.files import replacing, write_json
@@ -69,14 +69,10 @@ def write_grid(
     rows: `[n_rows][n_cols]` uint8 images `[C, h, w]`, C = 1 or 3, or None for an empty cell. Small
     images are enlarged by whole factors, pixels staying squares; one smaller than the others (a
     measurement at low resolution) as far as it fits. Long titles wrap; `row_labels` may hold line
-    breaks. Raises ValueError for no image at all, or when rows, titles and labels do not match.
+    breaks.
     """
     labels = [""] * len(rows) if row_labels is None else row_labels
-    if len(labels) != len(rows) or any(len(row) != len(columns) for row in rows):
-        raise ValueError("a grid needs a title for every column and, if any, a label for every row")
     sizes = [image.shape[1:] for row in rows for image in row if image is not None]
-    if not sizes:
-        raise ValueError("a grid needs at least one image")
     factor = max(1, _CELL // max(max(size) for size in sizes))
     cell_h = factor * max(height for height, _ in sizes)
     cell_w = factor * max(width for _, width in sizes)
@@ -110,11 +106,9 @@ def write_grid(
 
 def _font(size: int) -> _Font:
     """matplotlib's DejaVu Sans, which unlike Pillow's own font has †, × and σ, or else Pillow's."""
-    spec = importlib.util.find_spec("matplotlib")
-    if spec is not None and spec.origin is not None:
-        file = Path(spec.origin).parent / "mpl-data" / "fonts" / "ttf" / "DejaVuSans.ttf"
-        with contextlib.suppress(OSError):
-            return ImageFont.truetype(file, size)
+    with contextlib.suppress(OSError, ValueError):
+        file = packaged("matplotlib", "mpl-data/fonts/ttf/DejaVuSans.ttf", "a grid")
+        return ImageFont.truetype(file, size)
     return ImageFont.load_default(size)
 
 

@@ -17,6 +17,7 @@ import click
 from runtime.errors import data_errors, one_sentence_errors
 from runtime.options import key_values, parse_count, read
 from runtime.output import unbroken_output
+from runtime.registry import default_of
 
 SETTINGS = {"help_option_names": ["-h", "--help"]}
 
@@ -47,23 +48,24 @@ def option(
     return dataclasses.field(default=default, metadata=metadata)
 
 
-class Number(click.ParamType):
-    """A finite number, or a count such as 4096, 64Ki, 8Mi or 2^25, within a range."""
+class Typed(click.ParamType):
+    """A value that is read by its type, such as a count of 4096, 64Ki, 8Mi or 2^25, within a
+    range."""
 
     def __init__(self, kind: type, least: float | None = None, most: float | None = None):
         self.kind, self.least, self.most = kind, least, most
-        self.name = "count" if kind is int else "float"
+        self.name = "count" if kind is int else kind.__name__.lower()
 
     def convert(self, value: Any, param: Any, ctx: Any) -> Any:
         try:
-            number = parse_count(value) if self.kind is int else read(value, float, "the value")
+            found = parse_count(value) if self.kind is int else read(value, self.kind, "the value")
         except ValueError as error:
             self.fail(str(error), param, ctx)
-        if self.least is not None and number < self.least:
+        if self.least is not None and found < self.least:
             self.fail(f"{value} is too small, at least {self.least}", param, ctx)
-        if self.most is not None and number > self.most:
+        if self.most is not None and found > self.most:
             self.fail(f"{value} is too large, at most {self.most}", param, ctx)
-        return number
+        return found
 
 
 def _warning(message: Warning | str, *place: Any, **line: Any) -> str:
@@ -100,15 +102,6 @@ class Group(_Readable, click.Group):
     """Several such commands under one name."""
 
     command_class = Command
-
-
-class _Path(click.Path):
-    """A path, never an empty one: that would be the working folder."""
-
-    def convert(self, value: Any, param: Any, ctx: Any) -> Any:
-        if value == "":
-            self.fail("an empty text is no path", param, ctx)
-        return super().convert(value, param, ctx)
 
 
 def takes(cls: type) -> Callable[[Callable], Callable]:
@@ -160,7 +153,7 @@ def flag(field: dataclasses.Field) -> str:
 
 
 def _option(field: dataclasses.Field, kind: Any, overriding: bool) -> Callable:
-    about, default = field.metadata, _default(field)
+    about, default = field.metadata, default_of(field)
     origin, name = typing.get_origin(kind), flag(field)
     shown = about["shown"] or _shown(default)
     settings: dict[str, Any] = {"help": about["help"], "show_default": False}
@@ -183,12 +176,6 @@ def _option(field: dataclasses.Field, kind: Any, overriding: bool) -> Callable:
     return click.option(*name.split(), field.name, **settings)
 
 
-def _default(field: dataclasses.Field) -> Any:
-    if field.default_factory is not dataclasses.MISSING:
-        return field.default_factory()
-    return field.default
-
-
 def _shown(default: Any) -> str:
     """A default in words, empty if there is none."""
     if default is dataclasses.MISSING or default is None or default is False:
@@ -205,8 +192,6 @@ def _click_type(kind: Any, about: Mapping[str, Any]) -> Any:
         kind = typing.get_args(kind)[0]
     if about["choices"]:
         return click.Choice(about["choices"])
-    if kind is int:
-        return Number(int, about["least"] or 0, about["most"])
-    if kind is float:
-        return Number(float, about["least"], about["most"])
-    return _Path(path_type=Path) if kind is Path else click.STRING
+    if kind not in (int, float, Path):
+        return click.STRING
+    return Typed(kind, about["least"] or 0 if kind is int else about["least"], about["most"])

@@ -123,11 +123,15 @@ def described(name: str, cls: Any, costs: str = "") -> str:
     return "\n    ".join(line for line in lines if line)
 
 
+def default_of(field: dataclasses.Field) -> Any:
+    """The default of a field of a dataclass, or MISSING."""
+    made = field.default_factory
+    return field.default if made is dataclasses.MISSING else made()
+
+
 def _option(option: dataclasses.Field) -> str:
     """An option with its default as the command line takes it, or as the module says it."""
-    value = option.default
-    if option.default_factory is not dataclasses.MISSING:
-        value = option.default_factory()
+    value = default_of(option)
     if value is dataclasses.MISSING:
         return f"{option.name}=..."
     if value is None:

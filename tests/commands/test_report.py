@@ -10,7 +10,7 @@ import pytest
 from calling import DISTANCES, call, gen, metrics, refused
 from pages import data_of
 
-from metrics.page import table_of, write_page
+from metrics.page import write_page
 
 FAMILY, METHOD = "MissingPatches", "InvFusion sample (heun)"
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser"))), None)
@@ -105,7 +105,7 @@ def test_damaged_results_are_told(
 
 def hostile(path: Path) -> Path:
     text = "</script><script>document.title = 'mine'</script><b>{{data}}"
-    table = table_of(text, ["method", text], [[text, text]], [text])
+    table = {"title": text, "head": ["method", text], "rows": [[text, text]], "methods": [text]}
     cell = {"metrics": {}, "nfe": 1, "images": [0], "rows": {text: [1.0]}}
     write_page(path, text, [text], [table], {text: {text: cell}}, {text: {text: text}})
     return path

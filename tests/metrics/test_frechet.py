@@ -4,8 +4,6 @@
 skipped without them; `test_matches_the_root_of_the_product` checks the same by scipy's root.
 """
 
-import math
-
 import pytest
 import scipy.linalg
 import torch
@@ -70,19 +68,3 @@ def test_symmetric_and_float64_from_float32():
     there, back = frechet_distance(*one, *two), frechet_distance(*two, *one)
     assert there == pytest.approx(back, rel=1e-12)
     assert there == frechet_distance(*(t.double() for t in (*one, *two)))
-
-
-def test_wrong_statistics_are_refused():
-    mean, cov = torch.zeros(3), torch.eye(3)
-    for bad in (
-        (mean, cov, torch.zeros(4), torch.eye(4)),
-        (mean, cov, mean, torch.eye(4)),
-        (mean[None], cov, mean[None], cov),
-        (torch.zeros(0), torch.zeros(0, 0), torch.zeros(0), torch.zeros(0, 0)),
-    ):
-        with pytest.raises(ValueError, match=r"expected a mean \[d\]"):
-            frechet_distance(*bad)
-    with pytest.raises(ValueError, match="finite"):
-        frechet_distance(mean, cov * math.nan, mean, cov)
-    with pytest.raises(ValueError, match="finite"):
-        frechet_distance(mean, cov, mean + math.inf, cov)

@@ -4,14 +4,15 @@ import math
 
 import pytest
 
-from metrics.report import metrics_table, shown, units
+from metrics.report import metrics_rows, shown, units
+from runtime.tables import table
 
 
 def test_a_table_shows_values_with_the_digits_they_deserve():
     cell = {"psnr": {"mean": 23.0}, "ssim": {"mean": 0.23}, "consistency": {"mean": 1.5e-13},
             "fid": {"mean": math.nan, "count": 256}, "evaluations": 63,
             "seconds_per_image": 2.0}  # fmt: skip
-    text = metrics_table({"blur": {"a": cell}}, ["psnr", "ssim", "consistency", "fid"])
+    text = table(*metrics_rows({"blur": {"a": cell}}, ["psnr", "ssim", "consistency", "fid"]))
     headers = [word.strip() for word in text.splitlines()[0].strip("|").split("|")]
     assert headers == [
         "degradation", "method", "psnr", "ssim", "consistency", "fid of 256 images", "NFE",
@@ -19,7 +20,7 @@ def test_a_table_shows_values_with_the_digits_they_deserve():
     ]  # fmt: skip
     for word in ("23.00", "0.230", "1.50e-13", "nan", "| 63 ", "2.000"):
         assert word in text
-    compiled = metrics_table({"blur": {"a": cell}}, ["psnr"], compiled=True)
+    compiled = table(*metrics_rows({"blur": {"a": cell}}, ["psnr"], compiled=True))
     assert compiled.splitlines()[0].endswith("| s/image (compiling included) |")
     assert units(True)["seconds_per_image"] == "s (compiling included)"
 
@@ -39,7 +40,7 @@ def test_means_show_their_intervals_and_what_they_leave_out():
     cell = {"psnr": psnr, "fd": {"mean": 3.0, "count": 7}, "evaluations": 1,
             "seconds_per_image": 2.0}  # fmt: skip
     metrics = ["psnr", "fd"]
-    assert "| 31.00 (2 more identical) |" in metrics_table({"blur": {"a": cell}}, metrics)
-    text = metrics_table({"blur": {"a": cell}}, metrics, intervals=True)
+    assert "| 31.00 (2 more identical) |" in table(*metrics_rows({"blur": {"a": cell}}, metrics))
+    text = table(*metrics_rows({"blur": {"a": cell}}, metrics, intervals=True))
     assert "| 31.00 [30.12, 32.00] (2 more identical) |" in text
     assert "| 3.00 " in text

@@ -8,7 +8,6 @@ import torch
 from calling import call, metrics, refused
 from detector_cases import sha256
 
-from metrics import perceptual as module
 from metrics.images import ImageWriter
 from metrics.measure import PER_IMAGE
 from metrics.perceptual import PERCEPTUAL, Perceptual, check_perceptual, perceptual
@@ -110,7 +109,7 @@ def test_a_missing_package_or_file_is_named(monkeypatch, weights):
     monkeypatch.setitem(PERCEPTUAL, "lpips", source)
     with pytest.raises(ValueError, match=r"alexnet-01234567\.pth cannot be downloaded.*put it"):
         perceptual("lpips", CPU)
-    monkeypatch.setattr(module.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ValueError, match="pip install --no-deps stlpips-pytorch"):
         perceptual("st_lpips", CPU)
 
