@@ -24,6 +24,7 @@ from metrics.features import DISTANCES
 from metrics.perceptual import PERCEPTUAL
 from runtime.errors import DataError
 from runtime.files import is_claimed
+from runtime.options import texts
 
 
 @dataclass(frozen=True)
@@ -90,7 +91,7 @@ def cell_of(key: str, block: Block, row: Row, scale: str, results: Path) -> Cell
         _defaults(setting, row.sampler) if row.network else setting.baselines.get(row.sampler, {})
     )
     picked = defaults | _preset(row.sampler, row.presets.get(key)) | row.options
-    chosen = {name: _text(value) for name, value in picked.items()}
+    chosen = texts(picked)
     nets = [setting.networks[row.network]] if row.network else []
     options: dict[str, Any] = {
         "metrics": ",".join(measured(setting, block)),
@@ -125,9 +126,9 @@ def figure_cell(figure: Figure, scale: str, results: Path) -> Cell:
     options = {
         "samplers": tuple(figure.samplers),
         "sampler_opt": {
-            f"{name}.{key}": _text(value)
+            f"{name}.{key}": value
             for name in figure.samplers
-            for key, value in _defaults(setting, name).items()
+            for key, value in texts(_defaults(setting, name)).items()
         },
         "degradations": tuple(figure.families),
         "metrics": "psnr" if figure.families else "",
@@ -161,7 +162,7 @@ def _cell(
     if nets and options["samplers"] != ("mmse",):  # a guided estimate would be no E[x | y]
         given["cfg"] = setting.cfg
     if options["degradations"]:
-        given |= {"data": setting.data, "data_opt": _texts(setting.data_opt), "baselines": ""}
+        given |= {"data": setting.data, "data_opt": texts(setting.data_opt), "baselines": ""}
     wanted = [metric for metric in options["metrics"].split(",") if metric in DISTANCES]
     if wanted and setting.ref:
         given |= {"ref": setting.ref.path, "any_count": setting.any_count}
@@ -199,11 +200,3 @@ def _digest(options: dict[str, Any], files: list[Made], images: str) -> str:
         asked["sampler_opt"] = str(samplers_of(options["samplers"], options["sampler_opt"]))
     asked["data"] = images
     return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
-
-
-def _texts(options: dict[str, Any]) -> dict[str, str]:
-    return {key: _text(value) for key, value in options.items()}
-
-
-def _text(value: Any) -> str:
-    return str(value).lower() if isinstance(value, bool) else str(value)

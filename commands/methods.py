@@ -46,6 +46,7 @@ from samplers import (
     make_sampler,
     sampler_names,
 )
+from samplers.base import Denoiser as Sampled
 from samplers.base import option_names
 from zero_shot import ZeroShot
 
@@ -63,15 +64,22 @@ class Restorer:
     sampler: Sampler
     precision: str
     guidance: float | None = None
+    tiled: Callable[[Sampled], Sampled] | None = None
+    """Makes a denoiser of larger images of the network's."""
     cost: dict[str, float] = field(default_factory=dict)
 
     def __call__(self, problem: Problem, noise: Tensor, draws: Draws) -> Tensor:
         network = CountingDenoiser(self.denoiser)
-        guided = network if self.guidance is None else Guided(network, self.guidance)
-        counter = CountingDenoiser(guided, len(problem))
+        denoiser: Sampled = network
+        if self.guidance is not None:
+            denoiser = Guided(denoiser, self.guidance)
+        if self.tiled is not None:
+            denoiser = self.tiled(denoiser)
+        counter = CountingDenoiser(denoiser, len(problem))
         with self._autocast(noise):
             restored = self.sampler(counter, noise, problem, draws)
-        self.cost = cost_of(counter, network)
+        counts = counter.calls, counter.backward_passes, network.calls, network.backward_passes
+        self.cost = dict(zip(COSTS, counts, strict=True))
         return restored
 
     def components(self, problem: Problem, noise: Tensor) -> Components:
@@ -107,13 +115,6 @@ def kept(
         title: Kept(method, folder / FOLDER, settings | {"method": (title, samplers[title])})
         for title, method in long.items()
     }
-
-
-def cost_of(counter: CountingDenoiser, network: CountingDenoiser) -> dict[str, float]:
-    """What a restoration took, by the names it has in result files: the counter is the outermost
-    denoiser, told how many images there are, the network the innermost."""
-    counts = counter.calls, counter.backward_passes, network.calls, network.backward_passes
-    return dict(zip(COSTS, counts, strict=True))
 
 
 def distances_of(

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from commands.cells import Cell, Cells
-from commands.tables import Row, Table, blocks_of, setting_of
+from commands.tables import Table, blocks_of, setting_of
 from metrics.page import read_result, write_page
 from metrics.report import RISING, best_of, shown
 
@@ -21,7 +21,7 @@ def columns(
     their 95 % interval.
     """
     blocks = blocks_of(found, scale)
-    rows = _present(rows, cells)
+    rows = [i for i in rows if any(number == i for number, _ in cells)]
     grouped = any(row.group for row in found.rows)
     headers = ["kind", "method"] if grouped else ["method"]
     lines = [[found.rows[i].group, found.rows[i].method][not grouped :] for i in rows]
@@ -53,7 +53,7 @@ def write_table_page(
         f"{row.method} ({row.group})" if row.group and methods.count(row.method) > 1 else row.method
         for row in found.rows
     ]
-    rows = _present(range(len(methods)), cells)
+    rows = sorted({i for i, _ in cells})
     headers, lines = columns(found, rows, cells, scale, intervals=True)
     shown: dict[str, dict[str, Any]] = {}
     for (i, key), cell in cells.items():
@@ -66,11 +66,6 @@ def write_table_page(
     write_page(path, title, notes, [table], shown, {"missing": missing})
 
 
-def _present(rows: Sequence[int], cells: Cells) -> list[int]:
-    """Those with a cell."""
-    return [i for i in rows if any(number == i for number, _ in cells)]
-
-
 def _column(
     found: Table,
     rows: Sequence[int],
@@ -81,30 +76,21 @@ def _column(
     intervals: bool,
 ) -> list[str]:
     """The texts of a metric in a block; used: what it is called in this setting."""
-    values = {
-        i: cells[i, key].values()
+    own = {
+        i: cells[i, key]
         for i in rows
-        if _has(found.rows[i], metric) and (i, key) in cells and cells[i, key].done
+        if (i, key) in cells and metric in (found.rows[i].metrics or [metric])
     }
-    values = {i: cell[used] for i, cell in values.items() if used in cell}
-    best, texts = _best(found, values, used), []
-    for i in rows:
-        text = "-"
-        if i in values:
-            text = _shown(used, values[i], intervals)
-            text = f"**{text}**" if i in best else text
-        elif (i, key) in cells and _has(found.rows[i], metric):
-            text = "missing"
-        texts.append(text)
-    return texts
+    measured = {i: cell.values() for i, cell in own.items() if cell.done}
+    values = {i: cell[used] for i, cell in measured.items() if used in cell}
+    texts = dict.fromkeys(own, "missing")
+    texts |= {i: _shown(used, value, intervals) for i, value in values.items()}
+    texts |= {i: f"**{texts[i]}**" for i in _best(found, values, used)}
+    return [texts.get(i, "-") for i in rows]
 
 
 def _beside(text: str, published: float | None) -> str:
     return text if published is None else f"{text} ({published:g})"
-
-
-def _has(row: Row, metric: str) -> bool:
-    return row.metrics is None or metric in row.metrics
 
 
 def _best(found: Table, values: Mapping[int, Mapping[str, Any]], metric: str) -> set[int]:

@@ -32,14 +32,8 @@ def write_prior(options: PriorOptions) -> None:
         check_memory(values**2 * options.components, f"--components {options.components}", 8)
         images = load_images(dataset, options.images, options.workers).to(device)
         prior = _fit(images, options.components, options.seed)
-        summary = {
-            "data": options.data,
-            "data_opt": options.data_opt,
-            "split": options.split,
-            "images": len(images),
-            "components": options.components,
-            "seed": options.seed,
-        }
+        kept = ("data", "data_opt", "split", "components", "seed")
+        summary = {name: getattr(options, name) for name in kept} | {"images": len(images)}
         save_weights(options.dest, prior, summary)
     seconds = time.perf_counter() - start
     print(f"{options.components} components fitted to {len(images)} images in {seconds:.0f} s")

@@ -2,7 +2,6 @@
 
 import time
 from dataclasses import asdict
-from typing import Any
 
 import torch
 
@@ -29,11 +28,16 @@ def write_reference(options: RefOptions) -> None:
                 dataset, detectors, count, options.batch, options.workers, device
             )
             if distributed.rank() == 0:
-                save_reference(
-                    options.dest,
-                    {d.name: (statistics[d.name], d) for d in detectors},
-                    _provenance(options, dataset),
-                )
+                provenance = {
+                    "data": options.data,
+                    "data_opt": options.data_opt,
+                    "split": options.split,
+                    "dataset": asdict(identity(dataset)),
+                    "image_shape": list(dataset.image_shape),
+                    "source": getattr(dataset, "description", None),
+                }
+                entries = {d.name: (statistics[d.name], d) for d in detectors}
+                save_reference(options.dest, entries, provenance)
                 speed = count / (time.perf_counter() - start)
                 print(f"{count} images at {speed:.1f} images/s")
                 print(f"reference statistics: {options.dest}")
@@ -52,14 +56,3 @@ def _build(options: RefOptions, device: torch.device) -> tuple[ImageDataset, lis
     ]
     _ = dataset[0]  # a broken data set shows before the work begins
     return dataset, detectors, count
-
-
-def _provenance(options: RefOptions, dataset: ImageDataset) -> dict[str, Any]:
-    return {
-        "data": options.data,
-        "data_opt": options.data_opt,
-        "split": options.split,
-        "dataset": asdict(identity(dataset)),
-        "image_shape": list(dataset.image_shape),
-        "source": getattr(dataset, "description", None),
-    }

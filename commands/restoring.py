@@ -9,25 +9,16 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from commands.methods import COSTS, Restorer, cost_of, objective_of
+from commands.methods import COSTS, Restorer, objective_of
 from commands.options import RestoreOptions
 from commands.photo import Task
 from commands.sheet import Restored
 from degradation import Draws, derive_seed
 from metrics.evaluate import Restore, seconds_now
 from networks import Model
-from networks.precision import DTYPES
 from networks.presets import conditioning_of
 from runtime.progress import in_words, progress
-from samplers import (
-    NPPC,
-    Components,
-    CountingDenoiser,
-    Guided,
-    Sampler,
-    Tiled,
-    one_step,
-)
+from samplers import NPPC, Components, Sampler, Tiled, one_step
 from samplers.base import Denoiser, whole
 
 _BACKWARD = 2  # evaluations that a backward pass takes the time of
@@ -178,19 +169,15 @@ def _run(restoration: Restoration, cost: Cost, name: str, seeds: list[int], bar:
     problem, device = task.problem.expand(len(seeds)), task.problem.y.device
     draws = Draws(seeds, device)
     noise = draws.normal(problem.degradation.image_shape, "latent")
-    network = CountingDenoiser(restoration.denoiser)
-    guided: Denoiser = network
-    sampler = restoration.sampler
+    sampler, guidance = restoration.sampler, options.cfg
     if name == "mmse":  # the estimate of a guided network would be of another distribution
-        sampler = one_step(objective_of(restoration.denoiser))
-    elif options.cfg is not None:
-        guided = Guided(network, options.cfg)
-    dtype = DTYPES[restoration.precision]
+        sampler, guidance = one_step(objective_of(restoration.denoiser)), None
+
+    def tiled(denoiser: Denoiser) -> Denoiser:
+        return Tiled(denoiser, task.tiling, options.batch, task.blur, task.exact, bar.update)
+
+    restorer = Restorer(restoration.denoiser, sampler, restoration.precision, guidance, tiled)
     start = seconds_now(device)
-    with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-        tiled = Tiled(guided, task.tiling, options.batch, task.blur, task.exact, bar.update)
-        counter = CountingDenoiser(tiled, len(problem))
-        found = sampler(counter, noise, problem, draws).float()
-    counts = cost_of(counter, network)
-    cost.add(name, counts, seconds_now(device) - start, len(seeds))
+    found = restorer(problem, noise, draws).float()
+    cost.add(name, restorer.cost, seconds_now(device) - start, len(seeds))
     return found

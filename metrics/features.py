@@ -75,16 +75,9 @@ class Detector:
         """Features of uint8 images `[B, 3, h, w]`: float32 `[B, features]`, on its own device.
 
         In float32 inside autocast too. An image's features do not depend on the others of the
-        batch, except by rounding. Raises ValueError for other images, and DataError
-        if the network fails or gives features that are not finite.
+        batch, except by rounding. Raises DataError if the network fails or gives features that
+        are not finite.
         """
-        if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3:
-            raise ValueError(
-                f"the detector '{self.name}' takes uint8 images [B, 3, h, w], not {images.dtype} "
-                f"{tuple(images.shape)}"
-            )
-        if len(images) == 0:
-            return torch.empty(0, self.features, device=self.device)
         images = images.to(self.device)
         try:
             with torch.autocast(self.device.type, enabled=False):

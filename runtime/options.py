@@ -33,6 +33,16 @@ def key_values(pairs: Iterable[str], option: str) -> dict[str, str]:
     return values
 
 
+def text_of(value: Any) -> str:
+    """A value as the command line takes it."""
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def texts(options: Mapping[str, Any]) -> dict[str, str]:
+    """Options by name as the command line takes them."""
+    return {name: text_of(value) for name, value in options.items()}
+
+
 def arguments(
     cls: type,
     options: Mapping[str, Any],

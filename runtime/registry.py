@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from runtime.options import Reader, arguments
+from runtime.options import Reader, arguments, text_of
 
 _ROOT = Path(__file__).resolve().parents[1]
 _untrusted: list[str] = []  # why what is named is not run, and what would allow it
@@ -137,9 +137,5 @@ def _option(option: dataclasses.Field) -> str:
     if value is None:
         return f"[{option.name}=...]"
     values = value if isinstance(value, tuple) else (value,)
-    texts = (type(v).__name__ if dataclasses.is_dataclass(v) else _text(v) for v in values)
+    texts = (type(v).__name__ if dataclasses.is_dataclass(v) else text_of(v) for v in values)
     return f"{option.name}={','.join(texts)}"
-
-
-def _text(value: Any) -> str:
-    return str(value).lower() if isinstance(value, bool) else str(value)
