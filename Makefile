@@ -16,10 +16,10 @@ TRAINED  = --baselines pinv,fill --sampler dpm --sampler mmse
 ZERO_SHOT = --sampler ddrm --sampler ddnm --sampler pigdm --sampler dps
 STEPS = --sampler-opt dpm.num_steps=12
 ZERO_SHOT_STEPS = $(foreach s,ddrm=20 ddnm=20 pigdm=10 dps=10,--sampler-opt $(subst =,.num_steps=,$(s)))
-EMOJI_NETS = $(foreach net,$(wildcard checkpoints/emoji32-*.safetensors),--net $(net))
-DEMO_EMOJI = $(PY) calculate_metrics.py gen $(EMOJI_NETS) --data Emoji --images 32 \
+NETS = $(foreach net,$(wildcard checkpoints/$(1)-*.safetensors),--net $(net))
+DEMO_EMOJI = $(PY) calculate_metrics.py gen $(call NETS,emoji32) --data Emoji --images 32 \
 	$(TRAINED) $(STEPS) $(ZERO_SHOT) $(ZERO_SHOT_STEPS) $(FAMILIES) --outdir $(DEMO)/emoji
-DEMO_PHOTOS = $(PY) calculate_metrics.py gen --net checkpoints/photos64-invfusion.safetensors \
+DEMO_PHOTOS = $(PY) calculate_metrics.py gen $(call NETS,photos64) \
 	--data Photos --data-opt resolution=64 --images 16 $(TRAINED) $(STEPS) $(FAMILIES) --outdir $(DEMO)/photos
 DEMO_TRAIN = $(PY) train.py --config configs/demo.yaml --outdir $(DEMO)/training
 
@@ -43,9 +43,9 @@ help:
 
 demo: env
 	@rm -rf -- $(DEMO)
-	@echo "== demo 1/3: 32 held-out emoji, under 4 degradations, each by 10 methods, weights of checkpoints/"
+	@echo "== demo 1/3: 32 held-out emoji, under 4 degradations, each by 12 methods, weights of checkpoints/"
 	$(DEMO_EMOJI)
-	@echo "== demo 2/3: 16 crops of held-out photos, under 4 degradations, each by 4 methods"
+	@echo "== demo 2/3: 16 crops of held-out photos, under 4 degradations, each by 6 methods"
 	$(DEMO_PHOTOS)
 	@echo "== demo 3/3: training a small network from nothing, for one minute"
 	$(DEMO_TRAIN)
