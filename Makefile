@@ -49,7 +49,8 @@ demo: env
 	$(DEMO_PHOTOS)
 	@echo "== demo 3/3: training a small network from nothing, for one minute"
 	$(DEMO_TRAIN)
-	@echo "== open $(DEMO)/emoji/grid.png and $(DEMO)/photos/grid.png: the restorations;"
+	@echo "== open $(DEMO)/emoji/grid.png and $(DEMO)/photos/grid.png: the restorations; report.html"
+	@echo "        beside them: tables with intervals, image by image;"
 	@echo "        $(DEMO)/training/curves.png: the loss of the training"
 
 train-demo: env

@@ -3,6 +3,7 @@
 `python calculate_metrics.py ref | prior | gen | calc ...`, or under `torchrun`.
 """
 
+from copy import copy
 from pathlib import Path
 
 import click
@@ -55,7 +56,9 @@ def gen(options: GenOptions) -> None:
         draw(options)
 
 
-main.add_command(gen, "gen-uncond")  # its old name
+uncond = copy(gen)
+uncond.short_help = "The old name of gen without --degradation."
+main.add_command(uncond, "gen-uncond")
 
 
 @main.command()

@@ -188,7 +188,7 @@ def _no_text(value: Any) -> Any:
 
 _PARSERS: dict[Any, tuple[Reader, str]] = {
     bool: (_flag, "true or false"),
-    int: (parse_count, "a whole number such as 4096, 64Ki or 2^25"),
+    int: (parse_count, "a whole number of at least 0, such as 4096, 64Ki or 2^25"),
     float: (_number, "a number"),
     str: (_text, "a text"),
     Path: (_path, "a path"),

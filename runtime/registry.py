@@ -89,7 +89,7 @@ class Registry(dict[str, Any]):
 def _imported(name: str, kind: str) -> Any:
     """What "module.Class" names; None if there is no such module, or nothing of this name in it.
 
-    Raises ValueError if the module is there and cannot be imported.
+    Raises ValueError if the module is there and cannot be imported, or has other names of its own.
     """
     module, _, attribute = name.rpartition(".")
     if not module or not all(name.split(".")):
@@ -97,7 +97,7 @@ def _imported(name: str, kind: str) -> Any:
     if _untrusted and not (_ROOT / module.partition(".")[0] / "__init__.py").is_file():
         raise ValueError(f"{kind} '{name}' is no part of the project: {_untrusted[-1]}")
     try:
-        return getattr(importlib.import_module(module), attribute, None)
+        found = importlib.import_module(module)
     except ImportError as error:
         # A module that this one imports may be missing; only this one, or a package around it,
         # makes the name unknown.
@@ -105,6 +105,10 @@ def _imported(name: str, kind: str) -> Any:
         if missing and f"{module}.".startswith(f"{missing}."):
             return None
         raise ValueError(f"{kind} '{name}' cannot be imported: {error}") from error
+    own = [n for n, value in vars(found).items() if getattr(value, "__module__", "") == module]
+    if not hasattr(found, attribute) and own:
+        raise ValueError(f"unknown {kind} '{name:.80}': {module} has {', '.join(own)}")
+    return getattr(found, attribute, None)
 
 
 def _names(classes: tuple[type, ...]) -> str:

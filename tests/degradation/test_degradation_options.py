@@ -199,6 +199,13 @@ def test_an_unknown_family_is_answered_with_the_nearest(name, near):
     assert len(str(error.value)) < 200
 
 
+def test_a_wrong_name_in_an_own_file_is_answered_with_what_it_has(tmp_path, monkeypatch):
+    (tmp_path / "own_fog.py").write_text("class Fog:\n    pass\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ValueError, match=r"unknown degradation 'own_fog.Frog': own_fog has Fog"):
+        get_family("own_fog.Frog")
+
+
 def test_all_families_are_listed_with_their_options(capsys):
     runpy.run_module("degradation", run_name="__main__")
     listed = capsys.readouterr().out
