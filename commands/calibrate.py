@@ -1,12 +1,12 @@
 """What `calculate_metrics.py gen --samples K` adds to an evaluation."""
 
+import itertools
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from commands.methods import Restorer
-from metrics.records import COLUMNS, Summary, merged
-from metrics.results import write_per_image
+from metrics.results import write_merged
 from metrics.sampled import SampleRecords, calibration, write_calibration
 from runtime import distributed
 from samplers import MMSE
@@ -34,17 +34,12 @@ def calibrated(
 
     Returns what metrics.json says, and the names of the files.
     """
-    totals = {
-        (degradation, method): records.total((degradation, method), distributed.sum_tensor)
-        for degradation in degradations
-        for method in methods
-    }
+    keys = itertools.product(degradations, methods)
+    totals = {key: distributed.sum_tensor(records.histograms[key]) for key in keys}
     if distributed.rank():
         return {}, []
     parts = [folder / sample_file(rank) for rank in range(distributed.world_size())]
-    summary = Summary(records.names)
-    rows = summary.over(merged(parts, degradations, records.names))
-    write_per_image(folder, rows, [*COLUMNS, *records.names], "samples.csv")
+    summary = write_merged(folder / "samples.csv", parts, degradations, records.names)
     found: Found = {
         degradation: {
             method: calibration(

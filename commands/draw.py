@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from commands.cli import chosen
-from commands.files import check_new, publish, results_of, working_folder
+from commands.files import IMAGES, check_new, publish, results_of, working_folder
 from commands.gen import (
     Evaluation,
     distances,
@@ -137,7 +137,7 @@ def _finish(options: GenOptions, drawing: Evaluation, folder: Path, measure: Mea
     if shown:
         _write_grid(folder, [shown[index] for index in sorted(shown)])
     if options.save_images and drawing.dataset.num_classes:
-        _write_labels(folder / "images" / "dataset.json", drawing)
+        _write_labels(folder / IMAGES / "dataset.json", drawing)
     sampler = drawing.restorers[""].sampler
     cell = values_of(drawing, {"": {"": {}}}, found, shares)[""][""]
     named = {"none": {sampler.title or (options.samplers or ("heun",))[0]: cell}}
@@ -150,8 +150,8 @@ def _finish(options: GenOptions, drawing: Evaluation, folder: Path, measure: Mea
     settings = {k: v for k, v in settings_of(options, drawing).items() if k not in UNUSED}
     own = {"pictures": drawing.pictures, "sampler": settings.pop("samplers")[""]}
     write_metrics(folder, record, settings | own)
-    images = ["images"] if options.save_images else []
-    publish(folder, options.outdir, [*images, "grid.png", "metrics.json"])
+    pictures = [IMAGES] * options.save_images + ["grid.png"]
+    publish(folder, options.outdir, [*pictures, "metrics.json"])
     print(table(*metrics_rows(named, drawing.names, options.compiled)))
     print(f"results: {options.outdir}")
 

@@ -17,7 +17,7 @@ from commands.calibrate import Found, calibrated, sample_file
 from commands.calibrate import counts as sample_counts
 from commands.cli import check_once, checked_count, chosen
 from commands.families import families_of
-from commands.files import check_new, publish, results_of, working_folder
+from commands.files import IMAGES, check_new, publish, results_of, working_folder
 from commands.methods import (
     BASELINES,
     COSTS,
@@ -48,9 +48,9 @@ from metrics.page import write_report
 from metrics.perceptual import check_perceptual
 from metrics.pipeline import Stage
 from metrics.pixel import check_size
-from metrics.records import COLUMNS, PartialRecords, Summary, merged
+from metrics.records import PartialRecords
 from metrics.report import metrics_rows, units, write_pictures
-from metrics.results import write_metrics, write_per_image
+from metrics.results import write_merged, write_metrics
 from metrics.sampled import SampleRecords, calibration_table
 from metrics.statistics import FeatureStatistics
 from networks import Model, NetworkConfig, read_summary
@@ -161,13 +161,7 @@ def build(options: GenOptions, device: torch.device, further: Mapping[str, Resto
     shape, own = dataset.image_shape, identity(dataset)
     distances = distances_of(names, options, device, count, shape, own)
     restorers = _restorers(options, precision, nets, samplers, pairs)
-    methods = baseline_methods(
-        wanted,
-        options.baseline_opt,
-        dataset,
-        lambda: get_dataset(options.data, "train", **options.data_opt),
-    )
-    methods |= restorers
+    methods = baseline_methods(options, dataset) | restorers
     if taken := methods.keys() & further:
         raise ValueError(f"the name {min(taken)} is taken: choose another")
     return Evaluation(
@@ -210,7 +204,7 @@ def measured(
         progress(total, title, unit, silent=rank != 0) as bar,
         PartialRecords(folder / f"{rank}.csv", evaluation.per_image) as records,
         SampleRecords(folder / sample_file(rank), options.samples) as samples,
-        ImageWriter(folder / "images") as writer,
+        ImageWriter(folder / IMAGES) as writer,
     ):
         measure = Measure(
             records,
@@ -263,9 +257,7 @@ def _finish(
         return {}
     order, per_image = list(evaluation.families), measure.metrics
     parts = [folder / f"{rank}.csv" for rank in range(distributed.world_size())]
-    summary = Summary(per_image)
-    rows = summary.over(merged(parts, order, per_image))
-    write_per_image(folder, rows, [*COLUMNS, *per_image])
+    summary = write_merged(folder / "per_image.csv", parts, order, per_image)
     pictures = {key: images for share in shares for key, images in share.pictures.items()}
     grids = write_pictures(folder / "grid.png", pictures, order) if pictures else []
     grids += _write_components(options, evaluation, folder, measure.device, pictures)
@@ -279,10 +271,8 @@ def _finish(
     if "psnr" in per_image:
         examples = [share.examples for share in shares]
         write_examples(folder, examples, order, [*evaluation.methods])
-    images = ["images"] if options.save_images else []
-    pages = [*images, *(grid.name for grid in grids), *sampled[1]]
-    names = [*pages, EXAMPLES, "per_image.csv", "metrics.json"]
-    publish(folder, options.outdir, names)
+    pages = [IMAGES] * options.save_images + [grid.name for grid in grids] + sampled[1]
+    publish(folder, options.outdir, [*pages, EXAMPLES, "per_image.csv", "metrics.json"])
     write_report(options.outdir)
     print(table(*metrics_rows(values, evaluation.names, options.compiled, options.intervals)))
     if evaluation.samples:

@@ -9,9 +9,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from commands.cli import check_once, options_by_name
+from commands.cli import check_once, chosen, options_by_name
 from commands.options import CalcOptions, GenOptions
-from datautils import ImageDataset
+from datautils import ImageDataset, get_dataset
 from datautils.identity import Identity
 from degradation import Draws, Family, Problem
 from metrics import baselines
@@ -249,14 +249,14 @@ def driven(nets: Mapping[Path, Model], samplers: Mapping[str, Sampler]) -> list[
     pairs = []
     for name, sampler in samplers.items():
         if isinstance(sampler, ZeroShot):
-            chosen = unconditional or others
+            able = unconditional or others
         elif others:
-            chosen = others
+            able = others
         else:
             check_conditioning(unconditional[0], nets[unconditional[0]], {name: sampler}, "y")
-        fitting = [net for net in chosen if objective_of(nets[net]) in sampler.objectives]
+        fitting = [net for net in able if objective_of(nets[net]) in sampler.objectives]
         if not fitting:
-            check_objective(chosen[0], nets[chosen[0]], {name: sampler})
+            check_objective(able[0], nets[able[0]], {name: sampler})
         pairs += [(net, name) for net in fitting]
     for idle in [net for net in nets if net not in {pair[0] for pair in pairs}]:
         wanted = "a zero-shot one such as ddrm" if idle in unconditional else "heun or dpm"
@@ -352,26 +352,19 @@ def _trained(objective: str) -> str:
     return " or ".join(names)
 
 
-def baseline_methods(
-    wanted: Sequence[str],
-    options: Mapping[str, str],
-    dataset: ImageDataset,
-    training: Callable[[], ImageDataset],
-) -> dict[str, Restore]:
-    """Restorations without a network, by the title they have in tables.
-
-    options: of aseqdip; training: gives the images that the Gaussian is fitted to. Raises
-    ValueError for options that are none.
-    """
+def baseline_methods(options: GenOptions, dataset: ImageDataset) -> dict[str, Restore]:
+    """Restorations without a network, by the title they have in tables. ValueError."""
+    wanted = chosen("baseline", options.baselines, BASELINES)
     methods: dict[str, Restore] = {}
-    untrained = aseqdip_of(wanted, options)
+    untrained = aseqdip_of(wanted, options.baseline_opt)
     if "pinv" in wanted:
         methods["H†y"] = lambda problem, noise, draws: baselines.pinv(problem)
     if "fill" in wanted:
         methods["constant fill"] = lambda problem, noise, draws: baselines.constant_fill(problem)
     if "gaussian" in wanted:
         check_values(dataset.image_shape, "the gaussian of --baselines")
-        prior = fit_gaussian(load_images(training(), _GAUSSIAN_CROPS))
+        training = get_dataset(options.data, "train", **options.data_opt)
+        prior = fit_gaussian(load_images(training, _GAUSSIAN_CROPS))
         methods["Gaussian MMSE"] = lambda problem, noise, draws: posterior_mean(prior, problem)
     return methods | untrained
 

@@ -163,13 +163,9 @@ def _notes(options: RestoreOptions, net: Path, denoiser: Model, task: Task) -> l
 def _metrics(restoration: Restoration, restored: Restored, cost: Cost) -> dict[str, Any]:
     """What is known of every picture, by its name, and what it took."""
     task = restoration.task
-    names = [f"sample-{i + 1}" for i in range(len(restored.samples))]
-    names += ["mmse"] * len(restored.mmse) + [title.lower() for title in restored.baselines]
-    names.append("pinv")
-    images = torch.cat(
-        (restored.samples, restored.mmse, *restored.baselines.values(), restored.pinv)
-    )
-    pictures: dict[str, dict[str, float]] = {name: {} for name in names}
+    named = restored.images()
+    images = torch.stack([*named.values()])
+    pictures: dict[str, dict[str, float]] = {name: {} for name in named}
     problem = task.problem.expand(len(images))
     columns = {"consistency": consistency(problem.degradation, images, problem.y)}
     if task.truth is not None:
@@ -186,7 +182,7 @@ def _metrics(restoration: Restoration, restored: Restored, cost: Cost) -> dict[s
         count = len(restored.samples)
         failed[count : count + len(restored.mmse)] |= failed[:count].any()
     for column, values in columns.items():
-        for name, value, bad in zip(names, values.tolist(), failed.tolist(), strict=False):
+        for name, value, bad in zip(named, values.tolist(), failed.tolist(), strict=False):
             pictures[name][column] = math.nan if bad and column == "psnr" else value
     found = restored.components
     return {

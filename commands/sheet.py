@@ -37,6 +37,13 @@ class Restored:
     components: Components | None = None
     """Principal components of the posterior, as many as were asked for."""
 
+    def images(self) -> dict[str, Tensor]:
+        """Images `[3, H, W]` by the names of their files."""
+        found = {f"sample-{i}": sample for i, sample in enumerate(self.samples, 1)}
+        found |= zip(["mmse"], self.mmse, strict=False)
+        found |= {title.lower(): images[0] for title, images in self.baselines.items()}
+        return found | {"pinv": self.pinv[0]}
+
     @cached_property
     def deviation(self) -> Tensor | None:
         """Standard deviation over the samples, root mean square over the colours: `[H, W]`, in grey
@@ -95,13 +102,10 @@ def _pictures(task: Task, restored: Restored) -> dict[str, tuple[str, Tensor]]:
         pictures["original"] = "original", task.truth
     if task.measurement is not None:
         pictures["measurement"] = "measurement", to_uint8(task.measurement)
-    pictures["pinv"] = "H†y", to_uint8(restored.pinv[0])
-    for i, sample in enumerate(restored.samples):
-        pictures[f"sample-{i + 1}"] = f"sample {i + 1}", to_uint8(sample)
-    for estimate in restored.mmse:
-        pictures["mmse"] = "MMSE", to_uint8(estimate)
-    for title, image in restored.baselines.items():
-        pictures[title.lower()] = title, to_uint8(image[0])
+    images = restored.images()
+    titles = {title.lower(): title for title in ("MMSE", *restored.baselines)} | {"pinv": "H†y"}
+    for name in ("pinv", *(name for name in images if name != "pinv")):
+        pictures[name] = titles.get(name, name.replace("-", " ")), to_uint8(images[name])
     if restored.deviation is not None and restored.white is not None:
         title = f"deviation, white = {restored.white:.1f}"
         shown = (restored.deviation / restored.white * 255).round().clamp(0, 255)

@@ -144,21 +144,17 @@ def detectors_for(
         if name in by_name:
             raise ValueError(f"--detector gives '{name}' twice: {by_name[name]} and {spec}")
         by_name[name] = spec
-    wanted = {metric: DISTANCES[metric].detector for metric in metrics if metric in DISTANCES}
     own = [name for name in by_name if name != "inception"]
-    for metric, detector in wanted.items():
-        if detector is None and len(own) > 1:
-            given = ", ".join(by_name[name] for name in own)
-            raise ValueError(f"{metric} takes one detector, and {given} were given: give one")
+    if len(own) > 1:
+        given = ", ".join(by_name[name] for name in own)
+        raise ValueError(f"fd and kd take one detector, and {given} were given: give one")
     chosen = own[0] if own else CHOSEN
-    names = {metric: name or chosen for metric, name in wanted.items()}
+    names = {m: DISTANCES[m].detector or chosen for m in metrics if m in DISTANCES}
     for name, spec in by_name.items():
         if name not in names.values():
-            kind = "inception" if name == "inception" else None
-            users = [metric for metric, found in DISTANCES.items() if found.detector == kind]
+            users = "fid, cfid or kid" if name == "inception" else "fd, cfd or kd"
             raise ValueError(
-                f"--detector {spec} serves none of the metrics: leave it out, or add "
-                f"{' or '.join(users)}"
+                f"--detector {spec} serves none of the metrics: leave it out, or add {users}"
             )
     loaded = {
         name: load_detector(by_name.get(name, name), device, image_shape, trusted)

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from metrics.download import packaged
 from metrics.images import picture
+from metrics.records import COLUMNS, Summary, merged
 from runtime.environment import environment
 from runtime.files import replacing, write_json
 
@@ -41,21 +42,23 @@ def write_metrics(
     write_json(Path(folder) / name, record)
 
 
-def write_per_image(
-    folder: str | Path,
-    rows: Iterable[Mapping[str, Any]],
-    columns: Sequence[str],
-    name: str = "per_image.csv",
-) -> None:
-    """Write `folder/name`: a line per row, taken one by one, empty where a row lacks a
-    column. Raises ValueError for a row with another column."""
-    with (
-        replacing(Path(folder) / name) as temporary,
-        temporary.open("w", newline="", encoding="utf-8") as file,
-    ):
+def write_per_image(path: Path, rows: Iterable[Mapping[str, Any]], columns: Sequence[str]) -> None:
+    """Write a line per row, taken one by one, empty where a row lacks a column. Raises ValueError
+    for a row with another column."""
+    with replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, columns, lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
+
+
+def write_merged(
+    path: Path, parts: Sequence[Path], degradations: Sequence[str], metrics: Sequence[str]
+) -> Summary:
+    """Write the rows of all processes into one file, by degradation and image, and sum them up."""
+    summary = Summary(metrics)
+    rows = summary.over(merged(parts, degradations, metrics))
+    write_per_image(path, rows, [*COLUMNS, *metrics])
+    return summary
 
 
 def write_grid(

@@ -1,6 +1,7 @@
 """Several samples of each image, measured as they come: rows, calibration by method, pictures."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +34,10 @@ class SampleRecords(PartialRecords):
     """
 
     def __init__(self, path: Path, count: int):
-        self.count, self.names = count, names(count)
-        self.histograms: dict[Key, Tensor] = {}
+        self.names = names(count)
+        self.histograms: defaultdict[Key, Tensor] = defaultdict(
+            lambda: torch.zeros(2, count + 1, dtype=torch.float64)
+        )
         super().__init__(path, self.names)
 
     @torch.no_grad()
@@ -49,17 +52,9 @@ class SampleRecords(PartialRecords):
         finite = restored.samples.finite[:n].cpu()
         histograms = torch.stack([found.pop("rank_histogram"), found.pop("tarp_histogram")])
         key = group.degradation, restored.method
-        self.histograms[key] = self._of(*key) + histograms[:, finite].sum(1)
+        self.histograms[key] += histograms[:, finite].sum(1)
         values = {name: v.masked_fill(~finite, torch.nan).tolist() for name, v in found.items()}
         self.add(group, restored.method, values)
-
-    def total(self, key: Key, sum_tensor: Callable[[Tensor], Tensor]) -> Tensor:
-        """The histograms of all processes; each of them must call it."""
-        return sum_tensor(self._of(*key))
-
-    def _of(self, degradation: str, method: str) -> Tensor:
-        empty = torch.zeros(2, self.count + 1, dtype=torch.float64)
-        return self.histograms.get((degradation, method), empty)
 
 
 def calibration(

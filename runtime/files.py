@@ -159,10 +159,7 @@ def is_claimed(folder: Path) -> bool:
     except FileNotFoundError:
         return False
     try:
-        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        return False
-    except BlockingIOError:
-        return True
+        return not _locked(file, folder / ".lock")
     finally:
         os.close(file)
 

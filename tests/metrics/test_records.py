@@ -13,9 +13,9 @@ from PIL import Image
 from metrics.evaluate import Group
 from metrics.images import ImageWriter, image_name
 from metrics.pipeline import Stage
-from metrics.records import COLUMNS, PartialRecords, Summary, merged
+from metrics.records import PartialRecords, merged
 from metrics.report import write_pictures
-from metrics.results import write_per_image
+from metrics.results import write_merged
 
 CPU = torch.device("cpu")
 METRICS = ["psnr"]
@@ -52,9 +52,7 @@ def test_summaries_do_not_depend_on_the_processes(tmp_path):
     results = []
     for processes in (1, 3):
         parts = [part(tmp_path / f"{r}.csv", range(r, 10, processes)) for r in range(processes)]
-        summary = Summary(METRICS)
-        rows = summary.over(merged(parts, ["mask", "blur"], METRICS))
-        write_per_image(tmp_path, rows, [*COLUMNS, *METRICS])
+        summary = write_merged(tmp_path / "per_image.csv", parts, ["mask", "blur"], METRICS)
         results.append((summary.result(), (tmp_path / "per_image.csv").read_text()))
     assert results[0] == results[1]
     table = results[0][0]
