@@ -76,7 +76,6 @@ class Blank:
 
 def draw(options: GenOptions) -> None:
     """Draw, measure, write the result files and print the table."""
-    options = replace(options, workers=0)  # nothing is loaded
     with distributed.process_group() as device:
         with one_sentence_errors():
             drawing = build(options, device)
@@ -84,7 +83,8 @@ def draw(options: GenOptions) -> None:
         with data_errors(), working_folder(options.outdir, results, resumes=True) as folder:
             if distributed.rank() == 0:
                 print(f"no --degradation: drawing {drawing.count} images from the network alone")
-            measure, _ = measured(options, drawing, folder, device, "drawing", "images")
+            loading = replace(options, workers=0)  # nothing is loaded
+            measure, _ = measured(loading, drawing, folder, device, "drawing", "images")
             distributed.barrier()
             _finish(options, drawing, folder, measure)
 
@@ -148,7 +148,11 @@ def _finish(options: GenOptions, drawing: Evaluation, folder: Path, measure: Mea
         "stages": stages_of(drawing, shares),
     }
     settings = {k: v for k, v in settings_of(options, drawing).items() if k not in UNUSED}
-    own = {"pictures": drawing.pictures, "sampler": settings.pop("samplers")[""]}
+    own = {
+        "pictures": drawing.pictures,
+        "samplers": options.samplers,
+        "sampler": settings["samplers"][""],
+    }
     write_metrics(folder, record, settings | own)
     pictures = [IMAGES] * options.save_images + ["grid.png"]
     publish(folder, options.outdir, [*pictures, "metrics.json"])

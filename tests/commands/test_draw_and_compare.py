@@ -46,6 +46,7 @@ def test_any_network_draws_without_a_measurement(home, tmp_path, net):
     cell = metrics(tmp_path)["metrics"]["values"]["none"]["heun"]
     assert cell["fd"]["count"] == 6 and cell["fd"]["mean"] > 0
     assert cell["evaluations"] == 3
+    assert {"samplers", "sampler", "pictures"} <= metrics(tmp_path)["settings"].keys()
     assert sorted(p.name for p in tmp_path.iterdir()) == ["grid.png", "metrics.json"]
 
 
