@@ -191,7 +191,7 @@ _PARSERS: dict[Any, tuple[Reader, str]] = {
     int: (parse_count, "a whole number of at least 0, such as 4096, 64Ki or 2^25"),
     float: (_number, "a number"),
     str: (_text, "a text"),
-    Path: (_path, "a path"),
+    Path: (_path, "a path, not empty"),
     dict: (_mapping, "a mapping of names to values"),
     Any: (lambda value: value, "anything"),
 }

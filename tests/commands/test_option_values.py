@@ -105,7 +105,7 @@ def test_empty_texts_are_refused(name: str, arguments: list[str]) -> None:
 def test_outdir_is_never_the_working_folder_by_an_empty_text() -> None:
     words = ["gen", "--net=net.safetensors", "--outdir="]
     result = CliRunner().invoke(calculate_metrics.main, words)
-    assert result.exit_code == 2 and "an empty text is no path" in result.stderr
+    assert result.exit_code == 2 and "must be a path, not empty" in result.stderr
 
 
 @pytest.mark.parametrize(
