@@ -89,12 +89,14 @@ class Registry(dict[str, Any]):
 def _imported(name: str, kind: str) -> Any:
     """What "module.Class" names; None if there is no such module, or nothing of this name in it.
 
-    Raises ValueError if the module is there and cannot be imported, or has other names of its own.
+    Raises ValueError if the module is there and cannot be imported, or if one of the user has
+    other classes.
     """
     module, _, attribute = name.rpartition(".")
     if not module or not all(name.split(".")):
         return None
-    if _untrusted and not (_ROOT / module.partition(".")[0] / "__init__.py").is_file():
+    ours = (_ROOT / module.partition(".")[0] / "__init__.py").is_file()
+    if _untrusted and not ours:
         raise ValueError(f"{kind} '{name}' is no part of the project: {_untrusted[-1]}")
     try:
         found = importlib.import_module(module)
@@ -105,8 +107,8 @@ def _imported(name: str, kind: str) -> Any:
         if missing and f"{module}.".startswith(f"{missing}."):
             return None
         raise ValueError(f"{kind} '{name}' cannot be imported: {error}") from error
-    own = [n for n, value in vars(found).items() if getattr(value, "__module__", "") == module]
-    if not hasattr(found, attribute) and own:
+    own = [n for n, v in vars(found).items() if isinstance(v, type) and v.__module__ == module]
+    if own and not ours and not hasattr(found, attribute):
         raise ValueError(f"unknown {kind} '{name:.80}': {module} has {', '.join(own)}")
     return getattr(found, attribute, None)
 

@@ -45,7 +45,7 @@ RUNS = {
     ],
     "fine-tuning": [
         (
-            "train.py --config configs/photos64-invfusion.yaml --name mine",
+            "train.py --config configs/photos64-invfusion-eps.yaml --name mine",
             [*TRAINING, "--duration=4"],
             "experiments/mine/weights.safetensors",
         ),
