@@ -1,4 +1,4 @@
-"""Restore a photo: `python restore.py --image photo.png --degradation MotionBlur --out FOLDER`."""
+"""Restore a photo: `python restore.py --image photo.png --degradation Box --outdir FOLDER`."""
 
 import click
 

@@ -25,10 +25,11 @@ class RunOptions:
     """Options of `train.py` besides the settings of a run."""
 
     config: Path | None = option("YAML file of settings; the options below override it.", None)
-    pictures: Path | None = option(
-        "Own pictures, a folder or a zip file, cropped and resized to the network; a twentieth, "
-        "at most 512, is held out. Settings are those of configs/photos64-invfusion.yaml, if no "
-        "--config is given.",
+    source: str | None = option(
+        "Data set, such as FFHQ64, or module.Class of your own; or a folder or zip file of your "
+        "own pictures, which are cropped and resized to the network, and a twentieth of them, at "
+        "most 512, is held out. Without --config, settings are those of "
+        "configs/photos64-invfusion.yaml for pictures, else of the data set's file in configs/.",
         None,
         name="--data",
     )
@@ -98,14 +99,13 @@ def _resolved(options: RunOptions, overrides: dict[str, Any]) -> tuple[TrainConf
     """The settings, the run's folder, and whether it goes on. Raises ValueError."""
     if options.fp32 and overrides.setdefault("precision", "fp32") != "fp32":
         raise ValueError(f"--fp32 contradicts --precision {overrides['precision']}")
-    begins = (options.config, options.name, options.outdir, options.pictures)
+    begins = (options.config, options.name, options.outdir, options.source)
     if options.resume and any(begins):
         raise ValueError(
             "--resume goes on in the run's own folder: leave out --config, --name, --outdir and "
             "--data"
         )
-    if options.pictures and overrides.keys() & {"data_class", "data"}:
-        raise ValueError("--data is a folder of pictures: leave out --data-class and --data-opt")
+    pictures = _pictures(options, overrides)
     restarted = os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0") != "0"
     if restarted and not (options.resume or options.keep_going):
         raise ValueError(
@@ -113,7 +113,7 @@ def _resolved(options: RunOptions, overrides: dict[str, Any]) -> tuple[TrainConf
             "it goes on with the run"
         )
     data = overrides.pop("data", {})
-    source = options.config or _published(options, overrides)
+    source = options.config or _published(options, overrides, pictures)
     if options.resume:
         source = options.resume / "config.yaml"
     config = TrainConfig.load(source, overrides)
@@ -121,12 +121,12 @@ def _resolved(options: RunOptions, overrides: dict[str, Any]) -> tuple[TrainConf
     if not (named or options.dry_run):  # the defaults are the paper's: days on several GPUs
         raise ValueError(
             "say what to train: --data FOLDER for own pictures, --config configs/demo.yaml for a "
-            "try of a minute, or --data-class FFHQ64 for a network of the paper"
+            "try of a minute, or --data FFHQ64 for a network of the paper"
         )
-    if options.pictures:
+    if pictures:
         from commands.train import with_pictures  # importing torch takes seconds
 
-        config = with_pictures(config, options.pictures)
+        config = with_pictures(config, pictures)
     if data:
         from commands.train import with_data_options
 
@@ -146,13 +146,31 @@ def _resolved(options: RunOptions, overrides: dict[str, Any]) -> tuple[TrainConf
     return config, folder, resume
 
 
-def _published(options: RunOptions, overrides: dict[str, Any]) -> Path | None:
+def _pictures(options: RunOptions, overrides: dict[str, Any]) -> Path | None:
+    """The path of --data; a class goes to the overrides. Raises ValueError for one told twice."""
+    if options.source is None:
+        return None
+    from datautils import is_path  # importing torch takes seconds
+
+    if "data_class" in overrides:
+        raise ValueError("--data-class is the old name of --data: give --data alone")
+    if not is_path(options.source):
+        overrides["data_class"] = options.source
+        return None
+    if "data" in overrides:
+        raise ValueError(f"--data {options.source} is a path: --data-opt goes with a data set")
+    return Path(options.source)
+
+
+def _published(
+    options: RunOptions, overrides: dict[str, Any], pictures: Path | None
+) -> Path | None:
     """The settings file that is used if none is named: for own pictures that of the photos, for a
     data set class the one of its name."""
     if options.resume:
         return None
     name = str(overrides.get("data_class", "")).rpartition(".")[2]
-    name = "photos64-invfusion" if options.pictures else name
+    name = "photos64-invfusion" if pictures else name
     path = Path(__file__).parent / "configs" / f"{name}.yaml"
     if not path.is_file():
         return None

@@ -7,7 +7,10 @@ from pathlib import Path
 from runtime.cli import flag, option
 from runtime.options import PRECISIONS
 
-_DATA = "Data set, such as Photos, FFHQ64, ImageDir, or module.Class of your own."
+_DATA = (
+    "Data set, such as Photos, FFHQ64, or module.Class of your own; or a folder or zip file of "
+    "pictures."
+)
 _DATA_OPT = "Option of the data set, such as path=FILE."
 _SPLIT = "Images of the data set to take."
 _SPLITS = ("train", "heldout", "all")
@@ -255,7 +258,10 @@ class Request:
 class RestoreOptions(Request):
     """Options of `restore.py`."""
 
-    out: Path = option("New folder for the pictures, sheet.png and restore.json.")
+    outdir: Path = option(
+        "New folder for the pictures, sheet.png and restore.json; --out is its old name.",
+        name="--out --outdir",
+    )
     net: Path | None = option(
         "Trained weights, a .safetensors file.", None, shown="the photos' in checkpoints/"
     )

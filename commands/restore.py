@@ -65,14 +65,14 @@ def restore(options: RestoreOptions) -> None:
         }
         print(" × ".join(f"{n} {what}{'s' * (n > 1)}" for what, n in plan.items()), flush=True)
     cost = Cost()
-    with signals.orderly_end(), working_folder(options.out, *_NEW) as folder:
+    with signals.orderly_end(), working_folder(options.outdir, *_NEW) as folder:
         with torch.no_grad():
-            found, ending = restored(restoration, cost, partial(write_picture, options.out))
+            found, ending = restored(restoration, cost, partial(write_picture, options.outdir))
         metrics = _metrics(restoration, found, cost)
-        write_restored(folder, options.out, task, found, metrics, _settings(restoration))
+        write_restored(folder, options.outdir, task, found, metrics, _settings(restoration))
     print(_summary(metrics))
     failed = _warn(restoration, metrics)
-    print(f"restored: {options.out}" + (f" ({task.notes[-1]})" if ending else ""))
+    print(f"restored: {options.outdir}" + (f" ({task.notes[-1]})" if ending else ""))
     if ending or failed:
         sys.exit(ending or 1)
 
@@ -86,7 +86,7 @@ def _build(options: RestoreOptions, device: torch.device) -> Restoration:
     sampler = samplers_of([name], sampler_opt, options.sampler_preset)[name]
     wanted = chosen("baseline", options.baselines, ["aseqdip"])
     baselines = aseqdip_of(wanted, options.baseline_opt)
-    check_new(options.out, *_NEW)
+    check_new(options.outdir, *_NEW)
     precision = resolve_precision(options.precision, device)
     denoiser = load_frozen(net, device, precision, options.recompute)
     check_components(options.components, net, denoiser)

@@ -1,5 +1,6 @@
 """Image datasets. Every item is (uint8 image [3, h, w], class label or -1)."""
 
+from pathlib import Path
 from typing import Any, Protocol
 
 from torch import Tensor
@@ -7,9 +8,11 @@ from torch import Tensor
 from runtime.errors import DataError
 from runtime.registry import Registry
 
-__all__ = ["DATASETS", "DataError", "ImageDataset", "dataset_class", "get_dataset"]
+__all__ = ["DATASETS", "DataError", "ImageDataset", "dataset_class", "get_dataset", "is_path"]
 
-DATASETS = Registry("dataset")
+DATASETS = Registry(
+    "dataset", others="module.Class of your own, or a folder or a zip file of images"
+)
 DATASETS |= {
     "Photos": "datautils.photos.Photos",
     "Emoji": "datautils.emoji.Emoji",
@@ -36,14 +39,25 @@ class ImageDataset(Protocol):
 
 
 def get_dataset(name: str, split: str, /, **options: Any) -> ImageDataset:
-    """Build a data set by its name, such as "Photos", or module.Class.
+    """Build a data set by its name, such as "Photos", or module.Class, or from a path.
 
+    A folder or a zip file is an `ImageDir`: all of its images, unless an option holds some out.
     split: "train", "heldout" or, if the class has it, "all". Options are text, read by the
     types of the class's parameters, or values. Raises ValueError for an unknown class or option, a
     missing option, a value of another type and a module that cannot be imported; DataError, which
     is one, for faults of the data.
     """
-    return DATASETS.build(name, options, split=split)
+    if not is_path(name):
+        return DATASETS.build(name, options, split=split)
+    whole = split == "heldout" and not {"heldout", "heldout_path"} & options.keys()
+    return DATASETS.build("ImageDir", {"path": name} | options, split="all" if whole else split)
+
+
+def is_path(name: str) -> bool:
+    """Whether this names a folder or a zip file, not a class."""
+    if not name or name in DATASETS:
+        return False
+    return "/" in name or name.endswith(".zip") or Path(name).exists()
 
 
 def dataset_class(name: str) -> Any:

@@ -149,12 +149,12 @@ def given(cls: type, values: Mapping[str, Any]) -> dict[str, Any]:
 
 def flag(field: dataclasses.Field) -> str:
     """What a field is called on the command line, such as --data-opt."""
-    return field.metadata["name"] or f"--{field.name.replace('_', '-')}"
+    return (field.metadata["name"] or f"--{field.name.replace('_', '-')}").split()[-1]
 
 
 def _option(field: dataclasses.Field, kind: Any, overriding: bool) -> Callable:
     about, default = field.metadata, default_of(field)
-    origin, name = typing.get_origin(kind), flag(field)
+    origin, name = typing.get_origin(kind), about["name"] or flag(field)
     shown = about["shown"] or _shown(default)
     settings: dict[str, Any] = {"help": about["help"], "show_default": False}
     if origin is dict or (origin is tuple and not overriding):

@@ -36,12 +36,13 @@ class Registry(dict[str, Any]):
         kind: str,
         base: type | tuple[type, ...] = object,
         readers: Mapping[Any, Reader] | None = None,
+        others: str = "module.Class of your own",
     ):
         """kind: what the classes are in a message, such as "sampler"; base: what a class of the
         user's own has to be a subclass of, or one of several; readers: how text is read for the
-        types of options that are not built in."""
+        types of options that are not built in; others: what is accepted besides the names."""
         super().__init__()
-        self.kind, self.base, self.readers = kind, base, readers
+        self.kind, self.base, self.readers, self.others = kind, base, readers, others
 
     def register(self, name: str) -> Callable[[type], type]:
         """Class decorator that gives a class its name."""
@@ -83,7 +84,7 @@ class Registry(dict[str, Any]):
         near = difflib.get_close_matches(wanted, by_lower, n=3, cutoff=0.6)
         if near:
             return f": is it {' or '.join(by_lower[match] for match in near)}?"
-        return f"; known are {', '.join(sorted(self))}, and module.Class of your own"
+        return f"; known are {', '.join(sorted(self))}, and {self.others}"
 
 
 def _imported(name: str, kind: str) -> Any:

@@ -19,7 +19,7 @@ RUNS = {
     "a data set": [
         ("-m datautils.prepare --source FFHQ_FOLDER", ["--workers=0"], "data/ffhq64.zip"),
         (
-            "train.py --data-class FFHQ64 --name invfusion",
+            "train.py --data FFHQ64 --name invfusion",
             [*TRAINING, "--preset=tiny", "--log-every=4"],
             "experiments/invfusion/weights.safetensors",
         ),

@@ -56,7 +56,7 @@ class TrainConfig:
         None,
     )
     data_class: str = option(
-        "Data set class; it is built with `data` as keyword arguments.", "datautils.photos.Photos"
+        "Data set, built with `data` as options; --data says the same.", "datautils.photos.Photos"
     )
     data: dict[str, Any] = option(
         "Option of the data set, such as path=FILE; in a file a mapping.", {}, name="--data-opt"

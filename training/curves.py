@@ -1,6 +1,6 @@
 """Curves of runs: held-out PSNR of each family, and the loss, over the images seen.
 
-`python -m training.curves RUN [RUN...] --out FILE.png` draws several runs side by side.
+`python -m training.curves RUN [RUN...] --dest FILE.png` draws several runs side by side.
 """
 
 from collections.abc import Iterable, Sequence
@@ -103,15 +103,16 @@ def _points(log: Iterable[Line], *keys: str) -> tuple[list[float], list[float]]:
 @click.command(cls=Command, context_settings=SETTINGS | {"show_default": True})
 @click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option(
-    "--out", type=click.Path(dir_okay=False, path_type=Path), default=Path("curves.png"),
+    "--out", "--dest", "dest", type=click.Path(dir_okay=False, path_type=Path),
+    default=Path("curves.png"),
     help="Picture to write, as PNG.",
 )  # fmt: skip
-def main(runs: tuple[Path, ...], out: Path) -> None:
+def main(runs: tuple[Path, ...], dest: Path) -> None:
     """Draw the curves of one or several runs, given by their folders."""
     with one_sentence_errors():
-        check_output(out, "--out", ".png", OWNER)
-        draw_curves(runs, out)
-    click.echo(f"curves: {out}")
+        check_output(dest, "--dest", ".png", OWNER)
+        draw_curves(runs, dest)
+    click.echo(f"curves: {dest}")
 
 
 if __name__ == "__main__":

@@ -92,15 +92,15 @@ def _snapshots(folder: Path, images: int | None) -> dict[Path, _Snapshot]:
 )  # fmt: skip
 @click.option("--images", type=int, help="Images after which.  [default: the newest snapshot]")
 @click.option(
-    "--out", type=click.Path(dir_okay=False, path_type=Path), required=True,
+    "--out", "--dest", "dest", type=click.Path(dir_okay=False, path_type=Path), required=True,
     help="Weights file to write.",
 )  # fmt: skip
-def main(run: Path, sigma_rel: float, images: int | None, out: Path) -> None:
+def main(run: Path, sigma_rel: float, images: int | None, dest: Path) -> None:
     """Make an average of any width from the snapshots of a run, as a weights file for --net."""
     with one_sentence_errors():
-        check_output(out, "--out", ".safetensors")
-        save_weights(out, *reconstruct(run, sigma_rel, images))
-    click.echo(f"weights: {out}")
+        check_output(dest, "--dest", ".safetensors")
+        save_weights(dest, *reconstruct(run, sigma_rel, images))
+    click.echo(f"weights: {dest}")
 
 
 if __name__ == "__main__":

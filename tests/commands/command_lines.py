@@ -10,7 +10,7 @@ import train
 from training.config import TrainConfig
 
 TRAIN = [
-    "--preset=tiny", "--data-class=datautils.photos.Photos", "--data-opt=resolution=16",
+    "--preset=tiny", "--data=datautils.photos.Photos", "--data-opt=resolution=16",
     "--degradation=MotionBlur", "--batch=4", "--duration=8", "--precision=fp32", "--workers=0",
     "--sheet-every=0", "--outdir=run",
 ]  # fmt: skip

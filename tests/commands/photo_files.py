@@ -48,7 +48,7 @@ def run(net: Path, *arguments: str, image: str = "photo.png", samples: int = 2) 
     """The record that a restoration leaves; its pictures are those of the photo, and complete."""
     quick = ["--sampler=euler", "--sampler-opt=num_steps=3", f"--samples={samples}"]
     result = Runner().invoke(
-        restore.main, [f"--net={net}", f"--image={image}", "--out=out", *quick, *arguments]
+        restore.main, [f"--net={net}", f"--image={image}", "--outdir=out", *quick, *arguments]
     )
     assert result.exit_code == 0, (result.exception, result.stderr[-500:])
     assert "restored: out" in result.stdout

@@ -183,8 +183,8 @@ def classes(tmp_path) -> Path:
 
 def gen_folder(home: Path, folder: Path, outdir: Path, *arguments: object) -> Result:
     return call(
-        home, "gen", "--data", "datautils.imagedir.ImageDir", "--data-opt", f"path={folder}",
-        "--split", "all", *FAST, "--outdir", outdir, "--degradation", "MissingPatches", *arguments,
+        home, "gen", "--data", folder, *FAST, "--outdir", outdir,
+        "--degradation", "MissingPatches", *arguments,
     )  # fmt: skip
 
 

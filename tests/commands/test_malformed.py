@@ -29,7 +29,7 @@ from runtime.cli import flag
 from samplers.base import SAMPLERS
 from training import curves, posthoc, publish
 
-QUICK = ["--net=net.safetensors", "--samples=1", "--out=out", "--sampler=mmse"]
+QUICK = ["--net=net.safetensors", "--samples=1", "--outdir=out", "--sampler=mmse"]
 PHOTO = [*QUICK, "--image=photo.png"]
 BOX = ["--degradation=Box"]
 CALC = ["calc", "--ref=images", "--metrics=psnr,ssim", "--workers=0", "--outdir=out"]
@@ -222,7 +222,7 @@ def test_logs_of_another_kind(here: Path, monkeypatch: pytest.MonkeyPatch) -> No
     lines += [*mutations(json.dumps(line).encode(), 10), b"[" * 99999, b'{"images": 1e999}']
     for text in lines:
         Path("run/log.jsonl").write_bytes(text)
-        result = Runner().invoke(curves.main, ["run", "--out=out.png"])
+        result = Runner().invoke(curves.main, ["run", "--dest=out.png"])
         if not isinstance(result.exception, TypeError):  # None cannot be called
             assert result.exit_code == 2 and "error: " in result.stderr, (text, result.exception)
 
@@ -236,7 +236,7 @@ def test_snapshots_of_another_kind(here: Path) -> None:
     files = [
         described(path, "invfusion", lambda v, form=form: v | {"summary": form}) for form in forms
     ]
-    words = ["run", "--sigma-rel=0.15", "--out=out.safetensors"]
+    words = ["run", "--sigma-rel=0.15", "--dest=out.safetensors"]
     through([*files, *mutations(path.read_bytes(), 6)], str(path), posthoc.main, words)
 
 

@@ -46,7 +46,13 @@ def photo(side: int = 16) -> str:
 
 
 def restored(*options: str, side: int = 16) -> Result:
-    words = ["--image", photo(side), "--degradation=Box", "--out=restored", "--net=net.safetensors"]
+    words = [
+        "--image",
+        photo(side),
+        "--degradation=Box",
+        "--outdir=restored",
+        "--net=net.safetensors",
+    ]
     return Runner().invoke(restore.main, [*words, *options])
 
 
@@ -90,7 +96,7 @@ def test_components_are_added_to_a_network_that_restores() -> None:
     images = []
     for name in ("start", "run/weights"):
         out = f"by-{Path(name).name}"
-        result = restored("--samples=0", f"--net={name}.safetensors", f"--out={out}")
+        result = restored("--samples=0", f"--net={name}.safetensors", f"--outdir={out}")
         assert result.exit_code == 0, result.output
         images.append(np.asarray(Image.open(f"{out}/mmse.png")).astype(int))
     assert np.abs(images[0] - images[1]).max() <= 1 < np.ptp(images[0])
@@ -114,7 +120,7 @@ def test_a_photo_is_restored_with_its_components() -> None:
 def test_the_estimate_is_the_same_with_and_without_components() -> None:
     network("net.safetensors", 3)
     assert restored("--components=2").exit_code == 0
-    assert restored("--samples=0", "--out=plain").exit_code == 0
+    assert restored("--samples=0", "--outdir=plain").exit_code == 0
     assert Path("restored/mmse.png").read_bytes() == Path("plain/mmse.png").read_bytes()
     metrics = json.loads(Path("plain/restore.json").read_text())["metrics"]
     assert metrics["standard_deviations"] is None

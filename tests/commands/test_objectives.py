@@ -105,7 +105,7 @@ def test_indi_is_trained_restores_and_stands_in_tables() -> None:
     arguments = ["--net", "run/weights.safetensors", "--sampler=indi", "--sampler-opt=num_steps=3"]
     result = Runner().invoke(
         restore.main,
-        ["--image", str(photo()), "--degradation=Box", "--out=restored", *arguments],
+        ["--image", str(photo()), "--degradation=Box", "--outdir=restored", *arguments],
     )
     assert result.exit_code == 0, result.output
     assert Path("restored/mmse.png").is_file()

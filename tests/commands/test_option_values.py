@@ -16,7 +16,7 @@ from training import curves, posthoc
 
 COMMANDS = {
     "train": (train.main, []),
-    "restore": (restore.main, ["--image=photo.png", "--out=out"]),
+    "restore": (restore.main, ["--image=photo.png", "--outdir=out"]),
     "gen": (calculate_metrics.main, ["gen", "--net=net.safetensors", "--outdir=out"]),
     "gen-uncond": (calculate_metrics.main, ["gen-uncond", "--net=net", "--outdir=out"]),
     "ref": (calculate_metrics.main, ["ref", "--dest=ref.safetensors"]),
@@ -24,7 +24,7 @@ COMMANDS = {
     "calc": (calculate_metrics.main, ["calc", "--images=a", "--ref=b"]),
     "prepare": (prepare.main, ["--source=a", "--dest=b.zip", "--size=8"]),
     "curves": (curves.main, ["run"]),
-    "posthoc": (posthoc.main, ["run", "--sigma-rel=0.1", "--out=a.safetensors"]),
+    "posthoc": (posthoc.main, ["run", "--sigma-rel=0.1", "--dest=a.safetensors"]),
 }
 
 
@@ -66,7 +66,7 @@ def refusal(name: str, *arguments: str) -> str:
         ("prior", ["--split=all", "--split=all"], "--split"),
         ("calc", ["--size=8", "--size=8"], "--size"),
         ("prepare", ["--size=16"], "--size"),
-        ("curves", ["--out=a.png", "--out=b.png"], "--out"),
+        ("curves", ["--dest=a.png", "--dest=b.png"], "--dest"),
         ("posthoc", ["--sigma-rel=0.2"], "--sigma-rel"),
     ],
 )
@@ -132,7 +132,7 @@ def test_numbers_out_of_range_are_refused(name: str, argument: str, accepted: st
 def test_samples_beyond_the_memory_are_refused(tmp_path: Path) -> None:
     Image.new("RGB", (16, 16)).save("photo.png")
     save_weights("net.safetensors", Denoiser(make_config("tiny")), {})
-    words = ["--image=photo.png", "--degradation=Box", "--net=net.safetensors", "--out=out"]
+    words = ["--image=photo.png", "--degradation=Box", "--net=net.safetensors", "--outdir=out"]
     result = CliRunner().invoke(restore.main, [*words, "--samples=100000000"])
     assert result.exit_code == 2 and "--samples 100000000 takes" in result.stderr
     assert {path.name for path in tmp_path.iterdir()} == {"photo.png", "net.safetensors"}

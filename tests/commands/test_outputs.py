@@ -57,7 +57,7 @@ def test_two_commands_do_not_write_into_one_folder(home: Path, tmp_path: Path) -
     out, photo = tmp_path / "out", tmp_path / "photo.png"
     Image.new("RGB", (16, 16)).save(photo)
     net = home / "net.safetensors"
-    words = [f"--image={photo}", "--degradation=Box", f"--net={net}", f"--out={out}"]
+    words = [f"--image={photo}", "--degradation=Box", f"--net={net}", f"--outdir={out}"]
     out.mkdir()
     with held(out / ".lock"):
         refused(gen(home, out), "another process writes into", str(out))
@@ -118,17 +118,17 @@ def test_files_that_are_not_theirs_stay(tmp_path: Path) -> None:
     Image.new("RGB", (4, 4)).save(picture)
     mine.write_text("mine")
     before = picture.read_bytes(), mine.read_bytes()
-    assert "already" in written(posthoc.main, run, "--sigma-rel=0.1", "--out", mine)
+    assert "already" in written(posthoc.main, run, "--sigma-rel=0.1", "--dest", mine)
     assert "already" in written(publish.main, net, mine)
-    assert "already" in written(curves.main, run, "--out", picture)
+    assert "already" in written(curves.main, run, "--dest", picture)
     assert (picture.read_bytes(), mine.read_bytes()) == before
 
 
 def test_files_end_as_their_kind_does(home: Path, tmp_path: Path) -> None:
     png, net = tmp_path / "a.png", home / "net.safetensors"
-    assert ".safetensors" in written(posthoc.main, "run", "--sigma-rel=0.1", "--out", png)
+    assert ".safetensors" in written(posthoc.main, "run", "--sigma-rel=0.1", "--dest", png)
     assert ".safetensors" in written(publish.main, net, png)
-    assert ".png" in written(curves.main, "run", "--out", tmp_path / "a.jpg")
+    assert ".png" in written(curves.main, "run", "--dest", tmp_path / "a.jpg")
     assert ".zip" in written(prepare.main, "--source", home, "--size=8", "--dest", png)
     refused(call(home, "prior", *DATA, "--dest", png), ".safetensors")
     assert not list(tmp_path.iterdir())
@@ -137,6 +137,6 @@ def test_files_end_as_their_kind_does(home: Path, tmp_path: Path) -> None:
 def test_a_picture_of_curves_may_be_replaced(tmp_path: Path) -> None:
     path = tmp_path / "curves.png"
     path.write_bytes(b"PNG of " + curves.OWNER)
-    check_output(path, "--out", ".png", curves.OWNER)
+    check_output(path, "--dest", ".png", curves.OWNER)
     with pytest.raises(ValueError, match="already"):
-        check_output(path, "--out", ".png")
+        check_output(path, "--dest", ".png")

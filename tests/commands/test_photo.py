@@ -74,7 +74,7 @@ def test_samples_that_diverge_are_named(nets: dict[str, Path], monkeypatch) -> N
 
     monkeypatch.setattr("samplers.Heun.__call__", diverging)
     arguments = ["--image=photo.png", "--mask=mask.png", "--samples=2", "--sampler=heun"]
-    found = Runner().invoke(restore.main, [f"--net={nets['plain']}", "--out=out", *arguments])
+    found = Runner().invoke(restore.main, [f"--net={nets['plain']}", "--outdir=out", *arguments])
     assert found.exit_code == 1
     assert "sample-1 of Heun failed, mean (y − Hx)² is nan" in found.output
     pictures = json.loads(Path("out/restore.json").read_text())["metrics"]["pictures"]
@@ -88,7 +88,13 @@ def test_a_mean_of_samples_that_diverged_has_no_psnr(nets: dict[str, Path], monk
     monkeypatch.setattr("zero_shot.DDRM.__call__", half)
     arguments = ["--image=photo.png", "--mask=mask.png", "--samples=2", "--sampler=ddrm"]
     both = "--batch=64"  # both samples at once
-    words = [f"--net={nets['unconditional']}", "--noise-level=0.1", "--out=out", both, *arguments]
+    words = [
+        f"--net={nets['unconditional']}",
+        "--noise-level=0.1",
+        "--outdir=out",
+        both,
+        *arguments,
+    ]
     assert Runner().invoke(restore.main, words).exit_code == 0
     pictures = json.loads(Path("out/restore.json").read_text())["metrics"]["pictures"]
     assert pictures["sample-1"]["psnr"] is pictures["mmse"]["psnr"] is None

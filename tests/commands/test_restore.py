@@ -229,7 +229,7 @@ def test_half_precision(nets: dict[str, Path]) -> None:
 # ---- refusals
 
 
-ASKED = ["--image=photo.png", "--out=out", "--mask=mask.png"]
+ASKED = ["--image=photo.png", "--outdir=out", "--mask=mask.png"]
 
 
 @pytest.mark.parametrize(
@@ -255,13 +255,13 @@ ASKED = ["--image=photo.png", "--out=out", "--mask=mask.png"]
         (["--mask=mask.png", "--class=0"], "was trained with no classes"),
         (["--mask=mask.png", "--cfg=2"], "--cfg 2.0 guides by class, but"),
         (["--mask=mask.png", "--cfg=nan"], "'--cfg': the value='nan' must be a number"),
-        (["--mask=mask.png", "--out=done"], "there already"),
+        (["--mask=mask.png", "--outdir=done"], "there already"),
         (["--mask=mask.png", "--noise-level=-1"], "Invalid value for '--noise-level'"),
         (
             ["--measured", "--mask=mask.png", "--noise-level=inf"],
             "'--noise-level': the value='inf' must be a number",
         ),
-        (["--mask=mask.png", "--out=photo.png"], "photo.png is no folder"),
+        (["--mask=mask.png", "--outdir=photo.png"], "photo.png is no folder"),
     ],
 )
 def test_refusals(nets: dict[str, Path], arguments: list[str], sentence: str) -> None:
@@ -270,7 +270,7 @@ def test_refusals(nets: dict[str, Path], arguments: list[str], sentence: str) ->
     np.save("broad.npy", np.ones((3, 60)))
     Path("done").mkdir()
     Path("done/restore.json").write_text("{}")
-    given = [f"--net={nets['plain']}", "--image=photo.png", "--out=out", *arguments]
+    given = [f"--net={nets['plain']}", "--image=photo.png", "--outdir=out", *arguments]
     assert sentence in refusal(*given)
 
 

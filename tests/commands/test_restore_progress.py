@@ -54,7 +54,7 @@ def test_the_plan_comes_first_and_lines_follow_where_no_terminal_is(
     shipped: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(progress, "_SECONDS", 0.0)
-    arguments = ["--image=photo.png", "--degradation=MotionBlur", "--samples=1", "--out=out"]
+    arguments = ["--image=photo.png", "--degradation=MotionBlur", "--samples=1", "--outdir=out"]
     result = Runner().invoke(restore.main, [*arguments, "--batch=4"])
     assert result.exit_code == 0, result.output
     assert "6 tiles × 1 sample × 8 evaluations" in result.stdout
@@ -78,7 +78,7 @@ def test_a_bar_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_weights_that_are_missing(shipped: Path) -> None:
     shipped.unlink()
-    arguments = ["--image=photo.png", "--degradation=Box", "--out=out"]
+    arguments = ["--image=photo.png", "--degradation=Box", "--outdir=out"]
     result = Runner().invoke(restore.main, arguments)
     assert result.exit_code == 2
     assert result.stderr.startswith(f"error: {shipped} is missing: get it back by")
@@ -87,7 +87,7 @@ def test_weights_that_are_missing(shipped: Path) -> None:
 
 def test_a_photo_smaller_than_the_network(shipped: Path) -> None:
     Image.new("RGB", (12, 40)).save("photo.png")
-    arguments = ["--image=photo.png", "--degradation=Box", "--out=out"]
+    arguments = ["--image=photo.png", "--degradation=Box", "--outdir=out"]
     result = Runner().invoke(restore.main, arguments)
     assert result.exit_code == 2
     assert "photo.png is too small: it gives 40×12 pixels" in result.stderr
@@ -105,7 +105,7 @@ def test_the_estimate_comes_first_and_every_sample_when_it_is_there(
         written.append("|")
 
     monkeypatch.setattr("commands.restore.write_picture", write)
-    arguments = ["--image=photo.png", "--degradation=MotionBlur", "--samples=2", "--out=out"]
+    arguments = ["--image=photo.png", "--degradation=MotionBlur", "--samples=2", "--outdir=out"]
     result = Runner().invoke(restore.main, [*arguments, "--batch=6"])
     assert result.exit_code == 0, result.output
     steps = [step.split() for step in " ".join(written).split("|")[:-1]]
@@ -117,7 +117,7 @@ def test_samples_do_not_depend_on_how_many_are_drawn_at_once(shipped: Path) -> N
     arguments = ["--image=photo.png", "--degradation=Box", "--samples=3"]
     for out, batch in (("one", 1), ("all", 64)):
         result = Runner().invoke(
-            restore.main, [*arguments, "--fit=resize", f"--out={out}", f"--batch={batch}"]
+            restore.main, [*arguments, "--fit=resize", f"--outdir={out}", f"--batch={batch}"]
         )
         assert result.exit_code == 0, result.output
     for name in ("mmse", "sample-1", "sample-3", "std"):
@@ -139,7 +139,7 @@ def test_ctrl_c_keeps_what_is_finished(shipped: Path, monkeypatch: pytest.Monkey
             signal.raise_signal(signal.SIGINT)
 
     monkeypatch.setattr("commands.restore.write_picture", write)
-    arguments = ["--image=photo.png", "--degradation=MotionBlur", "--samples=3", "--out=out"]
+    arguments = ["--image=photo.png", "--degradation=MotionBlur", "--samples=3", "--outdir=out"]
     result = Runner().invoke(restore.main, [*arguments, "--batch=6"])
     assert result.exit_code == 130 and "stopped after 1 of 3 samples" in result.stdout
     assert {"mmse.png", "sample-1.png", "sheet.png"} <= set(os.listdir("out"))
@@ -152,7 +152,7 @@ def test_long_sampling_is_announced(shipped: Path, monkeypatch: pytest.MonkeyPat
     clock = itertools.count(0.0, 60.0)
     monkeypatch.setattr(restoring, "seconds_now", lambda device: next(clock))
     arguments = ["--image=photo.png", "--degradation=Box", "--fit=resize", "--samples=2"]
-    result = Runner().invoke(restore.main, [*arguments, "--out=out"])
+    result = Runner().invoke(restore.main, [*arguments, "--outdir=out"])
     assert result.exit_code == 0, result.output
     # a minute for one evaluation, eight of them for each sample
     assert "samples: about 16 min; --samples 0 leaves them out" in result.stdout
@@ -166,7 +166,7 @@ def test_times_in_words(seconds: float, words: str) -> None:
 def test_a_grey_photo_has_grey_restorations(shipped: Path) -> None:
     Image.open("photo.png").convert("L").save("grey.png")
     for degradation in ("Box", "MotionBlur"):
-        arguments = ["--image=grey.png", "--samples=1", f"--out={degradation}"]
+        arguments = ["--image=grey.png", "--samples=1", f"--outdir={degradation}"]
         result = Runner().invoke(restore.main, [*arguments, f"--degradation={degradation}"])
         assert result.exit_code == 0, result.output
         assert "the photo is grey, so samples and estimate are made grey" in result.stdout
@@ -179,7 +179,7 @@ def test_a_grey_photo_has_grey_restorations(shipped: Path) -> None:
 
 def test_few_steps_of_heun_are_warned_of(shipped: Path) -> None:
     arguments = ["--image=photo.png", "--degradation=Box", "--fit=resize", "--samples=1"]
-    few = [*arguments, "--sampler=heun", "--sampler-opt=num_steps=4", "--out=few"]
+    few = [*arguments, "--sampler=heun", "--sampler-opt=num_steps=4", "--outdir=few"]
     assert "leaves noise in its samples" in Runner().invoke(restore.main, few).stdout
-    many = [*arguments, "--sampler=heun", "--sampler-opt=num_steps=16", "--out=many"]
+    many = [*arguments, "--sampler=heun", "--sampler-opt=num_steps=16", "--outdir=many"]
     assert "leaves noise" not in Runner().invoke(restore.main, many).stdout

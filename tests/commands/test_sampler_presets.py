@@ -34,7 +34,7 @@ def test_a_preset_serves_all_samplers_that_have_it_and_options_replace_it() -> N
     [
         ["gen", "--data=Emoji", "--degradation=Box", "--outdir=out"],
         ["gen", "--outdir=out"],
-        ["--image=photo.png", "--degradation=Box", "--out=out"],
+        ["--image=photo.png", "--degradation=Box", "--outdir=out"],
     ],
 )
 def test_an_unknown_preset_is_answered_with_the_known_ones(

@@ -22,7 +22,7 @@ ROOT = Path(train.__file__).parent
 TRAIN_REFUSALS = [
     ("--preset=huge", "'huge' FFHQ64 small32 tiny"),
     ("--degradation=Blurr", "'Blurr' MotionBlur"),
-    ("--data-class=datautils.photos.Fotos", "datautils.photos.Fotos Photos"),
+    ("--data=datautils.photos.Fotos", "datautils.photos.Fotos Photos"),
     ("--data-opt=colour=3", "'colour' resolution size"),
     ("--data-opt=resolution", "'resolution' key=value"),
     ("--data-opt=resolution=9999", "9999 664"),
@@ -74,7 +74,16 @@ def test_a_bad_configuration_is_refused_by_its_name(folder, text, words):
 
 def test_what_to_train_must_be_said():
     sentence = refusal(train.main, [])
-    assert_names(sentence, "--data FOLDER --config configs/demo.yaml --data-class FFHQ64")
+    assert_names(sentence, "--data FOLDER --config configs/demo.yaml --data FFHQ64")
+
+
+def test_a_data_set_has_one_option_and_an_older_name(folder: Path) -> None:
+    found = [dry_run(f"{name}=FFHQ64") for name in ("--data", "--data-class")]
+    assert found[0] == found[1] and found[0].preset == "FFHQ64"
+    both = refusal(train.main, ["--data=FFHQ64", "--data-class=FFHQ64"])
+    assert_names(both, "--data-class --data")
+    path = refusal(train.main, ["--data=some/folder", "--data-opt=size=64"])
+    assert_names(path, "some/folder --data-opt")
 
 
 def test_own_pictures_are_one_option(folder: Path) -> None:

@@ -113,7 +113,7 @@ def test_unconditional_weights_are_fine_tuned_restore_and_stand_beside_ddrm() ->
     from PIL import Image
 
     Image.new("RGB", (16, 16), "red").save("photo.png")
-    words = ["--image=photo.png", "--degradation=Box", "--out=restored", "--samples=1"]
+    words = ["--image=photo.png", "--degradation=Box", "--outdir=restored", "--samples=1"]
     words += ["--net=run/weights.safetensors", "--sampler=unrolled"]
     result = CliRunner().invoke(restore.main, words)
     assert result.exit_code == 0, result.output

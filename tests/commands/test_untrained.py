@@ -49,7 +49,7 @@ def test_aseqdip_stands_in_tables_whatever_the_batch() -> None:
 def test_aseqdip_is_a_picture_beside_those_of_the_network() -> None:
     Image.new("RGB", (20, 18), "red").save("photo.png")
     words = ["--net=net.safetensors", "--image=photo.png", "--degradation=MissingPatches"]
-    words += ["--samples=0", "--out=out", "--baselines=aseqdip", *FAST]
+    words += ["--samples=0", "--outdir=out", "--baselines=aseqdip", *FAST]
     result = CliRunner().invoke(restore.main, words)
     assert result.exit_code == 0, result.output
     assert load("out/aseqdip.png").shape == (3, 18, 20)

@@ -230,7 +230,7 @@ def restored(home: Path, out: Path, net: str, *arguments: str) -> Result:
     return Runner().invoke(
         restore.main,
         [
-            f"--net={home / net}.safetensors", f"--image={home}/photo.png", f"--out={out}",
+            f"--net={home / net}.safetensors", f"--image={home}/photo.png", f"--outdir={out}",
             f"--mask={home}/mask.png", *arguments,
         ],
     )  # fmt: skip
@@ -301,7 +301,7 @@ def test_refusals_of_a_photo(home: Path, tmp_path: Path) -> None:
     kernel = np.outer([1, 2, 1], [1, 2, 1]).astype(float)
     np.save(tmp_path / "kernel.npy", kernel)
     arguments = [
-        f"--net={home}/plain.safetensors", f"--image={home}/photo.png", f"--out={out}",
+        f"--net={home}/plain.safetensors", f"--image={home}/photo.png", f"--outdir={out}",
         "--measured", f"--kernel={tmp_path}/kernel.npy", "--noise-level=0.01", "--sampler=ddrm",
     ]  # fmt: skip
     result = Runner().invoke(restore.main, arguments)

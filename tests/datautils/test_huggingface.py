@@ -220,7 +220,7 @@ def test_a_run_on_a_stream(hub: Path, tmp_path: Path):
         assert result.exit_code == 0, (result.exception, result.output[-500:])
 
     run(
-        "--preset=tiny", f"--data-class={STREAM}", f"--data-opt=path={hub / 'saved'}",
+        "--preset=tiny", f"--data={STREAM}", f"--data-opt=path={hub / 'saved'}",
         "--data-opt=size=16", "--batch=4", "--ramp=8", "--fp32", "--log-every=4", "--workers=0",
         f"--outdir={tmp_path}", "--duration=8",
     )  # fmt: skip

@@ -130,7 +130,7 @@ def test_a_module_that_fails_is_not_called_unknown(tmp_path: Path, monkeypatch: 
 
 
 @pytest.mark.parametrize(
-    "name", ["", ".", "nowhere", ".x.Y", "no_such.module.X", "datautils.nope.X",
+    "name", ["", "nowhere", ".x.Y", "no_such.module.X", "datautils.nope.X",
              "datautils.photos.x.Y", "datautils.photos.Fotos", "datautils.photos.Photos.x"]
 )  # fmt: skip
 def test_unknown_data_sets(name: str):

@@ -270,7 +270,7 @@ def test_photos_are_degraded_as_the_options_say(files):
 
 def test_restore_refuses_options_of_no_family(home, files):
     result = Runner().invoke(
-        restore, ["--net", str(home / "net.safetensors"), "--image=photo.png", "--out=out",
+        restore, ["--net", str(home / "net.safetensors"), "--image=photo.png", "--outdir=out",
                   "--mask=mask.png", "--degradation-opt=strides=2"],
     )  # fmt: skip
     refused(result, "--degradation-opt goes with a --degradation")

@@ -124,7 +124,7 @@ def invoke(*arguments: object):
 def test_the_command_makes_a_weights_file_of_another_width(run, tmp_path):
     folder, averages = run
     out = tmp_path / "w.safetensors"
-    assert invoke(folder, "--sigma-rel", 0.15, "--out", out).exit_code == 0
+    assert invoke(folder, "--sigma-rel", 0.15, "--dest", out).exit_code == 0
     made, expected = load_weights(out), averages[0.15]
     assert read_summary(out) == {"images": 128, "sigma_rel": 0.15}
     last = load_weights(sorted((folder / "snapshots").iterdir())[-1])
@@ -142,7 +142,7 @@ def test_a_tracked_width_comes_back(run):
 def test_weights_that_are_no_snapshot_are_refused(run, tmp_path):
     (tmp_path / "snapshots").mkdir()
     save_weights(tmp_path / "snapshots" / "x.safetensors", Denoiser(make_config("tiny")), {})
-    result = invoke(tmp_path, "--sigma-rel", 0.1, "--out", tmp_path / "w.safetensors")
+    result = invoke(tmp_path, "--sigma-rel", 0.1, "--dest", tmp_path / "w.safetensors")
     assert result.exit_code == 2 and "x.safetensors is no snapshot" in result.stderr
 
 
@@ -156,11 +156,11 @@ def test_weights_that_are_no_snapshot_are_refused(run, tmp_path):
     ],
 )
 def test_the_command_refuses_in_a_sentence(run, tmp_path, options, words):
-    result = invoke(run[0], *options, "--out", tmp_path / "w.safetensors")
+    result = invoke(run[0], *options, "--dest", tmp_path / "w.safetensors")
     assert result.exit_code == 2 and words in result.stderr and result.stderr.count("\n") == 1
     assert not list(tmp_path.iterdir())
 
 
 def test_a_run_without_snapshots_is_refused(tmp_path):
-    result = invoke(tmp_path, "--sigma-rel", 0.1, "--out", tmp_path / "w.safetensors")
+    result = invoke(tmp_path, "--sigma-rel", 0.1, "--dest", tmp_path / "w.safetensors")
     assert result.exit_code == 2 and "ema-sigma-rel" in result.stderr

@@ -22,7 +22,7 @@ from training.checkpoint import find_checkpoint, list_checkpoints
 from training.config import TrainConfig
 
 TRAIN = [
-    "--preset=tiny", "--data-class=ImageDir", "--data-opt=path=data", "--data-opt=size=16", "-b2",
+    "--preset=tiny", "--data=ImageDir", "--data-opt=path=data", "--data-opt=size=16", "-b2",
     "--duration=2", "--ramp=0", "--fp32", "--workers=0", "--validate-every=0",
     "--degradation=MissingPatches", "--outdir=run",
 ]  # fmt: skip

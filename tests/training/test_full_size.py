@@ -61,16 +61,16 @@ def dry_run(*arguments: str) -> dict:
 @pytest.mark.parametrize("name", TABLE_6)
 def test_a_data_class_brings_the_settings_of_its_name(name):
     config = yaml.safe_load((CONFIGS / f"{name}.yaml").read_text())
-    found = dry_run("--data-class", CLASSES[name], "--seed", "3")
+    found = dry_run("--data", CLASSES[name], "--seed", "3")
     assert found["preset"] == name and found["augment"] == config["augment"]
     assert found["seed"] == 3
-    small = dry_run("--data-class", CLASSES[name], "--preset", "tiny", "-b", "8")
-    assert small == dry_run("--data-class", CLASSES[name]) | {"preset": "tiny", "batch": 8}
+    small = dry_run("--data", CLASSES[name], "--preset", "tiny", "-b", "8")
+    assert small == dry_run("--data", CLASSES[name]) | {"preset": "tiny", "batch": 8}
 
 
 def test_options_have_the_names_of_the_paper():
     found = dry_run(
-        "--data-class", "datautils.ffhq.FFHQ64", "--ref-path", "dataset-refs/ffhq64.safetensors",
+        "--data", "datautils.ffhq.FFHQ64", "--ref-path", "dataset-refs/ffhq64.safetensors",
         "--degradation", "degradation.RandomDegradation", "--name", "invfusion", "--blind-train",
         "--noise-level", "0.1", "-b", "64", "--batch-gpu", "8", "--lr", "1e-4", "--decay", "1Ki",
         "--P_mean", "-1", "--P_std", "1.2", "--duration", "8Mi", "--augment", "0.2",
@@ -91,7 +91,7 @@ def test_options_have_the_names_of_the_paper():
         (("--objective=mmse",), ("objective=mmse", "degradation")),
         (("--blind-train",), ("blind", "degradation")),
         (("--preset", "nope"), ("nope", "FFHQ64")),
-        (("--data-class", "datautils.nope.X"), ("datautils.nope.X",)),
+        (("--data", "datautils.nope.X"), ("datautils.nope.X",)),
         (("--degradation", "Nope"), ("Nope", "known are AveragePool")),
         (("--augment", "2"), ("augment", "between 0 and 1")),
         (("--detector", "inception"), ("inception", "key=value")),
@@ -207,7 +207,7 @@ def train_on(pictures: Path, outdir: Path, *arguments: object):
     return Runner().invoke(
         train.main,
         [
-            "--preset", "tiny", "--data-class", "datautils.imagedir.ImageDir", "--data-opt",
+            "--preset", "tiny", "--data", "datautils.imagedir.ImageDir", "--data-opt",
             f"path={pictures}", "--data-opt", "heldout=4", "-b", "4", "--duration", "8", "--fp32",
             "--ramp", "0", "--degradation", "MissingPatches", "--outdir", str(outdir),
             "--validate-images", "2",

@@ -34,7 +34,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 )
 @pytest.mark.parametrize("written", ["file", "option"])
 def test_texts_stay_texts(text: str, config: str, written: str) -> None:
-    words = ["--data-class=told.Told", "--preset=tiny", "--dry-run"]
+    words = ["--data=told.Told", "--preset=tiny", "--dry-run"]
     if written == "file":
         Path("a.yaml").write_text(f"data: {{config: {text}, deep: true, label: null}}\n")
         words += ["--config=a.yaml"]

@@ -86,7 +86,7 @@ def test_curves_of_several_runs_are_drawn_into_one_picture(finished, tmp_path):
     pictures = {}
     for name, runs in {"one": [finished] * 2, "two": [finished, other]}.items():
         out = tmp_path / f"{name}.png"
-        result = Runner().invoke(curves.main, [*map(str, runs), "--out", str(out)])
+        result = Runner().invoke(curves.main, [*map(str, runs), "--dest", str(out)])
         assert result.exit_code == 0, result.stderr
         assert curves.OWNER in out.read_bytes()[:4096]  # it may be drawn again
         pictures[name] = pixels(out)
@@ -101,7 +101,7 @@ def test_runs_of_the_same_name_are_told_apart(tmp_path):
 
 def test_curves_of_a_folder_that_is_no_run_are_refused(finished, tmp_path):
     out = tmp_path / "curves.png"
-    result = Runner().invoke(curves.main, [str(finished), str(tmp_path), "--out", str(out)])
+    result = Runner().invoke(curves.main, [str(finished), str(tmp_path), "--dest", str(out)])
     assert result.exit_code == 2 and result.stderr.count("\n") == 1
     assert str(tmp_path) in result.stderr and not out.exists()
 
