@@ -116,6 +116,11 @@ def _resolved(options: RunOptions, overrides: dict[str, Any]) -> tuple[TrainConf
     source = options.config or _published(options, overrides, pictures)
     if options.resume:
         source = options.resume / "config.yaml"
+        if not source.exists():
+            raise ValueError(
+                f"{options.resume} holds no run: --resume takes the folder of one, such as "
+                "experiments/NAME, which has a config.yaml"
+            )
     config = TrainConfig.load(source, overrides)
     named = source or options.keep_going or "data_class" in overrides or "preset" in overrides
     if not (named or options.dry_run):  # the defaults are the paper's: days on several GPUs

@@ -20,7 +20,6 @@ import click
 import matplotlib.pyplot as plt
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from benchmarks.posterior import FLOOR, Run, exact_run, image_errors, image_sampler, solve
 from benchmarks.report import CONTEXT, name_option, report, save_picture
@@ -38,6 +37,7 @@ from networks import (
     posterior,
     posterior_mean,
 )
+from runtime.progress import each
 from runtime.tables import fixed, table
 from samplers import DPM, MMSE
 from training.config import TrainConfig
@@ -80,7 +80,7 @@ def train(
     optimizer = torch.optim.Adam(weights, config.lr, config.betas, fused=True)
     family, noise = RandomDegradation(), GaussianNoise(NOISE)
     steps = images // config.batch
-    for step in tqdm(range(steps), way):
+    for step in each(range(steps), way, "steps"):
         seeds = [derive_seed("exact world", step, i) for i in range(config.batch)]
         draws = Draws(seeds)
         clean = prior.sample(draws).float()

@@ -27,7 +27,6 @@ import click
 import torch
 from scipy.stats import t as student_t
 from torch import Tensor
-from tqdm import tqdm
 
 from benchmarks.posterior_pictures import draw_evaluations, draw_marginals
 from benchmarks.report import CONTEXT, name_option, report, save_picture
@@ -44,6 +43,7 @@ from degradation import (
 from metrics.pixel import to_float
 from metrics.sliced import sliced_wasserstein
 from networks import GaussianMixture, fit_gaussian, posterior
+from runtime.progress import each
 from runtime.tables import fixed, table
 from samplers import CountingDenoiser, Sampler, make_sampler, sampler_names
 from samplers.base import OnGrid
@@ -158,13 +158,13 @@ def interval(values: Sequence[float]) -> dict[str, Any]:
 def mixture_rows(d: int, problems: int, count: int, names: Sequence[str]) -> list[dict[str, Any]]:
     """A row for each sampler, with a cell for each number of measurements."""
     rows: dict[str, dict[str, Any]] = {}
-    bar = tqdm([(r, seed) for r in (1, 2, 4) for seed in range(problems)], f"d = {d}")
-    for measured, seed in bar:
+    cases = [(r, seed) for r in (1, 2, 4) for seed in range(problems)]
+    for measured, seed in each(cases, f"d = {d}", "problems"):
         study = mixture_study(d, measured, seed, count, names)
         for name, run in study["runs"].items():
             row = rows.setdefault(name, {"sampler": name, "seconds": 0.0, "distances": {}})
             row |= {"evaluations": run.evaluations, "backward_passes": run.backward_passes}
-            row["seconds"] += run.seconds / len(bar)
+            row["seconds"] += run.seconds / len(cases)
             row["distances"].setdefault(measured, []).append(study["distances"][name])
     for row in rows.values():
         row["sliced_wasserstein"] = {m: interval(v) for m, v in row["distances"].items()}
@@ -200,7 +200,7 @@ def image_problems(
             family = get_family(name)
             family.check(shape)
         except ValueError as error:
-            tqdm.write(f"left out: {error}")
+            print(f"left out: {error}")
             continue
         operator = family.sample(shape, family.structures()[0], draws.seeds.tolist())
         if operator.rows.any() and name != "RandomDegradation":
@@ -245,7 +245,7 @@ def image_rows(
         exact = posterior(prior, problem)
         mse = float(exact.covariance()[0].diagonal().mean())
         floor = exact_run(exact, count, "floor")
-        for name in tqdm([FLOOR, *names], family):
+        for name in each([FLOOR, *names], family, "samplers"):
             known = name == FLOOR
             run = floor if known else solve(image_sampler(name), prior, exact, problem, count)
             rows.append({
@@ -297,7 +297,7 @@ def evaluation_curves(
         return {"evaluations": runs[0].evaluations, "sliced_wasserstein": mean}
 
     curves = {FLOOR: [point([exact_run(exact, count, "floor") for _, _, exact in cases])]}
-    for name in tqdm(names, "evaluations"):
+    for name in each(names, "evaluations", "samplers"):
         default = mixture_sampler(name, 8).num_steps  # type: ignore[attr-defined]
         wanted = [max(4, round(default * f)) for f in FACTORS if default * f <= 1000]
         for steps in dict.fromkeys(wanted):

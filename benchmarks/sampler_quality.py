@@ -16,7 +16,6 @@ import click
 import matplotlib.pyplot as plt
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from benchmarks.report import CONTEXT, name_option, report, save_picture
 from commands.methods import Restorer, check_conditioning, check_objective, load_frozen
@@ -28,6 +27,7 @@ from metrics.pixel import consistency, psnr, to_uint8
 from networks import Denoiser
 from networks.weights import read_summary
 from runtime.errors import one_sentence_errors
+from runtime.progress import progress
 from runtime.tables import table
 from samplers import Sampler, make_sampler
 from zero_shot import ZeroShot
@@ -78,19 +78,22 @@ def value_rows(
         device=torch.device("cpu"),
     )  # fmt: skip
     rows = []
-    for restored in tqdm(stream):
-        x, truth, problem = to_uint8(restored.x), restored.truth, restored.problem
-        values = {
-            "psnr": psnr(x, truth), "edges": edges(x), "true_edges": edges(truth),
-            "consistency": consistency(problem.degradation, restored.x, problem.y),
-        }  # fmt: skip
-        name, value = restored.method.split("/")
-        for i, image in enumerate(restored.group.indices):  # others are there for padding alone
-            rows.append({
-                "family": restored.group.degradation, "image": image, "sampler": name,
-                setting: float(value), "evaluations": restored.cost["evaluations"],
-                **{key: found[i].item() for key, found in values.items()},
-            })  # fmt: skip
+    total = images * len(families) * len(samplers)
+    with progress(total, "restorations", "images") as bar:
+        for restored in stream:
+            x, truth, problem = to_uint8(restored.x), restored.truth, restored.problem
+            values = {
+                "psnr": psnr(x, truth), "edges": edges(x), "true_edges": edges(truth),
+                "consistency": consistency(problem.degradation, restored.x, problem.y),
+            }  # fmt: skip
+            name, value = restored.method.split("/")
+            for i, image in enumerate(restored.group.indices):  # others are there for padding alone
+                rows.append({
+                    "family": restored.group.degradation, "image": image, "sampler": name,
+                    setting: float(value), "evaluations": restored.cost["evaluations"],
+                    **{key: found[i].item() for key, found in values.items()},
+                })  # fmt: skip
+            bar.update(len(restored.group.indices))
     return rows
 
 

@@ -26,7 +26,6 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
-from tqdm import tqdm
 
 import zero_shot  # noqa: F401  makes its names known
 from benchmarks.families import families, structure_of
@@ -54,6 +53,7 @@ from metrics.evaluate import seconds_now
 from networks import PRESETS, Denoiser, NetworkConfig, cpu, make_config
 from networks.dropout import seeded
 from networks.precision import DTYPES
+from runtime.progress import each
 from runtime.tables import table
 from samplers import CountingDenoiser, make_sampler, sampler_names
 from training.data import training_batches
@@ -214,7 +214,7 @@ def compare(
     speeds = alone(product_speeds, precision)
     given = stage, preset, divide, batch, precision
     cells = [(family, path) for family in families for path in paths]
-    rows = [alone(measure, *given, *cell) for cell in tqdm(cells)]
+    rows = [alone(measure, *given, *cell) for cell in each(cells, stage, "cells")]
     ceiling = max(speeds.values())
     plain = {row["family"]: row["seconds"] for row in rows if row["path"] == "plain"}
     lines = [
@@ -275,7 +275,7 @@ def sampler_rows(
         draws = Draws(range(batch), DEVICE)
         problem = GaussianNoise(0.05).measure(operator, draws.normal(shape, "clean"), draws)
         network = evaluation_seconds(denoiser, problem, DTYPES[precision])
-        for name in tqdm(names, family):
+        for name in each(names, family, "samplers"):
             row = {"family": family, "sampler": name, "denoiser_ms": 1e3 * network}
             cost = sampler_cost(name, problem)
             rows.append(row | cost | {"share": cost["sampler_ms"] / row["denoiser_ms"]})

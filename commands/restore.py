@@ -43,7 +43,7 @@ from samplers import (
 
 _FEW = 16  # steps of Heun's, below which samples have too much detail (docs/samplers.md)
 _COPIES = 6  # of every sample at once: noise, levels, estimates, projections
-_NEW = ("*",), "--out"  # the folder holds nothing yet
+_NEW = ("*",), "--outdir"  # the folder holds nothing yet
 SHIPPED = Path(__file__).resolve().parents[1] / "checkpoints" / "photos64-invfusion-eps.safetensors"
 
 

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from degradation import Draws, Problem, derive_seed
+from networks.layers import WithoutInitialisation
 
 _WIDTH, _SCALES = 32, 4
 
@@ -102,9 +103,8 @@ def _two(before: int, after: int) -> nn.Module:
 
 
 def _drawn(channels: int, seed: int) -> _UNet:
-    with torch.device("meta"):  # torch's own generator is left alone
+    with WithoutInitialisation():  # torch's own generator is left alone
         network = _UNet(channels)
-    network.to_empty(device="cpu")
     generator = torch.Generator().manual_seed(derive_seed(seed, "aseqdip"))
     for layer in network.modules():
         if isinstance(layer, nn.Conv2d):

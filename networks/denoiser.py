@@ -22,8 +22,8 @@ class LogVariance(nn.Module):
 
     def __init__(self, channels: int):
         super().__init__()
-        self.register_buffer("freqs", 2 * math.pi * torch.randn(channels))
-        self.register_buffer("phases", 2 * math.pi * torch.rand(channels))
+        self.register_buffer("freqs", 2 * math.pi * torch.empty(channels).normal_())
+        self.register_buffer("phases", 2 * math.pi * torch.empty(channels).uniform_())
         self.linear = nn.Linear(channels, 1)
         nn.init.zeros_(self.linear.weight)
         nn.init.zeros_(self.linear.bias)

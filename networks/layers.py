@@ -5,11 +5,13 @@ ImageTransformerDenoiserModelV2, so that weights interchange.
 """
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from networks.dropout import Dropout
 
@@ -47,6 +49,18 @@ class AdaRMSNorm(nn.Module):
         return rms_norm(x, 1 + self.linear(cond)[:, None, None])
 
 
+class WithoutInitialisation(TorchFunctionMode):
+    """Context in which layers draw no initial values, because a file overwrites them.
+
+    The device "meta" does it too, but imports PyTorch's compiler, which takes two seconds.
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.__name__ in ("normal_", "uniform_", "kaiming_uniform_"):  # of tensors, of nn.init
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **(kwargs or {}))
+
+
 class FourierFeatures(nn.Module):
     """Random Fourier features [cos, sin](2π·W·x) of a vector `[B, n]`."""
 
@@ -54,7 +68,7 @@ class FourierFeatures(nn.Module):
 
     def __init__(self, inputs: int, outputs: int):
         super().__init__()
-        self.register_buffer("weight", torch.randn(outputs // 2, inputs))
+        self.register_buffer("weight", torch.empty(outputs // 2, inputs).normal_())
 
     def forward(self, x: Tensor) -> Tensor:
         with torch.autocast(x.device.type, enabled=False):

@@ -20,6 +20,7 @@ from torch import Tensor
 from networks.analytic import GaussianMixture, PriorConfig
 from networks.denoiser import Denoiser
 from networks.invfusion import NetworkConfig
+from networks.layers import WithoutInitialisation
 from networks.presets import conditioning_of
 from runtime.files import check_floats, plain, regular, write_tensors
 from runtime.records import parse_json, record
@@ -95,11 +96,11 @@ def load_weights(path: str | os.PathLike[str], device: torch.device | str = "cpu
         if description.kind == _MIXTURE:
             return _mixture(path, description, file).to(device)
         config = _config(path, description, len(file.keys()))
-        with torch.device("meta"):  # no initialisation, because the file overwrites it
+        with torch.device(device), WithoutInitialisation():
             denoiser = Denoiser(config)
         tensors = _tensors(path, file)
         check_tensors(path, tensors, denoiser.state_dict())
-        denoiser.to_empty(device=device).load_state_dict(tensors)
+        denoiser.load_state_dict(tensors)
     return denoiser.eval()
 
 

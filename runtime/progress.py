@@ -1,10 +1,12 @@
 """Progress: a bar on a terminal, a line every few seconds elsewhere."""
 
 import sys
-from typing import TextIO, cast
+from collections.abc import Iterator, Sequence
+from typing import TextIO, TypeVar, cast
 
 from tqdm import tqdm
 
+T = TypeVar("T")
 _SECONDS = 5.0  # between two lines
 
 
@@ -45,6 +47,14 @@ def progress(
         total=total, initial=initial, desc=what, unit=unit, file=lines, bar_format=shown,
         mininterval=_SECONDS if seconds is None else seconds,
     )  # fmt: skip
+
+
+def each(items: Sequence[T], what: str, unit: str) -> Iterator[T]:
+    """The items in turn, with such a bar."""
+    with progress(len(items), what, unit) as bar:
+        for item in items:
+            yield item
+            bar.update()
 
 
 def in_words(seconds: float) -> str:
