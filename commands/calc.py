@@ -21,7 +21,7 @@ from metrics.features import DISTANCES, detectors_for
 from metrics.means import summaries
 from metrics.perceptual import PERCEPTUAL, check_perceptual, perceptual
 from metrics.pixel import check_size, psnr, ssim
-from metrics.report import UNITS, shown
+from metrics.report import UNITS, shown, title_of
 from metrics.results import write_metrics
 from metrics.statistics import Moments, Reference
 from runtime import distributed
@@ -195,10 +195,10 @@ def _rows(values: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
         equal, count = cell.get("infinite", 0), cell["count"]
         ends = [shown(name, cell[end]) for end in ("low", "high") if end in cell and count > 1]
         if not count:
-            rows.append([name, "identical", "-", str(equal)])
+            rows.append([title_of(name), "identical", "-", str(equal)])
             continue
         of = f"{count}, {equal} more identical" if equal else str(count)
-        rows.append([name, shown(name, cell["mean"]), " to ".join(ends) or "-", of])
+        rows.append([title_of(name), shown(name, cell["mean"]), " to ".join(ends) or "-", of])
     return rows
 
 

@@ -7,9 +7,7 @@ from typing import Any
 from commands.cells import Cell, Cells
 from commands.tables import Table, blocks_of, setting_of
 from metrics.page import read_result, write_page
-from metrics.report import RISING, best_of, shown
-
-_TITLES = {"lpips": "LPIPS", "st_lpips": "ST-LPIPS", "consistency": "consistency"}
+from metrics.report import RISING, best_of, shown, title_of
 
 
 def columns(
@@ -30,7 +28,7 @@ def columns(
         for metric in block.metrics:
             used = called[metric]
             arrow = "↑" if used in RISING else "↓"
-            headers.append(f"{block.title} {_TITLES.get(used, used.upper())} {arrow}")
+            headers.append(f"{block.title} {title_of(used)} {arrow}")
             column = _column(found, rows, cells, key, metric, used, intervals)
             if scale == "paper":
                 published = [found.rows[i].paper.get(key, {}).get(metric) for i in rows]

@@ -28,6 +28,7 @@ from commands.photo import Task, pose
 from commands.restoring import Cost, Restoration, restored
 from commands.sheet import Restored, write_picture, write_restored
 from metrics.pixel import consistency, psnr, to_uint8
+from metrics.report import title_of
 from networks import Model
 from networks.precision import resolve_precision
 from networks.presets import conditioning_of
@@ -217,7 +218,7 @@ def _warn(restoration: Restoration, metrics: Mapping[str, Any]) -> bool:
     failed = {name: value for name, value in samples.items() if not value <= limit}
     for name, value in failed.items():
         sampler = type(restoration.sampler).__name__
-        print(f"warning: {name} of {sampler} failed, mean (y − Hx)² is {value:.2g}")
+        print(f"warning: {name} of {sampler} failed, its consistency is {value:.2g}")
     return bool(samples) and len(failed) == len(samples)
 
 
@@ -248,5 +249,6 @@ def _summary(metrics: Mapping[str, Any]) -> str:
         for name, values in metrics["pictures"].items()
     ]
     level = metrics["noise_level"]
-    expected = f"mean (y − Hx)², of the truth {level**2:.2g}" if level else "mean (y − Hx)²"
-    return table(["picture", "PSNR (dB)", "before the projection", expected], rows)
+    title = f"consistency, of the truth {level**2:.2g}" if level else "consistency"
+    headers = ["picture", title_of("psnr"), "consistency before projection", title]
+    return table(headers, rows)

@@ -19,7 +19,7 @@ from metrics.examples import NAME
 from metrics.measure import PER_IMAGE
 from metrics.perceptual import PERCEPTUAL
 from metrics.records import read_rows
-from metrics.report import RISING, best_of, metrics_rows
+from metrics.report import RISING, UNITS, best_of, metrics_rows, title_of
 from runtime.errors import DataError
 from runtime.files import plain, replacing
 
@@ -78,7 +78,8 @@ def write_page(
     }
     data = {
         "title": title, "notes": notes, "tables": tables, "cells": shown, "details": details,
-        "rising": RISING, "perception": _PERCEPTION, "first": _FIRST,
+        "titles": {metric: title_of(metric) for metric in UNITS}, "rising": RISING,
+        "perception": _PERCEPTION, "first": _FIRST,
     }  # fmt: skip
     data = plain(data) | {"pictures": [*pictures]}  # to look for credentials in these takes seconds
     text = json.dumps(data, ensure_ascii=False, separators=(",", ":"))

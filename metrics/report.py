@@ -75,8 +75,15 @@ def metrics_rows(
     return headers, lines
 
 
+def title_of(metric: str) -> str:
+    """What a metric is called in tables, such as ST-LPIPS."""
+    other = {"psnr": "PSNR (dB)", "consistency": "consistency"}
+    return other.get(metric, metric.replace("_", "-").upper())
+
+
 def _title(metric: str, value: Cell) -> str:
-    return f"{metric} of {value['count']} images" if metric in DISTANCES else metric
+    title = title_of(metric)
+    return f"{title} of {value['count']} images" if metric in DISTANCES else title
 
 
 def best_of(means: Mapping[Any, float], metric: str) -> set[Any]:

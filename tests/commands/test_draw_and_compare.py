@@ -101,7 +101,7 @@ def test_two_folders_are_compared(home, folders, tmp_path):
     assert values["kd"]["mean"] == pytest.approx(kernel_distance(x, y), rel=1e-5)
     psnr, fd = (
         next(line for line in result.output.splitlines() if line.startswith(f"| {name} "))
-        for name in ("psnr", "fd")
+        for name in ("PSNR", "FD")
     )
     assert f"{values['psnr']['low']:.2f} to {values['psnr']['high']:.2f}" in psnr
     assert [cell.strip() for cell in fd.strip("|").split("|")][2:] == ["-", "5"]
@@ -114,7 +114,7 @@ def test_equal_images_are_counted_by_themselves(home, folders):
     compare = "calc", "--images", a, "--ref", b, "--metrics", "psnr"
     assert "| 1, 4 more identical |" in call(home, *compare).output
     shutil.copy(a / "4.png", b / "4.png")
-    assert "| psnr   | identical | -             | 5      |" in call(home, *compare).output
+    assert "| PSNR (dB) | identical | -             | 5      |" in call(home, *compare).output
 
 
 def test_folders_that_do_not_match_are_refused(home, folders):

@@ -43,7 +43,7 @@ def test_the_page_has_the_numbers_of_the_files(evaluated: Path) -> None:
     )
     (table,) = found["tables"]
     assert table["title"] == FAMILY and table["methods"] == ["H†y", METHOD]
-    assert table["head"] == ["method", "psnr", "ssim", "fd of 5 images", "NFE", "s/image"]
+    assert table["head"] == ["method", "PSNR (dB)", "SSIM", "FD of 5 images", "NFE", "s/image"]
     for row, (method, values) in zip(table["rows"], cell.items(), strict=True):
         psnr = values["psnr"]
         expected = f"{psnr['mean']:.2f} [{psnr['low']:.2f}, {psnr['high']:.2f}]"

@@ -15,7 +15,7 @@ def test_a_table_shows_values_with_the_digits_they_deserve():
     text = table(*metrics_rows({"blur": {"a": cell}}, ["psnr", "ssim", "consistency", "fid"]))
     headers = [word.strip() for word in text.splitlines()[0].strip("|").split("|")]
     assert headers == [
-        "degradation", "method", "psnr", "ssim", "consistency", "fid of 256 images", "NFE",
+        "degradation", "method", "PSNR (dB)", "SSIM", "consistency", "FID of 256 images", "NFE",
         "s/image",
     ]  # fmt: skip
     for word in ("23.00", "0.230", "1.50e-13", "nan", "| 63 ", "2.000"):
