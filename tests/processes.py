@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch._dynamo  # each fork with an optimiser would import it, for seconds
 
 from runtime import distributed
 

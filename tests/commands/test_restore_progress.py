@@ -130,6 +130,7 @@ def test_samples_do_not_depend_on_how_many_are_drawn_at_once(shipped: Path) -> N
     assert [count["network_calls"]["samples"] for count in counts] == [24, 8]
 
 
+@pytest.mark.usefixtures("interruptible")
 def test_ctrl_c_keeps_what_is_finished(shipped: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     real = sheet.write_picture
 

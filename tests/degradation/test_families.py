@@ -72,7 +72,7 @@ def one_seed_each(family) -> list:
 
 
 @every_family
-@pytest.mark.parametrize("shape", [(1, 16, 16), (3, 16, 16), (1, 16, 24)])
+@pytest.mark.parametrize("shape", [(3, 16, 16), (1, 16, 24)])
 def test_sampled_operators_obey_penrose(name, shape):
     family = family_of(name, shape)
     for structure, seed in one_seed_each(family):

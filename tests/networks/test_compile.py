@@ -95,7 +95,7 @@ def test_one_graph_for_a_kind_of_operators(kind: str) -> None:
             assert graphs.count == 1, name
         Heun(num_steps=3)(denoiser, x, problem(family(name), structure, 9), Draws([1, 2]))
     assert graphs.count == 1
-    if kind in ("masks", "stride 2", "matrix"):
+    if kind == "matrix":
         call_with_all_that_changes(denoiser, x, name, structure)
         assert graphs.count == 2  # one more with gradients
 

@@ -93,12 +93,12 @@ def assert_same_run(one: Path, other: Path) -> None:
     assert counters[0] == counters[1]
 
 
-@pytest.mark.parametrize("count", [1, 2])
-def test_a_run_killed_at_three_random_moments_ends_like_one_that_was_not(home, whole, count):
-    expected = whole(count)
-    chance, folder = random.Random(count), home / f"killed-{count}"
+def test_a_run_killed_at_random_moments_ends_like_one_that_was_not(home, whole):
+    """Of two processes; tests/benchmarks has one of a single process."""
+    count = 2
+    expected, chance, folder = whole(count), random.Random(count), home / "killed"
     options = "--config", home / "config.yaml", "--outdir", folder, "--keep-going"
-    for images in sorted(chance.sample(range(32), 3)):
+    for images in sorted(chance.sample(range(32), 2)):
         processes = started(*options, count=count)
         while newest(folder) < images:
             assert processes.alive()
@@ -110,14 +110,6 @@ def test_a_run_killed_at_three_random_moments_ends_like_one_that_was_not(home, w
     assert_same_run(expected, folder)
 
 
-@pytest.fixture
-def interruptible() -> Iterator[None]:
-    """Ctrl-C is heeded, though a shell may have started the tests in the background."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
-
-
 def test_ctrl_c_spares_what_a_shell_has_started_in_the_background(interruptible):
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     with distributed.process_group():
@@ -125,9 +117,9 @@ def test_ctrl_c_spares_what_a_shell_has_started_in_the_background(interruptible)
         assert not signals.asked_to_end()
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_leaves_a_checkpoint_and_its_own_exit_code(home, whole, number, interruptible):
-    expected, folder = whole(2), home / f"ended-{number}"
+def test_ctrl_c_leaves_a_checkpoint_and_its_own_exit_code(home, whole, interruptible):
+    """SIGTERM too: tests/training/test_parallel.py."""
+    expected, folder, number = whole(2), home / "ended", signal.SIGINT
     options = "--config", home / "config.yaml", "--outdir", folder, "--workers", 1
     processes = started(*options, count=2)
     log = folder / "log.jsonl"

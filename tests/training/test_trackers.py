@@ -5,6 +5,7 @@ import json
 import os
 import signal
 import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -184,7 +185,11 @@ def test_wandb_offline_keeps_a_run_and_goes_on_with_it(tmp_path, monkeypatch):
     run("--resume", tmp_path / "run", "--duration=20")
     assert (tmp_path / "run" / "wandb-id.txt").read_text() == identifier
     kept = list((tmp_path / "run" / "wandb").glob(f"offline-run-*/run-{identifier}.wandb"))
-    assert kept and all(path.stat().st_size > 1000 for path in kept)
+    end = time.monotonic() + 30  # a process of wandb writes them
+    assert kept
+    while not all(path.stat().st_size > 1000 for path in kept):
+        assert time.monotonic() < end
+        time.sleep(0.1)
 
 
 def test_wandb_that_cannot_start_ends_the_run_before_its_first_step(tmp_path, monkeypatch):
