@@ -69,7 +69,7 @@ def write_grid(
 ) -> None:
     """Write a picture of images in rows and titled columns, as PNG.
 
-    rows: `[n_rows][n_cols]` uint8 images `[C, h, w]`, C = 1 or 3, or None for an empty cell. Small
+    rows: `[n_rows][n_cols]` uint8 images `[C, h, w]`, C = 1 or 3, or None for a cell without one. Small
     images are enlarged by whole factors, pixels staying squares; one smaller than the others (a
     measurement at low resolution) as far as it fits. Long titles wrap; `row_labels` may hold line
     breaks.
@@ -99,7 +99,9 @@ def write_grid(
         y = top + _GAP + (row_h + _GAP) * i
         middle = y + row_h / 2
         draw.multiline_text((_GAP, middle), label, "black", font, "lm")
-        for x, width, image in zip(lefts, widths, row, strict=True):
+        for x, width, image, title in zip(lefts, widths, row, titles, strict=True):
+            if image is None and title:  # such as what a matrix measured
+                draw.multiline_text((x + width / 2, middle), "no\npicture", "gray", font, "mm")
             if image is not None:
                 cell = _enlarged(image, cell_h, cell_w)
                 canvas.paste(cell, (x + (width - cell.width) // 2, y + (row_h - cell.height) // 2))
