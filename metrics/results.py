@@ -69,7 +69,7 @@ def write_grid(
 ) -> None:
     """Write a picture of images in rows and titled columns, as PNG.
 
-    rows: `[n_rows][n_cols]` uint8 images `[C, h, w]`, C = 1 or 3, or None for a cell without one. Small
+    rows: `[n_rows][n_cols]` uint8 images `[C, h, w]`, C = 1 or 3, or None for none. Small
     images are enlarged by whole factors, pixels staying squares; one smaller than the others (a
     measurement at low resolution) as far as it fits. Long titles wrap; `row_labels` may hold line
     breaks.
