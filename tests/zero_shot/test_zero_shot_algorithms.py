@@ -63,7 +63,7 @@ def test_daps_is_its_algorithm(released):
     torch.testing.assert_close(out, x, rtol=1e-8, atol=1e-8)
 
 
-@pytest.mark.parametrize("name", ["HalfImage", "Bicubic", "Colourisation"])
+@pytest.mark.parametrize("name", ["HalfImage", "Bicubic"])
 def test_daps_agrees_with_noisy_data_as_it_should(name):
     """mean (y − Hx)² is σₙ² within a factor of 1.3, with 60 of the 200 steps."""
     family, shape, batch = get_family(name), (3, 8, 8), 12
@@ -86,7 +86,7 @@ def test_daps_is_no_wider_than_its_exact_form_where_little_is_measured(gain, lev
     problem = Problem(op, torch.zeros(1, 12).double(), level).expand(100)
     variances = []
     for inner in ("langevin", "exact"):
-        sampler = DAPS(40, inner=inner, langevin_steps=50)
+        sampler = DAPS(25, inner=inner, langevin_steps=50)
         out = sampler(prior, gaussian(100, 3, 2, 2), problem, Generator())
         variances.append(out.var().item())
     assert variances[0] < 1.3 * variances[1]
