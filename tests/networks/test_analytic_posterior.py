@@ -222,7 +222,7 @@ def test_a_singular_prior_is_the_limit_of_a_regular_one(kind, noise_level):
 @kinds
 @operators
 @pytest.mark.parametrize("noise_level", [0.0, 0.2])
-@pytest.mark.parametrize("sigma", [0.02, 0.5, 30.0])
+@pytest.mark.parametrize("sigma", [0.02, 30.0])
 def test_the_conditional_denoiser_is_the_mean_given_both(kind, name, noise_level, sigma):
     """x = x0 + σε is one more measurement of x0, by the identity with noise σ."""
     prior, operator = prior_of(kind), OPERATORS[name]()
@@ -246,8 +246,7 @@ def test_float32_problems():
     torch.testing.assert_close(found.double(), expected, rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("noise_level", [0.0, 0.2])
-@pytest.mark.parametrize("kind", ["one", "three"])
+@pytest.mark.parametrize(("kind", "noise_level"), [("one", 0.0), ("three", 0.2)])
 def test_heun_with_the_conditional_denoiser_reaches_the_posterior(kind, noise_level):
     """Mean and covariance of 3000 samples of one problem, and their Mahalanobis distances."""
     n, prior = 3000, prior_of(kind)
@@ -266,8 +265,7 @@ def test_heun_with_the_conditional_denoiser_reaches_the_posterior(kind, noise_le
         result = scipy.stats.kstest(z.square().sum(1), scipy.stats.chi2(z.shape[1]).cdf)
         assert result.pvalue > 1e-3
     else:  # in the right proportions
-        shares = (exact.component_log_densities(x.view(-1, *SHAPE)) if noise_level else
-                  exact._weigh(x.view(-1, *SHAPE), 1e-3)[2][0].mT).softmax(1).mean(0)  # fmt: skip
+        shares = exact.component_log_densities(x.view(-1, *SHAPE)).softmax(1).mean(0)
         torch.testing.assert_close(shares, exact.log_weights[0].exp(), rtol=0, atol=0.04)
 
 

@@ -170,18 +170,17 @@ def test_particles_of_tiled_networks_are_counted(batch: int, calls: int) -> None
 
 
 @each_sampler
-@pytest.mark.parametrize("noise_level", [0.0, 0.1])
-def test_float32_stays_finite_whatever_is_measured(
-    sampler: Any, noise_level: float, prior: Gaussian
-) -> None:
+def test_float32_stays_finite_whatever_is_measured(sampler: Any, prior: Gaussian) -> None:
+    """With noise and without."""
     masks = torch.stack([torch.zeros(1, 4, 4), torch.ones(1, 4, 4)])
     row = torch.zeros(2, 3, NUMEL)
     row[1, 0, 5] = 1
     cases = [Mask(masks, SHAPE), DenseMatrix(row, SHAPE), NullOperator(2, SHAPE)]
     cases += [op.to(torch.float32) for op in operators(2).values()]
-    noise = gaussian(2, *SHAPE, dtype=torch.float32)
+    noise, levels = gaussian(4, *SHAPE, dtype=torch.float32), torch.tensor([0.0, 0.0, 0.1, 0.1])
     for op in cases:
-        out = sampler(prior.single(), noise, posed(op, noise_level), Draws([0, 1]))
+        problem = posed(op[torch.tensor([0, 1, 0, 1])], levels)
+        out = sampler(prior.single(), noise, problem, Draws(range(4)))
         assert out.dtype == torch.float32 and out.shape == noise.shape
         assert out.isfinite().all() and out.abs().max() < 100, type(op)
 
@@ -194,18 +193,18 @@ def test_an_image_has_draws_of_its_own(sampler: Any, prior: Gaussian) -> None:
         problem = posed(op, torch.tensor([0.0, 0.1, 0.7], dtype=torch.float64))
         batch = sampler(prior, noise, problem, Draws(seeds))
         assert not torch.allclose(batch[0], batch[1])
-        for i in range(3):
+        for i in (0, 2):
             alone = sampler(prior, noise[i : i + 1], problem[[i]], Draws(seeds[i : i + 1]))
             torch.testing.assert_close(alone, batch[i : i + 1], rtol=1e-9, atol=1e-9)
 
 
 @each_sampler
-@pytest.mark.parametrize("noise_level", [0.0, 0.2])
-def test_operators_without_an_svd(sampler: Any, noise_level: float, prior: Gaussian) -> None:
+def test_operators_without_an_svd(sampler: Any, prior: Gaussian) -> None:
     """The same matrix, once with its SVD and once known by H and Hᵀ alone."""
     matrix = gaussian(9, NUMEL) / NUMEL**0.5
     physics = FromPhysics(Rows(matrix, SHAPE), SHAPE, batch=2, tol=1e-12, floor=0.0)
-    problem = posed(physics.to(torch.float64), noise_level)
+    levels = torch.tensor([0.0, 0.2], dtype=torch.float64)
+    problem = posed(physics.to(torch.float64), levels)
     noise, calls = gaussian(2, *SHAPE), CountingDenoiser(prior)
     if "spectrum" in sampler.needs:
         message = f"sampler {type(sampler).__name__} needs the singular value decomposition of the "
@@ -220,7 +219,7 @@ def test_operators_without_an_svd(sampler: Any, noise_level: float, prior: Gauss
     check_operator(sampler, physics)
     found = sampler(calls, noise, problem, Draws([0, 1]))
     op = DenseMatrix(matrix[None].repeat(2, 1, 1), SHAPE)
-    expected = sampler(prior, noise, Problem(op, problem.y, noise_level), Draws([0, 1]))
+    expected = sampler(prior, noise, Problem(op, problem.y, levels), Draws([0, 1]))
     # The steps of Langevin's follow ‖H‖, which is estimated where there is no SVD.
     langevin = isinstance(sampler, DAPS) and sampler.inner == "langevin"
     torch.testing.assert_close(found, expected, rtol=0, atol=2e-2 if langevin else 1e-6)
@@ -276,10 +275,7 @@ def test_noise_and_problem_are_left_alone(sampler: Any, prior: Gaussian) -> None
 
 
 @each_sampler
-@pytest.mark.parametrize("noise_level", [0.0, 0.1])
-def test_autocast_is_for_the_network_alone(
-    sampler: Any, noise_level: float, prior: Gaussian
-) -> None:
+def test_autocast_is_for_the_network_alone(sampler: Any, prior: Gaussian) -> None:
     """What a sampler does itself is as exact under autocast as without."""
     weight = 0.1 * gaussian(NUMEL, NUMEL, dtype=torch.float32)
     single = prior.single()
@@ -290,7 +286,7 @@ def test_autocast_is_for_the_network_alone(
 
     noise = gaussian(2, *SHAPE, dtype=torch.float32)
     for op in operators(2).values():
-        problem = posed(op.to(torch.float32), noise_level)
+        problem = posed(op.to(torch.float32), torch.tensor([0.0, 0.1]))
         expected = sampler(denoiser, noise, problem, Draws([0, 1]))
         with torch.autocast("cpu", torch.bfloat16):
             found = sampler(denoiser, noise, problem, Draws([0, 1]))
@@ -425,9 +421,8 @@ def test_refusals_say_what_would_be_accepted(
 @pytest.mark.parametrize(
     "sampler",
     [
-        MGPS(50, midpoint=0.02),
         MGPS(4, midpoint=0.01),
-        MGPS(60, midpoint=0.01),
+        MGPS(20, midpoint=0.01),
         MGPS(9, midpoint=0.99),
         DAPS(3, sigma_min=0.2, ode_sigma_min=0.2, langevin_steps=2),
         DAPS(3, sigma_min=100.0, ode_sigma_min=100.0, langevin_steps=2),

@@ -86,7 +86,7 @@ def test_daps_is_no_wider_than_its_exact_form_where_little_is_measured(gain, lev
     problem = Problem(op, torch.zeros(1, 12).double(), level).expand(100)
     variances = []
     for inner in ("langevin", "exact"):
-        sampler = DAPS(40, inner=inner, langevin_steps=50)
+        sampler = DAPS(25, inner=inner, langevin_steps=50)
         out = sampler(prior, gaussian(100, 3, 2, 2), problem, Generator())
         variances.append(out.var().item())
     assert variances[0] < 1.3 * variances[1]
