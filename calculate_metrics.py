@@ -57,7 +57,7 @@ def gen(options: GenOptions) -> None:
 
 
 uncond = copy(gen)
-uncond.short_help = "The old name of gen without --degradation."
+uncond.help = uncond.short_help = "The old name of gen without --degradation."
 main.add_command(uncond, "gen-uncond")
 
 

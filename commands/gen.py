@@ -34,7 +34,7 @@ from commands.methods import (
 )
 from commands.options import GenOptions
 from commands.sheet import enhanced
-from datautils import ImageDataset, dataset_class, get_dataset
+from datautils import ImageDataset, get_dataset, is_path
 from datautils.identity import Identity, classes_of, identity
 from degradation import Family, Noise, check_noise, make_noise
 from metrics.distances import Distances, compared
@@ -143,6 +143,11 @@ def build(options: GenOptions, device: torch.device, further: Mapping[str, Resto
     pairs = driven(nets, samplers)
     check_new(options.outdir, results_of(options))
     dataset = get_dataset(options.data, options.split, **options.data_opt)
+    whole = is_path(options.data) and not {"heldout", "heldout_path"} & options.data_opt.keys()
+    if whole and distributed.rank() == 0:
+        print(
+            f"all of {options.data} is measured; --data-opt heldout=N: the last N", file=sys.stderr
+        )
     for net, denoiser in nets.items():
         _check_fits(options, net, denoiser, dataset)
         _warn_of_classes(options, net, denoiser, dataset)
@@ -374,7 +379,7 @@ def _check_fits(options: GenOptions, net: Path, denoiser: Model, dataset: ImageD
     """Raise ValueError if a network is of other images or classes than the data set."""
     expected, found = denoiser.config.image_shape, dataset.image_shape
     if found != expected:
-        parameters = inspect.signature(dataset_class(options.data)).parameters
+        parameters = inspect.signature(type(dataset)).parameters
         side = next((name for name in ("resolution", "size") if name in parameters), None)
         way_out = f": give --data-opt {side}={expected[1]}" if side else ""
         raise ValueError(
@@ -418,6 +423,8 @@ def _restorers(
         title = _title(name, samplers[name], nets[net].config)
         if title in restorers:  # another network of this kind
             title += f" of {net}"
+        if title in restorers:
+            raise ValueError(f"two methods are called '{title}': give classes titles of their own")
         restorers[title] = Restorer(nets[net], samplers[name], precision, options.cfg)
     return restorers
 

@@ -49,8 +49,13 @@ def get_dataset(name: str, split: str, /, **options: Any) -> ImageDataset:
     """
     if not is_path(name):
         return DATASETS.build(name, options, split=split)
-    whole = split == "heldout" and not {"heldout", "heldout_path"} & options.keys()
-    return DATASETS.build("ImageDir", {"path": name} | options, split="all" if whole else split)
+    if "path" in options:
+        raise ValueError(f"{name} is a path already: leave out the option path={options['path']}")
+    if not {"heldout", "heldout_path"} & options.keys():
+        if split == "train":
+            raise ValueError(f"nothing says which images of {name} are held out: give heldout=N")
+        split = "all"
+    return DATASETS.build("ImageDir", {"path": name} | options, split=split)
 
 
 def is_path(name: str) -> bool:

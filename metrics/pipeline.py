@@ -29,7 +29,7 @@ class Stage:
     ):
         self.seconds = 0.0
         self._work, self._device = work, device
-        self._pool = ThreadPoolExecutor(threads, initializer=self._begin)
+        self._pool, self._own = ThreadPoolExecutor(threads), threading.local()
         self._places, self._lock = threading.BoundedSemaphore(depth), threading.Lock()
         self._error: BaseException | None = None
 
@@ -49,19 +49,21 @@ class Stage:
             self._raise()
 
     def _begin(self) -> None:
-        if self._device.type == "cuda":  # device and stream are a thread's own
-            torch.cuda.set_device(self._device)
+        if self._device.type == "cuda" and not hasattr(self._own, "begun"):
+            torch.cuda.set_device(self._device)  # device and stream are a thread's own
             torch.cuda.set_stream(torch.cuda.Stream(self._device))
+            self._own.begun = True
 
     def _run(self, item: tuple) -> None:
         start = time.perf_counter()
         try:
             if self._error is None:
+                self._begin()
                 self._work(*item)
                 if self._device.type == "cuda":
                     torch.cuda.current_stream().synchronize()
         except BaseException as error:
-            self._error = error
+            self._error = self._error or error
         self._places.release()
         with self._lock:
             self.seconds += time.perf_counter() - start

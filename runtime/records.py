@@ -109,7 +109,9 @@ def _checked(kind: Any, value: Any, what: str, others: bool) -> Any:
         several = origin is list or inner[-1] is ...
         kinds = [inner[0]] * len(value) if several else list(inner)
         if len(kinds) == len(value):
-            return origin(_checked(k, v, what, others) for k, v in zip(kinds, value, strict=True))
+            named = [f"{what}[{i}]" for i in range(len(value))]
+            parts = zip(kinds, value, named, strict=True)
+            return origin(_checked(k, v, name, others) for k, v, name in parts)
     if origin is typing.Literal and any(value == k and type(value) is type(k) for k in inner):
         return value
     whole = type(value) is int and abs(value) < 2**63
@@ -117,5 +119,5 @@ def _checked(kind: Any, value: Any, what: str, others: bool) -> Any:
         return float(value)
     if type(value) is kind and (whole or kind in (str, bool)):
         return value
-    accepted = getattr(origin or kind, "__name__", kind)
+    accepted = "list" if origin is tuple else getattr(origin or kind, "__name__", kind)
     raise ValueError(f"{what} must be of the kind {accepted}, not {value!r:.60}")

@@ -54,12 +54,18 @@ class Sampler:
     needs: what else it asks for: "spectrum", the SVD of the operator (`check_operator` raises
     ValueError for an operator without one), "gradient", a denoiser that can be differentiated.
     objectives: what a network may have been trained for that it drives.
-    title: what tables and pictures call the method; without one they say "sample (name)".
+    title: what tables and pictures call the method; without one they say "sample (name)". A
+    subclass does not inherit it.
     """
 
     title: ClassVar[str] = ""
     needs: ClassVar[frozenset[str]] = frozenset()
     objectives: ClassVar[frozenset[str]] = frozenset({"denoising"})
+
+    def __init_subclass__(cls, **settings: Any) -> None:
+        super().__init_subclass__(**settings)
+        if "title" not in vars(cls):
+            cls.title = ""
 
     def __call__(
         self, denoiser: Denoiser, noise: Tensor, problem: Problem, rng: RandnLike

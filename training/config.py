@@ -56,7 +56,7 @@ class TrainConfig:
         None,
     )
     data_class: str = option(
-        "Data set, built with `data` as options; --data says the same.", "datautils.photos.Photos"
+        "The old name of --data; in a file, the data set.", "datautils.photos.Photos"
     )
     data: dict[str, Any] = option(
         "Option of the data set, such as path=FILE; in a file a mapping.", {}, name="--data-opt"

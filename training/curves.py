@@ -105,7 +105,7 @@ def _points(log: Iterable[Line], *keys: str) -> tuple[list[float], list[float]]:
 @click.option(
     "--out", "--dest", "dest", type=click.Path(dir_okay=False, path_type=Path),
     default=Path("curves.png"),
-    help="Picture to write, as PNG.",
+    help="Picture to write, as PNG; --out is the old name.",
 )  # fmt: skip
 def main(runs: tuple[Path, ...], dest: Path) -> None:
     """Draw the curves of one or several runs, given by their folders."""

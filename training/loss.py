@@ -60,7 +60,7 @@ class DenoisingLoss(nn.Module):
     ) -> Tensor:
         """Loss `[B]`, a mean over values; images and unit noise `[B, C, h, w]`, sigma `[B]`.
 
-        augment_labels: what `Augment` did to the images, `[B, 9]`.
+        augment_labels: what `augment` did to the images, `[B, 9]`.
         """
         error = self.error(images, sigma, noise, Told(problem, augment_labels))
         log_variance = self.denoiser.log_variance(sigma)

@@ -93,7 +93,7 @@ def _snapshots(folder: Path, images: int | None) -> dict[Path, _Snapshot]:
 @click.option("--images", type=int, help="Images after which.  [default: the newest snapshot]")
 @click.option(
     "--out", "--dest", "dest", type=click.Path(dir_okay=False, path_type=Path), required=True,
-    help="Weights file to write.",
+    help="Weights file to write; --out is the old name.",
 )  # fmt: skip
 def main(run: Path, sigma_rel: float, images: int | None, dest: Path) -> None:
     """Make an average of any width from the snapshots of a run, as a weights file for --net."""

@@ -28,7 +28,10 @@ def publish(source: Path, dest: Path) -> None:
     largest = max(tensor.abs().max().item() for tensor in denoiser.state_dict().values())
     if largest > torch.finfo(torch.float16).max:
         raise ValueError(f"{source} holds a weight of {largest:.3g}, too large for half precision")
-    save_weights(dest, denoiser.half(), read_summary(source))
+    summary = read_summary(source)
+    if init := summary.get("init"):  # where it lay is nobody's business
+        summary["init"] = Path(init).name
+    save_weights(dest, denoiser.half(), summary)
 
 
 @click.command(cls=Command, context_settings=SETTINGS)

@@ -1,5 +1,6 @@
 """`calculate_metrics.py ref` and `gen` as their users call them."""
 
+import json
 import math
 import shutil
 import signal
@@ -19,6 +20,7 @@ from calculate_metrics import main
 from datautils import get_dataset
 from metrics.statistics import load_reference
 from networks import Denoiser
+from zero_shot import DDRM
 
 # ---- ref -----------------------------------------------------------------------------------------
 
@@ -194,6 +196,43 @@ def test_classes_that_the_network_does_not_know_are_refused(home, classes, tmp_p
     options = "--net", "classes.safetensors", "--cfg", "2", "--data-opt", "labels=none"
     refused(gen_folder(home, classes, tmp_path / "out", *options), "--cfg", "no classes")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_says_what_is_measured_of_it(home, tmp_path):
+    for i in range(4):
+        Image.new("RGB", (20, 20), (60 * i, 0, 0)).save(tmp_path / f"{i}.png")
+    gen = "gen", "--data", tmp_path, "--degradation", "Box", "--outdir", tmp_path / "out"
+    sized = call(home, *gen, "--net", "plain.safetensors", "--sampler", "ddrm")
+    refused(sized, "(3, 20, 20)", "--data-opt size=16")
+    refused(call(home, *gen, "--baselines", "gaussian"), str(tmp_path), "heldout=N")
+    refused(call(home, *gen, "--data-opt", "path=other"), "path=other")
+    found = call(home, *gen, "--data-opt", "heldout=2", "--data-opt", "size=16")
+    assert found.exit_code == 0 and "is measured" not in found.stderr, found.output
+    settings = json.loads((tmp_path / "out" / "metrics.json").read_text())["settings"]
+    assert settings["images"] == 2
+    whole = call(home, *gen[:-1], tmp_path / "all", "--data-opt", "size=16")
+    assert f"all of {tmp_path} is measured" in whole.stderr
+
+
+class Own(DDRM):
+    """A sampler of the user's own, of this module."""
+
+
+class Other(DDRM):
+    """Another one."""
+
+
+def test_samplers_derived_from_one_are_methods_of_their_own(home, tmp_path):
+    names = [f"{__name__}.Own", f"{__name__}.Other", "ddrm"]
+    result = call(
+        home, "gen", "--net", "plain.safetensors", *DATA, "--degradation", "Box",
+        *(word for name in names for word in ("--sampler", name)),
+        *(word for name in names for word in ("--sampler-opt", f"{name}.num_steps=2")),
+        "--images", 1, "--outdir", tmp_path / "out",
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    methods = json.loads((tmp_path / "out" / "metrics.json").read_text())["metrics"]["values"]
+    assert {*names[:2], "DDRM"} <= methods["Box"].keys()
 
 
 def test_one_image_has_no_distance(home, tmp_path):

@@ -180,6 +180,15 @@ def test_a_stage_passes_its_failure_on():
         fill()
 
 
+def test_a_stage_whose_thread_cannot_begin_raises(monkeypatch):
+    def fail(self) -> None:
+        raise MemoryError("no stream")
+
+    monkeypatch.setattr(Stage, "_begin", fail)
+    with pytest.raises(MemoryError, match="no stream"), Stage(print, CPU) as stage:
+        stage.put(0)
+
+
 def test_a_stage_drops_what_waits_when_its_caller_fails():
     seen = []
 

@@ -32,6 +32,14 @@ def net(folder: None) -> Denoiser:
     return denoiser
 
 
+def test_what_is_handed_out_names_no_folder(net: Denoiser) -> None:
+    save_weights("net.safetensors", net, {"images": 5, "init": "/home/me/begun.safetensors"})
+    assert Runner().invoke(main, ["net.safetensors", "out.safetensors"]).exit_code == 0
+    assert read_summary("out.safetensors") == {"images": 5, "init": "begun.safetensors"}
+    for file in (Path(train.__file__).parent / "checkpoints").glob("*.safetensors"):
+        assert "/" not in (read_summary(file).get("init") or ""), file
+
+
 def trained(*arguments: str) -> dict[str, torch.Tensor]:
     result = Runner().invoke(train.main, [*RUN, *arguments])
     assert result.exit_code == 0, result.output
