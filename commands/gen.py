@@ -145,9 +145,7 @@ def build(options: GenOptions, device: torch.device, further: Mapping[str, Resto
     dataset = get_dataset(options.data, options.split, **options.data_opt)
     whole = is_path(options.data) and not {"heldout", "heldout_path"} & options.data_opt.keys()
     if whole and distributed.rank() == 0:
-        print(
-            f"all of {options.data} is measured; --data-opt heldout=N: the last N", file=sys.stderr
-        )
+        print(f"measuring all of {options.data}; or give --data-opt heldout=N", file=sys.stderr)
     for net, denoiser in nets.items():
         _check_fits(options, net, denoiser, dataset)
         _warn_of_classes(options, net, denoiser, dataset)

@@ -207,11 +207,11 @@ def test_a_folder_says_what_is_measured_of_it(home, tmp_path):
     refused(call(home, *gen, "--baselines", "gaussian"), str(tmp_path), "heldout=N")
     refused(call(home, *gen, "--data-opt", "path=other"), "path=other")
     found = call(home, *gen, "--data-opt", "heldout=2", "--data-opt", "size=16")
-    assert found.exit_code == 0 and "is measured" not in found.stderr, found.output
+    assert found.exit_code == 0 and "measuring all" not in found.stderr, found.output
     settings = json.loads((tmp_path / "out" / "metrics.json").read_text())["settings"]
     assert settings["images"] == 2
     whole = call(home, *gen[:-1], tmp_path / "all", "--data-opt", "size=16")
-    assert f"all of {tmp_path} is measured" in whole.stderr
+    assert f"measuring all of {tmp_path}" in whole.stderr
 
 
 class Own(DDRM):
