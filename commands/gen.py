@@ -34,7 +34,7 @@ from commands.methods import (
 )
 from commands.options import GenOptions
 from commands.sheet import enhanced
-from datautils import ImageDataset, get_dataset, is_path
+from datautils import ImageDataset, get_dataset
 from datautils.identity import Identity, classes_of, identity
 from degradation import Family, Noise, check_noise, make_noise
 from metrics.distances import Distances, compared
@@ -143,8 +143,7 @@ def build(options: GenOptions, device: torch.device, further: Mapping[str, Resto
     pairs = driven(nets, samplers)
     check_new(options.outdir, results_of(options))
     dataset = get_dataset(options.data, options.split, **options.data_opt)
-    whole = is_path(options.data) and not {"heldout", "heldout_path"} & options.data_opt.keys()
-    if whole and distributed.rank() == 0:
+    if getattr(dataset, "split", options.split) != options.split and distributed.rank() == 0:
         print(f"measuring all of {options.data}; or give --data-opt heldout=N", file=sys.stderr)
     for net, denoiser in nets.items():
         _check_fits(options, net, denoiser, dataset)
@@ -432,6 +431,7 @@ def settings_of(options: GenOptions, evaluation: Evaluation) -> dict[str, Any]:
     samplers = {name: asdict(r.sampler) for name, r in evaluation.restorers.items()}  # type: ignore[call-overload]
     return asdict(options) | {
         "images": evaluation.count,
+        "split": getattr(evaluation.dataset, "split", options.split),
         "metrics": ",".join(evaluation.names),
         "precision": evaluation.precision,
         "processes": distributed.world_size(),

@@ -1,5 +1,6 @@
 """A user's photo as an inverse problem: what is read, cut to size, measured, and cut into tiles."""
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -213,6 +214,7 @@ def _measured_blur(request: Request, photo: Tensor, kernel: Tensor, image_shape:
     stride = request.stride or 1
     shape = (photo.shape[0], stride * photo.shape[1], stride * photo.shape[2])
     tiling = _tiling(request, torch.empty(shape, device="meta"), image_shape, stride)
+    print("H† of the kernel: half a minute or so for 64×64 pixels", file=sys.stderr, flush=True)
     try:
         blur = _tile_blur(kernel, stride, image_shape)
     except ValueError as error:

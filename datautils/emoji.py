@@ -35,7 +35,7 @@ COMMANDS = (
     "`npm pack @lobehub/fluent-emoji-3d@1.1.0 emoji-datasource-google@16.0.0 "
     "emoji-datasource-twitter@16.0.0` and `python -m datautils.emoji "
     "--fluent lobehub-fluent-emoji-3d-1.1.0.tgz --noto emoji-datasource-google-16.0.0.tgz "
-    "--twemoji emoji-datasource-twitter-16.0.0.tgz`"
+    "--twemoji emoji-datasource-twitter-16.0.0.tgz"
 )
 _SHIPPED, _SHIPPED_SIDE = Path(__file__).parent / "emoji32-heldout.zip", 32
 # The first code points of the held-out emoji, as in the names: one in eleven. An emoji has all
@@ -72,7 +72,7 @@ class Emoji(ImageDir):
             heldout = _SHIPPED
         needed = heldout if split == "heldout" else train
         if not needed.exists():
-            raise DataError(f"{needed} is not there: make it by {COMMANDS} with --dest {path}")
+            raise DataError(f"{needed} is not there: make it by {COMMANDS} --dest {path}`")
         super().__init__(
             train, split, heldout_path=heldout, size=resolution, labels="json", num_classes=3
         )

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self, get_args, get_origin
@@ -262,11 +263,18 @@ class TrainConfig:
                 where = f"{path}: " if name in values else ""
                 raise ValueError(f"{where}unknown setting '{name}'; known are {', '.join(types)}")
         nothing = {k for k, v in overrides.items() if v in ("none", "null") and _optional(types[k])}
-        values |= overrides | dict.fromkeys(nothing)
         try:
-            return cls(**{name: read(value, types[name], name) for name, value in values.items()})
+            return cls._read(values | overrides | dict.fromkeys(nothing))
         except ValueError as error:
+            with suppress(ValueError):
+                cls._read(values)
+                path = None  # the file alone is sound: the overrides are at fault
             raise ValueError(f"{path}: {error}" if path else str(error)) from None
+
+    @classmethod
+    def _read(cls, values: dict[str, Any]) -> Self:
+        types = _types()
+        return cls(**{name: read(value, types[name], name) for name, value in values.items()})
 
     def check_resumes(self, before: Self) -> None:
         """Raise ValueError if a setting differs that may not change when a run is resumed."""

@@ -34,9 +34,14 @@ def test_samplers_that_are_named_exist():
 
 
 @pytest.mark.parametrize(
-    ("name", "longer_than"), [("exact-world", -1), ("exact-world-long", 2**18)]
+    ("name", "longer_than", "variant"),
+    [
+        ("exact-world", -1, ""),
+        ("exact-world-long", 2**18, ""),
+        ("exact-world-deep", 0, ", 8 blocks"),
+    ],
 )
-def test_the_table_of_trained_networks_is_that_of_the_result(name, longer_than):
+def test_the_table_of_trained_networks_is_that_of_the_result(name, longer_than, variant):
     path = ROOT / "benchmarks" / "results" / f"{name}.json"
     rows = json.loads(path.read_text(encoding="utf-8"))["rows"]
     shown = [(row["method"], row["images"]) for row in rows if row["images"] > longer_than]
@@ -46,7 +51,7 @@ def test_the_table_of_trained_networks_is_that_of_the_result(name, longer_than):
             f"{mean_of(rows, method, family, 'mean', images):.2f}"
             for family in FAMILIES
         ]
-        title = f"`{method}`" if method in ZERO_SHOT else method
+        title = f"`{method}`" if method in ZERO_SHOT else method + variant
         (line,) = re.findall(rf"^\| {re.escape(title)} \|.*{re.escape(cells[0])}.*$", TEXT, re.M)
         assert line.endswith(f"| {' | '.join(cells)} |")
         assert not images or f"| {images:,} |" in line

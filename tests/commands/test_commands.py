@@ -212,6 +212,8 @@ def test_a_folder_says_what_is_measured_of_it(home, tmp_path):
     assert settings["images"] == 2
     whole = call(home, *gen[:-1], tmp_path / "all", "--data-opt", "size=16")
     assert f"measuring all of {tmp_path}" in whole.stderr
+    record = json.loads((tmp_path / "all" / "metrics.json").read_text())
+    assert record["settings"]["split"] == "all"
 
 
 class Own(DDRM):
