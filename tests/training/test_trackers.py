@@ -78,6 +78,7 @@ def test_a_sheet_of_the_default_settings_is_one_picture(tmp_path):
     assert pixels(tmp_path / "sheet.png").shape[0] > rows * 128
 
 
+@pytest.mark.drawn
 def test_curves_of_several_runs_are_drawn_into_one_picture(finished, tmp_path):
     other = tmp_path / "other"
     other.mkdir()
