@@ -45,7 +45,7 @@ _drawn = False
 
 
 def _saved(figure: matplotlib.figure.Figure, *arguments: Any, **options: Any) -> None:
-    """The figure, empty unless the test looks at it (marker `drawn`): drawing takes half a second."""
+    """The figure, empty unless a test is marked `drawn`: drawing takes half a second."""
     if not _drawn:
         figure.clear()
         figure.set_layout_engine("none")

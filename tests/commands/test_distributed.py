@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from helpers import ONE_LEVEL
 from PIL import Image
 from processes import Processes
 from runner import Runner
@@ -26,6 +27,7 @@ CONFIG = {
     "duration": 48, "lr": 2e-3, "ramp": 16, "cooldown": 0.5, "mmse_share": 0.3,
     "noise_level": 0.05, "ema_halflife": 16, "ema_ramp": 0, "precision": "fp32", "workers": 0,
     "log_every": 8, "validate_every": 24, "validate_images": 6, "sheet_every": 0,
+    "network": ONE_LEVEL,
 }  # fmt: skip
 
 # Restorations without a network are the same to the last bit.
