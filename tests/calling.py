@@ -5,6 +5,7 @@ from pathlib import Path
 
 import torch
 from click.testing import Result
+from helpers import ONE_LEVEL
 from runner import Runner
 
 from calculate_metrics import main
@@ -24,7 +25,7 @@ class Detector(torch.nn.Module):
 
 
 def network(
-    path: Path, conditioning: str = "invfusion", classes: int = 0, changes: dict | None = None
+    path: Path, conditioning: str = "invfusion", classes: int = 0, changes: dict | None = ONE_LEVEL
 ) -> Path:
     torch.manual_seed(0)
     denoiser = Denoiser(make_config("tiny", conditioning, None, classes, changes))

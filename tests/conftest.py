@@ -22,6 +22,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import hypothesis
+import matplotlib.figure
 import numpy as np
 import pytest
 import torch
@@ -39,7 +40,24 @@ hypothesis.settings.register_profile("suite", deadline=None, derandomize=True, p
 hypothesis.settings.load_profile("suite")
 
 
+_savefig = matplotlib.figure.Figure.savefig
+_drawn = False
+
+
+def _saved(figure: matplotlib.figure.Figure, *arguments: Any, **options: Any) -> None:
+    """The figure, empty unless a test is marked `drawn`: drawing takes half a second."""
+    if not _drawn:
+        figure.clear()
+        figure.set_layout_engine("none")
+    _savefig(figure, *arguments, **options)
+
+
+matplotlib.figure.Figure.savefig = _saved  # type: ignore[method-assign]
+
+
 def pytest_runtest_setup(item: pytest.Item) -> None:
+    global _drawn
+    _drawn = item.get_closest_marker("drawn") is not None
     if item.get_closest_marker("gpu") and not torch.cuda.is_available():
         pytest.skip("no CUDA device")
 
@@ -50,19 +68,6 @@ def seeded() -> None:
     random.seed(0)
     np.random.seed(0)  # noqa: NPY002
     torch.manual_seed(0)
-
-
-@pytest.fixture
-def real_curves() -> None:
-    """For tests that look at the curves of a run."""
-
-
-@pytest.fixture(autouse=True)
-def _no_curves(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Other runs leave an empty picture, because drawing takes a second."""
-    command = sys.modules.get("commands.train")
-    if command and "real_curves" not in request.fixturenames:
-        monkeypatch.setattr(command, "draw_curves", lambda folders, path: path.touch())
 
 
 @pytest.fixture

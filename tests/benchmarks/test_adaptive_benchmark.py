@@ -9,6 +9,7 @@ from click.testing import CliRunner
 from benchmarks import adaptive, report
 
 
+@pytest.mark.drawn
 def test_rows_means_and_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(adaptive, "FAMILIES", ("Box",))
     monkeypatch.setattr(adaptive, "STEPS", (2, 6))

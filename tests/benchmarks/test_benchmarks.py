@@ -2,15 +2,19 @@
 
 import json
 import math
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from helpers import gaussian
+from helpers import ONE_LEVEL, gaussian
+from processes import Processes
 from runner import Runner
 from safetensors.torch import save_file
 
+import train
 from benchmarks import families, memory, posterior, report, resume, sampler_quality, speed
 from benchmarks.reference_path import plain_layers, plain_operator, plain_problem
 from degradation import Draws, Mask, Problem
@@ -18,6 +22,7 @@ from networks import Denoiser, GaussianMixture, make_config, save_weights
 from samplers import CountingDenoiser, make_sampler
 
 SHAPE = (3, 4, 4)
+pytestmark = pytest.mark.drawn
 
 
 @pytest.fixture
@@ -103,8 +108,9 @@ def test_reading_beside_the_plain_way(home: Path) -> None:
 
 
 @pytest.mark.slow
-def test_memory_is_counted_without_values(home: Path) -> None:
+def test_memory_is_counted_without_values(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Windows and tiles included; a backward pass is twice the arithmetic of a forward pass."""
+    monkeypatch.setitem(memory.PRESETS, "tiny", make_config("tiny", network=ONE_LEVEL))
     run(memory.main, "--preset=tiny", "--name=n")
     found, half = result_of(home, "n")["counts"]
     operator = speed.FAMILIES["mask"][0].sample((3, 16, 16), None, range(2))
@@ -192,10 +198,31 @@ def test_runs_that_differ_are_found_out(tmp_path: Path) -> None:
     assert found == ["w.safetensors", "log.jsonl"]
 
 
-@pytest.mark.slow
+class Forked:
+    """In the place of a new Python, which imports for seconds: a fork that calls `train.py`."""
+
+    def __init__(self, command: list[str], **_: Any):
+        assert Path(command[1]).name == "train.py" and Path(command[1]).exists()
+        (self.process,) = Processes(self.main, command[1:]).processes
+        self.pid = self.process.pid
+
+    @staticmethod
+    def main(words: list[str]) -> None:
+        sys.argv = words
+        train.main()
+
+    def poll(self) -> int | None:
+        return self.process.exitcode
+
+    def wait(self) -> int | None:
+        self.process.join()
+        return self.process.exitcode
+
+
 def test_a_run_is_killed_and_goes_on(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    quick = {"duration": 64, "precision": "fp32", "degradation": "Box", "workers": 0}
-    quick["data"] = {"resolution": 16, "size": 8}
+    monkeypatch.setattr(resume, "subprocess", SimpleNamespace(Popen=Forked))
+    quick = {"duration": 48, "precision": "fp32", "degradation": "Box", "workers": 0}
+    quick |= {"data": {"resolution": 16, "size": 8}, "network": ONE_LEVEL}
     for name, value in quick.items():
         monkeypatch.setitem(resume.CONFIG, name, value)
     monkeypatch.setattr(resume, "PROCESSES", (1,))

@@ -25,6 +25,7 @@ def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+@pytest.mark.drawn
 def test_rows_table_and_picture(small: Path) -> None:
     options = ["--images=64", "--problems=1", "--samples=4", "--way=EPS", "--name=n"]
     result = CliRunner().invoke(exact_world.main, options, catch_exceptions=False)

@@ -7,6 +7,7 @@ import pytest
 import torch
 import yaml
 from calling import DATA, DISTANCES, Detector, call, network
+from helpers import ONE_LEVEL
 from photo_files import kernel_array, save, scene
 
 from networks import (
@@ -22,10 +23,10 @@ def nets(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     home = tmp_path_factory.mktemp("nets")
     torch.manual_seed(0)
     configs = {
-        "plain": make_config("tiny"),
-        "blind": make_config("tiny", "blind"),
-        "classes": make_config("tiny", num_classes=3),
-        "unconditional": make_config("tiny", "unconditional"),
+        "plain": make_config("tiny", network=ONE_LEVEL),
+        "blind": make_config("tiny", "blind", network=ONE_LEVEL),
+        "classes": make_config("tiny", num_classes=3, network=ONE_LEVEL),
+        "unconditional": make_config("tiny", "unconditional", network=ONE_LEVEL),
     }
     files = {name: home / f"{name}.safetensors" for name in configs}
     for name, config in configs.items():
@@ -48,6 +49,7 @@ def config(folder: Path) -> str:
         "preset": "tiny", "data": {"resolution": 16}, "degradation": "MotionBlur", "batch": 4,
         "duration": 8, "precision": "fp32", "workers": 0, "lr": 1e-3, "ramp": 8, "decay": None,
         "log_every": 4, "validate_every": 8, "validate_images": 2, "sheet_every": 0,
+        "network": ONE_LEVEL,
     }  # fmt: skip
     (folder / "quick.yaml").write_text(yaml.safe_dump(settings))
     return "--config=quick.yaml"

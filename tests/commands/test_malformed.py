@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from calling import Detector
+from helpers import ONE_LEVEL
 from malformed import WORDS, described, judge, mutations, replaced, variants
 from PIL import Image
 from runner import Runner
@@ -54,7 +55,8 @@ def here(tmp_path_factory: pytest.TempPathFactory) -> Iterable[Path]:
         patch.chdir(folder)
         patch.setattr(torch.cuda, "is_available", lambda: False)
         torch.manual_seed(0)
-        save_weights("net.safetensors", Denoiser(make_config("tiny")), {"noise_level": 0.0})
+        config = make_config("tiny", network=ONE_LEVEL)
+        save_weights("net.safetensors", Denoiser(config), {"noise_level": 0.0})
         mixture = GaussianMixture(
             torch.zeros(1, 1), torch.zeros(1, 1, 768), torch.ones(1, 1, 768), None, (3, 16, 16)
         )

@@ -116,7 +116,7 @@ def test_eps_starts_from_palette_and_stands_in_tables_by_its_name() -> None:
     Path("run").rename("palette")
     Path("eps.yaml").write_text("network: {fused: true}\n")
     init = "--init=palette/weights.safetensors"
-    assert trained("--config=eps.yaml", init).config.fused
+    assert trained("--config=eps.yaml", init, "--duration=16").config.fused
     result = gen("run/weights.safetensors", "--sampler=dpm", "--sampler-opt=num_steps=3")
     assert result.exit_code == 0, result.output
     values = json.loads(Path("out/metrics.json").read_text())["metrics"]["values"]["Box"]

@@ -30,6 +30,7 @@ def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def gen(nets: str, samplers: str) -> Result:
     options = [f"--net={name}.safetensors" for name in nets.split()]
     options += [f"--sampler={name}" for name in samplers.split()]
+    options += ["--sampler-opt=ddnm.num_steps=4"] * ("ddnm" in samplers)
     return Runner().invoke(main, [*GEN, *options])
 
 

@@ -92,7 +92,7 @@ def test_its_own_pseudo_inverse_is_used_where_it_is_exact(deepinv: Any, name: st
     assert_near(op.clean(y), y, 1e-3)
 
 
-@every_physics
+@pytest.mark.parametrize("name", ["blur", "tomography", "MRI"])
 def test_training_and_sampling(deepinv: Any, name: str) -> None:
     source, shape = physics(deepinv, name)
     family = PhysicsFamily(source, {"floor": FLOOR})

@@ -278,7 +278,7 @@ def test_restore_refuses_options_of_no_family(home, files):
 
 QUICK = [
     "--preset=tiny", "--data-opt=resolution=16", "--degradation=RandomDegradation", "--batch=4",
-    "--precision=fp32", "--workers=0", "--duration=4",
+    "--precision=fp32", "--workers=0", "--duration=4", "--validate-images=2", "--sheet-every=0",
 ]  # fmt: skip
 
 

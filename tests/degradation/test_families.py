@@ -76,8 +76,9 @@ def one_seed_each(family) -> list:
 def test_sampled_operators_obey_penrose(name, shape):
     family = family_of(name, shape)
     for structure, seed in one_seed_each(family):
-        op = family.sample(shape, structure, [seed, 10_000 + seed])
-        assert op.image_shape == shape and len(op) == 2
+        seeds = [seed, 10_000 + seed] if shape[0] == 1 else [seed]
+        op = family.sample(shape, structure, seeds)
+        assert op.image_shape == shape and len(op) == len(seeds)
         H = dense(op)
         assert_penrose(H, dense_pinv(op), 1e-4)
         energy = H.double().square().sum((1, 2))
@@ -121,8 +122,8 @@ def test_a_family_goes_by_its_name(name):
 
 
 @every_family
-@pytest.mark.parametrize("shape", [(3, 64, 64), (1, 48, 64)])
-def test_operators_obey_their_laws_at_the_size_of_photos(name, shape):
+def test_operators_obey_their_laws_at_the_size_of_photos(name):
+    shape = 3, 48, 64
     family = family_of(name, shape)
     family.check(shape)
     for structure, seed in one_seed_each(family):

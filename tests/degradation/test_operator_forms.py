@@ -125,7 +125,7 @@ def test_autocast_changes_nothing(case, made):
         torch.testing.assert_close(result, exact, rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("shape", [(3, 40), (3, 1, 40), (3, 4, 40)])
+@pytest.mark.parametrize("shape", [(3, 40), (3, 4, 40)])
 def test_a_compiled_product_with_each_matrix(shape):
     matrix, x = gaussian(3, 7, 40, seed=1).float(), gaussian(*shape, seed=2).float()
     x.requires_grad_()

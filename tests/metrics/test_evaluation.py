@@ -123,7 +123,7 @@ def by_image(results: Found) -> dict[tuple, dict]:
 
 @pytest.mark.parametrize(
     "options",
-    [{"batch": 1}, {"batch": 3}, {"indices": [5]}, {"indices": [1, 2, 6]}, {"workers": 1}],
+    [{"batch": 3}, {"indices": [5]}, {"indices": [1, 2, 6]}, {"workers": 1}],
     ids=str,
 )
 def test_results_of_an_image_do_not_depend_on_its_company(whole, options):

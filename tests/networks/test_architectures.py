@@ -38,6 +38,7 @@ def test_a_run_of_an_own_architecture(tmp_path: Path, monkeypatch: pytest.Monkey
     settings = {
         "preset": "tiny", "network": {"levels": levels}, "degradation": "degradation.Box",
         "data": {"resolution": 16, "size": 8}, "batch": 4, "duration": 8, "ramp": 0, "workers": 0,
+        "validate_images": 2, "sheet_every": 0,
     }  # fmt: skip
     Path("own.yaml").write_text(yaml.safe_dump(settings))
     result = Runner().invoke(train.main, ["--config=own.yaml", "--outdir=run"])

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
+from helpers import ONE_LEVEL
 from torch import Tensor
 
 from datautils.photos import Photos
@@ -32,7 +33,8 @@ def settings(**overrides: object) -> TrainConfig:
 
 def make_trainer(config: TrainConfig, family: Family | None = None) -> Trainer:
     torch.manual_seed(config.seed)
-    return Trainer(config, Denoiser(make_config("tiny")), family or RandomDegradation(), CPU)
+    denoiser = Denoiser(make_config("tiny", network=ONE_LEVEL))
+    return Trainer(config, denoiser, family or RandomDegradation(), CPU)
 
 
 def photos(size: int = 10) -> Photos:

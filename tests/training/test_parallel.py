@@ -6,6 +6,7 @@ import os
 import signal
 import socket
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -89,8 +90,15 @@ def alone() -> list:
     return gradients()
 
 
-def test_processes_share_losses_and_gradients_with_one(alone, tmp_path):
-    for losses, taken, weights in in_group(4, gradients, tmp_path / "result"):
+@pytest.fixture(scope="module")
+def four(tmp_path_factory: pytest.TempPathFactory) -> list[list]:
+    """What each of four processes finds: `gradients()` and `resumed()`."""
+    folder = tmp_path_factory.mktemp("four")
+    return in_group(4, lambda: [gradients(), resumed(folder)], folder / "result")
+
+
+def test_processes_share_losses_and_gradients_with_one(alone, four):
+    for (losses, taken, weights), _ in four:
         torch.testing.assert_close(losses, alone[0], rtol=1e-5, atol=1e-5)
         for one, other in zip(alone[1] + alone[2], taken + weights, strict=True):
             assert (other - one).norm() <= 1e-5 * one.norm() + 1e-7
@@ -100,19 +108,20 @@ def test_dropout_takes_part(alone):
     assert steps(make_trainer(dropout=0.0), 1)[0] != pytest.approx(alone[0][0].item(), rel=1e-5)
 
 
-def test_four_processes_go_on_from_a_checkpoint_bit_for_bit(tmp_path):
+def resumed(folder: Path) -> list:
+    """The weights of a trainer and of one that took over from its checkpoint."""
+    whole, back = make_trainer(), make_trainer()
+    steps(whole, 2)
+    write_checkpoint(whole, folder / "checkpoints")
+    back.resume(folder / "checkpoints")
+    for trainer in (whole, back):
+        steps(trainer, 1)
+    return [[p.detach() for p in trainer.parameters] for trainer in (whole, back)]
+
+
+def test_four_processes_go_on_from_a_checkpoint_bit_for_bit(four):
     """The sums of more than two numbers depend on their order."""
-
-    def resumed() -> list:
-        whole, back = make_trainer(), make_trainer()
-        steps(whole, 2)
-        write_checkpoint(whole, tmp_path / "checkpoints")
-        back.resume(tmp_path / "checkpoints")
-        for trainer in (whole, back):
-            steps(trainer, 1)
-        return [[p.detach() for p in trainer.parameters] for trainer in (whole, back)]
-
-    for whole, back in in_group(4, resumed, tmp_path / "result"):
+    for _, (whole, back) in four:
         assert all(torch.equal(a, b) for a, b in zip(whole, back, strict=True))
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import matplotlib.pyplot  # noqa: F401  what is imported here, no fork has to
 import pytest
 import yaml
+from helpers import ONE_LEVEL
 from processes import Processes
 
 import commands.train  # noqa: F401
@@ -28,6 +29,7 @@ CONFIG = {
     "ema_halflife": 16, "ema_ramp": 0, "precision": "fp32", "workers": 0, "log_every": 8,
     "checkpoint_every": 8, "ema_sigma_rel": [0.1], "snapshot_every": 24, "augment": 0.3,
     "validate_every": 20, "validate_images": 2, "clip": 1.0, "sheet_every": 0,
+    "network": ONE_LEVEL,
 }  # fmt: skip
 
 

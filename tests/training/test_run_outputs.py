@@ -154,6 +154,7 @@ def drawn(folder: Path, lines: list[dict]) -> tuple[np.ndarray, np.ndarray]:
     return pixels[:, : pixels.shape[1] // 2], pixels[:, pixels.shape[1] // 2 :]
 
 
+@pytest.mark.drawn
 def test_curves_show_losses_and_validations(finished, tmp_path):
     lines = read_log(finished[0])
     psnr, loss = drawn(tmp_path, lines)

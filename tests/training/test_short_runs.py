@@ -30,7 +30,7 @@ def run(*options: str) -> Result:
     return result
 
 
-@pytest.mark.usefixtures("real_curves")
+@pytest.mark.drawn
 def test_an_unconditional_run_prints_its_loss_and_draws_samples() -> None:
     result = run()
     lines = result.stderr.splitlines()

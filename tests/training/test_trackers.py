@@ -78,6 +78,7 @@ def test_a_sheet_of_the_default_settings_is_one_picture(tmp_path):
     assert pixels(tmp_path / "sheet.png").shape[0] > rows * 128
 
 
+@pytest.mark.drawn
 def test_curves_of_several_runs_are_drawn_into_one_picture(finished, tmp_path):
     other = tmp_path / "other"
     other.mkdir()
@@ -179,7 +180,8 @@ def test_an_identifier_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
 def test_wandb_offline_keeps_a_run_and_goes_on_with_it(tmp_path, monkeypatch):
     pytest.importorskip("wandb", reason="wandb is not installed")
     monkeypatch.setenv("WANDB_MODE", "offline")
-    monkeypatch.setenv("WANDB_SILENT", "true")
+    for name in ("WANDB_SILENT", "WANDB_X_DISABLE_STATS", "WANDB_X_DISABLE_META"):
+        monkeypatch.setenv(name, "true")
     run(*TRAIN, "--wandb=project", "--outdir", tmp_path / "run")
     identifier = (tmp_path / "run" / "wandb-id.txt").read_text()
     run("--resume", tmp_path / "run", "--duration=20")
