@@ -214,7 +214,7 @@ def _measured_blur(request: Request, photo: Tensor, kernel: Tensor, image_shape:
     stride = request.stride or 1
     shape = (photo.shape[0], stride * photo.shape[1], stride * photo.shape[2])
     tiling = _tiling(request, torch.empty(shape, device="meta"), image_shape, stride)
-    print("H† of the kernel: half a minute or so for 64×64 pixels", file=sys.stderr, flush=True)
+    print("computing H† of the kernel first: this takes a while", file=sys.stderr, flush=True)
     try:
         blur = _tile_blur(kernel, stride, image_shape)
     except ValueError as error:

@@ -53,7 +53,10 @@ def get_dataset(name: str, split: str, /, **options: Any) -> ImageDataset:
         raise ValueError(f"{name} is a path already: leave out the option path={options['path']}")
     if not {"heldout", "heldout_path"} & options.keys():
         if split == "train":
-            raise ValueError(f"nothing says which images of {name} are held out: give heldout=N")
+            raise ValueError(
+                f"nothing says which images of {name} are held out: give heldout=N, or take the "
+                'split "all"'
+            )
         split = "all"
     return DATASETS.build("ImageDir", {"path": name} | options, split=split)
 

@@ -1,8 +1,11 @@
 """Dense matrices of linear maps, and the laws that operators are held to."""
 
 import math
+import multiprocessing
+import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,6 +17,21 @@ from training.trainer import Trainer
 
 ONE_LEVEL = {"levels": [{"depth": 1, "width": 48, "kernel": 5, "d_head": 16}]}
 """What makes the preset tiny smaller: a graph of it is compiled in half the time."""
+
+
+def sent(value: Any) -> Any:
+    """What another process receives of a value. Raises EOFError if it cannot be sent."""
+    receiver, sender = multiprocessing.Pipe(duplex=False)
+
+    def send() -> None:
+        with sender:
+            sender.send(value)
+
+    thread = threading.Thread(target=send)  # a pipe holds little: somebody has to receive
+    thread.start()
+    received = receiver.recv()
+    thread.join()
+    return received
 
 
 def gaussian(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:

@@ -11,7 +11,6 @@ from torch.nn.parallel import DistributedDataParallel
 
 from networks import Denoiser
 from networks.invfusion import Block
-from networks.layers import WithoutInitialisation
 from runtime import distributed
 
 
@@ -73,7 +72,7 @@ def fill(own: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> None:
 
 def denoiser_of(config_of: Denoiser, tensors: Mapping[str, Tensor]) -> Denoiser:
     """A denoiser of the same configuration that holds these very tensors, in evaluation mode."""
-    with WithoutInitialisation():
+    with torch.device("meta"):
         denoiser = Denoiser(config_of.config)
     denoiser.load_state_dict(dict(tensors), assign=True)
     return denoiser.eval().requires_grad_(False)

@@ -29,7 +29,7 @@ def publish(source: Path, dest: Path) -> None:
     if largest > torch.finfo(torch.float16).max:
         raise ValueError(f"{source} holds a weight of {largest:.3g}, too large for half precision")
     summary = read_summary(source)
-    if init := summary.get("init"):  # where it lay is nobody's business
+    if init := summary.get("init"):  # without the folder, which is of this machine
         summary["init"] = Path(init).name
     save_weights(dest, denoiser.half(), summary)
 

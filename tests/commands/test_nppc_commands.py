@@ -46,13 +46,8 @@ def photo(side: int = 16) -> str:
 
 
 def restored(*options: str, side: int = 16) -> Result:
-    words = [
-        "--image",
-        photo(side),
-        "--degradation=Box",
-        "--outdir=restored",
-        "--net=net.safetensors",
-    ]
+    given = f"--image={photo(side)}", "--degradation=Box"
+    words = [*given, "--outdir=restored", "--net=net.safetensors"]
     return Runner().invoke(restore.main, [*words, *options])
 
 

@@ -3,7 +3,6 @@
 import contextlib
 import gc
 import os
-import pickle
 import struct
 import tracemalloc
 import zipfile
@@ -13,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers import sent
 from image_files import labels_of, make, png
 
 import datautils.archive
@@ -186,9 +186,9 @@ def test_threads_share_an_archive(where: Path):
     assert read == [*files.values()] * 5
 
 
-def test_an_opened_archive_can_be_pickled(where: Path):
+def test_an_opened_archive_can_be_sent_to_a_process(where: Path):
     archive = open_archive(make(where, ["a.png"]))
-    assert pickle.loads(pickle.dumps(archive)).picture(0) == archive.picture(0)
+    assert sent(archive).picture(0) == archive.picture(0)
 
 
 def test_files_of_other_extensions_are_counted_in_one_line(where: Path):

@@ -2,13 +2,12 @@
 
 import copy
 import dataclasses
-import pickle
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
-from helpers import ONE_LEVEL
+from helpers import ONE_LEVEL, sent
 from torch import Tensor
 
 from degradation import FAMILIES, Draws, Family, FromPhysics, GaussianNoise, Problem, get_family
@@ -97,6 +96,9 @@ def test_one_graph_for_a_kind_of_operators(kind: str) -> None:
             assert graphs.count == 1, name
         Heun(num_steps=3)(denoiser, x, problem(family(name), structure, 9), Draws([1, 2]))
     assert graphs.count == 1
+    if kind == "matrix":
+        call_with_all_that_changes(denoiser, x, name, structure)
+        assert graphs.count == 2  # one more with gradients
 
 
 def call_with_all_that_changes(denoiser: Denoiser, x: Tensor, name: str, structure: Any) -> None:
@@ -222,11 +224,11 @@ def test_recomputed_blocks_drop_what_they_dropped(structure: int | None) -> None
         torch.testing.assert_close(found, expected)
 
 
-def test_a_denoiser_can_be_pickled_after_a_call() -> None:
+def test_a_denoiser_can_be_sent_to_a_process_after_a_call() -> None:
     denoiser = randomised(make_config("tiny"))
     task, x = problem(get_family("MissingPatches"), None, 3), torch.randn(2, *SHAPE)
     with torch.no_grad(), use_backend("flex"):
         expected = denoiser(x, 0.7, task)
-    again = pickle.loads(pickle.dumps(denoiser))
+    again = sent(denoiser)
     with torch.no_grad():
         torch.testing.assert_close(again(x, 0.7, task), expected, rtol=1e-5, atol=1e-5)

@@ -95,12 +95,12 @@ def assert_same_run(one: Path, other: Path) -> None:
     assert counters[0] == counters[1]
 
 
-def test_a_run_killed_at_random_moments_ends_like_one_that_was_not(home, whole):
-    """Of two processes; tests/benchmarks has one of a single process."""
-    count = 2
-    expected, chance, folder = whole(count), random.Random(count), home / "killed"
+@pytest.mark.parametrize("count", [1, 2])
+def test_a_run_killed_at_three_random_moments_ends_like_one_that_was_not(home, whole, count):
+    expected = whole(count)
+    chance, folder = random.Random(count), home / f"killed-{count}"
     options = "--config", home / "config.yaml", "--outdir", folder, "--keep-going"
-    for images in sorted(chance.sample(range(32), 2)):
+    for images in sorted(chance.sample(range(32), 3)):
         processes = started(*options, count=count)
         while newest(folder) < images:
             assert processes.alive()
@@ -119,9 +119,9 @@ def test_ctrl_c_spares_what_a_shell_has_started_in_the_background(interruptible)
         assert not signals.asked_to_end()
 
 
-def test_ctrl_c_leaves_a_checkpoint_and_its_own_exit_code(home, whole, interruptible):
-    """SIGTERM too: tests/training/test_parallel.py."""
-    expected, folder, number = whole(2), home / "ended", signal.SIGINT
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_leaves_a_checkpoint_and_its_own_exit_code(home, whole, number, interruptible):
+    expected, folder = whole(2), home / f"ended-{number}"
     options = "--config", home / "config.yaml", "--outdir", folder, "--workers", 1
     processes = started(*options, count=2)
     log = folder / "log.jsonl"
