@@ -41,14 +41,14 @@ from runtime.progress import each
 from runtime.tables import fixed, table
 from samplers import DPM, MMSE
 from training.config import TrainConfig
-from training.loss import DenoisingLoss
-from training.schedule import ema_decay, learning_rate, update_average
+from training.data import training_batches
+from training.trainer import Trainer
 
 NOISE, CROPS = 0.05, 16_000
 FAMILIES = ("MotionBlur", "MissingPatches", "MatrixDegradation", "Box")  # the last one is unseen
 SETTINGS = TrainConfig(
-    degradation="RandomDegradation", batch=64, lr=2e-3, ramp=4096, decay=None, cooldown=0.3,
-    mmse_share=0.1, ema_halflife=8192, ema_ramp=0.1,
+    degradation="RandomDegradation", noise_level=NOISE, batch=64, lr=2e-3, ramp=4096, decay=None,
+    cooldown=0.3, mmse_share=0.1, ema_halflife=8192, ema_ramp=0.1,
 )  # fmt: skip
 _TICKS = (0.02, 0.05, 0.1, 0.2)
 ZERO_SHOT = ("ddrm", "ddnm_plus", "pigdm", "dps", "daps", "diffpir", "mgps")
@@ -69,39 +69,37 @@ def network(way: str, side: int, depth: int) -> Denoiser:
     return Denoiser(NetworkConfig(shape, 2, (level,), mapping_width=64, fused=fused))
 
 
+class PriorSamples:
+    """A data set of `count` images drawn from a prior: (float32 image `[C, h, w]`, −1)."""
+
+    num_classes = 0
+
+    def __init__(self, prior: GaussianMixture, count: int):
+        self.image_shape = prior.image_shape
+        seeds = [derive_seed("prior sample", i) for i in range(count)]
+        blocks = (seeds[i : i + 1024] for i in range(0, count, 1024))
+        self.images = torch.cat([prior.sample(Draws(block)).float() for block in blocks])
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        return self.images[index], -1
+
+
 def train(
     way: str, prior: GaussianMixture, images: int, depth: int
 ) -> Iterator[tuple[int, Denoiser]]:
     """The averaged network after 1/16, 1/4 and all of the images."""
-    side = prior.image_shape[-1]
-    loss, config = DenoisingLoss(network(way, side, depth)), replace(SETTINGS, duration=images)
-    average = network(way, side, depth).eval().requires_grad_(False)
-    weights = list(loss.denoiser.parameters())
-    optimizer = torch.optim.Adam(weights, config.lr, config.betas, fused=True)
-    family, noise = RandomDegradation(), GaussianNoise(NOISE)
+    config = replace(SETTINGS, duration=images)
+    denoiser = network(way, prior.image_shape[-1], depth)
+    trainer = Trainer(config, denoiser, RandomDegradation(), torch.device("cpu"))
+    batches = training_batches(PriorSamples(prior, images), config.batch, config.seed, 0, workers=0)
     steps = images // config.batch
-    for step in each(range(steps), way, "steps"):
-        seeds = [derive_seed("exact world", step, i) for i in range(config.batch)]
-        draws = Draws(seeds)
-        clean = prior.sample(draws).float()
-        structure = family.structure(derive_seed("structure", step))
-        problem = noise.measure(family.sample(clean.shape[1:], structure, seeds), clean, draws)
-        unit = draws.normal(clean.shape[1:], "noise")
-        loss(clean, loss.levels(draws, config), unit, problem).mean().backward()
-        seen = (step + 1) * config.batch
-        optimizer.param_groups[0]["lr"] = learning_rate(
-            seen, seen / images, lr=config.lr, batch=config.batch, ramp=config.ramp,
-            decay=config.decay, cooldown=config.cooldown,
-        )  # fmt: skip
-        optimizer.step()
-        optimizer.zero_grad()
-        decay = ema_decay(
-            seen, batch=config.batch, halflife=config.ema_halflife, ramp=config.ema_ramp
-        )
-        update_average(list(average.parameters()), [w.detach() for w in weights], decay)
-        if step + 1 in (-(-steps // 16), -(-steps // 4), steps):
-            average.logvar.load_state_dict(loss.denoiser.logvar.state_dict())
-            yield seen, average
+    for step in each(range(1, steps + 1), way, "steps"):
+        trainer.step(*next(batches), step / steps)
+        if step in (-(-steps // 16), -(-steps // 4), steps):
+            yield trainer.progress.images, trainer.average
 
 
 def problems_of(prior: GaussianMixture, count: int) -> list[tuple[str, Problem]]:

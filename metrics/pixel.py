@@ -32,8 +32,8 @@ def to_uint8(x: Tensor) -> Tensor:
 
 
 def to_float(images: Tensor) -> Tensor:
-    """uint8 images, any shape, to float32 in [-1, 1]."""
-    return images.float() / 127.5 - 1
+    """uint8 images, any shape, to float32 in [-1, 1]; float images stay as they are."""
+    return images if images.is_floating_point() else images.float() / 127.5 - 1
 
 
 def psnr(a: Tensor, b: Tensor) -> Tensor:

@@ -38,6 +38,18 @@ def test_rows_table_and_picture(small: Path) -> None:
     assert (small / "docs" / "n.png").is_file()
 
 
+def test_samples_are_those_of_the_prior() -> None:
+    torch.manual_seed(0)
+    prior = exact_world.fit_mixture(torch.rand(300, 3, 8, 8).double() * 4 - 2, 2)
+    samples = exact_world.PriorSamples(prior, 1500)
+    images = samples.images.double().flatten(1)
+    assert (images.abs() > 1).any()  # not clipped to the range of pictures
+    error = images.mean(0) - prior.sample(exact_world.Draws(list(range(1500)))).flatten(1).mean(0)
+    assert error.abs().max() < 5 * (2 / 1500) ** 0.5 * images.std(0).max()
+    few = exact_world.PriorSamples(prior, 3)
+    assert torch.equal(few[2][0], samples[2][0]) and few[2][1] == -1
+
+
 def test_ways_differ_in_two_switches() -> None:
     ways = {name: exact_world.network(name, 8, 4).config for name in exact_world.WAYS}
     switches = {n: (c.levels[0].joint, c.fused) for n, c in ways.items()}
