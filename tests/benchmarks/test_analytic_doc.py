@@ -40,6 +40,7 @@ def test_samplers_that_are_named_exist():
         ("exact-world-long", 2**18, ""),
         ("exact-world-deep", 0, ", 8 blocks"),
         ("exact-world-mixture", -1, ""),
+        ("exact-world-mixture-long", 0, ", longer"),
         ("exact-world-16", -1, ""),
     ],
 )
