@@ -51,7 +51,10 @@ SETTINGS = TrainConfig(
     cooldown=0.3, mmse_share=0.1, ema_halflife=8192, ema_ramp=0.1,
 )  # fmt: skip
 _TICKS = (0.02, 0.05, 0.1, 0.2)
-ZERO_SHOT = ("ddrm", "ddnm_plus", "pigdm", "dps", "daps", "diffpir", "mgps")
+ZERO_SHOT = (
+    "ddrm", "ddnm", "ddnm_plus", "pigdm", "dps", "dds", "daps", "diffpir", "reddiff", "pnpdm",
+    "mcgdiff", "mgps",
+)  # fmt: skip
 WAYS = {  # in two switches: Feature Degradation Layers; x and y in one image
     "Palette": (False, False),
     "InvFusion": (True, False),
