@@ -37,7 +37,8 @@ def measured(count: int, data_opt: dict[str, str], folder: Path) -> tuple[dict, 
     """The cells of every family and method, and the values of every image."""
     data: dict[str, Any] = {"data": "Emoji", "data_opt": {"resolution": "32"} | data_opt}
     reference = folder / "ref.safetensors"
-    write_reference(RefOptions(dest=reference, images=count, detectors=(DETECTOR,), **data))
+    if not reference.exists():
+        write_reference(RefOptions(dest=reference, images=count, detectors=(DETECTOR,), **data))
     options = GenOptions(
         nets=NETS,
         outdir=folder / "gen",
