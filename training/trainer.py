@@ -85,8 +85,8 @@ class Trainer:
     def step(self, images: Tensor, labels: Tensor, fraction: float) -> Tensor:
         """One optimiser step on this process's share of the batch; returns its mean loss `[]`.
 
-        images: uint8 `[n, C, h, w]`, or float32 in [-1, 1]; fraction: share of the run that is over, in [0, 1]. Nothing
-        here waits for the device (a family may, while it draws operators).
+        images: uint8 `[n, C, h, w]`, or float32 in [-1, 1]; fraction: share of the run that is
+        over, in [0, 1]. Nothing here waits for the device (a family may, while it draws operators).
         """
         config, progress = self.config, self.progress
         self.loss_module.step = progress.step
