@@ -1,11 +1,14 @@
 """The weights that ship, compared on held-out emoji: `python -m benchmarks.weights`.
 
+With `torchrun --nproc-per-node N -m benchmarks.weights`, N processes share the work.
+
 InvFusion, Palette and zero-shot samplers on the unconditional network restore the same images. The
 table has each metric for each family; the JSON also has 95 % intervals of the difference between
-InvFusion, with and without EPS, and every other row, paired by image.
+InvFusion, with and without EPS, and every other row, paired by image. A second table has the
+Fréchet distance of images that each network draws without a measurement.
 """
 
-import tempfile
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +16,7 @@ from typing import Any
 import click
 
 from benchmarks.report import CONTEXT, ROOT, name_option, report
+from commands.draw import draw
 from commands.gen import evaluate
 from commands.options import GenOptions, RefOptions
 from commands.ref import write_reference
@@ -33,12 +37,36 @@ OURS = ("InvFusion", "InvFusion + EPS")
 DETECTOR = "efficientnet-lite0"
 
 
-def measured(count: int, data_opt: dict[str, str], folder: Path) -> tuple[dict, dict]:
+def draw_images(count: int, reference: Path, folder: Path) -> None:
+    """Draw images with every network, without a measurement."""
+    for net in NETS:
+        outdir = folder / net.stem
+        if not (outdir / "metrics.json").exists():
+            draw(
+                GenOptions(
+                    nets=(net,),
+                    outdir=outdir,
+                    images=count,
+                    metrics="fd",
+                    ref=reference,
+                    samplers=("dpm",),
+                    sampler_opt={"num_steps": str(STEPS["dpm"])},
+                )
+            )
+
+
+def drawn_distances(folder: Path) -> dict[str, float]:
+    """The Fréchet distance of the drawn images, by network."""
+    found = {}
+    for net in NETS:
+        record = json.loads((folder / net.stem / "metrics.json").read_text())
+        (cell,) = record["metrics"]["values"]["none"].values()
+        found[net.stem] = cell["fd"]["mean"]
+    return found
+
+
+def restored(count: int, data: dict[str, Any], reference: Path, folder: Path) -> tuple[dict, dict]:
     """The cells of every family and method, and the values of every image."""
-    data: dict[str, Any] = {"data": "Emoji", "data_opt": {"resolution": "32"} | data_opt}
-    reference = folder / "ref.safetensors"
-    if not reference.exists():
-        write_reference(RefOptions(dest=reference, images=count, detectors=(DETECTOR,), **data))
     options = GenOptions(
         nets=NETS,
         outdir=folder / "gen",
@@ -49,11 +77,13 @@ def measured(count: int, data_opt: dict[str, str], folder: Path) -> tuple[dict, 
         samplers=("mmse", *STEPS),
         sampler_opt={f"{name}.num_steps": str(steps) for name, steps in STEPS.items()},
         # The Gaussian is fitted to the training emoji, which do not ship.
-        baselines="pinv,fill,gaussian" if data_opt else "pinv,fill",
+        baselines="pinv,fill,gaussian" if "path" in data["data_opt"] else "pinv,fill",
         pictures=8,
         **data,
     )
     found = evaluate(options)
+    if not found:  # in all processes but the first
+        return {}, {}
     by_image: dict[tuple[str, str, str], list[float]] = {}
     for row in read_rows(options.outdir / "per_image.csv", PAIRED):
         for metric in PAIRED:
@@ -69,7 +99,7 @@ def intervals(by_image: Mapping[tuple[str, str, str], list[float]]) -> list[dict
         for way in OURS:
             ours = f"{way} MMSE" if method.endswith("MMSE") else f"{way} sample (dpm)"
             if method == ours:
-                continue
+                break  # the pairs of two of ours are there once
             found = paired_difference(by_image[family, ours, metric], values)
             rows.append({
                 "family": family, "metric": metric, "ours": ours, "other": method,
@@ -88,14 +118,22 @@ def intervals(by_image: Mapping[tuple[str, str, str], list[float]]) -> list[dict
 @click.option(
     "--outdir",
     type=click.Path(path_type=Path),
-    help="Keep the restorations here: the same command goes on after an interruption.",
+    default=Path("experiments/weights"),
+    help="Restorations are kept here: the same command goes on after an interruption.",
 )
 @name_option
-def main(images: str, path: str | None, outdir: Path | None, name: str | None) -> None:
+def main(images: str, path: str | None, outdir: Path, name: str | None) -> None:
     """Restore held-out emoji with the weights that ship, and compare."""
-    data_opt = {"path": path} if path else {}
-    with tempfile.TemporaryDirectory() as folder:
-        values, by_image = measured(parse_count(images), data_opt, outdir or Path(folder))
+    count, data_opt = parse_count(images), {"resolution": "32"} | ({"path": path} if path else {})
+    data: dict[str, Any] = {"data": "Emoji", "data_opt": data_opt}
+    reference = outdir / "ref.safetensors"
+    if not reference.exists():
+        write_reference(RefOptions(dest=reference, images=count, detectors=(DETECTOR,), **data))
+    draw_images(count, reference, outdir / "drawn")
+    values, by_image = restored(count, data, reference, outdir)
+    if not values:
+        return
+    distances = drawn_distances(outdir / "drawn")
     rows = [
         [
             family,
@@ -105,9 +143,11 @@ def main(images: str, path: str | None, outdir: Path | None, name: str | None) -
         for family, methods in values.items()
         for method, cell in methods.items()
     ]
-    record = {"images": parse_count(images), "steps": STEPS, "values": values}
+    record = {"images": count, "steps": STEPS, "values": values, "drawn_fd": distances}
     record["paired"] = intervals(by_image)
-    report(name, table(["family", "method", *SHOWN], rows), record)
+    text = table(["family", "method", *SHOWN], rows)
+    text += "\n" + table(["drawn by", "fd"], [list(pair) for pair in distances.items()])
+    report(name, text, record)
 
 
 if __name__ == "__main__":

