@@ -152,20 +152,18 @@ def _resolved(options: RunOptions, overrides: dict[str, Any]) -> tuple[TrainConf
 
 
 def _pictures(options: RunOptions, overrides: dict[str, Any]) -> Path | None:
-    """The path of --data; a class goes to the overrides. Raises ValueError for one told twice."""
-    if options.source and "data_class" in overrides:
-        raise ValueError("--data-class is the old name of --data: give --data alone")
-    source = options.source or overrides.pop("data_class", None)
-    if source is None:
+    """The path of --data; a class goes to the overrides. Raises ValueError for a path with
+    options of a data set."""
+    if options.source is None:
         return None
     from datautils import is_path  # importing torch takes seconds
 
-    if not is_path(source):
-        overrides["data_class"] = source
+    if not is_path(options.source):
+        overrides["data_class"] = options.source
         return None
     if "data" in overrides:
-        raise ValueError(f"--data {source} is a path: --data-opt goes with a data set")
-    return Path(source)
+        raise ValueError(f"--data {options.source} is a path: --data-opt goes with a data set")
+    return Path(options.source)
 
 
 def _published(

@@ -56,9 +56,7 @@ class TrainConfig:
         "ones.",
         None,
     )
-    data_class: str = option(
-        "The old name of --data; in a file, the data set.", "datautils.photos.Photos"
-    )
+    data_class: str = option("In a file, the data set.", "datautils.photos.Photos", name="")
     data: dict[str, Any] = option(
         "Option of the data set, such as path=FILE; in a file a mapping.", {}, name="--data-opt"
     )
@@ -255,8 +253,6 @@ class TrainConfig:
         values = _read_yaml(path) if path else {}
         if path and (base := values.pop("base", None)):
             values = _read_yaml(path.parent / str(base)) | values
-        if values.pop("mse_train", "false") == "true":  # of earlier versions
-            values["objective"] = "mmse"
         types = _types()
         for name in (*values, *overrides):
             if name not in types:

@@ -77,11 +77,8 @@ def test_what_to_train_must_be_said():
     assert_names(sentence, "--data FOLDER --config configs/demo.yaml --data FFHQ64")
 
 
-def test_a_data_set_has_one_option_and_an_older_name(folder: Path) -> None:
-    found = [dry_run(f"{name}=FFHQ64") for name in ("--data", "--data-class")]
-    assert found[0] == found[1] and found[0].preset == "FFHQ64"
-    both = refusal(train.main, ["--data=FFHQ64", "--data-class=FFHQ64"])
-    assert_names(both, "--data-class --data")
+def test_a_data_set_brings_its_settings(folder: Path) -> None:
+    assert dry_run("--data=FFHQ64").preset == "FFHQ64"
     path = refusal(train.main, ["--data=some/folder", "--data-opt=size=64"])
     assert_names(path, "some/folder --data-opt")
 
