@@ -1,13 +1,15 @@
 """The weights that ship, compared on held-out emoji: `python -m benchmarks.weights`.
 
-With `torchrun --nproc-per-node N -m benchmarks.weights`, N processes share the work.
+With `torchrun --standalone --nproc_per_node=N -m benchmarks.weights`, N processes share the work.
 
 InvFusion, Palette and zero-shot samplers on the unconditional network restore the same images. The
 table has each metric for each family; the JSON also has 95 % intervals of the difference between
-InvFusion, with and without EPS, and every other row, paired by image. A second table has the
-Fréchet distance of images that each network draws without a measurement.
+InvFusion, with and without EPS, and every other row, paired by image: MMSE estimates with each
+other, samples with the rest. A second table has the Fréchet distance of images that each network
+draws without a measurement.
 """
 
+import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,8 +22,10 @@ from commands.draw import draw
 from commands.gen import evaluate
 from commands.options import GenOptions, RefOptions
 from commands.ref import write_reference
+from metrics.download import sha256_of
 from metrics.means import paired_difference
 from metrics.records import read_rows
+from runtime.launcher import place
 from runtime.options import parse_count
 from runtime.tables import table
 
@@ -35,6 +39,11 @@ PAIRED = ("psnr", "ssim", "consistency")
 SHOWN = ("psnr", "ssim", "cfd", "fd", "consistency", "evaluations")
 OURS = ("InvFusion", "InvFusion + EPS")
 DETECTOR = "efficientnet-lite0"
+
+
+def values_in(folder: Path) -> dict[str, Any]:
+    """What a finished evaluation has found."""
+    return json.loads((folder / "metrics.json").read_text())["metrics"]["values"]
 
 
 def draw_images(count: int, reference: Path, folder: Path) -> None:
@@ -59,8 +68,7 @@ def drawn_distances(folder: Path) -> dict[str, float]:
     """The Fréchet distance of the drawn images, by network."""
     found = {}
     for net in NETS:
-        record = json.loads((folder / net.stem / "metrics.json").read_text())
-        (cell,) = record["metrics"]["values"]["none"].values()
+        (cell,) = values_in(folder / net.stem)["none"].values()
         found[net.stem] = cell["fd"]["mean"]
     return found
 
@@ -81,15 +89,16 @@ def restored(count: int, data: dict[str, Any], reference: Path, folder: Path) ->
         pictures=8,
         **data,
     )
-    found = evaluate(options)
-    if not found:  # in all processes but the first
+    if not (options.outdir / "metrics.json").exists():
+        evaluate(options)
+    if place().rank:
         return {}, {}
     by_image: dict[tuple[str, str, str], list[float]] = {}
     for row in read_rows(options.outdir / "per_image.csv", PAIRED):
         for metric in PAIRED:
             key = row["degradation"], row["method"], metric
             by_image.setdefault(key, []).append(row[metric])
-    return found, by_image
+    return values_in(options.outdir), by_image
 
 
 def intervals(by_image: Mapping[tuple[str, str, str], list[float]]) -> list[dict[str, Any]]:
@@ -119,13 +128,17 @@ def intervals(by_image: Mapping[tuple[str, str, str], list[float]]) -> list[dict
     "--outdir",
     type=click.Path(path_type=Path),
     default=Path("experiments/weights"),
-    help="Restorations are kept here: the same command goes on after an interruption.",
+    help="Results are kept here: the same command, with as many processes, goes on after an "
+    "interruption.",
 )
 @name_option
 def main(images: str, path: str | None, outdir: Path, name: str | None) -> None:
     """Restore held-out emoji with the weights that ship, and compare."""
     count, data_opt = parse_count(images), {"resolution": "32"} | ({"path": path} if path else {})
     data: dict[str, Any] = {"data": "Emoji", "data_opt": data_opt}
+    files = {net.stem: sha256_of(net) for net in NETS}
+    asked = json.dumps([files, FAMILIES, STEPS, count, path])
+    outdir /= hashlib.sha256(asked.encode()).hexdigest()[:12]  # what else was measured stays apart
     reference = outdir / "ref.safetensors"
     if not reference.exists():
         write_reference(RefOptions(dest=reference, images=count, detectors=(DETECTOR,), **data))
@@ -144,6 +157,7 @@ def main(images: str, path: str | None, outdir: Path, name: str | None) -> None:
         for method, cell in methods.items()
     ]
     record = {"images": count, "steps": STEPS, "values": values, "drawn_fd": distances}
+    record["sha256"] = files
     record["paired"] = intervals(by_image)
     text = table(["family", "method", *SHOWN], rows)
     text += "\n" + table(["drawn by", "fd"], [list(pair) for pair in distances.items()])

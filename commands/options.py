@@ -258,10 +258,7 @@ class Request:
 class RestoreOptions(Request):
     """Options of `restore.py`."""
 
-    outdir: Path = option(
-        "New folder for the pictures, sheet.png and restore.json; --out is its old name.",
-        name="--out --outdir",
-    )
+    outdir: Path = option("New folder for the pictures, sheet.png and restore.json.")
     net: Path | None = option(
         "Trained weights, a .safetensors file.", None, shown="the photos' in checkpoints/"
     )

@@ -41,7 +41,7 @@ _SHARES = ("mmse_share", "clean_share", "label_dropout", "cooldown", "augment")
 class TrainConfig:
     """All settings of a run; counts are numbers of images unless said otherwise.
 
-    Each is an option of `train.py` and a line of a settings file.
+    Each is a line of a settings file, and nearly each an option of `train.py`.
     """
 
     preset: str = option("Network preset (networks.PRESETS).", "FFHQ64")
@@ -56,7 +56,7 @@ class TrainConfig:
         "ones.",
         None,
     )
-    data_class: str = option("In a file, the data set.", "datautils.photos.Photos", name="")
+    data_class: str = option("The data set.", "datautils.photos.Photos", name="")  # --data
     data: dict[str, Any] = option(
         "Option of the data set, such as path=FILE; in a file a mapping.", {}, name="--data-opt"
     )

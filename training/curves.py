@@ -103,9 +103,8 @@ def _points(log: Iterable[Line], *keys: str) -> tuple[list[float], list[float]]:
 @click.command(cls=Command, context_settings=SETTINGS | {"show_default": True})
 @click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option(
-    "--out", "--dest", "dest", type=click.Path(dir_okay=False, path_type=Path),
-    default=Path("curves.png"),
-    help="Picture to write, as PNG; --out is the old name.",
+    "--dest", type=click.Path(dir_okay=False, path_type=Path), default=Path("curves.png"),
+    help="Picture to write, as PNG.",
 )  # fmt: skip
 def main(runs: tuple[Path, ...], dest: Path) -> None:
     """Draw the curves of one or several runs, given by their folders."""

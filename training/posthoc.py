@@ -92,8 +92,8 @@ def _snapshots(folder: Path, images: int | None) -> dict[Path, _Snapshot]:
 )  # fmt: skip
 @click.option("--images", type=int, help="Images after which.  [default: the newest snapshot]")
 @click.option(
-    "--out", "--dest", "dest", type=click.Path(dir_okay=False, path_type=Path), required=True,
-    help="Weights file to write; --out is the old name.",
+    "--dest", type=click.Path(dir_okay=False, path_type=Path), required=True,
+    help="Weights file to write.",
 )  # fmt: skip
 def main(run: Path, sigma_rel: float, images: int | None, dest: Path) -> None:
     """Make an average of any width from the snapshots of a run, as a weights file for --net."""

@@ -28,14 +28,6 @@ COMMANDS = {
 }
 
 
-@pytest.mark.parametrize(
-    ("name", "option"), [("restore", "--outdir"), ("curves", "--dest"), ("posthoc", "--dest")]
-)
-def test_old_names_of_options_stay(name: str, option: str) -> None:
-    (found,) = [p for p in COMMANDS[name][0].params if option in p.opts]
-    assert "--out" in found.opts and "--out is" in found.help
-
-
 @pytest.fixture(autouse=True)
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
