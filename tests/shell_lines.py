@@ -56,7 +56,8 @@ class Line:
         found = get_args_parser().parse_args(words[1:])
         nodes = found.nnodes.rpartition(":")[2]  # at most
         processes = int(nodes) * int(found.nproc_per_node)
-        return [found.training_script, *found.training_script_args], processes
+        module = ["-m"] * found.module
+        return [*module, found.training_script, *found.training_script_args], processes
 
 
 def printed() -> list[Line]:
