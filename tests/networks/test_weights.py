@@ -335,6 +335,7 @@ def test_nothing_that_a_weights_file_says_is_imported(
 ) -> None:
     (saved.parent / "planted.py").write_text("raise SystemExit('imported')")
     monkeypatch.syspath_prepend(str(saved.parent))
+    monkeypatch.delitem(sys.modules, "planted", raising=False)  # another test's
     tensors, description = parts(saved)
     name = "planted.Class"
     says = {"data": name, "degradation": name, "init": name, "precision": name}
