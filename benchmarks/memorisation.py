@@ -66,6 +66,7 @@ def compared(drawn: Tensor, heldout: Tensor, train: Tensor) -> tuple[list[dict],
             "heldout": reference.median().item(),
             "ratio": (distances.median() / reference.median()).item(),
             "closest": (distances.min() / reference.median()).item(),
+            "closest_heldout": (reference.min() / reference.median()).item(),
         })  # fmt: skip
         nearest.append(train[index])
     return rows, nearest
@@ -87,7 +88,7 @@ def main(net: Path, data: str, data_opt: tuple[str, ...], images: int, name: str
     drawn = samples(net, images)
     rows, nearest = compared(drawn, heldout, train)
     record: dict[str, Any] = {"net": net.name, "images": len(drawn), "train": len(train)}
-    headers = ["space", "samples", "held-out", "ratio of medians", "closest sample"]
+    headers = ["space", "samples", "held-out", "ratio", "closest sample", "closest held-out"]
     report(name, table(headers, [list(row.values()) for row in rows]), record | {"rows": rows})
     if name is not None:
         shown = [to_uint8(part[:SHOWN]) for part in (drawn, *nearest)]

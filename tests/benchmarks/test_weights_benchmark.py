@@ -1,12 +1,14 @@
-"""The comparison of the weights that ship, on a few images in a few steps."""
+"""The weights that ship, compared on a few images in a few steps; copies among samples."""
 
 import json
 from pathlib import Path
 
 import pytest
+import torch
+from helpers import gaussian
 from runner import Runner
 
-from benchmarks import report, weights
+from benchmarks import memorisation, report, weights
 
 
 def test_the_weights_are_compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -33,3 +35,14 @@ def test_the_weights_are_compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert pair["low"] <= pair["difference"] <= pair["high"]
     pairs = [{p["ours"], p["other"]} for p in record["paired"] if p["metric"] == "psnr"]
     assert all(pairs.count(pair) == 1 for pair in pairs)
+
+
+def test_copies_of_training_images_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memorisation, "spaces", lambda x: {"pixels": x.flatten(1)})
+    images = gaussian(40, 3, 4, 4)
+    drawn, heldout, train = images.split([5, 5, 30])
+    (own,), _ = memorisation.compared(drawn, heldout, train)
+    assert 0.5 < own["ratio"] < 2 and own["closest"] > 0.5 and own["closest_heldout"] > 0.5
+    (copied,), (nearest,) = memorisation.compared(drawn, heldout, torch.cat([train, drawn]))
+    assert copied["ratio"] < 1e-6 and torch.equal(nearest, drawn)
+    assert copied["heldout"] <= own["heldout"]
