@@ -51,6 +51,7 @@ class _Summary:
     noise_level: float = 0.0
     noise_range: tuple[float, ...] = ()
     poisson_peak: float | None = None
+    mse_train: bool = False  # of earlier versions, for the objective mmse
 
     def __post_init__(self) -> None:
         if len(self.noise_range) not in (0, 2):
@@ -166,6 +167,10 @@ def _config(path: Path, description: _Description, tensors: int) -> NetworkConfi
     levels = values.get("levels")
     if isinstance(levels, list) and len(levels) > tensors:  # before each of them is read
         raise ValueError(f"{what} has {len(levels)} levels, and the file only {tensors} tensors")
+    if values.pop("consistent", False):  # a field of earlier versions
+        raise ValueError(f"{what} is a `consistent` one, which this version no longer has")
+    if description.summary.get("mse_train"):
+        values.setdefault("objective", "mmse")
     config = record(NetworkConfig, values, what)
     layers = config.mapping_depth + sum(level.depth for level in config.levels)
     if layers > tensors:

@@ -51,6 +51,7 @@ class Progress:
     meters: list[list[float]] = field(default_factory=list)
     """Sums since the last report, of each process."""
     origin: Origin | None = None
+    """None in checkpoints of older versions."""
 
     def __post_init__(self) -> None:
         """Raises ValueError for counters that no run has."""
@@ -59,7 +60,7 @@ class Progress:
             raise ValueError("a counter is negative")
         if self.scaler.get("scale", 1) <= 0:
             raise ValueError("the scale of the loss is not above 0")
-        if any(len(sums) != 4 for sums in self.meters):
+        if any(len(sums) not in (4, 5) for sums in self.meters):  # older versions wrote one more
             raise ValueError("the sums of a report are not four numbers")
 
 

@@ -253,6 +253,8 @@ class TrainConfig:
         values = _read_yaml(path) if path else {}
         if path and (base := values.pop("base", None)):
             values = _read_yaml(path.parent / str(base)) | values
+        if values.pop("mse_train", "false") == "true":  # of earlier versions
+            values["objective"] = "mmse"
         types = _types()
         for name in (*values, *overrides):
             if name not in types:

@@ -265,6 +265,11 @@ class Trainer:
         if error is not None:
             raise ValueError(error)
         path, self.progress, warnings = found
+        if origin and not self.progress.origin:
+            warnings.append(
+                f"{path} is of an older version: it does not say with which data and settings the "
+                "run was begun"
+            )
         self.progress.origin = origin
         try:
             parts = load_parts(path)
@@ -297,7 +302,7 @@ class Trainer:
         row = progress.skipped_in_a_row
         self.skips.copy_(torch.tensor([progress.skipped, row, row]))
         if len(progress.meters) == distributed.world_size():  # else the report starts anew
-            own = progress.meters[distributed.rank()]
+            own = progress.meters[distributed.rank()][:4]  # older versions wrote one more
             self.meter.sums.copy_(torch.tensor(own, dtype=torch.float64))
 
     def averaged(self) -> Callable:

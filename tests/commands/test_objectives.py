@@ -177,3 +177,11 @@ def test_networks_of_two_objectives_share_a_table() -> None:
     assert result.exit_code == 0, result.output
     values = json.loads(Path("out/metrics.json").read_text())["metrics"]["values"]["Box"]
     assert {"Palette MMSE", "InDI"} <= set(values)
+
+
+def test_configurations_of_before_keep_their_meaning(tmp_path: Path) -> None:
+    path = tmp_path / "old.yaml"
+    path.write_text("degradation: Box\nmse_train: true\n")
+    assert TrainConfig.load(path, {}).objective == "mmse"
+    path.write_text("degradation: Box\nmse_train: false\n")
+    assert TrainConfig.load(path, {}).objective == "denoising"

@@ -318,7 +318,7 @@ def test_levels_are_counted_before_they_are_read(saved: Path) -> None:
     "summary",
     [
         *([], None, "text", 7, {"noise_level": "0.1"}, {"noise_range": [0.1]}),
-        *({"noise_range": 0.1}, {"poisson_peak": "a"}),
+        *({"noise_range": 0.1}, {"mse_train": 1}, {"poisson_peak": "a"}),
         *({"images": -5}, {"noise_level": -0.1}),
     ],
     ids=str,
@@ -411,3 +411,21 @@ def test_a_damaged_file_that_begins_like_a_pickle_is_called_damaged(tmp_path: Pa
     path.write_bytes(path.read_bytes()[:-100])
     assert path.read_bytes()[:1] == b"\x80"
     assert "damaged" in refusal(path)
+
+
+def test_a_network_of_before_that_was_trained_for_the_mmse_estimate(saved: Path) -> None:
+    tensors, description = parts(saved)
+    del description["config"]["objective"]
+    rewrite(saved, tensors, {**description, "summary": {"mse_train": True}})
+    assert load_weights(saved).config.objective == "mmse"
+
+
+@pytest.mark.parametrize("consistent", [False, True])
+def test_files_of_before_with_a_field_that_is_gone(saved: Path, consistent: bool) -> None:
+    tensors, description = parts(saved)
+    description["config"]["consistent"] = consistent
+    rewrite(saved, tensors, description)
+    if consistent:
+        assert "a `consistent` one, which this version no longer has" in refusal(saved)
+    else:
+        assert load_weights(saved).config == make_config("tiny")

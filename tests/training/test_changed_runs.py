@@ -17,6 +17,7 @@ from runner import Runner
 
 import train
 from networks import read_summary
+from training import checkpoint
 from training.checkpoint import find_checkpoint, list_checkpoints
 from training.config import TrainConfig
 
@@ -105,6 +106,18 @@ def test_a_class_of_another_name_is_noticed(home):
 def test_moved_data_are_the_same(home):
     (home / "data").rename(home / "elsewhere")
     assert_goes_on(resume("--data-opt=path=elsewhere"))
+
+
+def test_a_checkpoint_of_an_older_version_goes_on_with_a_warning(home):
+    path = Path("run/checkpoints/000000000002/state.json")
+    state = json.loads(path.read_text())
+    del state["progress"]["origin"]
+    state["progress"]["meters"] = [[0.0, 0.0, 0.0, 0.0, 0.0]]
+    state["checksum"] = checkpoint._record_checksum(state)
+    path.write_text(json.dumps(state))
+    result = resume()
+    assert_goes_on(result)
+    assert "warning: " in result.stdout and "of an older version" in result.stdout
 
 
 def test_gen_warns_if_the_classes_are_others(begun, tmp_path, monkeypatch):

@@ -86,7 +86,7 @@ def test_checkpoint_comes_back_bit_for_bit(tmp_path):
     saved = state(0)
     progress = Progress(
         images=96, step=12, seconds=1.5, skipped=3, skipped_in_a_row=1, scaler={"scale": 8.0},
-        meters=[[0.1, 1 / 3, 2.0, 2.0]],
+        meters=[[0.1, 1 / 3, 2.0, 2.0, 2.0]],
     )  # fmt: skip
     save_checkpoint(tmp_path, progress, parts(*saved), keep=1)
     loaded = state(1, steps=0)

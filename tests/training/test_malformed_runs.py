@@ -66,7 +66,7 @@ def newest(folder: Path) -> tuple[Path, dict]:
         {"images": "4"}, {"images": -4}, {"images": 4.5}, {"images": None}, {"step": 1e400},
         {"seconds": "soon"}, {"skipped": -1}, {"skipped_in_a_row": []}, {"broken": True},
         {"scaler": {"scale": 0}}, {"scaler": {"good": -1}}, {"scaler": []}, {"meters": [[1.0]]},
-        {"meters": [["a"] * 4]}, {"meters": {}}, {"meters": [[1, 2, 3, 4, 5]]},
+        {"meters": [["a"] * 4]}, {"meters": {}}, {"meters": [[1, 2, 3, 4, 5, 6]]},
         {"origin": {"settings": {}}}, {"origin": 3},
     ],
     ids=str,
