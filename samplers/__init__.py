@@ -20,28 +20,3 @@ from samplers.indi import InDI
 from samplers.mmse import MMSE, one_step
 from samplers.nppc import NPPC, Components
 from samplers.tiles import Tiled, Tiling, tile_problems
-
-__all__ = [
-    "DEIS",
-    "DPM",
-    "MMSE",
-    "NPPC",
-    "Adaptive",
-    "Components",
-    "CountingDenoiser",
-    "Euler",
-    "Guided",
-    "Heun",
-    "InDI",
-    "Sampler",
-    "Tiled",
-    "Tiling",
-    "check_operator",
-    "evaluations_of",
-    "karras_grid",
-    "make_sampler",
-    "one_step",
-    "register",
-    "sampler_names",
-    "tile_problems",
-]

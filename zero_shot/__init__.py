@@ -13,20 +13,3 @@ from zero_shot.pigdm import PiGDM
 from zero_shot.pnpdm import PnPDM
 from zero_shot.reddiff import REDDiff
 from zero_shot.unrolled import Unrolled
-
-__all__ = [
-    "DAPS",
-    "DDNM",
-    "DDRM",
-    "DDS",
-    "DPS",
-    "MGPS",
-    "DDNMPlus",
-    "DiffPIR",
-    "MCGdiff",
-    "PiGDM",
-    "PnPDM",
-    "REDDiff",
-    "Unrolled",
-    "ZeroShot",
-]
