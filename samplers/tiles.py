@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from itertools import product
 from typing import NamedTuple
 
 import torch
@@ -49,8 +50,7 @@ class Tiling:
         h, w = (m // stride for m in self.side)
         tiles = [
             x[..., top // stride :, left // stride :][..., :h, :w]
-            for top in self.tops
-            for left in self.lefts
+            for top, left in product(self.tops, self.lefts)
         ]
         return torch.stack(tiles, 1).flatten(0, 1)
 
@@ -73,8 +73,7 @@ class Tiling:
         """Tiles added up where they overlap, `[B·T, C, h, w]` to `[B, C, H, W]`."""
         tiles = tiles.unflatten(0, (-1, len(self)))
         image = tiles.new_zeros(len(tiles), tiles.shape[2], *self.size)
-        corners = [(top, left) for top in self.tops for left in self.lefts]
-        for t, (top, left) in enumerate(corners):
+        for t, (top, left) in enumerate(product(self.tops, self.lefts)):
             image[..., top : top + self.side[0], left : left + self.side[1]] += tiles[:, t]
         return image
 
