@@ -6,8 +6,8 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from degradation import Draws, Problem
-from samplers.base import Denoiser, OnGrid, RandnLike, Sampler, check_range, make_sampler, register
+from degradation import Draws
+from samplers.base import OnGrid, Run, Sampler, bounded, make_sampler, register
 from samplers.mmse import MMSE
 
 _UNKNOWN = 1.0  # squared error per value of images in [-1, 1], at most
@@ -31,11 +31,11 @@ class Adaptive(Sampler):
 
     of: str = "dpm"
     num_steps: int = 20
-    spread: float = 300.0
-    probe: float = 3.0
+    spread: float = bounded(300.0, 1e-3, 1e6)
+    probe: float = bounded(3.0, 1e-3, 1e3)
 
     def __post_init__(self) -> None:
-        check_range(self, spread=(1e-3, 1e6), probe=(1e-3, 1e3))
+        super().__post_init__()
         inner = type(self.sampler)
         # A zero-shot sampler tells the denoiser nothing of y: its estimate would be of any image.
         if getattr(inner, "start", None) is not OnGrid.start or inner.tell is not Sampler.tell:
@@ -49,11 +49,9 @@ class Adaptive(Sampler):
     def evaluations(self) -> int:
         return self.sampler.evaluations() + 2
 
-    def __call__(
-        self, denoiser: Denoiser, noise: Tensor, problem: Problem, rng: RandnLike
-    ) -> Tensor:
+    def sample(self, run: Run, noise: Tensor) -> Tensor:
         sampler, grid = self.sampler, self.sampler.grid()
-        estimate, variance = self.severity(denoiser, noise, problem, rng)
+        estimate, variance = self.severity(run, noise)
         wanted = ((1 + self.spread) * variance).sqrt()
         enough = torch.tensor(grid[:-1]).to(wanted) >= wanted[:, None]
         first = (enough.sum(1) - 1).clamp(min=0)
@@ -61,16 +59,14 @@ class Adaptive(Sampler):
         for index in first.unique().tolist():
             rows = (first == index).nonzero()[:, 0]
             spread = (grid[index] ** 2 - variance[rows]).clamp(min=0).sqrt().view(-1, 1, 1, 1)
-            run = sampler.begin(denoiser, problem[rows], cast(Draws, rng)[rows])
-            x[rows] = sampler.descend(run, estimate[rows] + spread * noise[rows], grid[index:])
+            part = sampler.begin(run.denoiser, run.problem[rows], cast(Draws, run.rng)[rows])
+            x[rows] = sampler.descend(part, estimate[rows] + spread * noise[rows], grid[index:])
         return x
 
-    def severity(
-        self, denoiser: Denoiser, noise: Tensor, problem: Problem, rng: RandnLike
-    ) -> tuple[Tensor, Tensor]:
+    def severity(self, run: Run, noise: Tensor) -> tuple[Tensor, Tensor]:
         """The MMSE estimate `[B, C, h, w]` and its predicted squared error per value `[B]`."""
-        run, sigma = self.begin(denoiser, problem, rng), MMSE().sigma
-        estimate, unit = run.estimate(sigma * noise, sigma), rng.randn_like(noise)
+        sigma = MMSE().sigma
+        estimate, unit = run.estimate(sigma * noise, sigma), run.rng.randn_like(noise)
         response = run.estimate(estimate + self.probe * unit, self.probe) - estimate
         variance = self.probe * (unit * response).flatten(1).mean(1)
         # A network may answer one n with 0 or less. Then as much is open as without y.

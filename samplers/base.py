@@ -48,6 +48,29 @@ class Run:
         return self.denoiser(x, sigma, self.told)
 
 
+def bounded(default: float | None, low: float | str, high: float | str) -> Any:
+    """An option of a sampler between two bounds: numbers, or the names of other options."""
+    return dataclasses.field(default=default, metadata={"bounds": (low, high)})
+
+
+def one_of(*choices: str) -> Any:
+    """An option of a sampler that is one of these texts, by default the first."""
+    return dataclasses.field(default=choices[0], metadata={"choices": choices})
+
+
+def _check(sampler: Any, option: dataclasses.Field) -> None:
+    """Raise ValueError if an option of a sampler is none of its choices, or outside its bounds."""
+    value, choices = getattr(sampler, option.name), option.metadata.get("choices")
+    what = f"{type(sampler).__name__} option {option.name}={value}"
+    if choices and value not in choices:
+        raise ValueError(f"{what} must be one of {', '.join(choices)}")
+    if "bounds" in option.metadata and value is not None:
+        bounds = option.metadata["bounds"]
+        low, high = (getattr(sampler, b) if isinstance(b, str) else b for b in bounds)
+        if not low <= value <= high:
+            raise ValueError(f"{what} must lie between {low} and {high}")
+
+
 class Sampler:
     """`sampler(denoiser, noise, problem, rng)`; a dataclass of its options.
 
@@ -67,6 +90,16 @@ class Sampler:
         if "title" not in vars(cls):
             cls.title = ""
 
+    def __post_init__(self) -> None:
+        """Raise ValueError if an option is none of its choices, or outside its bounds.
+
+        They hold also where a subclass gives the option another default.
+        """
+        for cls in reversed(type(self).__mro__):
+            # The last first, as it may be the bound of another.
+            for option in reversed(getattr(cls, "__dataclass_fields__", {}).values()):
+                _check(self, option)
+
     def __call__(
         self, denoiser: Denoiser, noise: Tensor, problem: Problem, rng: RandnLike
     ) -> Tensor:
@@ -75,6 +108,10 @@ class Sampler:
         noise: standard normal `[B, C, h, w]`, where the run starts. Raises ValueError if the
         operator or the denoiser lacks what the sampler needs.
         """
+        return self.sample(self.begin(denoiser, problem, rng), noise)
+
+    def sample(self, run: Run, noise: Tensor) -> Tensor:
+        """The images of a run from its noise, both `[B, C, h, w]`: what a subclass writes."""
         raise NotImplementedError
 
     def evaluations(self) -> int | None:
@@ -139,17 +176,13 @@ def evaluations_of(sampler: Sampler, image_shape: tuple[int, int, int]) -> int:
 
 
 def karras_grid(
-    num_steps: int,
-    sigma_min: float = 0.002,
-    sigma_max: float = 80.0,
-    rho: float = 7.0,
-    device: torch.device | str = "cpu",
+    num_steps: int, sigma_min: float = 0.002, sigma_max: float = 80.0, rho: float = 7.0
 ) -> Tensor:
     """Noise levels from sigma_max to sigma_min, then 0: float64 `[num_steps + 1]` (EDM, Eq. 5)."""
     ramp = torch.linspace(0, 1, num_steps, dtype=torch.float64)
     low, high = sigma_min ** (1 / rho), sigma_max ** (1 / rho)
     grid = (high + ramp * (low - high)) ** rho
-    return torch.cat((grid, grid.new_zeros(1))).to(device)
+    return torch.cat((grid, grid.new_zeros(1)))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -157,22 +190,15 @@ class OnGrid(Sampler):
     """A sampler that goes down the noise levels of EDM: a subclass writes `step`, and `evaluations`
     if a step takes another number than one."""
 
-    num_steps: int = 32
-    sigma_min: float = 0.002
-    sigma_max: float = 80.0
-    rho: float = 7.0
-
-    def __post_init__(self) -> None:
-        check_range(self, num_steps=(2, 10**6), sigma_max=(1e-9, 1e6), rho=(0.1, 100))
-        check_range(self, sigma_min=(1e-9, self.sigma_max))
+    num_steps: int = bounded(32, 2, 10**6)
+    sigma_min: float = bounded(0.002, 1e-9, "sigma_max")
+    sigma_max: float = bounded(80.0, 1e-9, 1e6)
+    rho: float = bounded(7.0, 0.1, 100)
 
     def evaluations(self) -> int:
         return self.num_steps
 
-    def __call__(
-        self, denoiser: Denoiser, noise: Tensor, problem: Problem, rng: RandnLike
-    ) -> Tensor:
-        run = self.begin(denoiser, problem, rng)
+    def sample(self, run: Run, noise: Tensor) -> Tensor:
         grid = self.grid()
         return self.descend(run, self.start(run, noise, grid[0]), grid)
 
@@ -212,8 +238,9 @@ def make_sampler(name: str, options: Mapping[str, Any] | None = None) -> Sampler
     value out of range, with the known ones.
     """
     found = SAMPLERS.find(name)
-    unfinished = found.__call__ is Sampler.__call__ or (
-        found.__call__ is OnGrid.__call__ and found.step is OnGrid.step
+    unfinished = found.__call__ is Sampler.__call__ and (
+        found.sample is Sampler.sample
+        or (found.sample is OnGrid.sample and found.step is OnGrid.step)
     )
     if unfinished or not dataclasses.is_dataclass(found):
         raise ValueError(f"sampler '{name}' must be a dataclass with a step or a __call__")
@@ -235,20 +262,3 @@ def check_operator(sampler: Sampler, operator: LinearOperator) -> None:
             raise ValueError(
                 f"{error}: take a sampler without such a need, as dps or daps"
             ) from None
-
-
-def check_choice(sampler: object, **choices: tuple[str, ...]) -> None:
-    """Raise ValueError if an option of a sampler is not one of its choices."""
-    for name, known in choices.items():
-        if (value := getattr(sampler, name)) not in known:
-            kind = type(sampler).__name__
-            raise ValueError(f"{kind} option {name}={value} must be one of {', '.join(known)}")
-
-
-def check_range(sampler: object, **bounds: tuple[float, float]) -> None:
-    """Raise ValueError when an option of a sampler lies outside its closed range."""
-    for name, (low, high) in bounds.items():
-        value = getattr(sampler, name)
-        if not low <= value <= high:
-            kind = type(sampler).__name__
-            raise ValueError(f"{kind} option {name}={value} must lie between {low} and {high}")

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 from torch import Tensor
 
-from samplers.base import OnGrid, Run, check_range, register
+from samplers.base import OnGrid, Run, bounded, register
 
 
 @register("deis")
@@ -20,11 +20,7 @@ class DEIS(OnGrid):
     """
 
     num_steps: int = 20
-    order: int = 3
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_range(self, order=(1, 4))
+    order: int = bounded(3, 1, 4)
 
     def step(self, run: Run, x: Tensor, sigma: float, following: float) -> Tensor:
         if following == sigma:  # all levels are one

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from samplers.base import OnGrid, Run, check_range, register
+from samplers.base import OnGrid, Run, bounded, register
 
 
 @register("dpm")
@@ -20,11 +20,7 @@ class DPM(OnGrid):
     """
 
     num_steps: int = 20
-    eta: float = 0.0
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_range(self, eta=(0, 1e3))
+    eta: float = bounded(0.0, 0, 1e3)
 
     def step(self, run: Run, x: Tensor, sigma: float, following: float) -> Tensor:
         estimate = run.estimate(x, sigma)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from samplers.base import OnGrid, Run, check_range, register
+from samplers.base import OnGrid, Run, bounded, register
 
 
 @register("heun")
@@ -18,15 +18,10 @@ class Heun(OnGrid):
     """
 
     num_steps: int = 32
-    churn: float = 0.0
-    churn_min: float = 0.0
-    churn_max: float = math.inf
-    churn_noise: float = 1.0
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_range(self, churn=(0, math.inf), churn_max=(0, math.inf), churn_noise=(0, 1e3))
-        check_range(self, churn_min=(0, self.churn_max))
+    churn: float = bounded(0.0, 0, math.inf)
+    churn_min: float = bounded(0.0, 0, "churn_max")
+    churn_max: float = bounded(math.inf, 0, math.inf)
+    churn_noise: float = bounded(1.0, 0, 1e3)
 
     def evaluations(self) -> int:
         return 2 * self.num_steps - 1

@@ -1,12 +1,10 @@
 """Inversion by direct iteration (Delbracio and Milanfar, TMLR 2023)."""
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 from torch import Tensor
 
-from degradation import Problem
-from samplers.base import Denoiser, RandnLike, Sampler, check_range, register
+from samplers.base import Run, Sampler, bounded, register
 
 
 @register("indi")
@@ -19,23 +17,17 @@ class InDI(Sampler):
     result is the MMSE estimate.
     """
 
-    title: ClassVar[str] = "InDI"
-    objectives: ClassVar[frozenset[str]] = frozenset({"indi"})
+    title = "InDI"
+    objectives = frozenset({"indi"})
 
-    num_steps: int = 50
-    epsilon: float = 0.01
-
-    def __post_init__(self) -> None:
-        check_range(self, num_steps=(1, 10**6), epsilon=(0, 1e3))
+    num_steps: int = bounded(50, 1, 10**6)
+    epsilon: float = bounded(0.01, 0, 1e3)
 
     def evaluations(self) -> int:
         return self.num_steps
 
-    def __call__(
-        self, denoiser: Denoiser, noise: Tensor, problem: Problem, rng: RandnLike
-    ) -> Tensor:
-        run = self.begin(denoiser, problem, rng)
-        x = problem.pinv() + self.epsilon * noise
+    def sample(self, run: Run, noise: Tensor) -> Tensor:
+        x = run.problem.pinv() + self.epsilon * noise
         for remaining in range(self.num_steps, 0, -1):
             x = x + (run.estimate(x, remaining / self.num_steps) - x) / remaining
         return x

@@ -1,12 +1,10 @@
 """The minimum mean-square-error estimate in one evaluation."""
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 from torch import Tensor
 
-from degradation import Problem
-from samplers.base import Denoiser, RandnLike, Sampler, check_range, register
+from samplers.base import Run, Sampler, bounded, register
 from samplers.indi import InDI
 
 
@@ -15,21 +13,15 @@ from samplers.indi import InDI
 class MMSE(Sampler):
     """D(σ·noise, σ) at σ = 100: the image drowns in noise, so E[x0 | x, y] = E[x0 | y] (Eq. 8)."""
 
-    title: ClassVar[str] = "MMSE"
-    objectives: ClassVar[frozenset[str]] = frozenset({"denoising", "mmse"})
+    title = "MMSE"
+    objectives = frozenset({"denoising", "mmse"})
 
-    sigma: float = 100.0
-
-    def __post_init__(self) -> None:
-        check_range(self, sigma=(1e-3, 1e6))
+    sigma: float = bounded(100.0, 1e-3, 1e6)
 
     def evaluations(self) -> int:
         return 1
 
-    def __call__(
-        self, denoiser: Denoiser, noise: Tensor, problem: Problem, rng: RandnLike
-    ) -> Tensor:
-        run = self.begin(denoiser, problem, rng)
+    def sample(self, run: Run, noise: Tensor) -> Tensor:
         return run.estimate(self.sigma * noise, self.sigma)
 
 

@@ -1,7 +1,7 @@
 """Principal components of the posterior in one evaluation (NPPC: Nehme et al., NeurIPS 2023)."""
 
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -37,8 +37,8 @@ class NPPC(MMSE):
     sigma: the noise level of the input, which is noise alone, as in training.
     """
 
-    title: ClassVar[str] = "NPPC"
-    objectives: ClassVar[frozenset[str]] = frozenset({"nppc"})
+    title = "NPPC"
+    objectives = frozenset({"nppc"})
 
     def components(
         self, denoiser: ComponentDenoiser, noise: Tensor, problem: Problem

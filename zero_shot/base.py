@@ -2,14 +2,13 @@
 
 import math
 from collections.abc import Callable
+from typing import cast
 
 import torch
 from torch import Tensor
 
-from degradation import Problem
+from degradation import Diagonalisable, Problem
 from samplers.base import RandnLike, Run, Sampler
-
-Pullback = Callable[[Tensor], Tensor]
 
 
 class ZeroShot(Sampler):
@@ -19,7 +18,7 @@ class ZeroShot(Sampler):
         return problem.unconditional()
 
 
-def linearised(run: Run, x: Tensor, sigma: float) -> tuple[Tensor, Pullback]:
+def linearised(run: Run, x: Tensor, sigma: float) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
     """E[x0 | x], and the map v → Jᵀv with J = ∂E[x0 | x]/∂x, which can be asked once.
 
     Raises ValueError if the denoiser has no gradient.
@@ -62,9 +61,19 @@ def column(values: Tensor) -> Tensor:
     return values.view(-1, 1, 1, 1)
 
 
-def squared_norm(x: Tensor) -> Tensor:
-    """‖x‖² of every image, `[B, ...]` to `[B]`."""
-    return x.flatten(1).square().sum(1)
+def filled(sigma: float, level: Tensor) -> Tensor:
+    """Standard deviation of the noise that makes noise of `level` up to σ; 0 if that is less."""
+    return (sigma**2 - level.square()).clamp(min=0).sqrt()
+
+
+def spectral(problem: Problem) -> tuple[Diagonalisable, Tensor, Tensor]:
+    """The operator, and in its singular directions ȳ = Uᵀy/s and its noise τ = σₙ/s, `[B, R]`.
+
+    Where nothing is measured they are 0, and V drops what comes of them.
+    """
+    operator = cast(Diagonalisable, problem.degradation)
+    s = torch.where(operator.s > 0, operator.s, math.inf)
+    return operator, operator.Ut(problem.y) / s, problem.noise_level[:, None] / s
 
 
 def explain(problem: Problem, mean: Tensor, spread: float, level: Tensor, rng: RandnLike) -> Tensor:

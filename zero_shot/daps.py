@@ -1,12 +1,11 @@
 """DAPS: annealed noise, between whose levels the samples are decoupled."""
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from samplers.base import OnGrid, Run, check_choice, check_range, register
+from samplers.base import OnGrid, Run, bounded, one_of, register
 from samplers.euler import Euler
 from zero_shot.base import ZeroShot, column, explain
 
@@ -33,27 +32,19 @@ class DAPS(ZeroShot, OnGrid):
     towards y, and it lacks the variance of level sigma_min.
     """
 
-    title: ClassVar[str] = "DAPS"
+    title = "DAPS"
 
     num_steps: int = 200
     sigma_min: float = 0.1
     sigma_max: float = 100.0
-    ode_steps: int = 5
-    ode_sigma_min: float = 0.01
-    inner: str = "langevin"
-    langevin_steps: int = 100
-    lr: float = 1e-4
-    lr_last: float = 0.01
-    tau: float | None = None
+    ode_steps: int = bounded(5, 2, 10**6)
+    ode_sigma_min: float = bounded(0.01, 1e-9, "sigma_min")
+    inner: str = one_of("langevin", "exact")
+    langevin_steps: int = bounded(100, 1, 10**6)
+    lr: float = bounded(1e-4, 1e-12, 1e3)
+    lr_last: float = bounded(0.01, 1e-9, 1)
+    tau: float | None = bounded(None, 1e-6, 1e3)
     released: bool = False
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_range(self, ode_steps=(2, 10**6), ode_sigma_min=(1e-9, self.sigma_min))
-        check_range(self, langevin_steps=(1, 10**6), lr=(1e-12, 1e3), lr_last=(1e-9, 1))
-        if self.tau is not None:
-            check_range(self, tau=(1e-6, 1e3))
-        check_choice(self, inner=("langevin", "exact"))
 
     def evaluations(self) -> int:
         return self.num_steps * self.ode_steps

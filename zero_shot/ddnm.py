@@ -2,14 +2,12 @@
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar, cast
 
 import torch
 from torch import Tensor
 
-from degradation import Diagonalisable
-from samplers.base import OnGrid, Run, check_range, register
-from zero_shot.base import ZeroShot, column
+from samplers.base import OnGrid, Run, bounded, register
+from zero_shot.base import ZeroShot, column, filled, spectral
 
 
 @register("ddnm")
@@ -28,21 +26,17 @@ class DDNM(ZeroShot, OnGrid):
     Differentiable, for unrolling, so gradients are switched off by the caller.
     """
 
-    title: ClassVar[str] = "DDNM"
+    title = "DDNM"
 
     num_steps: int = 100
-    eta: float = 0.85
+    eta: float = bounded(0.85, 0, 1)
     released: bool = False
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_range(self, eta=(0, 1))
 
     def step(self, run: Run, x: Tensor, sigma: float, following: float) -> Tensor:
         problem, level = run.problem, column(run.problem.noise_level)
         noisy, estimate = level > 0, run.estimate(x, sigma)
         share = torch.where(noisy, following / torch.where(noisy, level, 1), 1).clamp(max=1)
-        spread = (following**2 - (share * level).square()).clamp(min=0).sqrt()
+        spread = filled(following, share * level)
         corrected = estimate + share * problem.degradation.H_pinv(problem.residual(estimate))
         keep = 1 - self.eta if self.released else math.sqrt(1 - self.eta**2)
         move = keep * (x - estimate) / sigma + self.eta * run.rng.randn_like(x)
@@ -63,26 +57,20 @@ class DDNMPlus(ZeroShot, OnGrid):
     Differentiable, for unrolling, so gradients are switched off by the caller.
     """
 
-    title: ClassVar[str] = "DDNM+"
-    needs: ClassVar[frozenset[str]] = frozenset({"spectrum"})
+    title = "DDNM+"
+    needs = frozenset({"spectrum"})
 
     num_steps: int = 100
-    eta: float = 0.85
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_range(self, eta=(0, 1))
+    eta: float = bounded(0.85, 0, 1)
 
     def step(self, run: Run, x: Tensor, sigma: float, following: float) -> Tensor:
-        operator, keep = cast(Diagonalisable, run.problem.degradation), math.sqrt(1 - self.eta**2)
-        s = torch.where(operator.s > 0, operator.s, math.inf)  # V drops what is not measured
-        y, tau = operator.Ut(run.problem.y) / s, run.problem.noise_level[:, None] / s
+        operator, y, tau = spectral(run.problem)
+        keep = math.sqrt(1 - self.eta**2)
         estimate, fresh = run.estimate(x, sigma), run.rng.randn_like(x)
         move = following * (keep * (x - estimate) / sigma + self.eta * fresh)
         known, z, moved = operator.Vt(torch.stack((estimate, fresh, move), 1)).unbind(1)
         above = tau <= following
         share = torch.where(above, 1, keep * following / torch.where(tau > 0, tau, 1))
-        room = (following**2 - tau.square()).clamp(min=0).sqrt()
-        spread = torch.where(above, room, self.eta * following)
+        spread = torch.where(above, filled(following, tau), self.eta * following)
         measured = share * (y - known) + torch.where(tau > 0, spread * z, moved)
         return estimate + move + operator.V(measured - moved)

@@ -2,13 +2,12 @@
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from degradation.solve import least_squares
-from samplers.base import OnGrid, Run, check_range, register
+from samplers.base import OnGrid, Run, bounded, register
 from zero_shot.base import ZeroShot
 
 
@@ -23,16 +22,12 @@ class DDS(ZeroShot, OnGrid):
     steps of its own; in the authors' code the batch is one vector.
     """
 
-    title: ClassVar[str] = "DDS"
+    title = "DDS"
 
     num_steps: int = 50
-    eta: float = 0.85
-    gamma: float = 1.0
-    cg_steps: int = 5
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_range(self, eta=(0, 1), gamma=(1e-9, 1e9), cg_steps=(1, 10**4))
+    eta: float = bounded(0.85, 0, 1)
+    gamma: float = bounded(1.0, 1e-9, 1e9)
+    cg_steps: int = bounded(5, 1, 10**4)
 
     @torch.no_grad()
     def step(self, run: Run, x: Tensor, sigma: float, following: float) -> Tensor:

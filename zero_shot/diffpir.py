@@ -2,12 +2,11 @@
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from samplers.base import OnGrid, Run, check_range, register
+from samplers.base import OnGrid, Run, bounded, register
 from zero_shot.base import ZeroShot
 
 
@@ -25,16 +24,12 @@ class DiffPIR(ZeroShot, OnGrid):
     estimate is moved.
     """
 
-    title: ClassVar[str] = "DiffPIR"
+    title = "DiffPIR"
 
     num_steps: int = 100
-    weight: float = 0.25
-    zeta: float = 0.25
-    noise_floor: float = 0.002
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_range(self, weight=(1e-9, 1e9), zeta=(0, 1), noise_floor=(1e-6, 1e3))
+    weight: float = bounded(0.25, 1e-9, 1e9)
+    zeta: float = bounded(0.25, 0, 1)
+    noise_floor: float = bounded(0.002, 1e-6, 1e3)
 
     @torch.no_grad()
     def step(self, run: Run, x: Tensor, sigma: float, following: float) -> Tensor:

@@ -2,13 +2,12 @@
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from samplers.base import OnGrid, Run, check_range, register
-from zero_shot.base import ZeroShot, ancestral, column, linearised, squared_norm
+from samplers.base import OnGrid, Run, bounded, register
+from zero_shot.base import ZeroShot, ancestral, column, linearised
 
 
 @register("dps")
@@ -24,23 +23,19 @@ class DPS(ZeroShot, OnGrid):
     σ; its norm, taken over the whole batch, is not followed.
     """
 
-    title: ClassVar[str] = "DPS"
-    needs: ClassVar[frozenset[str]] = frozenset({"gradient"})
+    title = "DPS"
+    needs = frozenset({"gradient"})
 
     num_steps: int = 1000
-    zeta: float = 0.5
+    zeta: float = bounded(0.5, 0, 1e6)
     released: bool = False
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_range(self, zeta=(0, 1e6))
 
     @torch.no_grad()
     def step(self, run: Run, x: Tensor, sigma: float, following: float) -> Tensor:
         problem = run.problem
         estimate, pullback = linearised(run, x, sigma)
         residual = problem.residual(estimate) * problem.degradation.rows
-        norm = column(squared_norm(residual).sqrt())
+        norm = column(residual.square().sum(1).sqrt())
         slope = problem.degradation.H_adjoint(residual) / torch.where(norm > 0, norm, 1)
         factor = 1 if self.released else math.sqrt((1 + sigma**2) * (1 + following**2))
         along, spread = ancestral(sigma, following)

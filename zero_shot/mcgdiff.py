@@ -1,16 +1,13 @@
 """MCGdiff: particles that are weighted by how well they explain the measurement."""
 
-import math
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import ClassVar, cast
 
 import torch
 from torch import Tensor
 
-from degradation import Diagonalisable, Problem
-from samplers.base import Denoiser, OnGrid, RandnLike, Run, check_range, prepared, register
-from zero_shot.base import ZeroShot, ancestral
+from samplers.base import OnGrid, RandnLike, Run, bounded, prepared, register
+from zero_shot.base import ZeroShot, ancestral, spectral
 
 
 @register("mcgdiff")
@@ -31,31 +28,23 @@ class MCGdiff(ZeroShot, OnGrid):
     measurements few particles are far too few.
     """
 
-    title: ClassVar[str] = "MCGdiff"
-    needs: ClassVar[frozenset[str]] = frozenset({"spectrum"})
+    title = "MCGdiff"
+    needs = frozenset({"spectrum"})
 
     num_steps: int = 100
-    particles: int = 32
-    batch: int = 32
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_range(self, particles=(1, 10**6), batch=(1, 10**6))
+    particles: int = bounded(32, 1, 10**6)
+    batch: int = bounded(32, 1, 10**6)
 
     def evaluations(self) -> int:
         return (self.num_steps - 1) * self.particles + 1
 
     @torch.no_grad()
-    def __call__(
-        self, denoiser: Denoiser, noise: Tensor, problem: Problem, rng: RandnLike
-    ) -> Tensor:
-        run, grid = self.begin(denoiser, problem, rng), self.grid()
+    def sample(self, run: Run, noise: Tensor) -> Tensor:
+        grid, rng = self.grid(), run.rng
         run.memory = {1: run.told}  # by the number of particles
-        operator = cast(Diagonalisable, problem.degradation)
-        s = operator.s[:, None]  # all below: [B, K, R] coordinates of K particles
-        s = torch.where(s > 0, s, math.inf)
-        seen = s < math.inf
-        y, tau = operator.Ut(problem.y)[:, None] / s, problem.noise_level.view(-1, 1, 1) / s
+        operator, y, tau = spectral(run.problem)
+        # All below: [B, K, R] coordinates of K particles.
+        y, tau, seen = y[:, None], tau[:, None], operator.s[:, None] > 0
 
         def drawn(
             x: Tensor, z: Tensor, known: Tensor, spread: float, width: Tensor

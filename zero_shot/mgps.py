@@ -3,13 +3,11 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from degradation import Problem
-from samplers.base import Denoiser, RandnLike, Run, check_choice, check_range, register
+from samplers.base import Run, bounded, one_of, register
 from zero_shot.base import ZeroShot, column, ddpm_grid, linearised
 
 # Gradient steps at index i of N: the published settings of three data sets.
@@ -36,30 +34,22 @@ class MGPS(ZeroShot):
     original, which the size of its steps refers to.
     """
 
-    title: ClassVar[str] = "MGPS"
-    needs: ClassVar[frozenset[str]] = frozenset({"gradient"})
+    title = "MGPS"
+    needs = frozenset({"gradient"})
 
-    num_steps: int = 300
-    midpoint: float = 0.5
-    schedule: str = "ffhq"
-    lr: float = 0.03
-    noise_floor: float = 0.05
-
-    def __post_init__(self) -> None:
-        check_range(self, num_steps=(4, 1000), midpoint=(0.01, 0.99), lr=(1e-9, 1e3))
-        check_range(self, noise_floor=(1e-6, 1e3))
-        check_choice(self, schedule=tuple(SCHEDULES))
+    num_steps: int = bounded(300, 4, 1000)
+    midpoint: float = bounded(0.5, 0.01, 0.99)
+    schedule: str = one_of(*SCHEDULES)
+    lr: float = bounded(0.03, 1e-9, 1e3)
+    noise_floor: float = bounded(0.05, 1e-6, 1e3)
 
     def evaluations(self) -> int:
         fits = SCHEDULES[self.schedule]
         return sum(2 + fits(t, self.num_steps) for t in range(3, self.num_steps))
 
     @torch.no_grad()
-    def __call__(
-        self, denoiser: Denoiser, noise: Tensor, problem: Problem, rng: RandnLike
-    ) -> Tensor:
-        run, grid = self.begin(denoiser, problem, rng), ddpm_grid(self.num_steps)
-        level = column(problem.noise_level.clamp(min=self.noise_floor))
+    def sample(self, run: Run, noise: Tensor) -> Tensor:
+        grid, rng = ddpm_grid(self.num_steps), run.rng
         x = x0 = grid[-1] * noise
         for step, t in enumerate(range(self.num_steps - 1, 2, -1)):
             low = max(1, int(self.midpoint * (t - 1)))
@@ -68,7 +58,7 @@ class MGPS(ZeroShot):
             mean, spread = bridge(estimate, 0.0, x, sigma_t, sigma)
             start, _ = bridge(x0 if step else estimate, 0.0, x, sigma_t, sigma)
             steps = SCHEDULES[self.schedule](t, self.num_steps)
-            m, v = self._fit(run, level, start, mean, spread, sigma, steps)
+            m, v = self._fit(run, start, mean, spread, sigma, steps)
             u = m + v * rng.randn_like(x)
             x0 = run.estimate(u, sigma)
             mean, spread = bridge(u, sigma, x, sigma_t, sigma_s)
@@ -76,17 +66,11 @@ class MGPS(ZeroShot):
         return x0
 
     def _fit(
-        self,
-        run: Run,
-        level: Tensor,
-        start: Tensor,
-        mean: Tensor,
-        spread: float,
-        sigma: float,
-        steps: int,
+        self, run: Run, start: Tensor, mean: Tensor, spread: float, sigma: float, steps: int
     ) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation of q that minimise −E log p(y | D(u)) + KL(q ‖ N(mean,
         spread²I)), one sample of u a step."""
+        level = column(run.problem.noise_level.clamp(min=self.noise_floor))
         scale = 1 / math.sqrt(1 + sigma**2)  # √ᾱ
         m, log_v = scale * start, torch.full_like(start, math.log(scale * spread))
         adam = torch.optim.Adam([m, log_v], lr=self.lr)

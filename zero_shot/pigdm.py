@@ -2,12 +2,11 @@
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from samplers.base import OnGrid, Run, check_choice, check_range, register
+from samplers.base import OnGrid, Run, bounded, one_of, register
 from zero_shot.base import ZeroShot, ancestral, linearised
 
 
@@ -25,18 +24,13 @@ class PiGDM(ZeroShot, OnGrid):
     in the limit of many steps. With noise InvFusion's released code leaves r out.
     """
 
-    title: ClassVar[str] = "ΠGDM"
-    needs: ClassVar[frozenset[str]] = frozenset({"gradient"})
+    title = "ΠGDM"
+    needs = frozenset({"gradient"})
 
     num_steps: int = 100
-    eta: float = 1.0
-    data_std: float = 1.0
-    form: str = "guidance"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_range(self, eta=(0, 1), data_std=(1e-6, 1e6))
-        check_choice(self, form=("guidance", "score"))
+    eta: float = bounded(1.0, 0, 1)
+    data_std: float = bounded(1.0, 1e-6, 1e6)
+    form: str = one_of("guidance", "score")
 
     @torch.no_grad()
     def step(self, run: Run, x: Tensor, sigma: float, following: float) -> Tensor:

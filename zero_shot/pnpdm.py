@@ -2,13 +2,11 @@
 
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from degradation import Problem
-from samplers.base import Denoiser, OnGrid, RandnLike, check_range, register
+from samplers.base import OnGrid, Run, bounded, register
 from zero_shot.base import ZeroShot, ancestral, explain
 
 
@@ -24,29 +22,21 @@ class PnPDM(ZeroShot, OnGrid):
     of one chain.
     """
 
-    title: ClassVar[str] = "PnP-DM"
+    title = "PnP-DM"
 
     num_steps: int = 100
-    iterations: int = 100
-    rho_start: float = 10.0
-    rho_last: float = 0.3
-    decay: float = 0.9
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_range(self, iterations=(1, 10**6), decay=(0, 1))
-        check_range(self, rho_last=(self.sigma_min, self.sigma_max))
-        check_range(self, rho_start=(self.rho_last, self.sigma_max))
+    iterations: int = bounded(100, 1, 10**6)
+    rho_start: float = bounded(10.0, "rho_last", "sigma_max")
+    rho_last: float = bounded(0.3, "sigma_min", "sigma_max")
+    decay: float = bounded(0.9, 0, 1)
 
     def evaluations(self) -> int:
         grid = self.grid()
         return sum(1 + sum(sigma < rho for sigma in grid[:-1]) for rho in self._rhos())
 
     @torch.no_grad()
-    def __call__(
-        self, denoiser: Denoiser, noise: Tensor, problem: Problem, rng: RandnLike
-    ) -> Tensor:
-        run, grid = self.begin(denoiser, problem, rng), self.grid()
+    def sample(self, run: Run, noise: Tensor) -> Tensor:
+        problem, rng, grid = run.problem, run.rng, self.grid()
         x = noise
         for rho in self._rhos():
             x = explain(problem, x, rho, problem.noise_level, rng)

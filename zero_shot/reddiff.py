@@ -1,13 +1,11 @@
 """RED-diff: the measurement fitted under a regulariser by denoising."""
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from degradation import Problem
-from samplers.base import Denoiser, RandnLike, check_range, register
+from samplers.base import Run, bounded, register
 from zero_shot.base import ZeroShot, column, ddpm_grid
 
 
@@ -22,28 +20,23 @@ class REDDiff(ZeroShot):
     `weight`. It seeks a mode: samples differ little. With noise H† is regularised by its level.
     """
 
-    title: ClassVar[str] = "RED-diff"
+    title = "RED-diff"
 
-    num_steps: int = 1000
-    lr: float = 0.1
-    weight: float = 0.25
-
-    def __post_init__(self) -> None:
-        check_range(self, num_steps=(1, 1000), lr=(1e-9, 1e3), weight=(0, 1e6))
+    num_steps: int = bounded(1000, 1, 1000)
+    lr: float = bounded(0.1, 1e-9, 1e3)
+    weight: float = bounded(0.25, 0, 1e6)
 
     def evaluations(self) -> int:
         return self.num_steps
 
     @torch.no_grad()
-    def __call__(
-        self, denoiser: Denoiser, noise: Tensor, problem: Problem, rng: RandnLike
-    ) -> Tensor:
-        run, operator = self.begin(denoiser, problem, rng), problem.degradation
+    def sample(self, run: Run, noise: Tensor) -> Tensor:
+        problem, operator = run.problem, run.problem.degradation
         rows = column(operator.rows.sum(1).clamp(min=1))
         x = problem.pinv().to(noise).clone()
         adam = torch.optim.Adam([x], lr=self.lr, betas=(0.9, 0.99))
         for step, sigma in enumerate(reversed(ddpm_grid(self.num_steps))):
-            z = rng.randn_like(x)
+            z = run.rng.randn_like(x)
             estimate = run.estimate(x + sigma * z, sigma)
             prior_slope = self.weight * (x - estimate) / operator.numel  # λσ·(ε̂ − z)
             data_slope = operator.H_adjoint(problem.residual(x)) / rows

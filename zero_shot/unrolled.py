@@ -1,7 +1,6 @@
 """Unrolled DDRM: few steps of DDRM with a network that was fine-tuned through all of them."""
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 from samplers.base import register
 from zero_shot.ddrm import DDRM
@@ -15,7 +14,7 @@ class Unrolled(DDRM):
     Before the fine-tuning the same is `DDRM(num_steps=10)`, on the same network.
     """
 
-    title: ClassVar[str] = "Unrolled DDRM"
-    objectives: ClassVar[frozenset[str]] = frozenset({"unrolled"})
+    title = "Unrolled DDRM"
+    objectives = frozenset({"unrolled"})
 
     num_steps: int = 10

@@ -1,6 +1,7 @@
 """Severity-adaptive sampling on images whose posterior is a known Gaussian, harder and easier."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -44,15 +45,20 @@ def errors(x: Tensor, label: int) -> tuple[float, float]:
     return mean.item(), std.item()
 
 
+def severity(sampler: Adaptive, denoiser: Any, problem: Problem, draws: Draws) -> tuple:
+    run = sampler.begin(denoiser, problem, draws)
+    return sampler.severity(run, draws.normal(SHAPE, "latent"))
+
+
 def test_the_severity_is_the_error_of_the_estimate() -> None:
     draws = Draws(range(3 * COUNT))
     problem = posed([0, 1, 2] * COUNT)
-    found = Adaptive().severity(exact, draws.normal(SHAPE, "latent"), problem, draws)
+    found = severity(Adaptive(), exact, problem, draws)
     torch.testing.assert_close(found[0][::3], MEAN.expand(COUNT, *SHAPE), atol=1e-3, rtol=0)
     means = found[1].view(COUNT, 3).mean(0)
     assert (means / ERRORS - 1).abs().max() < 0.1
     probe = Adaptive(probe=0.1)  # of directions that vary by more than this it sees little
-    seen = probe.severity(exact, draws.normal(SHAPE, "latent"), problem, draws)[1]
+    seen = severity(probe, exact, problem, draws)[1]
     assert (seen[2::3] < 0.2 * ERRORS[2]).all()
 
 
@@ -76,8 +82,7 @@ def test_an_error_that_cannot_be_predicted_is_taken_to_be_large() -> None:
         # turns noise round, which no posterior does
         return MEAN - 0.1 * (x - MEAN) if float(sigma) < 50 else MEAN.expand_as(x)
 
-    draws = Draws(range(2))
-    found = Adaptive().severity(against, draws.normal(SHAPE, "latent"), posed([0, 1]), draws)
+    found = severity(Adaptive(), against, posed([0, 1]), Draws(range(2)))
     assert torch.equal(found[1], torch.ones(2))
 
 

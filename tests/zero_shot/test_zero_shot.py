@@ -405,9 +405,11 @@ def test_every_option_is_checked(name: str, option: str, text: str) -> None:
         ("pigdm", {"form": "both"}, "PiGDM option form=both must be one of guidance, score"),
         ("daps", {"inner": "hmc"}, "DAPS option inner=hmc must be one of langevin, exact"),
         ("daps", {"ode_sigma_min": "0.2"}, "DAPS option ode_sigma_min=0.2"),
+        ("daps", {"sigma_min": "0"}, "DAPS option sigma_min=0.0"),
         ("mgps", {"schedule": "mnist"}, "MGPS option schedule=mnist must be one of ffhq, imagenet"),
         ("mgps", {"num_steps": "3"}, "MGPS option num_steps=3 must lie between 4 and 1000"),
         ("pnpdm", {"rho_last": "20"}, "PnPDM option rho_start=10.0 must lie between 20.0 and 80"),
+        ("pnpdm", {"rho_last": "0"}, "PnPDM option rho_last=0.0 must lie between 0.002 and 80.0"),
         ("mcgdiff", {"particles": "0"}, "MCGdiff option particles=0"),
     ],
 )
