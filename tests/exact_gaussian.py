@@ -1,5 +1,8 @@
 """A Gaussian prior with its exact denoiser, flow and posterior; sources of noise for samplers."""
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from helpers import dense
 from torch import Tensor
@@ -47,6 +50,13 @@ class Gaussian:
     def single(self) -> "Gaussian":
         """The same in float32."""
         return Gaussian(self.variances.float(), self.mean.float(), self.Q.float())
+
+
+def recorded_denoiser(meta: dict[str, Any]) -> Callable[..., Tensor]:
+    """The denoiser of recorded runs, exact for their prior: float64 inside, float32 out."""
+    variances, Q = torch.linalg.eigh(meta["C"].double())
+    exact = Gaussian(variances.clamp(min=0), meta["mean"].double(), Q)
+    return lambda x, sigma, problem: exact(x.double(), sigma, problem).float()
 
 
 class NoNoise:

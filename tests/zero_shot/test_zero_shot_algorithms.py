@@ -12,12 +12,7 @@ from zero_shot_cases import SHAPE, make_prior, operators, posed, small, spectral
 
 from degradation import DenseMatrix, Draws, GaussianNoise, Problem, get_family
 from samplers import karras_grid
-from zero_shot import (
-    DAPS,
-    MGPS,
-    MCGdiff,
-    REDDiff,
-)
+from zero_shot import DAPS, MGPS, MCGdiff, REDDiff
 from zero_shot.base import ancestral, ddpm_grid
 from zero_shot.mcgdiff import systematic
 from zero_shot.mgps import SCHEDULES

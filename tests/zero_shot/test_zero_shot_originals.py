@@ -12,17 +12,7 @@ from zero_shot_cases import SHAPE, each_level, make_prior, operators, posed, spe
 
 from degradation import Draws
 from samplers import karras_grid
-from zero_shot import (
-    DDNM,
-    DDRM,
-    DDS,
-    DPS,
-    DDNMPlus,
-    DiffPIR,
-    PiGDM,
-)
-
-# ---- the originals, in variance-preserving notation
+from zero_shot import DDNM, DDRM, DDS, DPS, DDNMPlus, DiffPIR, PiGDM
 
 
 def vp_chain(noise: Tensor, steps: int, denoiser: Callable, step: Callable[..., Tensor]) -> Tensor:

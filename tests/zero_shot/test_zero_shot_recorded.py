@@ -7,32 +7,21 @@ from typing import Any
 
 import pytest
 import torch
-from exact_gaussian import Gaussian, Replay
+from exact_gaussian import Replay, recorded_denoiser
 from torch import Tensor
 from zero_shot_cases import each_level
 
 from degradation import DenseMatrix, LinearOperator, Mask, NullOperator, Problem
-from zero_shot import (
-    DDNM,
-    DDRM,
-    DPS,
-    PiGDM,
-)
-
-# ---- recorded runs of an independent implementation
+from zero_shot import DDNM, DDRM, DPS, PiGDM
 
 
 class Recorded:
-    """The recorded runs, with their denoiser: float64 inside, float32 out."""
+    """The recorded runs, with their denoiser."""
 
     def __init__(self, records: dict[str, Any]):
         self.records, meta = records, records["meta"]
-        variances, Q = torch.linalg.eigh(meta["C"].double())
-        self.prior = Gaussian(variances.clamp(min=0), meta["mean"].double(), Q)
+        self.denoiser = recorded_denoiser(meta)
         self.noise, self.bank = meta["noise"], records["bank"]
-
-    def denoiser(self, x: Tensor, sigma: Tensor | float, problem: Problem) -> Tensor:
-        return self.prior(x.double(), sigma, problem).float()
 
     def problem(self, family: str, noise_level: float) -> Problem:
         entry = self.records["degradations"][family]

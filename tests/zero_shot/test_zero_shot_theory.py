@@ -13,13 +13,7 @@ from degradation import DenseMatrix, Draws, Problem
 from degradation.solve import least_squares
 from samplers import Euler
 from samplers.base import Run
-from zero_shot import (
-    DAPS,
-    MGPS,
-    MCGdiff,
-    PiGDM,
-    PnPDM,
-)
+from zero_shot import DAPS, MGPS, MCGdiff, PiGDM, PnPDM
 from zero_shot.base import ancestral, ddpm_grid, explain
 from zero_shot.mcgdiff import resampled, systematic
 from zero_shot.mgps import SCHEDULES, bridge
