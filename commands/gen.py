@@ -43,11 +43,9 @@ from metrics.examples import NAME as EXAMPLES
 from metrics.examples import write_examples
 from metrics.features import DISTANCES
 from metrics.images import ImageWriter
-from metrics.measure import METRICS, PER_IMAGE, Measure, Share
+from metrics.measure import METRICS, PER_IMAGE, Measure, Share, check_images
 from metrics.page import write_report
-from metrics.perceptual import check_perceptual
 from metrics.pipeline import Stage
-from metrics.pixel import check_size
 from metrics.records import PartialRecords
 from metrics.report import metrics_rows, units, write_pictures
 from metrics.results import write_merged, write_metrics
@@ -151,8 +149,7 @@ def build(options: GenOptions, device: torch.device, further: Mapping[str, Resto
         if not options.poisson_peak and distributed.rank() == 0:
             for note in other_noise(net, denoiser, options.noise_level):
                 print(f"warning: {note}", file=sys.stderr)
-    check_size(names, dataset.image_shape)
-    check_perceptual(names, device, dataset.image_shape)
+    check_images(names, device, dataset.image_shape)
     for family in families.values():
         family.check(dataset.image_shape)
         check_noise(noise, family, dataset.image_shape)

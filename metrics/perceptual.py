@@ -14,8 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from metrics.download import packaged
-from metrics.features import cached_weights, use_float32
+from metrics.download import cached_weights, packaged
+from metrics.features import use_float32
 from metrics.pixel import to_float
 from runtime.files import read_tensors
 
@@ -50,23 +50,18 @@ class Source(NamedTuple):
     package: str
     file: str
     """Inside the package: the heads, and of ST-LPIPS the network too."""
-    network: tuple[str, str] | None = None
-    """Else its file and the folder it is downloaded from; the name ends with the first digits of
-    the SHA-256."""
+    network: str | None = None
+    """Else the address of its file."""
 
 
-_TORCHVISION = "https://download.pytorch.org/models/"
+_MODELS = "https://download.pytorch.org/models"
 PERCEPTUAL = {
     "lpips": Source(
-        _ALEXNET, "lpips", "weights/v0.1/alex.pth", ("alexnet-owt-7be5be79.pth", _TORCHVISION)
+        _ALEXNET, "lpips", "weights/v0.1/alex.pth", f"{_MODELS}/alexnet-owt-7be5be79.pth"
     ),
-    "lpips_vgg": Source(
-        _VGG16, "lpips", "weights/v0.1/vgg.pth", ("vgg16-397923af.pth", _TORCHVISION)
-    ),
-    "st_lpips": Source(
-        _ALEXNET, "stlpips_pytorch", "weights/vST0.0/alex_shift_tolerant.pth"
-    ),
-}  # fmt: skip
+    "lpips_vgg": Source(_VGG16, "lpips", "weights/v0.1/vgg.pth", f"{_MODELS}/vgg16-397923af.pth"),
+    "st_lpips": Source(_ALEXNET, "stlpips_pytorch", "weights/vST0.0/alex_shift_tolerant.pth"),
+}
 
 
 class Perceptual(nn.Module):
@@ -88,16 +83,14 @@ class Perceptual(nn.Module):
             self.heads.append(torch.zeros(1, last, 1, 1))
 
     def load(self, network: Mapping[str, Tensor], heads: Mapping[str, Tensor]) -> None:
-        """Take in weights by the names of their packages; RuntimeError where they do not fit."""
-        state = {f"heads.{i}": heads.get(f"lin{i}.model.1.weight") for i in range(len(self.heads))}
-        layers = sorted(
-            {int(n) for n in re.findall(r"(?:features|slice\d)\.(\d+)\.bias", " ".join(network))}
-        )
-        for i, layer in enumerate(layers):
-            for name, value in network.items():
-                if found := re.fullmatch(rf".*(?:features|slice\d)\.{layer}\.(weight|bias)", name):
-                    state[f"convolutions.{i}.{found[1]}"] = value
-        self.load_state_dict({name: value for name, value in state.items() if value is not None})
+        """Take in weights by the names of their packages. Raises KeyError or RuntimeError."""
+        state = {f"heads.{i}": heads[f"lin{i}.model.1.weight"] for i in range(len(self.heads))}
+        pattern = re.compile(r".*(?:features|slice\d)\.(\d+)\.(weight|bias)")
+        found = [match for match in map(pattern.fullmatch, network) if match]
+        layers = sorted({int(match[1]) for match in found})
+        for match in found:
+            state[f"convolutions.{layers.index(int(match[1]))}.{match[2]}"] = network[match[0]]
+        self.load_state_dict(state)
 
     def features(self, images: Tensor) -> list[Tensor]:
         """After each stage, of floats in [-1, 1], scaled to norm 1 at each position."""
@@ -132,33 +125,18 @@ def _blurred(x: Tensor) -> Tensor:
 
 @functools.cache
 def perceptual(name: str, device: torch.device) -> Perceptual:
-    """A distance of `PERCEPTUAL` with its weights. Raises ValueError, in one sentence, where they
-    cannot be had."""
+    """A distance of `PERCEPTUAL` with its weights. Raises ValueError where they cannot be had."""
     use_float32(device)
     source = PERCEPTUAL[name]
     path = packaged(source.package, source.file, name)
     heads, _ = read_tensors(path)
     network = heads
     if source.network:
-        file, url = source.network
-        digits = file.rpartition("-")[2].removesuffix(".pth")
-        path = cached_weights(file, url + file, digits, "put it there")
+        path = cached_weights(source.network, "put it there")
         network, _ = read_tensors(path)
     distance = Perceptual(source.stages, tolerant=source.network is None)
     try:
         distance.load(network, heads)
-    except RuntimeError as error:
+    except (KeyError, RuntimeError) as error:
         raise ValueError(f"{path} does not hold the weights of {name}") from error
     return distance.eval().requires_grad_(False).to(device)
-
-
-def check_perceptual(names: Sequence[str], device: torch.device, shape: tuple[int, ...]) -> None:
-    """Raise ValueError where weights cannot be had or images are too small."""
-    probe = torch.zeros(1, *shape, dtype=torch.uint8)
-    for name in names:
-        if name in PERCEPTUAL:
-            try:
-                perceptual(name, device)(probe, probe)
-            except RuntimeError as error:
-                small = f"{shape[1]}×{shape[2]}"
-                raise ValueError(f"{name} needs larger images than {small} pixels") from error

@@ -18,7 +18,7 @@ def test_fetch_puts_a_checked_file_in_place(server, tmp_path, capsys):
     (folder / "weights").write_bytes(bytes(range(256)) * 5000)
     dest = tmp_path / "new" / "folder" / "weights"
     digest = sha256(folder / "weights")
-    assert fetch(f"{url}/weights", dest, digest[:8].upper()) == dest
+    assert fetch(f"{url}/weights", dest, digest[:8]) == dest
     assert dest.read_bytes() == (folder / "weights").read_bytes()
     assert [p.name for p in dest.parent.iterdir()] == ["weights"]
     assert "100%" in capsys.readouterr().err
@@ -31,9 +31,9 @@ def test_fetch_keeps_nothing_of_a_wrong_or_missing_file(server, tmp_path):
     dest.parent.mkdir()
     dest.write_bytes(b"older")
     with pytest.raises(ValueError, match=r'wrong or incomplete file: .*expected "6726825d"'):
-        fetch(f"{url}/weights", dest, "6726825d", progress=False)
+        fetch(f"{url}/weights", dest, "6726825d")
     with pytest.raises(OSError, match="404"):
-        fetch(f"{url}/none", dest, "6726825d", progress=False)
+        fetch(f"{url}/none", dest, "6726825d")
     assert dest.read_bytes() == b"older"
     assert [p.name for p in dest.parent.iterdir()] == ["weights"]
 
@@ -58,7 +58,7 @@ def test_fetch_tells_a_broken_answer(tmp_path, answer, error):
         thread.start()
         url = f"http://127.0.0.1:{web.server_address[1]}/weights"
         with pytest.raises(error, match=f"^{url} gave (no whole answer|a wrong or incomplete)"):
-            fetch(url, tmp_path / "a", "00", progress=False)
+            fetch(url, tmp_path / "a", "00")
         web.shutdown()
         thread.join()
     assert not list(tmp_path.iterdir())
@@ -87,7 +87,7 @@ def test_processes_that_want_a_file_at_once_download_it_once(tmp_path):
 
         def one(_):
             started.wait()
-            return fetch(url, tmp_path / "new" / "weights", digest, progress=False)
+            return fetch(url, tmp_path / "new" / "weights", digest)
 
         # Threads stand for processes: each opens the folder, and a lock belongs to the opening.
         with ThreadPoolExecutor(4) as pool:
