@@ -46,9 +46,9 @@ from metrics.images import ImageWriter
 from metrics.measure import METRICS, PER_IMAGE, Measure, Share, check_images
 from metrics.page import write_report
 from metrics.pipeline import Stage
-from metrics.records import PartialRecords
+from metrics.records import PartialRecords, summarised, write_merged
 from metrics.report import metrics_rows, units, write_pictures
-from metrics.results import write_merged, write_metrics
+from metrics.results import write_metrics
 from metrics.sampled import SampleRecords, calibration_table
 from metrics.statistics import FeatureStatistics
 from networks import Model, NetworkConfig, read_summary
@@ -256,11 +256,11 @@ def _finish(
         return {}
     order, per_image = list(evaluation.families), measure.metrics
     parts = [folder / f"{rank}.csv" for rank in range(distributed.world_size())]
-    summary = write_merged(folder / "per_image.csv", parts, order, per_image)
+    summary = summarised(write_merged(folder / "per_image.csv", parts, order, per_image))
     pictures = {key: images for share in shares for key, images in share.pictures.items()}
     grids = write_pictures(folder / "grid.png", pictures, order) if pictures else []
     grids += _write_components(options, evaluation, folder, measure.device, pictures)
-    values = values_of(evaluation, summary.result(), found, shares)
+    values = values_of(evaluation, summary, found, shares)
     for degradation, cells in sampled[0].items():
         for method, cell in cells.items():
             values[degradation][method]["calibration"] = cell

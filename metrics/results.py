@@ -1,13 +1,8 @@
-"""Records of an evaluation: `metrics.json`, `per_image.csv`, `grid.png`, and tables of text.
-
-Every file is written under a temporary name in its folder and then renamed, so that a reader, or
-a run that was cut short, never sees half of one.
-"""
+"""`metrics.json`, and pictures of images in rows and columns such as `grid.png`."""
 
 import contextlib
-import csv
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +11,6 @@ from torch import Tensor
 
 from metrics.download import packaged
 from metrics.images import picture
-from metrics.records import COLUMNS, Summary, merged
 from runtime.environment import environment
 from runtime.files import replacing, write_json
 
@@ -28,7 +22,7 @@ _LETTERS = 16  # pixels, at least: larger ones beside large images
 
 
 def write_metrics(
-    folder: str | Path,
+    folder: Path,
     metrics: Mapping[str, Any],
     settings: Mapping[str, Any],
     name: str = "metrics.json",
@@ -39,30 +33,11 @@ def write_metrics(
     (NaN, infinity) becomes null. Raises TypeError for a value of any other kind.
     """
     record = {"metrics": metrics, "settings": settings, "environment": environment()}
-    write_json(Path(folder) / name, record)
-
-
-def write_per_image(path: Path, rows: Iterable[Mapping[str, Any]], columns: Sequence[str]) -> None:
-    """Write a line per row, taken one by one, empty where a row lacks a column. Raises ValueError
-    for a row with another column."""
-    with replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, columns, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-
-
-def write_merged(
-    path: Path, parts: Sequence[Path], degradations: Sequence[str], metrics: Sequence[str]
-) -> Summary:
-    """Write the rows of all processes into one file, by degradation and image, and sum them up."""
-    summary = Summary(metrics)
-    rows = summary.over(merged(parts, degradations, metrics))
-    write_per_image(path, rows, [*COLUMNS, *metrics])
-    return summary
+    write_json(folder / name, record)
 
 
 def write_grid(
-    path: str | Path,
+    path: Path,
     rows: Sequence[Sequence[Tensor | None]],
     columns: Sequence[str],
     row_labels: Sequence[str] | None = None,
@@ -74,7 +49,7 @@ def write_grid(
     measurement at low resolution) as far as it fits. Long titles wrap; `row_labels` may hold line
     breaks.
     """
-    labels = [""] * len(rows) if row_labels is None else row_labels
+    labels = row_labels or [""] * len(rows)
     sizes = [image.shape[1:] for row in rows for image in row if image is not None]
     factor = max(1, _CELL // max(max(size) for size in sizes))
     cell_h = factor * max(height for height, _ in sizes)
@@ -105,7 +80,7 @@ def write_grid(
             if image is not None:
                 cell = _enlarged(image, cell_h, cell_w)
                 canvas.paste(cell, (x + (width - cell.width) // 2, y + (row_h - cell.height) // 2))
-    with replacing(Path(path)) as temporary:
+    with replacing(path) as temporary:
         canvas.save(temporary, format="PNG")
 
 

@@ -13,6 +13,8 @@ import torch
 from PIL import Image
 
 from metrics import results
+from metrics.evaluate import Group
+from metrics.records import PartialRecords, write_merged
 from runtime.files import replacing
 
 
@@ -58,32 +60,35 @@ def test_a_value_json_cannot_hold_is_refused_and_leaves_the_old_file(tmp_path):
     assert os.listdir(tmp_path) == ["metrics.json"]
 
 
+def rows_of(folder, *psnrs):
+    """The file of a process with these values."""
+    path = folder / "parts" / "0.csv"
+    with PartialRecords(path, ["psnr"]) as records:
+        group = Group('a,"b"', None, [*range(len(psnrs))], [0] * len(psnrs), 0)
+        records.add(group, "H†y", {"psnr": psnrs})
+    return path
+
+
 def test_per_image_values_read_back(tmp_path):
-    rows = [
-        {"index": 0, "name": 'a,"b".png', "psnr": 21.123456789012345},
-        {"index": 1, "psnr": math.inf, "lpips": 0.25},
-    ]
-    results.write_per_image(tmp_path / "per_image.csv", rows, ["index", "name", "psnr", "lpips"])
+    part = rows_of(tmp_path, 21.123456789012345, math.inf)
+    write_merged(tmp_path / "per_image.csv", [part], ['a,"b"'], ["psnr"])
     with (tmp_path / "per_image.csv").open(newline="", encoding="utf-8") as file:
         first, second = csv.DictReader(file)
-    assert list(first) == ["index", "name", "psnr", "lpips"]
-    assert (first["name"], first["lpips"]) == ('a,"b".png', "")
+    assert list(first) == ["degradation", "image", "structure", "method", "psnr"]
+    assert (first["degradation"], first["method"], second["image"]) == ('a,"b"', "H†y", "1")
     assert float(first["psnr"]) == 21.123456789012345
-    assert (second["index"], second["name"]) == ("1", "")
     assert float(second["psnr"]) == math.inf
 
 
 def test_a_failed_write_keeps_the_old_file_and_nothing_else(tmp_path):
-    results.write_per_image(tmp_path / "per_image.csv", [{"a": 1}], ["a"])
-
-    class Unprintable:
-        def __str__(self):
-            raise RuntimeError("cut short")
-
-    with pytest.raises(RuntimeError, match="cut short"):
-        results.write_per_image(tmp_path / "per_image.csv", [{"a": 2}, {"a": Unprintable()}], ["a"])
-    assert (tmp_path / "per_image.csv").read_text() == "a\n1\n"
-    assert os.listdir(tmp_path) == ["per_image.csv"]
+    path, part = tmp_path / "per_image.csv", rows_of(tmp_path, 1.0, 2.0)
+    write_merged(path, [part], ['a,"b"'], ["psnr"])
+    before = path.read_text()
+    part.write_text(before.replace("2.0", "cut short"))
+    with pytest.raises(ValueError, match="cut short"):
+        write_merged(path, [part], ['a,"b"'], ["psnr"])
+    assert path.read_text() == before
+    assert sorted(os.listdir(tmp_path)) == ["parts", "per_image.csv"]
 
 
 def test_readers_never_see_an_unfinished_file(tmp_path):
@@ -98,7 +103,7 @@ def test_readers_never_see_an_unfinished_file(tmp_path):
 
 def test_a_written_file_has_the_usual_permissions(tmp_path):
     (tmp_path / "plain").write_text("")
-    results.write_per_image(tmp_path / "per_image.csv", [{"a": 1}], ["a"])
+    write_merged(tmp_path / "per_image.csv", [rows_of(tmp_path, 1.0)], ['a,"b"'], ["psnr"])
     modes = {os.stat(tmp_path / name).st_mode for name in ("plain", "per_image.csv")}
     assert len(modes) == 1
 
