@@ -136,13 +136,11 @@ def write_pictures(
 
 def _pages(keys: Sequence[tuple[str, int]], most: int) -> list[list[tuple[str, int]]]:
     """The rows of each page: all of a degradation on one page if they fit."""
-    pages: list[list[tuple[str, int]]] = [[]]
+    pages: list[list[tuple[str, int]]] = []
     for _, group in itertools.groupby(keys, lambda key: key[0]):
         rows = list(group)
-        if len(pages[-1]) + len(rows) > most:
-            pages.append([])
-        for row in rows:
-            if len(pages[-1]) == most:
-                pages.append([])
-            pages[-1].append(row)
-    return [page for page in pages if page]
+        if pages and len(pages[-1]) + len(rows) <= most:
+            pages[-1] += rows
+        else:
+            pages += [rows[i : i + most] for i in range(0, len(rows), most)]
+    return pages
