@@ -47,16 +47,13 @@ def reference_detectors(
     Raises ValueError if `files` names another one, or if one cannot be loaded.
     """
     for name in files:
-        if name not in reference.detectors:
-            known = ", ".join(reference.detectors)
-            raise ValueError(f"{reference.path} has no features of '{name}'; it has {known}")
-    specs = {
-        name: f"{name}={files[name]}" if name in files else name for name in reference.detectors
-    }
-    return {
-        "fid" if name == "inception" else "fd": load_detector(spec, device, image_shape, trusted)
-        for name, spec in specs.items()
-    }
+        reference.moments(name)
+    found = {}
+    for name in reference.detectors:
+        spec = f"{name}={files[name]}" if name in files else name
+        metric = "fid" if name == "inception" else "fd"
+        found[metric] = load_detector(spec, device, image_shape, trusted)
+    return found
 
 
 def compared(metric: str, count: int) -> int:

@@ -12,7 +12,7 @@ from metrics.means import summaries
 from runtime.files import replacing, writing
 
 Row = dict[str, Any]
-Values = dict[str, dict[str, dict[str, array[float]]]]  # of images, by degradation, method, metric
+Values = dict[str, dict[str, dict[str, "array[float]"]]]  # by degradation, method and metric
 
 COLUMNS = ("degradation", "image", "structure", "method")  # and one for each metric
 

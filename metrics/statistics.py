@@ -2,14 +2,13 @@
 
 A reference file is one `.safetensors`: for each detector `<name>/mean` and `<name>/covariance` in
 float64, `<name>/features` of the first images in float32 (for kernel distances) and, as JSON, which
-weights computed them from which images. EDM's `.npz` files (Karras et
-al. 2022: arrays `mu` and `sigma` of Inception features) are read too. Nothing is ever unpickled.
+weights computed them from which images. EDM's `.npz` files (Karras et al. 2022: arrays `mu` and
+`sigma` of Inception features) are read too. Nothing is ever unpickled.
 """
 
 import datetime
 import json
-import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -45,8 +44,10 @@ class FeatureStatistics:
 
     def __init__(self, keep: bool = False) -> None:
         self.count, self.keep = 0, keep
+        self.features: Tensor | None = None
+        """Of `reduced` statistics that keep them: float32 `[min(count, KEPT), d]` by index."""
         self._kept: list[tuple[Tensor, Tensor]] = []  # indices, features
-        self._shift: Tensor | None = None  # [d]
+        self._shift: Tensor  # [d]
         self._sum: Tensor  # [d], and the next one [d, d]: of features less the shift
         self._outer: Tensor
 
@@ -57,15 +58,14 @@ class FeatureStatistics:
         """
         if len(features) == 0:
             return
-        features = features.detach().double()
-        if self._shift is None:
+        features = features.double()
+        if self.count == 0:
             self._start(features.mean(0))
-        assert self._shift is not None
         if self.keep:
             assert indices is not None
             chosen = indices < KEPT
             self._kept.append((indices[chosen], features.cpu()[chosen].float()))
-        features = features.to(self._shift.device) - self._shift
+        features = features - self._shift
         self.count += len(features)
         self._sum += features.sum(0)
         self._outer += features.mT @ features
@@ -77,7 +77,7 @@ class FeatureStatistics:
     @property
     def mean(self) -> Tensor:
         """Mean of the features, float64 `[d]`; ValueError before the first image."""
-        if self._shift is None:
+        if self.count == 0:
             raise ValueError("there is no mean of the features of no image")
         return self._shift + self._sum / self.count
 
@@ -88,11 +88,6 @@ class FeatureStatistics:
             raise ValueError(f"a covariance needs at least 2 images, not {self.count}")
         return (self._outer - torch.outer(self._sum, self._sum) / self.count) / (self.count - 1)
 
-    @property
-    def features(self) -> Tensor | None:
-        """Of `reduced` statistics that keep them: float32 `[min(count, KEPT), d]` by index."""
-        return self._kept[0][1] if self._kept else None
-
     def reduced(self, sum_tensor: Callable[[Tensor], Tensor], features: int) -> "FeatureStatistics":
         """The statistics of all processes, on every process; each must call it.
 
@@ -100,10 +95,9 @@ class FeatureStatistics:
         has seen no image.
         """
         own, result = self, FeatureStatistics(self.keep)
-        if self._shift is None:
+        if self.count == 0:
             own = FeatureStatistics(self.keep)
             own._start(torch.zeros(features, dtype=torch.float64))
-        assert own._shift is not None
         moments = torch.cat([own._sum.new_tensor([own.count]), own._sum + own.count * own._shift])
         count, total = sum_tensor(moments).split([1, features])
         result.count = int(count.item())
@@ -111,46 +105,37 @@ class FeatureStatistics:
             return result
         # The sums of each process as differences from the mean of all, which is the same on all.
         result._start(total / count)
-        assert result._shift is not None
         step = own._shift - result._shift
         moved = torch.outer(step, own._sum)
         outer = own._outer + moved + moved.mT + own.count * torch.outer(step, step)
         flat = sum_tensor(torch.cat([own._sum + own.count * step, outer.flatten()]))
-        result._sum, outer = flat.split([features, features**2])
-        result._outer = outer.view(features, features)
+        result._sum, result._outer = flat[:features], flat[features:].view(features, features)
         if self.keep:
             kept = torch.zeros(min(result.count, KEPT), features)
             for indices, values in own._kept:
                 inside = indices < len(kept)  # images that failed are not counted
                 kept[indices[inside]] = values[inside]
-            result._kept = [(torch.arange(len(kept)), sum_tensor(kept))]
+            result.features = sum_tensor(kept)
         return result
 
 
 @dataclass(frozen=True)
 class Moments:
-    """Of one detector's features: mean `[d]`, covariance `[d, d]`, and what computed them.
+    """Of one detector's features."""
 
-    sha256: of the detector's weights file, or None if it is not known. features: of the first
-    images, `[n, d]`, for kernel distances.
-    """
-
-    mean: Tensor
-    covariance: Tensor
-    sha256: str | None = None
-    features: Tensor | None = None
+    mean: Tensor  # [d]
+    covariance: Tensor  # [d, d]
+    sha256: str | None = None  # of the detector's weights file, if it is known
+    features: Tensor | None = None  # of the first images, [n, d], for kernel distances
 
     @cached_property
     def root(self) -> Tensor:
-        """The square root of the covariance, computed once for the distances of many methods.
-
-        Raises ValueError for a matrix that is not symmetric or not positive semi-definite.
-        """
+        """The square root of the covariance, computed once for all methods. Raises ValueError."""
         return square_root(self.covariance)
 
     @cached_property
     def within(self) -> float:
-        """The mean kernel of two of the features, computed once too."""
+        """The mean kernel of two of the features."""
         assert self.features is not None
         return within(self.features)
 
@@ -199,22 +184,21 @@ class Reference:
         self,
         detector: Detector,
         images: int | None = None,
-        image_shape: Sequence[int] | None = None,
+        image_shape: tuple[int, ...] | None = None,
         allow_any_count: bool = False,
         kernel: bool = False,
     ) -> None:
-        """Raise ValueError if a distance to this reference would be meaningless.
-
-        So it does for a matrix that is no covariance.
+        """Raise ValueError if a distance to this reference would be meaningless, as it is for a
+        matrix that is no covariance.
 
         images: how many are compared with it; image_shape: theirs. What is None, here or in the
         file, is not checked. kernel: it is a kernel distance, which does not depend on the number.
         """
         moments = self.moments(detector.name)
-        if moments.sha256 is not None and moments.sha256 != detector.sha256:
+        if moments.sha256 not in (None, detector.sha256):
             raise ValueError(
                 f"{self.path} was made with other weights of '{detector.name}': SHA-256 "
-                f"{moments.sha256[:8]}…, not {detector.sha256[:8]}…"
+                f"{moments.sha256:.8}…, not {detector.sha256:.8}…"
             )
         if len(moments.mean) != detector.features:
             raise ValueError(
@@ -232,9 +216,8 @@ class Reference:
                 f"{self.path} has no features of single images, which a kernel distance needs: "
                 "write a new one with `calculate_metrics.py ref`"
             )
-        shape = None if image_shape is None else tuple(image_shape)
-        if None not in (shape, self.image_shape) and shape != self.image_shape:
-            raise ValueError(f"{self.path} is of images {self.image_shape}, not {shape}")
+        if None not in (image_shape, self.image_shape) and image_shape != self.image_shape:
+            raise ValueError(f"{self.path} is of images {self.image_shape}, not {image_shape}")
         any_count = allow_any_count or kernel or None in (images, self.images)
         if images != self.images and not any_count:
             raise ValueError(
@@ -250,10 +233,6 @@ class Reference:
                 "--any-count"
             )
 
-    def distance(self, name: str, statistics: FeatureStatistics) -> float:
-        """Squared Fréchet distance between images and the reference, by one detector's features."""
-        return self.moments(name).distance(statistics)
-
     def moments(self, name: str) -> Moments:
         """Those of a detector; ValueError where the file has none of it."""
         if name not in self.detectors:
@@ -263,19 +242,14 @@ class Reference:
 
 
 def save_reference(
-    path: str | os.PathLike[str],
+    path: Path,
     statistics: Mapping[str, tuple[FeatureStatistics, Detector]],
     provenance: Mapping[str, Any],
 ) -> None:
     """Write the statistics of one set of images, `{detector name: (statistics, detector)}`.
 
-    provenance: what JSON can hold about the images: `image_shape`, `data`, `split`. Raises
-    ValueError if there is no detector, or if the detectors saw different numbers of images, OSError
-    if the file cannot be written.
+    provenance: what JSON can hold about the images: `image_shape`, `data`, `split`. Raises OSError.
     """
-    counts = {name: stats.count for name, (stats, _) in statistics.items()}
-    if len(set(counts.values())) != 1:
-        raise ValueError(f"a reference needs the same images for every detector, not {counts}")
     tensors, detectors = {}, {}
     for name, (stats, detector) in statistics.items():
         tensors[f"{name}/mean"] = stats.mean.cpu()
@@ -288,18 +262,17 @@ def save_reference(
         **provenance,
         "format": FORMAT_VERSION,
         "detectors": detectors,
-        "images": next(iter(counts.values())),
+        "images": max(stats.count for stats, _ in statistics.values()),
         "created": {"time": now, **environment()},
     }
     metadata = {METADATA_KEY: json.dumps(plain(description), allow_nan=False)}
-    write_tensors(Path(path), tensors, metadata)
+    write_tensors(path, tensors, metadata)
 
 
-def load_reference(path: str | os.PathLike[str]) -> Reference:
+def load_reference(path: str | Path) -> Reference:
     """A file of `save_reference`, or EDM's `.npz`, whose detector is "inception".
 
-    Raises FileNotFoundError if there is no such file, and ValueError, whose message names
-    the file, when it is damaged or of another kind.
+    Raises FileNotFoundError, and ValueError for one that is damaged or of another kind.
     """
     path = Path(path)
     if not path.exists():
@@ -315,12 +288,13 @@ def load_reference(path: str | os.PathLike[str]) -> Reference:
         shapes = tuple(moments.mean.shape), tuple(moments.covariance.shape)
         if d == 0 or shapes != ((d,), (d, d)):
             raise ValueError(f"{path} has a mean and covariance of '{name}' of shapes {shapes}")
-        check_floats(path, {f"{name}/mean": moments.mean, f"{name}/covariance": moments.covariance})
+        tensors = {f"{name}/mean": moments.mean, f"{name}/covariance": moments.covariance}
         if moments.features is not None:
             found = tuple(moments.features.shape)
             if len(found) != 2 or found[0] < 2 or found[1] != d:
                 raise ValueError(f"{path} has features of '{name}' of shape {found}")
-            check_floats(path, {f"{name}/features": moments.features})
+            tensors[f"{name}/features"] = moments.features
+        check_floats(path, tensors)
     return reference
 
 
@@ -337,7 +311,7 @@ def _load_npz(path: Path) -> Reference:
         raise ValueError(
             f"{path} is damaged, or holds pickled objects, which are never opened here"
         ) from error
-    return Reference(path, {"inception": Moments(mean, covariance, None)})
+    return Reference(path, {"inception": Moments(mean, covariance)})
 
 
 def _load_safetensors(path: Path) -> Reference:
