@@ -95,7 +95,3 @@ class EfficientNetLite0(nn.Module):
         x = F.relu6(self._bn0(self._conv_stem(x)))
         x = F.relu6(self._bn1(self._conv_head(self._blocks(x))))
         return x.mean(dim=(2, 3))
-
-    def classify(self, images: Tensor) -> Tensor:
-        """Logits `[B, 1000]` of the classes of ImageNet."""
-        return self._fc(self(images))
