@@ -16,7 +16,6 @@ from commands.options import CalcOptions
 from datautils.imagedir import ImageDir
 from datautils.loading import load_batches
 from metrics.dataset import dataset_statistics
-from metrics.distances import Distances
 from metrics.features import DISTANCES, detectors_for
 from metrics.means import summaries
 from metrics.measure import check_images
@@ -24,7 +23,7 @@ from metrics.perceptual import PERCEPTUAL, perceptual
 from metrics.pixel import psnr, ssim
 from metrics.report import UNITS, shown, title_of
 from metrics.results import write_metrics
-from metrics.statistics import Moments, Reference
+from metrics.statistics import Distances, Moments, Reference
 from runtime import distributed
 from runtime.errors import DataError, data_errors, one_sentence_errors
 from runtime.progress import progress

@@ -37,7 +37,6 @@ from commands.sheet import enhanced
 from datautils import ImageDataset, get_dataset
 from datautils.identity import Identity, classes_of, identity
 from degradation import Family, Noise, check_noise, make_noise
-from metrics.distances import Distances, compared
 from metrics.evaluate import Restore, Restored, restorations
 from metrics.examples import NAME as EXAMPLES
 from metrics.examples import write_examples
@@ -50,7 +49,7 @@ from metrics.records import PartialRecords, summarised, write_merged
 from metrics.report import metrics_rows, units, write_pictures
 from metrics.results import write_metrics
 from metrics.sampled import SampleRecords, calibration_table
-from metrics.statistics import FeatureStatistics
+from metrics.statistics import Distances, FeatureStatistics, compared
 from networks import Model, NetworkConfig, read_summary
 from networks.analytic import PriorConfig
 from networks.precision import resolve_precision

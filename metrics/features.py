@@ -30,7 +30,7 @@ class Distance(NamedTuple):
 
     detector: str | None  # None: the one that is chosen
     projected: bool = False  # the images, first, onto those that explain the measurement
-    kernel: bool = False  # the kernel distance (`metrics/kernel.py`) in place of Fréchet's
+    kernel: bool = False  # the kernel distance in place of Fréchet's
 
 
 DISTANCES = {

@@ -22,25 +22,20 @@ from runtime.files import read_tensors
 _SHIFT, _SCALE = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)  # of images in [-1, 1]
 
 
-class Stage(NamedTuple):
-    """A pooling, then convolutions, each followed by a ReLU."""
-
-    pool: int  # window; 0: none
-    convolutions: tuple[tuple[int, int, int, int], ...]  # channels, side, stride, padding
-
-
-_ALEXNET = (
-    Stage(0, ((64, 11, 4, 2),)),
-    Stage(3, ((192, 5, 1, 2),)),
-    Stage(3, ((384, 3, 1, 1),)),
-    Stage(0, ((256, 3, 1, 1),)),
-    Stage(0, ((256, 3, 1, 1),)),
-)
-_VGG16 = (
-    Stage(0, ((64, 3, 1, 1),) * 2),
-    *(Stage(2, ((channels, 3, 1, 1),) * n) for channels, n in ((128, 2), (256, 3), (512, 3))),
-    Stage(2, ((512, 3, 1, 1),) * 3),
-)
+# The window of a pooling, 0 for none; then convolutions, each followed by a ReLU: their channels,
+# side, stride and padding.
+Stage = tuple[int, list[tuple[int, int, int, int]]]
+_ALEXNET: list[Stage] = [
+    (0, [(64, 11, 4, 2)]),
+    (3, [(192, 5, 1, 2)]),
+    (3, [(384, 3, 1, 1)]),
+    (0, [(256, 3, 1, 1)]),
+    (0, [(256, 3, 1, 1)]),
+]
+_VGG16: list[Stage] = [
+    (2 if i else 0, [(channels, 3, 1, 1)] * n)
+    for i, (channels, n) in enumerate([(64, 2), (128, 2), (256, 3), (512, 3), (512, 3)])
+]
 
 
 class Source(NamedTuple):
@@ -75,8 +70,8 @@ class Perceptual(nn.Module):
         self.stages, self.tolerant = stages, tolerant
         self.convolutions, self.heads = nn.ModuleList(), nn.ParameterList()
         last = 3
-        for stage in stages:
-            for channels, side, stride, padding in stage.convolutions:
+        for _, convolutions in stages:
+            for channels, side, stride, padding in convolutions:
                 stride = 1 if tolerant else stride
                 self.convolutions.append(nn.Conv2d(last, channels, side, stride, padding))
                 last = channels
@@ -95,13 +90,13 @@ class Perceptual(nn.Module):
     def features(self, images: Tensor) -> list[Tensor]:
         """After each stage, of floats in [-1, 1], scaled to norm 1 at each position."""
         shift, scale = (images.new_tensor(v).view(1, 3, 1, 1) for v in (_SHIFT, _SCALE))
-        x, convolutions, found = (images - shift) / scale, iter(self.convolutions), []
-        for stage in self.stages:
-            if stage.pool:
-                x = F.max_pool2d(x, stage.pool, 1 if self.tolerant else 2)
+        x, layers, found = (images - shift) / scale, iter(self.convolutions), []
+        for pool, convolutions in self.stages:
+            if pool:
+                x = F.max_pool2d(x, pool, 1 if self.tolerant else 2)
                 x = _blurred(x) if self.tolerant else x
-            for _, _, stride, _ in stage.convolutions:
-                x = next(convolutions)(x)
+            for _, _, stride, _ in convolutions:
+                x = next(layers)(x)
                 x = F.relu(_blurred(x) if self.tolerant and stride > 1 else x)
             found.append(x / (x.norm(dim=1, keepdim=True) + 1e-10))
         return found

@@ -52,8 +52,7 @@ def write_grid(
     labels = row_labels or [""] * len(rows)
     sizes = [image.shape[1:] for row in rows for image in row if image is not None]
     factor = max(1, _CELL // max(max(size) for size in sizes))
-    cell_h = factor * max(height for height, _ in sizes)
-    cell_w = factor * max(width for _, width in sizes)
+    cell_h, cell_w = (factor * max(sides) for sides in zip(*sizes, strict=True))
 
     font = _font(size=max(_LETTERS, min(cell_h, cell_w) // 32))
     # A column is as wide as its images and the longest word of its title: titles never collide.

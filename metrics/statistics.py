@@ -1,4 +1,4 @@
-"""Mean and covariance of features over any number of images, and files of them to compare with.
+"""Statistics of features over any number of images, and files of them to compare with.
 
 A reference file is one `.safetensors`: for each detector `<name>/mean` and `<name>/covariance` in
 float64, `<name>/features` of the first images in float32 (for kernel distances) and, as JSON, which
@@ -20,9 +20,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from datautils.identity import Identity
-from metrics.features import Detector
-from metrics.frechet import frechet_distance, square_root
-from metrics.kernel import kernel_distance, within
+from metrics.distances import frechet_distance, kernel_distance, square_root, within
+from metrics.features import DISTANCES, Detector, load_detector
 from runtime.environment import environment
 from runtime.files import check_floats, plain, regular, write_tensors
 from runtime.records import parse_json, record
@@ -349,3 +348,54 @@ def _load_safetensors(path: Path) -> Reference:
     except KeyError as error:
         raise ValueError(f"{path} does not hold what its description says: {error}") from None
     return Reference(path, detectors, found.images, found.image_shape, found.dataset, values)
+
+
+@dataclass(frozen=True)
+class Distances:
+    """Detectors by metric (fid, cfid, ...) and the reference statistics; both may be none."""
+
+    detectors: dict[str, Detector]
+    reference: Reference | None
+
+    def value(self, metric: str, statistics: FeatureStatistics) -> float:
+        """The distance of a metric's statistics from the reference."""
+        assert self.reference is not None
+        moments = self.reference.moments(self.detectors[metric].name)
+        return moments.distance(statistics, DISTANCES[metric].kernel)
+
+    def provenance(self) -> dict[str, Any]:
+        """What the distances were computed with: SHA-256 of the detectors, the reference."""
+        if self.reference is None:
+            return {}
+        return {
+            "detectors": {d.name: d.sha256 for d in self.detectors.values()},
+            "images": self.reference.images,
+            "description": self.reference.description,
+        }
+
+
+def reference_detectors(
+    reference: Reference,
+    files: Mapping[str, str],
+    device: torch.device,
+    image_shape: tuple[int, int, int],
+    trusted: bool,
+) -> dict[str, Detector]:
+    """The detectors that a reference was made with, by metric.
+
+    files: their weights by name, else those in the cache. Raises ValueError if `files` names
+    another one, or if one cannot be loaded.
+    """
+    for name in files:
+        reference.moments(name)
+    found = {}
+    for name in reference.detectors:
+        spec = f"{name}={files[name]}" if name in files else name
+        metric = "fid" if name == "inception" else "fd"
+        found[metric] = load_detector(spec, device, image_shape, trusted)
+    return found
+
+
+def compared(metric: str, count: int) -> int:
+    """How many of `count` images a distance compares: kernel distances take the first ones."""
+    return min(count, KEPT) if DISTANCES[metric].kernel else count

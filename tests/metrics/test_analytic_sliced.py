@@ -7,7 +7,7 @@ import scipy.stats
 import torch
 from helpers import gaussian
 
-from metrics.sliced import sliced_wasserstein
+from metrics.distances import sliced_wasserstein
 
 
 def test_on_a_line_it_is_the_distance_of_scipy():

@@ -13,8 +13,8 @@ from safetensors.torch import save_file
 from datautils import DataError
 from datautils.photos import Photos, _locate
 from metrics import efficientnet, features
+from metrics.distances import frechet_distance
 from metrics.features import DISTANCES, Detector, detectors_for, load_detector
-from metrics.frechet import frechet_distance
 from metrics.statistics import FeatureStatistics
 
 
