@@ -77,7 +77,7 @@ def test_inception_is_downloaded_once_and_checked(inception_file, server, cache,
     folder, url = server
     published = inception_file.rename(folder / "inception-6726825d.pth")
     monkeypatch.setattr(features, "INCEPTION_URL", f"{url}/{published.name}")
-    with pytest.raises(ValueError, match=r"wrong or incomplete file.*--detector inception=FILE"):
+    with pytest.raises(ValueError, match=r"invalid hash.*--detector inception=FILE"):
         load_detector("inception")
     assert not list(cache.iterdir())
     published = published.rename(folder / f"inception-{sha256(published)[:8]}.pth")
