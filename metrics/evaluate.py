@@ -78,9 +78,9 @@ def plan(
 def group_by_structure(
     family: Family, seeds: Mapping[int, int], batch: int
 ) -> Iterator[tuple[Hashable, list[int]]]:
-    """Batches of at most `batch` image indices whose operators share a structure.
+    """Batches of at most `batch` of the image indices whose operators share a structure.
 
-    seeds: the seed of every image index.
+    seeds: by image index.
     """
     groups: dict[Hashable, list[int]] = {}
     for index, seed in seeds.items():
@@ -106,8 +106,7 @@ def restorations(
     """Restore the images `indices` of a dataset under each family with each method.
 
     samples: how many of each image a method draws, where several; the first one is the restoration
-    itself. workers: processes that load images meanwhile. Nothing is computed before it is asked
-    for, and nothing is kept.
+    itself. workers: processes that load images. Nothing is computed before it is asked for.
     """
     groups, loading = itertools.tee(plan(families, indices, batch, seed))
     batches = load_batches(dataset, (group.padded(group.indices) for group in loading), workers)

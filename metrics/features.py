@@ -66,9 +66,8 @@ class Detector:
     def __call__(self, images: Tensor) -> Tensor:
         """Features of uint8 images `[B, 3, h, w]`: float32 `[B, features]`, on its own device.
 
-        In float32 inside autocast too. An image's features do not depend on the others of the
-        batch, except by rounding. Raises DataError if the network fails or gives features that
-        are not finite.
+        In float32 inside autocast too. Raises DataError if the network fails or gives features
+        that are not finite.
         """
         images = images.to(self.device)
         try:
@@ -174,9 +173,8 @@ def parsed(spec: str) -> tuple[str, Path | None]:
 def use_float32(device: torch.device) -> None:
     """No TensorFloat-32 convolutions, which keep 10 bits of a number only.
 
-    The setting belongs to the process, so it is made once: changed around each call it would change
-    under other threads. torch's newer `cudnn.conv.fp32_precision` will not do: once it is set,
-    reading `allow_tf32` raises, which torch.compile and `cudnn.flags` do.
+    The setting belongs to the process: changed around each call it would change under other
+    threads. Once torch's newer `cudnn.conv.fp32_precision` is set, torch.compile fails.
     """
     if device.type == "cuda":
         torch.backends.cudnn.allow_tf32 = False
@@ -214,8 +212,8 @@ def _inception(file: Path | None, device: torch.device) -> Detector:
 def _fidelity_module() -> ModuleType:
     """The one module of torch-fidelity that holds its Inception.
 
-    Importing the package as a whole would need torchvision, which Inception does not: the module is
-    imported from an empty package of the same name, which is taken away again.
+    The package as a whole would need torchvision: the module is imported from an empty package of
+    the same name, which is taken away again.
     """
     name = "torch_fidelity"
     package = ModuleType(name)

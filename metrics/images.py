@@ -11,10 +11,7 @@ from runtime.files import writing
 
 
 class ImageWriter(Stage):
-    """Writes images below a folder while the caller goes on.
-
-    The first failure (a full disk) is raised by the next `put` or at the end of the `with` block.
-    """
+    """Writes images below a folder while the caller goes on."""
 
     def __init__(self, folder: Path):
         super().__init__(self._write, depth=64, threads=2)

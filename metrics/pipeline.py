@@ -8,8 +8,6 @@ from typing import Any, Self
 
 import torch
 
-_CPU = torch.device("cpu")
-
 
 class Stage:
     """Does `work` on every item that is put while the caller goes on: one thread works in order.
@@ -23,7 +21,7 @@ class Stage:
     def __init__(
         self,
         work: Callable[..., None],
-        device: torch.device = _CPU,
+        device: torch.device = torch.device("cpu"),
         depth: int = 3,
         threads: int = 1,
     ):

@@ -29,8 +29,7 @@ def write_metrics(
 ) -> None:
     """Write `folder/name`: {"metrics", "settings", "environment"}, strict JSON.
 
-    Values may be nested and hold tensors, arrays and paths; a number that JSON has no word for
-    (NaN, infinity) becomes null. Raises TypeError for a value of any other kind.
+    Values are as of `write_json`: what is no finite number becomes null.
     """
     record = {"metrics": metrics, "settings": settings, "environment": environment()}
     write_json(folder / name, record)
@@ -44,10 +43,9 @@ def write_grid(
 ) -> None:
     """Write a picture of images in rows and titled columns, as PNG.
 
-    rows: `[n_rows][n_cols]` uint8 images `[C, h, w]`, C = 1 or 3, or None for none. Small
-    images are enlarged by whole factors, pixels staying squares; one smaller than the others (a
-    measurement at low resolution) as far as it fits. Long titles wrap; `row_labels` may hold line
-    breaks.
+    rows: uint8 images `[C, h, w]`, C = 1 or 3, or None for none. Small images are enlarged by whole
+    factors; one smaller than the others (a measurement at low resolution) as far as it fits. Long
+    titles wrap; `row_labels` may hold line breaks.
     """
     labels = row_labels or [""] * len(rows)
     sizes = [image.shape[1:] for row in rows for image in row if image is not None]

@@ -62,8 +62,7 @@ def calibration(
 ) -> dict[str, Any]:
     """What metrics.json says of the samples of a method on a degradation.
 
-    cell: means and intervals of the statistics of images; values: those themselves; histograms:
-    `[2, K + 1]`, of ranks and of TARP's ranks.
+    cell: means and intervals of values of images; histograms: `[2, K + 1]`, as of SampleRecords.
     """
     count = histograms.shape[1] - 1
     ratios = np.array([values["variance"], values["squared_error"]]).T

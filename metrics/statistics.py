@@ -34,11 +34,9 @@ KEPT = 10_000  # images whose features kernel distances compare, the first ones 
 class FeatureStatistics:
     """Count, sum and sum of outer products of features, in float64 on the features' device.
 
-    Sums can be taken in any order, so the statistics depend neither on the batches nor on how the
-    images were shared between processes, but for the rounding of float64. They are sums of
-    differences from the mean of the first batch: features far from 0 lose no digits.
-
-    keep: also the features of the images below KEPT, on the CPU.
+    The statistics depend on the batches and on how processes shared the images by rounding only.
+    They are sums of differences from the mean of the first batch: features far from 0 lose no
+    digits. keep: also the features of the images below KEPT, on the CPU.
     """
 
     def __init__(self, keep: bool = False) -> None:
@@ -90,8 +88,7 @@ class FeatureStatistics:
     def reduced(self, sum_tensor: Callable[[Tensor], Tensor], features: int) -> "FeatureStatistics":
         """The statistics of all processes, on every process; each must call it.
 
-        sum_tensor: sums a tensor over the processes. features: their number d, for a process that
-        has seen no image.
+        sum_tensor: sums a tensor over the processes. features: their number d.
         """
         own, result = self, FeatureStatistics(self.keep)
         if self.count == 0:
