@@ -21,8 +21,8 @@ from metrics.means import summaries
 from metrics.measure import check_images
 from metrics.perceptual import PERCEPTUAL, perceptual
 from metrics.pixel import psnr, ssim
+from metrics.records import write_metrics
 from metrics.report import UNITS, shown, title_of
-from metrics.results import write_metrics
 from metrics.statistics import Distances, Moments, Reference
 from runtime import distributed
 from runtime.errors import DataError, data_errors, one_sentence_errors

@@ -45,9 +45,8 @@ from metrics.images import ImageWriter
 from metrics.measure import METRICS, PER_IMAGE, Measure, Share, check_images
 from metrics.page import write_report
 from metrics.pipeline import Stage
-from metrics.records import PartialRecords, summarised, write_merged
+from metrics.records import PartialRecords, summarised, write_merged, write_metrics
 from metrics.report import metrics_rows, units, write_pictures
-from metrics.results import write_metrics
 from metrics.sampled import SampleRecords, calibration_table
 from metrics.statistics import Distances, FeatureStatistics, compared
 from networks import Model, NetworkConfig, read_summary

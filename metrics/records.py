@@ -1,4 +1,4 @@
-"""Per-image values: written as they come, merged in order, and summed up, in bounded memory."""
+"""`metrics.json`; values of images, written as they come, merged in order, in bounded memory."""
 
 import csv
 import heapq
@@ -9,12 +9,27 @@ from typing import Any, Self, TextIO
 
 from metrics.evaluate import Group
 from metrics.means import summaries
-from runtime.files import replacing, writing
+from runtime.environment import environment
+from runtime.files import replacing, write_json, writing
 
 Row = dict[str, Any]
 Values = dict[str, dict[str, dict[str, "array[float]"]]]  # by degradation, method and metric
 
 COLUMNS = ("degradation", "image", "structure", "method")  # and one for each metric
+
+
+def write_metrics(
+    folder: Path,
+    metrics: Mapping[str, Any],
+    settings: Mapping[str, Any],
+    name: str = "metrics.json",
+) -> None:
+    """Write `folder/name`: {"metrics", "settings", "environment"}, strict JSON.
+
+    Values are as of `write_json`: what is no finite number becomes null.
+    """
+    record = {"metrics": metrics, "settings": settings, "environment": environment()}
+    write_json(folder / name, record)
 
 
 class PartialRecords:

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from metrics.features import DISTANCES
-from metrics.results import write_grid
+from metrics.images import write_grid
 from metrics.statistics import KEPT
 
 UNITS = {
