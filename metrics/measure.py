@@ -12,7 +12,7 @@ from torch import Tensor
 
 from degradation import Problem
 from metrics.evaluate import Restored
-from metrics.examples import Examples
+from metrics.examples import Examples, Key
 from metrics.features import DISTANCES, Detector
 from metrics.images import ImageWriter, image_name
 from metrics.perceptual import PERCEPTUAL, perceptual
@@ -34,8 +34,6 @@ PER_IMAGE: dict[str, Metric] = {
     "consistency": lambda problem, x, *images: consistency(problem.degradation, x, problem.y),
 } | {name: _perceptual(name) for name in PERCEPTUAL}
 METRICS = (*PER_IMAGE, *DISTANCES)
-
-Key = tuple[str, str]  # degradation and method
 
 
 def check_images(

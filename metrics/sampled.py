@@ -12,13 +12,12 @@ from torch import Tensor
 from degradation import Draws
 from metrics.calibration import FEWEST, conformal_scale, coverages, names, statistics, tarp_curve
 from metrics.evaluate import Restored
+from metrics.examples import Key
 from metrics.means import interval, resampled_means
 from metrics.records import PartialRecords
 from metrics.report import shown
 from runtime.files import replacing
 from runtime.tables import table
-
-Key = tuple[str, str]  # degradation and method
 
 _SHOWN = {
     "mean_psnr": "PSNR of mean", "spread_error": "spread / error", "rank_spread": "rank spread",

@@ -73,9 +73,7 @@ class FeatureStatistics:
 
     @property
     def mean(self) -> Tensor:
-        """Mean of the features, float64 `[d]`; ValueError before the first image."""
-        if self.count == 0:
-            raise ValueError("there is no mean of the features of no image")
+        """Mean of the features of at least one image, float64 `[d]`."""
         return self._shift + self._sum / self.count
 
     @property
@@ -190,23 +188,22 @@ class Reference:
         images: how many are compared with it; image_shape: theirs. What is None, here or in the
         file, is not checked. kernel: it is a kernel distance, which does not depend on the number.
         """
-        moments = self.moments(detector.name)
+        name = detector.name
+        moments = self.moments(name)
         if moments.sha256 not in (None, detector.sha256):
             raise ValueError(
-                f"{self.path} was made with other weights of '{detector.name}': SHA-256 "
+                f"{self.path} was made with other weights of '{name}': SHA-256 "
                 f"{moments.sha256:.8}…, not {detector.sha256:.8}…"
             )
         if len(moments.mean) != detector.features:
             raise ValueError(
-                f"{self.path} has {len(moments.mean)} features of '{detector.name}', and the "
-                f"detector gives {detector.features}"
+                f"{self.path} has {len(moments.mean)} features of '{name}', and the detector gives "
+                f"{detector.features}"
             )
         try:
             _ = moments.root  # kept for the distances
         except ValueError as error:
-            raise ValueError(
-                f"the covariance of '{detector.name}' in {self.path} {error}"
-            ) from None
+            raise ValueError(f"the covariance of '{name}' in {self.path} {error}") from None
         if kernel and moments.features is None:
             raise ValueError(
                 f"{self.path} has no features of single images, which a kernel distance needs: "
@@ -318,9 +315,7 @@ def _load_safetensors(path: Path) -> Reference:
     except SafetensorError as error:
         raise ValueError(f"{path} is no safetensors file, or it is damaged or cut off") from error
     if text is None:
-        raise ValueError(
-            f"{path} holds tensors, but is no reference file of `calculate_metrics.py ref`"
-        )
+        raise ValueError(f"{path} is no reference file of `calculate_metrics.py ref`")
     what = f"the description inside {path}"
     try:
         values = parse_json(text)
@@ -332,16 +327,12 @@ def _load_safetensors(path: Path) -> Reference:
             f"{path} has reference format {found.format}, and this version of the project reads "
             f"{FORMAT_VERSION} only"
         )
+    detectors = {}
     try:
-        detectors = {
-            name: Moments(
-                tensors[f"{name}/mean"],
-                tensors[f"{name}/covariance"],
-                entry.sha256,
-                tensors.get(f"{name}/features"),
-            )
-            for name, entry in found.detectors.items()
-        }
+        for name, origin in found.detectors.items():
+            mean, covariance = tensors[f"{name}/mean"], tensors[f"{name}/covariance"]
+            features = tensors.get(f"{name}/features")
+            detectors[name] = Moments(mean, covariance, origin.sha256, features)
     except KeyError as error:
         raise ValueError(f"{path} does not hold what its description says: {error}") from None
     return Reference(path, detectors, found.images, found.image_shape, found.dataset, values)
@@ -384,7 +375,7 @@ def reference_detectors(
     another one, or if one cannot be loaded.
     """
     for name in files:
-        reference.moments(name)
+        reference.moments(name)  # is there
     found = {}
     for name in reference.detectors:
         spec = f"{name}={files[name]}" if name in files else name

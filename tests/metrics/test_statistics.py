@@ -112,8 +112,6 @@ def test_features_far_from_zero_lose_no_digits(offset):
 
 def test_too_few_images_are_refused():
     statistics = FeatureStatistics()
-    with pytest.raises(ValueError, match="no image"):
-        _ = statistics.mean
     statistics.update(torch.ones(1, 3))
     with pytest.raises(ValueError, match="at least 2 images, not 1"):
         _ = statistics.covariance
