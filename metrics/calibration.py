@@ -18,9 +18,9 @@ _ROUNDING = 1 / 12  # variance of the rounding to a level of uint8
 
 def names(count: int) -> list[str]:
     """The statistics of an image with `count` samples."""
-    coverages = [f"coverage_{level}" for level in _levels(count)]
+    central = [f"coverage_{level}" for level in _levels(count)]
     plain = ["mean_psnr", "squared_error", "variance", "rank_mean", "rank_spread"]
-    return [*plain, *coverages, "tarp_spread", "scale_90"]
+    return [*plain, *central, "tarp_spread", "scale_90"]
 
 
 def statistics(samples: Tensor, truth: Tensor, reference: Tensor) -> dict[str, Tensor]:
