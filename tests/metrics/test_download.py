@@ -53,9 +53,8 @@ def test_a_broken_answer_is_told(cache, answer):
         thread = threading.Thread(target=web.serve_forever, daemon=True)
         thread.start()
         url = f"http://127.0.0.1:{web.server_address[1]}/weights-00.pth"
-        with pytest.raises(
-            ValueError, match=rf"(?s){url} cannot be downloaded \(.+\): get the file"
-        ):
+        message = rf"(?s){url} cannot be downloaded \(.+\): get the file"
+        with pytest.raises(ValueError, match=message):
             cached_weights(url, "wait")
         web.shutdown()
         thread.join()
