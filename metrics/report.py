@@ -1,4 +1,4 @@
-"""What an evaluation leaves behind: a table, `metrics.json`, `per_image.csv` and `grid.png`."""
+"""How metrics are called, shown and compared in tables, and `grid.png`."""
 
 import itertools
 import math
