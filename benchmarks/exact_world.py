@@ -25,8 +25,8 @@ from benchmarks.posterior import FLOOR, Run, exact_run, image_errors, image_samp
 from benchmarks.report import CONTEXT, name_option, report, save_picture
 from datautils.photos import Photos
 from degradation import Draws, GaussianNoise, Problem, RandomDegradation, derive_seed, get_family
+from metrics.distances import sliced_wasserstein
 from metrics.pixel import to_float
-from metrics.sliced import sliced_wasserstein
 from networks import (
     Denoiser,
     GaussianMixture,

@@ -18,8 +18,8 @@ from datautils import ImageDataset, get_dataset
 from degradation import Draws, Problem
 from metrics.dataset import load_images
 from metrics.features import load_detector
+from metrics.images import write_grid
 from metrics.pixel import to_uint8
-from metrics.results import write_grid
 from networks import load_weights
 from runtime.options import key_values
 from runtime.tables import table

@@ -40,8 +40,8 @@ from degradation import (
     derive_seed,
     get_family,
 )
+from metrics.distances import sliced_wasserstein
 from metrics.pixel import to_float
-from metrics.sliced import sliced_wasserstein
 from networks import GaussianMixture, fit_gaussian, posterior
 from runtime.progress import each
 from runtime.tables import fixed, table

@@ -16,14 +16,14 @@ from commands.options import CalcOptions
 from datautils.imagedir import ImageDir
 from datautils.loading import load_batches
 from metrics.dataset import dataset_statistics
-from metrics.distances import Distances
 from metrics.features import DISTANCES, detectors_for
 from metrics.means import summaries
-from metrics.perceptual import PERCEPTUAL, check_perceptual, perceptual
-from metrics.pixel import check_size, psnr, ssim
+from metrics.measure import check_images
+from metrics.perceptual import PERCEPTUAL, perceptual
+from metrics.pixel import psnr, ssim
+from metrics.records import write_metrics
 from metrics.report import UNITS, shown, title_of
-from metrics.results import write_metrics
-from metrics.statistics import Moments, Reference
+from metrics.statistics import Distances, Moments, Reference
 from runtime import distributed
 from runtime.errors import DataError, data_errors, one_sentence_errors
 from runtime.progress import progress
@@ -85,8 +85,7 @@ def _build(options: CalcOptions, device: torch.device) -> Comparison:
     _tell_of_folders(images)
     _ = images[0]
     shape = images.image_shape
-    check_size(names, shape)
-    check_perceptual(names, device, shape)
+    check_images(names, device, shape)
     if options.outdir:
         check_new(options.outdir, RESULTS)
     if not of_images:

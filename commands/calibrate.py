@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from commands.methods import Restorer
-from metrics.results import write_merged
+from metrics.records import summarised, write_merged
 from metrics.sampled import SampleRecords, calibration, write_calibration
 from runtime import distributed
 from samplers import MMSE
@@ -39,22 +39,20 @@ def calibrated(
     if distributed.rank():
         return {}, []
     parts = [folder / sample_file(rank) for rank in range(distributed.world_size())]
-    summary = write_merged(folder / "samples.csv", parts, degradations, records.names)
+    values = write_merged(folder / "samples.csv", parts, degradations, records.names)
     found: Found = {
         degradation: {
-            method: calibration(
-                cell, summary.values[degradation][method], totals[degradation, method]
-            )
+            method: calibration(cell, values[degradation][method], totals[degradation, method])
             for method, cell in cells.items()
         }
-        for degradation, cells in summary.result().items()
+        for degradation, cells in summarised(values).items()
     }
     pictures = []
     for number, method in enumerate(methods, 1):
         pictures.append("calibration.png" if number == 1 else f"calibration-{number}.png")
         cells = {degradation: by_method[method] for degradation, by_method in found.items()}
-        values = {degradation: summary.values[degradation][method] for degradation in found}
-        write_calibration(folder / pictures[-1], method, cells, values)
+        own = {degradation: values[degradation][method] for degradation in found}
+        write_calibration(folder / pictures[-1], method, cells, own)
     return found, ["samples.csv", *pictures]
 
 

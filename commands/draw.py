@@ -32,10 +32,10 @@ from commands.methods import (
 from commands.options import UNUSED, GenOptions
 from degradation import Draws, GaussianNoise, NoDegradation, derive_seed
 from metrics.features import DISTANCES
-from metrics.images import image_name
+from metrics.images import image_name, write_grid
 from metrics.measure import Measure, Share
+from metrics.records import write_metrics
 from metrics.report import metrics_rows, units
-from metrics.results import write_grid, write_metrics
 from networks.precision import resolve_precision
 from runtime import distributed
 from runtime.errors import data_errors, one_sentence_errors

@@ -37,22 +37,18 @@ from commands.sheet import enhanced
 from datautils import ImageDataset, get_dataset
 from datautils.identity import Identity, classes_of, identity
 from degradation import Family, Noise, check_noise, make_noise
-from metrics.distances import Distances, compared
 from metrics.evaluate import Restore, Restored, restorations
 from metrics.examples import NAME as EXAMPLES
 from metrics.examples import write_examples
 from metrics.features import DISTANCES
 from metrics.images import ImageWriter
-from metrics.measure import METRICS, PER_IMAGE, Measure, Share
+from metrics.measure import METRICS, PER_IMAGE, Measure, Share, check_images
 from metrics.page import write_report
-from metrics.perceptual import check_perceptual
 from metrics.pipeline import Stage
-from metrics.pixel import check_size
-from metrics.records import PartialRecords
+from metrics.records import PartialRecords, summarised, write_merged, write_metrics
 from metrics.report import metrics_rows, units, write_pictures
-from metrics.results import write_merged, write_metrics
 from metrics.sampled import SampleRecords, calibration_table
-from metrics.statistics import FeatureStatistics
+from metrics.statistics import Distances, FeatureStatistics, compared
 from networks import Model, NetworkConfig, read_summary
 from networks.analytic import PriorConfig
 from networks.precision import resolve_precision
@@ -151,8 +147,7 @@ def build(options: GenOptions, device: torch.device, further: Mapping[str, Resto
         if not options.poisson_peak and distributed.rank() == 0:
             for note in other_noise(net, denoiser, options.noise_level):
                 print(f"warning: {note}", file=sys.stderr)
-    check_size(names, dataset.image_shape)
-    check_perceptual(names, device, dataset.image_shape)
+    check_images(names, device, dataset.image_shape)
     for family in families.values():
         family.check(dataset.image_shape)
         check_noise(noise, family, dataset.image_shape)
@@ -259,11 +254,11 @@ def _finish(
         return {}
     order, per_image = list(evaluation.families), measure.metrics
     parts = [folder / f"{rank}.csv" for rank in range(distributed.world_size())]
-    summary = write_merged(folder / "per_image.csv", parts, order, per_image)
+    summary = summarised(write_merged(folder / "per_image.csv", parts, order, per_image))
     pictures = {key: images for share in shares for key, images in share.pictures.items()}
     grids = write_pictures(folder / "grid.png", pictures, order) if pictures else []
     grids += _write_components(options, evaluation, folder, measure.device, pictures)
-    values = values_of(evaluation, summary.result(), found, shares)
+    values = values_of(evaluation, summary, found, shares)
     for degradation, cells in sampled[0].items():
         for method, cell in cells.items():
             values[degradation][method]["calibration"] = cell

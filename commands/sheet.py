@@ -12,9 +12,9 @@ from torch import Tensor
 
 from commands.files import publish
 from commands.photo import Task
-from metrics.images import picture
+from metrics.images import picture, write_grid
 from metrics.pixel import to_uint8
-from metrics.results import write_grid, write_metrics
+from metrics.records import write_metrics
 from runtime.files import replacing
 from samplers import Components
 

@@ -16,8 +16,7 @@ from datautils import ImageDataset, dataset_class, get_dataset
 from datautils.identity import identity
 from datautils.imagedir import ImageDir
 from degradation import Family, NoDegradation, check_noise
-from metrics.distances import reference_detectors
-from metrics.statistics import load_reference
+from metrics.statistics import load_reference, reference_detectors
 from networks import Denoiser, Model, NetworkConfig, load_weights, make_config
 from runtime import distributed
 from runtime.environment import environment

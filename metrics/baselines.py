@@ -20,9 +20,7 @@ def constant_fill(problem: Problem) -> Tensor:
     unit = torch.eye(channels).to(problem.y)[..., None, None].expand(-1, -1, h, w)
     plain = unit[None].expand(len(problem), *unit.shape)
     measured = problem.degradation.H(plain).double()  # [B, C, M]
-    gram = measured @ measured.mT
-    target = (measured @ problem.y.double()[..., None])[..., 0]
+    gram, target = measured @ measured.mT, measured @ problem.y.double()[..., None]
     # A colour that was not measured at all stays grey.
-    colour = (torch.linalg.pinv(gram, hermitian=True) @ target[..., None])[..., 0].clamp(-1, 1)
-    flat = colour.to(problem.y)[..., None, None].expand(-1, -1, h, w)
-    return problem.project(flat)
+    colour = (torch.linalg.pinv(gram, hermitian=True) @ target).clamp(-1, 1)  # [B, C, 1]
+    return problem.project(colour.to(problem.y)[..., None].expand(-1, -1, h, w))

@@ -17,11 +17,10 @@ _ROUNDING = 1 / 12  # variance of the rounding to a level of uint8
 
 
 def names(count: int) -> list[str]:
-    """The statistics of an image with `count` samples. A central interval has to lie between two
-    of the samples: 90 % needs 19 of them, 95 % needs 39."""
-    coverages = [f"coverage_{level}" for level in _LEVELS if _outside(level, count) >= 1]
+    """The statistics of an image with `count` samples."""
+    central = [f"coverage_{level}" for level in _levels(count)]
     plain = ["mean_psnr", "squared_error", "variance", "rank_mean", "rank_spread"]
-    return [*plain, *coverages, "tarp_spread", "scale_90"]
+    return [*plain, *central, "tarp_spread", "scale_90"]
 
 
 def statistics(samples: Tensor, truth: Tensor, reference: Tensor) -> dict[str, Tensor]:
@@ -53,19 +52,18 @@ def statistics(samples: Tensor, truth: Tensor, reference: Tensor) -> dict[str, T
     distances = torch.stack([_distance(x, reference) for x in (*samples, truth)])[..., None]
     tarp = rank_histogram(distances[:-1], distances[-1], torch.ones_like(distances[-1]).bool())
     error = squares.mean(1)
-    found = {
+    return {
         "mean_psnr": 10 * torch.log10(255**2 / error),
         "squared_error": error,
         "variance": variance.mean(1),
         "rank_mean": ranks @ _uniform(count).to(ranks),
         "rank_spread": rank_spread(ranks),
+        **{f"coverage_{level}": coverage(ranks, level) for level in _levels(count)},
+        "tarp_spread": rank_spread(tarp),
+        "scale_90": _scale(squares.sqrt() / (variance + _ROUNDING).sqrt(), ~known),
+        "rank_histogram": ranks,
+        "tarp_histogram": tarp,
     }
-    for level in _LEVELS:
-        if _outside(level, count) >= 1:
-            found[f"coverage_{level}"] = coverage(ranks, level)
-    found["tarp_spread"] = rank_spread(tarp)
-    found["scale_90"] = _scale(squares.sqrt() / (variance + _ROUNDING).sqrt(), ~known)
-    return found | {"rank_histogram": ranks, "tarp_histogram": tarp}
 
 
 def rank_histogram(samples: Tensor, truth: Tensor, chosen: Tensor) -> Tensor:
@@ -101,6 +99,12 @@ def coverage(histogram: Tensor, level: float) -> Tensor:
     return wide + (outside - j) * (narrow - wide)
 
 
+def coverages(histogram: Tensor) -> list[tuple[float, float]]:
+    """Shares between two of K samples and their coverage, from ranks `[K + 1]` over all images."""
+    levels = [1 - 2 * j / len(histogram) for j in range(1, len(histogram) // 2)]
+    return [(level, coverage(histogram, 100 * level).item()) for level in levels]
+
+
 def tarp_curve(histogram: Tensor) -> tuple[Tensor, Tensor]:
     """Credibility levels and their expected coverage, `[K + 2]` each, from ranks `[K + 1]` over all
     images. Of posterior samples they are equal."""
@@ -126,6 +130,11 @@ def _outside(level: float, count: int) -> float:
     return round((1 - level / 100) / 2 * (count + 1), 9)
 
 
+def _levels(count: int) -> list[int]:
+    """Those of intervals that lie between two samples: 90 % needs 19 of them, 95 % needs 39."""
+    return [level for level in _LEVELS if _outside(level, count) >= 1]
+
+
 def _uniform(count: int) -> Tensor:
     return torch.linspace(0, 1, count + 1, dtype=torch.float64)
 
@@ -136,8 +145,5 @@ def _distance(images: Tensor, reference: Tensor) -> Tensor:
 
 def _scale(ratios: Tensor, chosen: Tensor) -> Tensor:
     """The smallest s `[B]` that 90 % of the chosen ratios of each image do not exceed."""
-    found = []
-    for row, mask in zip(ratios, chosen, strict=True):
-        values = row[mask]
-        found.append(values.kthvalue(math.ceil(_SCALED * len(values) - 1e-9)).values)
-    return torch.stack(found)
+    rows = [row[mask] for row, mask in zip(ratios, chosen, strict=True)]
+    return torch.stack([row.kthvalue(math.ceil(_SCALED * len(row) - 1e-9)).values for row in rows])

@@ -1,6 +1,6 @@
 """The images of a data set taken in: statistics of their features, or one tensor of them."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -32,18 +32,12 @@ def dataset_statistics(
     Images are loaded by `workers` processes meanwhile and never kept. keep: the features of the
     first ones are, for kernel distances.
     """
-    rank = distributed.rank()
-    indices = range(rank, count, distributed.world_size())
-    batches = [indices[i : i + batch] for i in range(0, len(indices), batch)]
+    indices = range(distributed.rank(), count, distributed.world_size())
     statistics = {detector.name: FeatureStatistics(keep) for detector in detectors}
-    with progress(len(indices), title, "images", silent=rank != 0) as bar:
-        loaded = load_batches(dataset, batches, workers)
-        for (images, _), own in zip(loaded, batches, strict=True):
-            signals.heed_termination()
-            images = images.to(device, non_blocking=True)
-            for detector in detectors:
-                statistics[detector.name].update(detector(images), torch.tensor(own))
-            bar.update(len(images))
+    for images, own in _loaded(dataset, indices, batch, workers, title):
+        images = images.to(device, non_blocking=True)
+        for detector in detectors:
+            statistics[detector.name].update(detector(images), own)
     return {
         detector.name: statistics[detector.name].reduced(distributed.sum_tensor, detector.features)
         for detector in detectors
@@ -53,14 +47,21 @@ def dataset_statistics(
 def load_images(dataset: ImageDataset, most: int, workers: int = 0) -> Tensor:
     """The first images of a data set, or all if it has fewer: `[n, C, h, w]` in [-1, 1]."""
     indices = range(min(most, len(dataset)))
-    batches = [indices[i : i + _BATCH] for i in range(0, len(indices), _BATCH)]
-    silent = distributed.rank() != 0
-    with progress(len(indices), "images of the prior", "images", silent) as bar:
-        parts = []
-        for images, _ in load_batches(dataset, batches, workers):
-            parts.append(to_float(images))
+    batches = _loaded(dataset, indices, _BATCH, workers, "images of the prior")
+    return torch.cat([to_float(images) for images, _ in batches])
+
+
+def _loaded(
+    dataset: ImageDataset, indices: range, batch: int, workers: int, title: str
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Batches of uint8 images with their indices, and a bar that shows how many there were."""
+    batches = [indices[i : i + batch] for i in range(0, len(indices), batch)]
+    with progress(len(indices), title, "images", silent=distributed.rank() != 0) as bar:
+        loaded = load_batches(dataset, batches, workers)
+        for (images, _), own in zip(loaded, batches, strict=True):
+            signals.heed_termination()
+            yield images, torch.tensor(own)
             bar.update(len(images))
-    return torch.cat(parts)
 
 
 def check_values(image_shape: tuple[int, int, int], wanted: str) -> None:

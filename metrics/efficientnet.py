@@ -4,11 +4,13 @@ A detector whose weights come with a Python package, so Fréchet distances need 
 on a scale of their own and never to be called FID.
 """
 
+import functools
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 _SIDE = 224  # pixels of the training images
-_EPS = 1e-3  # of batch normalisation, as in TensorFlow
+_norm = functools.partial(nn.BatchNorm2d, eps=1e-3)  # as in TensorFlow
 # Of each stage: blocks, kernel, stride of the first block, expansion, channels.
 _STAGES = (
     (1, 3, 1, 1, 16),
@@ -35,10 +37,6 @@ class _Convolution(nn.Conv2d):
             total = max((-(-n // stride) - 1) * stride + kernel - n, 0)
             pads += [total // 2, total - total // 2]
         return super().forward(F.pad(x, pads))
-
-
-def _norm(channels: int) -> nn.BatchNorm2d:
-    return nn.BatchNorm2d(channels, eps=_EPS)
 
 
 class _Block(nn.Module):
@@ -72,12 +70,11 @@ class EfficientNetLite0(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self._conv_stem, self._bn0 = _Convolution(3, _STEM, 3, 2), _norm(_STEM)
-        blocks, inputs = [], _STEM
+        self._blocks, inputs = nn.Sequential(), _STEM
         for count, kernel, stride, expansion, outputs in _STAGES:
             for i in range(count):
-                blocks.append(_Block(inputs, outputs, kernel, 1 if i else stride, expansion))
+                self._blocks.append(_Block(inputs, outputs, kernel, 1 if i else stride, expansion))
                 inputs = outputs
-        self._blocks = nn.Sequential(*blocks)
         self._conv_head, self._bn1 = _Convolution(inputs, _HEAD, 1), _norm(_HEAD)
         self._fc = nn.Linear(_HEAD, 1000)  # the classifier, of use to tests only
 
@@ -95,7 +92,3 @@ class EfficientNetLite0(nn.Module):
         x = F.relu6(self._bn0(self._conv_stem(x)))
         x = F.relu6(self._bn1(self._conv_head(self._blocks(x))))
         return x.mean(dim=(2, 3))
-
-    def classify(self, images: Tensor) -> Tensor:
-        """Logits `[B, 1000]` of the classes of ImageNet."""
-        return self._fc(self(images))

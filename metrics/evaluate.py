@@ -8,6 +8,7 @@ import itertools
 import time
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import torch
 from torch import Tensor
@@ -41,30 +42,25 @@ class Group:
 
 @dataclass(frozen=True)
 class Samples:
-    """All samples of a group: uint8 `[K, P, C, h, w]`; finite: bool `[P]`, those of an image."""
+    """All samples of a group."""
 
-    images: Tensor
-    finite: Tensor
-    seconds: float
-    """Of all but the first."""
+    images: Tensor  # uint8 [K, P, C, h, w]
+    finite: Tensor  # bool [P]: all samples of an image are
+    seconds: float  # of all but the first
 
 
 @dataclass(frozen=True)
 class Restored:
-    """A group restored by one method; the first `len(group.indices)` of the P images count.
-
-    truth: uint8 `[P, C, h, w]`; x: floats `[P, C, h, w]`; seconds: of the restoration alone; cost:
-    what an image of these took on average, by what it is called, if the method says so (`cost`).
-    """
+    """A group restored by one method; the first `len(group.indices)` of the P images count."""
 
     group: Group
     method: str
-    truth: Tensor
+    truth: Tensor  # uint8 [P, C, h, w]
     problem: Problem
-    x: Tensor
-    seconds: float
-    cost: Mapping[str, float]
-    samples: Samples | None = None
+    x: Tensor  # floats [P, C, h, w]
+    seconds: float  # of the restoration alone
+    cost: Mapping[str, float]  # what an image took on average, by name, if the method says so
+    samples: Samples | None
 
 
 def plan(
@@ -82,9 +78,9 @@ def plan(
 def group_by_structure(
     family: Family, seeds: Mapping[int, int], batch: int
 ) -> Iterator[tuple[Hashable, list[int]]]:
-    """Batches of at most `batch` image indices whose operators share a structure.
+    """Batches of at most `batch` of the image indices whose operators share a structure.
 
-    seeds: the seed of every image index.
+    seeds: by image index.
     """
     groups: dict[Hashable, list[int]] = {}
     for index, seed in seeds.items():
@@ -105,13 +101,12 @@ def restorations(
     seed: int,
     device: torch.device,
     workers: int = 0,
-    samples: Mapping[str, int] | None = None,
+    samples: Mapping[str, int] = MappingProxyType({}),
 ) -> Iterator[Restored]:
     """Restore the images `indices` of a dataset under each family with each method.
 
     samples: how many of each image a method draws, where several; the first one is the restoration
-    itself. workers: processes that load images meanwhile. Nothing is computed before it is asked
-    for, and nothing is kept.
+    itself. workers: processes that load images. Nothing is computed before it is asked for.
     """
     groups, loading = itertools.tee(plan(families, indices, batch, seed))
     batches = load_batches(dataset, (group.padded(group.indices) for group in loading), workers)
@@ -127,11 +122,9 @@ def restorations(
         for method, restore in methods.items():
             # A problem and draws of its own: no method profits from what another has computed.
             own, draws = problem[:], Draws(seeds, device)
-            x, seconds = _timed(restore, own, draws, truth.shape[1:], device)
-            cost = getattr(restore, "cost", {})
-            several = None
-            if count := (samples or {}).get(method):
-                several = _samples(x, restore, problem, seeds, count)
+            x, seconds = _timed(restore, own, draws)
+            cost, count = getattr(restore, "cost", {}), samples.get(method)
+            several = _samples(x, restore, problem, seeds, count) if count else None
             yield Restored(group, method, truth, problem, x, seconds, cost, several)
 
 
@@ -143,20 +136,19 @@ def _samples(
     images, finite = [to_uint8(first)], first.flatten(1).isfinite().all(1)
     for k in range(1, count):
         draws = Draws([derive_seed(seed, "sample", k) for seed in seeds], device)
-        x, seconds = _timed(restore, problem[:], draws, first.shape[1:], device)
+        x, seconds = _timed(restore, problem[:], draws)
         total += seconds
         images.append(to_uint8(x))
         finite &= x.flatten(1).isfinite().all(1)
     return Samples(torch.stack(images), finite, total)
 
 
-def _timed(
-    restore: Restore, problem: Problem, draws: Draws, shape: Sequence[int], device: torch.device
-) -> tuple[Tensor, float]:
+def _timed(restore: Restore, problem: Problem, draws: Draws) -> tuple[Tensor, float]:
     """A restoration and its seconds, unless the method itself knows what they were."""
+    device = problem.y.device
     start = seconds_now(device)
     with torch.no_grad():
-        x = restore(problem, draws.normal(shape, "latent"), draws)
+        x = restore(problem, draws.normal(problem.degradation.image_shape, "latent"), draws)
     elapsed = seconds_now(device) - start
     return x, getattr(restore, "seconds", elapsed)
 

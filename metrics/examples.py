@@ -3,6 +3,7 @@
 import base64
 import bisect
 import io
+import itertools
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -38,14 +39,12 @@ class Examples:
         value = -math.inf if math.isnan(psnr) else psnr
         values, kept = self.values.setdefault(key, []), self.kept.setdefault(key, [])
         bisect.insort(values, value)
-        places = [example[:2] for example in kept]
-        place = bisect.bisect(places, (value, index))
+        place = bisect.bisect(kept, (value, index), key=lambda example: example[:2])
         if len(kept) == _MOST:
-            ends = place in (0, _MOST)
             middle = values[len(values) // 2]
-            inner = range(1, _MOST - 1)
-            farthest = max(inner, key=lambda i: _distance(kept[i][0], middle))
-            if not ends and _distance(value, middle) >= _distance(kept[farthest][0], middle):
+            far = [_distance(example[0], middle) for example in kept]
+            farthest = max(range(1, _MOST - 1), key=far.__getitem__)
+            if 0 < place < _MOST and _distance(value, middle) >= far[farthest]:
                 return
             del kept[farthest]
             place -= farthest < place
@@ -72,14 +71,12 @@ def write_examples(
 ) -> None:
     """Write `folder/examples.json`: {degradation: {method: {"worst": {"image": its number, and
     pictures as data URIs}, ...}}}."""
-    found: dict[str, dict[str, Any]] = {}
-    for degradation in degradations:
-        found[degradation] = {}
-        for method in methods:
-            found[degradation][method] = {
-                place: {"image": index} | {name: data_uri(p) for name, p in pictures.items()}
-                for place, (index, pictures) in chosen(shares, (degradation, method)).items()
-            }
+    found: dict[str, dict[str, Any]] = {degradation: {} for degradation in degradations}
+    for degradation, method in itertools.product(degradations, methods):
+        found[degradation][method] = {
+            place: {"image": index} | {name: data_uri(p) for name, p in pictures.items()}
+            for place, (index, pictures) in chosen(shares, (degradation, method)).items()
+        }
     with replacing(folder / NAME) as temporary:
         temporary.write_text(json.dumps(found, indent=1), encoding="utf-8")
 

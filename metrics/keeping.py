@@ -27,10 +27,7 @@ def code_of(parts: Iterable[object]) -> str:
     a sampler that was edited meanwhile are other ones."""
     rooms = [path for room in _ROOMS for path in (_ROOT / room).rglob("*.py")]
     files = {*rooms, *(Path(inspect.getfile(type(part))) for part in parts)}
-    digest = hashlib.sha256()
-    for path in sorted(files):
-        digest.update(path.read_bytes())
-    return digest.hexdigest()
+    return hashlib.sha256(b"".join(path.read_bytes() for path in sorted(files))).hexdigest()
 
 
 class Kept:
@@ -43,11 +40,9 @@ class Kept:
     def __init__(self, method: Restore, folder: Path, settings: dict[str, Any]):
         self.method, self.folder = method, folder
         self.settings = json.dumps(settings, sort_keys=True, default=str)
-        self.cost: dict[str, float] = {}
-        """Of the last batch, and its seconds, also if they were spent by an earlier run."""
-        self.seconds = 0.0
-        self.found = 0
-        """Batches of an earlier run that were used."""
+        self.cost: dict[str, float] = {}  # of the last batch, and the next one its seconds,
+        self.seconds = 0.0  # also if they were spent by an earlier run
+        self.found = 0  # batches of an earlier run that were used
 
     def __call__(self, problem: Problem, noise: Tensor, draws: Draws) -> Tensor:
         path = self.folder / f"{self._digest(problem, noise, draws)}.safetensors"
@@ -76,6 +71,5 @@ class Kept:
         labels = problem.class_labels
         for tensor in (problem.y, image, problem.noise_level, labels, draws.seeds):
             if tensor is not None:
-                array = tensor.cpu().contiguous().numpy()
-                digest.update(array.tobytes())
+                digest.update(tensor.cpu().numpy().tobytes())
         return digest.hexdigest()

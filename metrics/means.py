@@ -28,7 +28,7 @@ class Difference(NamedTuple):
     high: float
 
 
-def mean(values: Sequence[float]) -> float:
+def mean(values: Sequence[float] | Array) -> float:
     """The mean of the values that are not infinite; where all are, infinity, and NaN of none.
 
     Infinite values are left out, because a single exact restoration would make a mean PSNR
@@ -48,25 +48,20 @@ def summaries(values: Mapping[Key, Sequence[float]]) -> dict[Key, dict[str, floa
     """
     if not values:
         return {}
-    columns = np.array([*values.values()], float).T
-    ends = interval(resampled_means(columns))
-    return {
-        key: _summary(column, low, high)
-        for key, column, low, high in zip(values, columns.T, *ends.tolist(), strict=True)
-    }
-
-
-def _summary(column: Array, low: float, high: float) -> dict[str, float | int]:
-    finite = column[~np.isinf(column)]
-    several = len(finite) > 1
-    return {
-        "mean": mean(column.tolist()),
-        "standard_error": (finite.std(ddof=1) / len(finite) ** 0.5).item() if several else math.nan,
-        "low": low if several else math.nan,
-        "high": high if several else math.nan,
-        "count": len(finite),
-        "infinite": len(column) - len(finite),
-    }
+    found, columns = {}, np.array([*values.values()], float)
+    ends = interval(resampled_means(columns.T)).T.tolist()
+    for key, column, (low, high) in zip(values, columns, ends, strict=True):
+        finite = column[~np.isinf(column)]
+        error = math.nan
+        if len(finite) > 1:
+            error = (finite.std(ddof=1) / len(finite) ** 0.5).item()
+        else:
+            low = high = math.nan
+        found[key] = {
+            "mean": mean(column), "standard_error": error, "low": low, "high": high,
+            "count": len(finite), "infinite": len(column) - len(finite),
+        }  # fmt: skip
+    return found
 
 
 def paired_difference(first: Sequence[float], second: Sequence[float]) -> Difference:
@@ -77,8 +72,8 @@ def paired_difference(first: Sequence[float], second: Sequence[float]) -> Differ
     a, b = np.asarray(first, float), np.asarray(second, float)
     if a.shape != b.shape:
         raise ValueError(f"pairs need equally many values, not {len(a)} and {len(b)}")
-    infinite = np.isinf(a) | np.isinf(b)
-    pairs = (np.where(infinite, 0, a) - np.where(infinite, 0, b))[~infinite]
+    finite = ~(np.isinf(a) | np.isinf(b))
+    pairs = a[finite] - b[finite]
     if not len(pairs):
         return Difference(math.nan, math.nan, math.nan)
     low, high = interval(resampled_means(pairs[:, None]))[:, 0].tolist()

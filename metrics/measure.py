@@ -12,7 +12,7 @@ from torch import Tensor
 
 from degradation import Problem
 from metrics.evaluate import Restored
-from metrics.examples import Examples
+from metrics.examples import Examples, Key
 from metrics.features import DISTANCES, Detector
 from metrics.images import ImageWriter, image_name
 from metrics.perceptual import PERCEPTUAL, perceptual
@@ -24,20 +24,32 @@ from metrics.statistics import FeatureStatistics
 Metric = Callable[[Problem, Tensor, Tensor, Tensor], Tensor]
 
 
-def _perceptual(name: str, problem: Problem, x: Tensor, restored: Tensor, truth: Tensor) -> Tensor:
-    return perceptual(name, restored.device)(restored, truth)
+def _perceptual(name: str) -> Metric:
+    return lambda problem, x, restored, truth: perceptual(name, restored.device)(restored, truth)
 
 
 PER_IMAGE: dict[str, Metric] = {
     "psnr": lambda problem, x, restored, truth: psnr(restored, truth),
     "ssim": lambda problem, x, restored, truth: ssim(restored, truth),
-    "consistency": lambda problem, x, restored, truth: consistency(
-        problem.degradation, x, problem.y
-    ),
-} | {name: functools.partial(_perceptual, name) for name in PERCEPTUAL}
+    "consistency": lambda problem, x, *images: consistency(problem.degradation, x, problem.y),
+} | {name: _perceptual(name) for name in PERCEPTUAL}
 METRICS = (*PER_IMAGE, *DISTANCES)
 
-Key = tuple[str, str]  # degradation and method
+
+def check_images(
+    metrics: Sequence[str], device: torch.device, image_shape: tuple[int, ...]
+) -> None:
+    """Raise ValueError if images are too small for a metric, or if its weights cannot be had."""
+    probe = torch.zeros(1, *image_shape, dtype=torch.uint8)
+    for name in metrics:
+        try:
+            if name == "ssim":
+                ssim(probe, probe)
+            elif name in PERCEPTUAL:
+                perceptual(name, device)(probe, probe)
+        except RuntimeError as error:
+            _, h, w = image_shape
+            raise ValueError(f"{name} needs larger images than {h}×{w} pixels") from error
 
 
 @dataclass
@@ -71,13 +83,11 @@ class Measure:
         pictures: int = 0,
         writer: ImageWriter | None = None,
     ):
-        self.records, self.writer = records, writer
+        self.records, self.writer, self.device = records, writer, device
         self.metrics = [metric for metric in metrics if metric in PER_IMAGE]
-        self.detectors = detectors
-        self.shown = pictures
+        self.detectors, self.shown = detectors, pictures
         self.statistics: dict[tuple[str, str, str], FeatureStatistics] = {}
         self.share = Share(seconds={"metrics": 0.0, "features": 0.0})
-        self.device = device
 
     @torch.no_grad()
     def __call__(self, restored: Restored) -> None:
@@ -113,15 +123,16 @@ class Measure:
         key = restored.group.degradation, restored.method
         indices = torch.tensor(restored.group.indices)
         finite = finite[: len(indices)].cpu()
-        features: dict[tuple[str, bool], Tensor] = {}
+
+        @functools.cache
+        def features(detector: Detector, projected: bool) -> Tensor:
+            shown = to_uint8(restored.problem.project(restored.x)) if projected else images
+            return detector(shown)[: len(finite)][finite]
+
         for metric, detector in self.detectors.items():
-            projected, kernel = DISTANCES[metric][1:]
-            kind = detector.name, projected
-            if kind not in features:
-                x = restored.problem.project(restored.x) if projected else restored.x
-                features[kind] = detector(to_uint8(x) if projected else images)[: len(finite)]
+            _, projected, kernel = DISTANCES[metric]
             statistics = self.statistics.setdefault((*key, metric), FeatureStatistics(kernel))
-            statistics.update(features[kind][finite], indices[finite])
+            statistics.update(features(detector, projected), indices[finite])
 
     def _keep(self, restored: Restored, pixels: Tensor, psnrs: Sequence[float]) -> None:
         group, problem, method = restored.group, restored.problem, restored.method

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from metrics.calibration import coverage
+from metrics.calibration import coverages
 from metrics.examples import NAME
 from metrics.measure import PER_IMAGE
 from metrics.perceptual import PERCEPTUAL
@@ -40,18 +40,17 @@ def write_report(folder: Path) -> Path:
         settings = record["settings"]
         values, names = record["metrics"]["values"], _names(settings)
         headers, rows = metrics_rows(values, names, settings["compiled"], intervals=True)
-        best = _best(values, names)
-        for row in rows:
-            for i, name in enumerate(names, 2):
-                if (row[0], row[1], name) in best:
-                    row[i] = f"**{row[i]}**"
-        tables = [
-            {
-                "title": family, "head": headers[1:], "methods": [*methods],
-                "rows": [row[1:] for row in rows if row[0] == family],
-            }
-            for family, methods in values.items()
-        ]  # fmt: skip
+        tables = []
+        for family, methods in values.items():
+            own = [row[1:] for row in rows if row[0] == family]
+            for i, name in enumerate(names, 1):
+                means = {method: cell[name]["mean"] for method, cell in methods.items()}
+                means = {method: mean for method, mean in means.items() if not math.isnan(mean)}
+                for row in own:
+                    if len(means) > 1 and row[0] in best_of(means, name):
+                        row[i] = f"**{row[i]}**"
+            table = {"title": family, "head": headers[1:], "methods": [*methods], "rows": own}
+            tables.append(table)
         title = f"{settings['data']}: {settings['images']} images restored"
         units = {name: text for name, text in record["metrics"]["units"].items() if name in names}
         details = {"metrics": units, "settings": settings, "environment": record["environment"]}
@@ -117,23 +116,24 @@ def _results(folder: Path) -> Iterator[None]:
 
 
 def _cells(folder: Path, record: Record) -> Cells:
-    names = [name for name in _names(record["settings"]) if name in PER_IMAGE]
+    names = _names(record["settings"])
+    own = [name for name in names if name in PER_IMAGE]
     found: Cells = {}
     for family, methods in record["metrics"]["values"].items():
         for method, values in methods.items():
-            for name in _names(record["settings"]):
+            for name in names:
                 _restore(values[name])
-            found.setdefault(family, {})[method] = {
-                "metrics": {name: values[name] for name in _names(record["settings"])},
-                "nfe": values["evaluations"], "images": [], "rows": {name: [] for name in names},
+            cell = found.setdefault(family, {})[method] = {
+                "metrics": {name: values[name] for name in names}, "nfe": values["evaluations"],
+                "images": [], "rows": {name: [] for name in own},
             }  # fmt: skip
             if "calibration" in values and None not in values["calibration"]["rank_histogram"]:
-                found[family][method]["calibration"] = _calibration(values["calibration"])
-    for row in read_rows(folder / "per_image.csv", names):
+                cell["calibration"] = _calibration(values["calibration"])
+    for row in read_rows(folder / "per_image.csv", own):
         if row["image"] < _FIRST:
             cell = found[row["degradation"]][row["method"]]
             cell["images"].append(row["image"])
-            for name in names:
+            for name in own:
                 cell["rows"][name].append(float(f"{row[name]:.5g}"))
     if (folder / "samples.csv").exists():
         for row in read_rows(folder / "samples.csv", ("variance", "squared_error")):
@@ -163,27 +163,13 @@ def _restore(value: dict[str, Any]) -> None:
 def _calibration(found: Mapping[str, Any]) -> dict[str, Any]:
     """What the plots show; of `metrics.sampled.calibration`."""
     count, ranks = found["samples"], found["rank_histogram"]
-    histogram = torch.tensor(ranks, dtype=torch.float64)
-    levels = [1 - 2 * j / (count + 1) for j in range(1, (count + 1) // 2)]
     return {
         "samples": count,
         "ranks": [(count + 1) * share for share in ranks],
-        "central": [[level, coverage(histogram, 100 * level).item()] for level in levels],
+        "central": coverages(torch.tensor(ranks, dtype=torch.float64)),
         "tarp": [*zip(found["tarp"]["levels"], found["tarp"]["coverage"], strict=True)],
         "spread": [],
     }
-
-
-def _best(values: Mapping[str, Any], names: Sequence[str]) -> set[tuple[str, str, str]]:
-    """The family, method and metric of the best means."""
-    best = set()
-    for family, methods in values.items():
-        for name in names:
-            means = {m: cell[name]["mean"] for m, cell in methods.items()}
-            means = {m: mean for m, mean in means.items() if not math.isnan(mean)}
-            if len(means) > 1:
-                best |= {(family, method, name) for method in best_of(means, name)}
-    return best
 
 
 def _notes(settings: Mapping[str, Any]) -> list[str]:

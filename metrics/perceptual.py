@@ -14,33 +14,28 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from metrics.download import packaged
-from metrics.features import cached_weights, use_float32
+from metrics.download import cached_weights, packaged
+from metrics.features import use_float32
 from metrics.pixel import to_float
 from runtime.files import read_tensors
 
 _SHIFT, _SCALE = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)  # of images in [-1, 1]
 
 
-class Stage(NamedTuple):
-    """A pooling, then convolutions, each followed by a ReLU."""
-
-    pool: int  # window; 0: none
-    convolutions: tuple[tuple[int, int, int, int], ...]  # channels, side, stride, padding
-
-
-_ALEXNET = (
-    Stage(0, ((64, 11, 4, 2),)),
-    Stage(3, ((192, 5, 1, 2),)),
-    Stage(3, ((384, 3, 1, 1),)),
-    Stage(0, ((256, 3, 1, 1),)),
-    Stage(0, ((256, 3, 1, 1),)),
-)
-_VGG16 = (
-    Stage(0, ((64, 3, 1, 1),) * 2),
-    *(Stage(2, ((channels, 3, 1, 1),) * n) for channels, n in ((128, 2), (256, 3), (512, 3))),
-    Stage(2, ((512, 3, 1, 1),) * 3),
-)
+# The window of a pooling, 0 for none; then convolutions, each followed by a ReLU: their channels,
+# side, stride and padding.
+Stage = tuple[int, list[tuple[int, int, int, int]]]
+_ALEXNET: list[Stage] = [
+    (0, [(64, 11, 4, 2)]),
+    (3, [(192, 5, 1, 2)]),
+    (3, [(384, 3, 1, 1)]),
+    (0, [(256, 3, 1, 1)]),
+    (0, [(256, 3, 1, 1)]),
+]
+_VGG16: list[Stage] = [
+    (2 if i else 0, [(channels, 3, 1, 1)] * n)
+    for i, (channels, n) in enumerate([(64, 2), (128, 2), (256, 3), (512, 3), (512, 3)])
+]
 
 
 class Source(NamedTuple):
@@ -50,23 +45,18 @@ class Source(NamedTuple):
     package: str
     file: str
     """Inside the package: the heads, and of ST-LPIPS the network too."""
-    network: tuple[str, str] | None = None
-    """Else its file and the folder it is downloaded from; the name ends with the first digits of
-    the SHA-256."""
+    network: str | None = None
+    """Else the address of its file."""
 
 
-_TORCHVISION = "https://download.pytorch.org/models/"
+_MODELS = "https://download.pytorch.org/models"
 PERCEPTUAL = {
     "lpips": Source(
-        _ALEXNET, "lpips", "weights/v0.1/alex.pth", ("alexnet-owt-7be5be79.pth", _TORCHVISION)
+        _ALEXNET, "lpips", "weights/v0.1/alex.pth", f"{_MODELS}/alexnet-owt-7be5be79.pth"
     ),
-    "lpips_vgg": Source(
-        _VGG16, "lpips", "weights/v0.1/vgg.pth", ("vgg16-397923af.pth", _TORCHVISION)
-    ),
-    "st_lpips": Source(
-        _ALEXNET, "stlpips_pytorch", "weights/vST0.0/alex_shift_tolerant.pth"
-    ),
-}  # fmt: skip
+    "lpips_vgg": Source(_VGG16, "lpips", "weights/v0.1/vgg.pth", f"{_MODELS}/vgg16-397923af.pth"),
+    "st_lpips": Source(_ALEXNET, "stlpips_pytorch", "weights/vST0.0/alex_shift_tolerant.pth"),
+}
 
 
 class Perceptual(nn.Module):
@@ -80,35 +70,33 @@ class Perceptual(nn.Module):
         self.stages, self.tolerant = stages, tolerant
         self.convolutions, self.heads = nn.ModuleList(), nn.ParameterList()
         last = 3
-        for stage in stages:
-            for channels, side, stride, padding in stage.convolutions:
+        for _, convolutions in stages:
+            for channels, side, stride, padding in convolutions:
                 stride = 1 if tolerant else stride
                 self.convolutions.append(nn.Conv2d(last, channels, side, stride, padding))
                 last = channels
             self.heads.append(torch.zeros(1, last, 1, 1))
 
     def load(self, network: Mapping[str, Tensor], heads: Mapping[str, Tensor]) -> None:
-        """Take in weights by the names of their packages; RuntimeError where they do not fit."""
-        state = {f"heads.{i}": heads.get(f"lin{i}.model.1.weight") for i in range(len(self.heads))}
-        layers = sorted(
-            {int(n) for n in re.findall(r"(?:features|slice\d)\.(\d+)\.bias", " ".join(network))}
-        )
-        for i, layer in enumerate(layers):
-            for name, value in network.items():
-                if found := re.fullmatch(rf".*(?:features|slice\d)\.{layer}\.(weight|bias)", name):
-                    state[f"convolutions.{i}.{found[1]}"] = value
-        self.load_state_dict({name: value for name, value in state.items() if value is not None})
+        """Take in weights by the names of their packages. Raises KeyError or RuntimeError."""
+        state = {f"heads.{i}": heads[f"lin{i}.model.1.weight"] for i in range(len(self.heads))}
+        pattern = re.compile(r".*(?:features|slice\d)\.(\d+)\.(weight|bias)")
+        found = [match for match in map(pattern.fullmatch, network) if match]
+        layers = sorted({int(match[1]) for match in found})
+        for match in found:
+            state[f"convolutions.{layers.index(int(match[1]))}.{match[2]}"] = network[match[0]]
+        self.load_state_dict(state)
 
     def features(self, images: Tensor) -> list[Tensor]:
         """After each stage, of floats in [-1, 1], scaled to norm 1 at each position."""
         shift, scale = (images.new_tensor(v).view(1, 3, 1, 1) for v in (_SHIFT, _SCALE))
-        x, convolutions, found = (images - shift) / scale, iter(self.convolutions), []
-        for stage in self.stages:
-            if stage.pool:
-                x = F.max_pool2d(x, stage.pool, 1 if self.tolerant else 2)
+        x, layers, found = (images - shift) / scale, iter(self.convolutions), []
+        for pool, convolutions in self.stages:
+            if pool:
+                x = F.max_pool2d(x, pool, 1 if self.tolerant else 2)
                 x = _blurred(x) if self.tolerant else x
-            for _, _, stride, _ in stage.convolutions:
-                x = next(convolutions)(x)
+            for _, _, stride, _ in convolutions:
+                x = next(layers)(x)
                 x = F.relu(_blurred(x) if self.tolerant and stride > 1 else x)
             found.append(x / (x.norm(dim=1, keepdim=True) + 1e-10))
         return found
@@ -132,33 +120,18 @@ def _blurred(x: Tensor) -> Tensor:
 
 @functools.cache
 def perceptual(name: str, device: torch.device) -> Perceptual:
-    """A distance of `PERCEPTUAL` with its weights. Raises ValueError, in one sentence, where they
-    cannot be had."""
+    """A distance of `PERCEPTUAL` with its weights. Raises ValueError where they cannot be had."""
     use_float32(device)
     source = PERCEPTUAL[name]
     path = packaged(source.package, source.file, name)
     heads, _ = read_tensors(path)
     network = heads
     if source.network:
-        file, url = source.network
-        digits = file.rpartition("-")[2].removesuffix(".pth")
-        path = cached_weights(file, url + file, digits, "put it there")
+        path = cached_weights(source.network, "put it there")
         network, _ = read_tensors(path)
     distance = Perceptual(source.stages, tolerant=source.network is None)
     try:
         distance.load(network, heads)
-    except RuntimeError as error:
+    except (KeyError, RuntimeError) as error:
         raise ValueError(f"{path} does not hold the weights of {name}") from error
     return distance.eval().requires_grad_(False).to(device)
-
-
-def check_perceptual(names: Sequence[str], device: torch.device, shape: tuple[int, ...]) -> None:
-    """Raise ValueError where weights cannot be had or images are too small."""
-    probe = torch.zeros(1, *shape, dtype=torch.uint8)
-    for name in names:
-        if name in PERCEPTUAL:
-            try:
-                perceptual(name, device)(probe, probe)
-            except RuntimeError as error:
-                small = f"{shape[1]}×{shape[2]}"
-                raise ValueError(f"{name} needs larger images than {small} pixels") from error

@@ -2,13 +2,12 @@
 
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Self
 
 import torch
-
-_CPU = torch.device("cpu")
 
 
 class Stage:
@@ -16,37 +15,37 @@ class Stage:
 
     At most `depth` items are under way, so memory stays bounded. On a GPU a thread has a stream of
     its own; what an item holds must be computed when it is put. An exception of the work is raised
-    by the next `put` or at the end of the `with` block, and no further item is worked on; `seconds`
+    by a later `put` or at the end of the `with` block, and what still waits is dropped. `seconds`
     is the time the work has taken.
     """
 
     def __init__(
         self,
         work: Callable[..., None],
-        device: torch.device = _CPU,
+        device: torch.device = torch.device("cpu"),
         depth: int = 3,
         threads: int = 1,
     ):
         self.seconds = 0.0
-        self._work, self._device = work, device
+        self._work, self._device, self._depth = work, device, depth
         self._pool, self._own = ThreadPoolExecutor(threads), threading.local()
-        self._places, self._lock = threading.BoundedSemaphore(depth), threading.Lock()
-        self._error: BaseException | None = None
+        self._waiting: deque[Future[float]] = deque()
 
     def put(self, *item: Any) -> None:
         """Hand over the arguments of the work; waits while the stage is too far behind."""
-        self._raise()
-        self._places.acquire()
-        self._pool.submit(self._run, item)
+        while self._waiting and (len(self._waiting) == self._depth or self._waiting[0].done()):
+            self.seconds += self._waiting.popleft().result()
+        self._waiting.append(self._pool.submit(self._run, item))
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
-        self._error = self._error or error  # what still waits is not wanted any more
-        self._pool.shutdown()
-        if error is None:
-            self._raise()
+        try:
+            while self._waiting and error is None:
+                self.seconds += self._waiting.popleft().result()
+        finally:
+            self._pool.shutdown(cancel_futures=True)
 
     def _begin(self) -> None:
         if self._device.type == "cuda" and not hasattr(self._own, "begun"):
@@ -54,20 +53,10 @@ class Stage:
             torch.cuda.set_stream(torch.cuda.Stream(self._device))
             self._own.begun = True
 
-    def _run(self, item: tuple) -> None:
+    def _run(self, item: tuple) -> float:
         start = time.perf_counter()
-        try:
-            if self._error is None:
-                self._begin()
-                self._work(*item)
-                if self._device.type == "cuda":
-                    torch.cuda.current_stream().synchronize()
-        except BaseException as error:
-            self._error = self._error or error
-        self._places.release()
-        with self._lock:
-            self.seconds += time.perf_counter() - start
-
-    def _raise(self) -> None:
-        if self._error is not None:
-            raise self._error
+        self._begin()
+        self._work(*item)
+        if self._device.type == "cuda":
+            torch.cuda.current_stream().synchronize()
+        return time.perf_counter() - start

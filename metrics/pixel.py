@@ -3,24 +3,14 @@
 PSNR and SSIM are taken on uint8 images, as they would be saved, and computed in float64.
 """
 
-from collections.abc import Collection
-from typing import Protocol
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from degradation import LinearOperator
+
 _PEAK = 255.0
 _WINDOW = 11  # side of the SSIM window, pixels
-
-
-class _Measures(Protocol):
-    """What `consistency` needs of a degradation."""
-
-    @property
-    def rows(self) -> Tensor: ...
-
-    def H(self, x: Tensor) -> Tensor: ...
 
 
 def to_uint8(x: Tensor) -> Tensor:
@@ -55,12 +45,12 @@ def ssim(a: Tensor, b: Tensor) -> Tensor:
     ValueError for other types, unequal shapes, or images smaller than the window.
     """
     _check(a, b)
-    if min(a.shape[-2:]) < _WINDOW:
-        raise ValueError(f"SSIM needs images of at least 11×11 pixels, not {tuple(a.shape[-2:])}")
+    h, w = a.shape[-2:]
+    if min(h, w) < _WINDOW:
+        raise ValueError(f"ssim needs images of at least {_WINDOW}×{_WINDOW} pixels, not {h}×{w}")
     a, b = a.double(), b.double()
-    mean_a, mean_b, mean_aa, mean_bb, mean_ab = _window_means(
-        torch.stack([a, b, a * a, b * b, a * b])
-    )
+    products = torch.stack([a, b, a * a, b * b, a * b])
+    mean_a, mean_b, mean_aa, mean_bb, mean_ab = _window_means(products)
     c1, c2 = (0.01 * _PEAK) ** 2, (0.03 * _PEAK) ** 2
     covariance = mean_ab - mean_a * mean_b
     variances = mean_aa - mean_a.square() + mean_bb - mean_b.square()
@@ -69,14 +59,7 @@ def ssim(a: Tensor, b: Tensor) -> Tensor:
     return (numerator / denominator).mean(dim=(1, 2, 3))
 
 
-def check_size(metrics: Collection[str], image_shape: tuple[int, int, int]) -> None:
-    """Raise ValueError if an image is too small for one of the metrics."""
-    h, w = image_shape[1:]
-    if "ssim" in metrics and min(h, w) < _WINDOW:
-        raise ValueError(f"ssim needs images of at least {_WINDOW}×{_WINDOW} pixels, not {h}×{w}")
-
-
-def consistency(degradation: _Measures, x: Tensor, y: Tensor) -> Tensor:
+def consistency(degradation: LinearOperator, x: Tensor, y: Tensor) -> Tensor:
     """Mean of (y − Hx)² over the measurement rows that exist, float64 `[B]`.
 
     x: images `[B, C, h, w]` in [-1, 1]; y: measurements `[B, M]`; `degradation.rows`: bool

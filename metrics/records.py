@@ -1,19 +1,35 @@
-"""Per-image values: written as they come, merged in order, and summed up, in bounded memory."""
+"""`metrics.json`; values of images, written as they come, merged in order, in bounded memory."""
 
 import csv
 import heapq
 from array import array
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, TextIO
 
 from metrics.evaluate import Group
 from metrics.means import summaries
-from runtime.files import writing
+from runtime.environment import environment
+from runtime.files import replacing, write_json, writing
 
 Row = dict[str, Any]
+Values = dict[str, dict[str, dict[str, "array[float]"]]]  # by degradation, method and metric
 
 COLUMNS = ("degradation", "image", "structure", "method")  # and one for each metric
+
+
+def write_metrics(
+    folder: Path,
+    metrics: Mapping[str, Any],
+    settings: Mapping[str, Any],
+    name: str = "metrics.json",
+) -> None:
+    """Write `folder/name`: {"metrics", "settings", "environment"}, strict JSON.
+
+    Values are as of `write_json`: what is no finite number becomes null.
+    """
+    record = {"metrics": metrics, "settings": settings, "environment": environment()}
+    write_json(folder / name, record)
 
 
 class PartialRecords:
@@ -26,8 +42,7 @@ class PartialRecords:
         self.path = path
         path.parent.mkdir(parents=True, exist_ok=True)
         self._file = path.open("w", newline="", encoding="utf-8")
-        self._writer = csv.DictWriter(self._file, [*COLUMNS, *metrics], lineterminator="\n")
-        self._writer.writeheader()
+        self._writer = _writer(self._file, metrics)
         self._chunk: object = None
         self._rows: list[Row] = []
 
@@ -76,33 +91,33 @@ def read_rows(path: Path, metrics: Sequence[str]) -> Iterator[Row]:
             yield row | {"image": int(row["image"])} | numbers
 
 
-class Summary:
-    """{degradation: {method: {metric: mean, interval and count}}} of rows that pass by.
-
-    Keeps 8 bytes of each value.
-    """
-
-    def __init__(self, metrics: Sequence[str]):
-        self.metrics = metrics
-        self.values: dict[str, dict[str, dict[str, array[float]]]] = {}
-        """Those seen so far, in the same order."""
-
-    def over(self, rows: Iterable[Row]) -> Iterator[Row]:
-        """The same rows, each taken into account as it passes."""
-        for row in rows:
-            methods = self.values.setdefault(row["degradation"], {})
-            values = methods.setdefault(row["method"], {m: array("d") for m in self.metrics})
+def write_merged(
+    path: Path, parts: Sequence[Path], degradations: Sequence[str], metrics: Sequence[str]
+) -> Values:
+    """Write the rows of all processes into one file. The values are those of its rows, in order."""
+    found: Values = {}
+    with replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+        writer = _writer(file, metrics)
+        for row in merged(parts, degradations, metrics):
+            writer.writerow(row)
+            methods = found.setdefault(row["degradation"], {})
+            values = methods.setdefault(row["method"], {m: array("d") for m in metrics})
             for metric, seen in values.items():
                 seen.append(row[metric])
-            yield row
+    return found
 
-    def result(self) -> dict[str, dict[str, dict[str, Any]]]:
-        """What the rows seen so far amount to (`metrics.means.summaries`)."""
-        found: dict[str, dict[str, dict[str, Any]]] = {}
-        for degradation, methods in self.values.items():
-            cells = summaries({(t, m): v for t, seen in methods.items() for m, v in seen.items()})
-            found[degradation] = {
-                method: {metric: cells[method, metric] for metric in self.metrics}
-                for method in methods
-            }
-        return found
+
+def summarised(values: Values) -> dict[str, dict[str, dict[str, Any]]]:
+    """What values amount to (`metrics.means.summaries`), by degradation, method and metric."""
+    found = {}
+    for degradation, methods in values.items():
+        cells = summaries({(t, m): v for t, own in methods.items() for m, v in own.items()})
+        found[degradation] = {t: {m: cells[t, m] for m in own} for t, own in methods.items()}
+    return found
+
+
+def _writer(file: TextIO, metrics: Sequence[str]) -> "csv.DictWriter[str]":
+    """A writer of rows whose titles are written."""
+    writer = csv.DictWriter(file, [*COLUMNS, *metrics], lineterminator="\n")
+    writer.writeheader()
+    return writer

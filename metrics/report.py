@@ -1,4 +1,4 @@
-"""What an evaluation leaves behind: a table, `metrics.json`, `per_image.csv` and `grid.png`."""
+"""How metrics are called, shown and compared in tables, and `grid.png`."""
 
 import itertools
 import math
@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from metrics.features import DISTANCES
-from metrics.results import write_grid
+from metrics.images import write_grid
 from metrics.statistics import KEPT
 
 UNITS = {
@@ -54,36 +54,31 @@ def metrics_rows(
     """Titles and rows of a table of {degradation: {method: cell}}.
 
     A cell holds for each metric {"mean": ...} (`value_of`), evaluations (NFE), seconds_per_image,
-    and, where a sampler differentiates its denoiser, backward_passes: then there is a column VJP.
-    compiled: the seconds hold the compilation of the network, which the title of their column then
-    says. intervals: means stand with their 95 % intervals. The distances of sets have the number of
-    images in their titles.
+    and, where a sampler differentiates its denoiser, backward_passes (VJP). compiled: the seconds
+    hold the compilation of the network. intervals: means stand with their 95 % intervals.
     """
     cells = [cell for methods in values.values() for cell in methods.values()]
     costs = {"evaluations": "NFE"}
     if any(cell.get("backward_passes") for cell in cells):
         costs["backward_passes"] = "VJP"
-    titles = [_title(metric, cells[0][metric]) for metric in metrics]
+    counts = {metric: cells[0][metric]["count"] for metric in metrics if metric in DISTANCES}
+    titles = [title_of(metric, counts.get(metric)) for metric in metrics]
     headers = ["degradation", "method", *titles, *costs.values(), f"s/image{COMPILING * compiled}"]
     lines = []
     for degradation, methods in values.items():
         for method, cell in methods.items():
             means = [value_of(metric, cell[metric], intervals) for metric in metrics]
-            counts = [format(cell[cost], ".4g") for cost in costs]
+            took = [format(cell[cost], ".4g") for cost in costs]
             seconds = f"{cell['seconds_per_image']:.3f}"
-            lines.append([degradation, method, *means, *counts, seconds])
+            lines.append([degradation, method, *means, *took, seconds])
     return headers, lines
 
 
-def title_of(metric: str) -> str:
-    """What a metric is called in tables, such as ST-LPIPS."""
+def title_of(metric: str, count: int | None = None) -> str:
+    """What a metric of `count` images is called in tables, such as ST-LPIPS."""
     other = {"psnr": "PSNR (dB)", "consistency": "consistency"}
-    return other.get(metric, metric.replace("_", "-").upper())
-
-
-def _title(metric: str, value: Cell) -> str:
-    title = title_of(metric)
-    return f"{title} of {value['count']} images" if metric in DISTANCES else title
+    title = other.get(metric, metric.replace("_", "-").upper())
+    return title if count is None else f"{title} of {count} images"
 
 
 def best_of(means: Mapping[Any, float], metric: str) -> set[Any]:
@@ -119,8 +114,8 @@ def write_pictures(
 ) -> list[Path]:
     """Write grids with a row for each (degradation, image) and a column for each restoration.
 
-    A grid has at most `most` rows, and those of a degradation stand together: where that is too few
-    the next ones are called grid-2.png, grid-3.png ... The paths of all are returned.
+    A grid has at most `most` rows: where that is too few the next ones are called grid-2.png,
+    grid-3.png ... The paths of all are returned.
     """
     keys = sorted(pictures, key=lambda key: (degradations.index(key[0]), key[1]))
     columns = ["original", "measurement"]
@@ -136,13 +131,11 @@ def write_pictures(
 
 def _pages(keys: Sequence[tuple[str, int]], most: int) -> list[list[tuple[str, int]]]:
     """The rows of each page: all of a degradation on one page if they fit."""
-    pages: list[list[tuple[str, int]]] = [[]]
+    pages: list[list[tuple[str, int]]] = []
     for _, group in itertools.groupby(keys, lambda key: key[0]):
         rows = list(group)
-        if len(pages[-1]) + len(rows) > most:
-            pages.append([])
-        for row in rows:
-            if len(pages[-1]) == most:
-                pages.append([])
-            pages[-1].append(row)
-    return [page for page in pages if page]
+        if pages and len(pages[-1]) + len(rows) <= most:
+            pages[-1] += rows
+        else:
+            pages += [rows[i : i + most] for i in range(0, len(rows), most)]
+    return pages

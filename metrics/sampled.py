@@ -10,15 +10,14 @@ import torch
 from torch import Tensor
 
 from degradation import Draws
-from metrics.calibration import FEWEST, conformal_scale, coverage, names, statistics, tarp_curve
+from metrics.calibration import FEWEST, conformal_scale, coverages, names, statistics, tarp_curve
 from metrics.evaluate import Restored
+from metrics.examples import Key
 from metrics.means import interval, resampled_means
 from metrics.records import PartialRecords
 from metrics.report import shown
 from runtime.files import replacing
 from runtime.tables import table
-
-Key = tuple[str, str]  # degradation and method
 
 _SHOWN = {
     "mean_psnr": "PSNR of mean", "spread_error": "spread / error", "rank_spread": "rank spread",
@@ -62,8 +61,7 @@ def calibration(
 ) -> dict[str, Any]:
     """What metrics.json says of the samples of a method on a degradation.
 
-    cell: means and intervals of the statistics of images; values: those themselves; histograms:
-    `[2, K + 1]`, of ranks and of TARP's ranks.
+    cell: means and intervals of values of images; histograms: `[2, K + 1]`, as of SampleRecords.
     """
     count = histograms.shape[1] - 1
     ratios = np.array([values["variance"], values["squared_error"]]).T
@@ -84,16 +82,15 @@ def calibration(
 
 def calibration_table(found: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> str:
     """{degradation: {method: calibration}} as text."""
-    first = next(iter(next(iter(found.values())).values()))
-    columns = {name: title for name, title in _SHOWN.items() if name in first}
+    cells = [cell for methods in found.values() for cell in methods.values()]
+    columns = {name: title for name, title in _SHOWN.items() if name in cells[0]}
+    headers = ["degradation", "method", *columns.values(), "scale for 90 %"]
     lines = [
         [degradation, method, *(shown("psnr", cell[name]["mean"]) for name in columns)]
         + [shown("psnr", cell["conformal_scale_90"])]
         for degradation, methods in found.items()
         for method, cell in methods.items()
     ]
-    headers = ["degradation", "method", *columns.values(), "scale for 90 %"]
-    cells = [cell for methods in found.values() for cell in methods.values()]
     fewest = min(cell["variance"]["count"] for cell in cells)
     note = f"\nthe scale for 90 % takes {FEWEST} images, here are {fewest}" * (fewest < FEWEST)
     return table(headers, lines) + note
@@ -119,8 +116,7 @@ def write_calibration(
         count = cell["samples"]
         histogram = torch.tensor(cell["rank_histogram"], dtype=torch.float64)
         ranks.stairs((count + 1) * histogram, np.linspace(0, 1, count + 2), linewidth=1.5, **style)
-        levels = [100 * (1 - 2 * j / (count + 1)) for j in range(1, (count + 1) // 2)]
-        inside = [100 * coverage(histogram, level).item() for level in levels]
+        levels, inside = 100 * np.reshape(coverages(histogram), (-1, 2)).T
         central.plot(levels, inside, ".-", **style)
         tarp.plot(cell["tarp"]["levels"], cell["tarp"]["coverage"], ".-", markersize=3, **style)
         deviation = np.sqrt((1 + 1 / count) * np.array(values[degradation]["variance"]))

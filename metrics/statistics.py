@@ -1,15 +1,14 @@
-"""Mean and covariance of features over any number of images, and files of them to compare with.
+"""Statistics of features over any number of images, and files of them to compare with.
 
 A reference file is one `.safetensors`: for each detector `<name>/mean` and `<name>/covariance` in
 float64, `<name>/features` of the first images in float32 (for kernel distances) and, as JSON, which
-weights computed them from which images. EDM's `.npz` files (Karras et
-al. 2022: arrays `mu` and `sigma` of Inception features) are read too. Nothing is ever unpickled.
+weights computed them from which images. EDM's `.npz` files (Karras et al. 2022: arrays `mu` and
+`sigma` of Inception features) are read too. Nothing is ever unpickled.
 """
 
 import datetime
 import json
-import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -21,9 +20,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from datautils.identity import Identity
-from metrics.features import Detector
-from metrics.frechet import frechet_distance, square_root
-from metrics.kernel import kernel_distance, within
+from metrics.distances import frechet_distance, kernel_distance, square_root, within
+from metrics.features import DISTANCES, Detector, load_detector
 from runtime.environment import environment
 from runtime.files import check_floats, plain, regular, write_tensors
 from runtime.records import parse_json, record
@@ -36,17 +34,17 @@ KEPT = 10_000  # images whose features kernel distances compare, the first ones 
 class FeatureStatistics:
     """Count, sum and sum of outer products of features, in float64 on the features' device.
 
-    Sums can be taken in any order, so the statistics depend neither on the batches nor on how the
-    images were shared between processes, but for the rounding of float64. They are sums of
-    differences from the mean of the first batch: features far from 0 lose no digits.
-
-    keep: also the features of the images below KEPT, on the CPU.
+    The statistics depend on the batches and on how processes shared the images by rounding only.
+    They are sums of differences from the mean of the first batch: features far from 0 lose no
+    digits. keep: also the features of the images below KEPT, on the CPU.
     """
 
     def __init__(self, keep: bool = False) -> None:
         self.count, self.keep = 0, keep
+        self.features: Tensor | None = None
+        """Of `reduced` statistics that keep them: float32 `[min(count, KEPT), d]` by index."""
         self._kept: list[tuple[Tensor, Tensor]] = []  # indices, features
-        self._shift: Tensor | None = None  # [d]
+        self._shift: Tensor  # [d]
         self._sum: Tensor  # [d], and the next one [d, d]: of features less the shift
         self._outer: Tensor
 
@@ -57,15 +55,14 @@ class FeatureStatistics:
         """
         if len(features) == 0:
             return
-        features = features.detach().double()
-        if self._shift is None:
+        features = features.double()
+        if self.count == 0:
             self._start(features.mean(0))
-        assert self._shift is not None
         if self.keep:
             assert indices is not None
             chosen = indices < KEPT
             self._kept.append((indices[chosen], features.cpu()[chosen].float()))
-        features = features.to(self._shift.device) - self._shift
+        features = features - self._shift
         self.count += len(features)
         self._sum += features.sum(0)
         self._outer += features.mT @ features
@@ -76,9 +73,7 @@ class FeatureStatistics:
 
     @property
     def mean(self) -> Tensor:
-        """Mean of the features, float64 `[d]`; ValueError before the first image."""
-        if self._shift is None:
-            raise ValueError("there is no mean of the features of no image")
+        """Mean of the features of at least one image, float64 `[d]`."""
         return self._shift + self._sum / self.count
 
     @property
@@ -88,22 +83,15 @@ class FeatureStatistics:
             raise ValueError(f"a covariance needs at least 2 images, not {self.count}")
         return (self._outer - torch.outer(self._sum, self._sum) / self.count) / (self.count - 1)
 
-    @property
-    def features(self) -> Tensor | None:
-        """Of `reduced` statistics that keep them: float32 `[min(count, KEPT), d]` by index."""
-        return self._kept[0][1] if self._kept else None
-
     def reduced(self, sum_tensor: Callable[[Tensor], Tensor], features: int) -> "FeatureStatistics":
         """The statistics of all processes, on every process; each must call it.
 
-        sum_tensor: sums a tensor over the processes. features: their number d, for a process that
-        has seen no image.
+        sum_tensor: sums a tensor over the processes. features: their number d.
         """
         own, result = self, FeatureStatistics(self.keep)
-        if self._shift is None:
+        if self.count == 0:
             own = FeatureStatistics(self.keep)
             own._start(torch.zeros(features, dtype=torch.float64))
-        assert own._shift is not None
         moments = torch.cat([own._sum.new_tensor([own.count]), own._sum + own.count * own._shift])
         count, total = sum_tensor(moments).split([1, features])
         result.count = int(count.item())
@@ -111,46 +99,37 @@ class FeatureStatistics:
             return result
         # The sums of each process as differences from the mean of all, which is the same on all.
         result._start(total / count)
-        assert result._shift is not None
         step = own._shift - result._shift
         moved = torch.outer(step, own._sum)
         outer = own._outer + moved + moved.mT + own.count * torch.outer(step, step)
         flat = sum_tensor(torch.cat([own._sum + own.count * step, outer.flatten()]))
-        result._sum, outer = flat.split([features, features**2])
-        result._outer = outer.view(features, features)
+        result._sum, result._outer = flat[:features], flat[features:].view(features, features)
         if self.keep:
             kept = torch.zeros(min(result.count, KEPT), features)
             for indices, values in own._kept:
                 inside = indices < len(kept)  # images that failed are not counted
                 kept[indices[inside]] = values[inside]
-            result._kept = [(torch.arange(len(kept)), sum_tensor(kept))]
+            result.features = sum_tensor(kept)
         return result
 
 
 @dataclass(frozen=True)
 class Moments:
-    """Of one detector's features: mean `[d]`, covariance `[d, d]`, and what computed them.
+    """Of one detector's features."""
 
-    sha256: of the detector's weights file, or None if it is not known. features: of the first
-    images, `[n, d]`, for kernel distances.
-    """
-
-    mean: Tensor
-    covariance: Tensor
-    sha256: str | None = None
-    features: Tensor | None = None
+    mean: Tensor  # [d]
+    covariance: Tensor  # [d, d]
+    sha256: str | None = None  # of the detector's weights file, if it is known
+    features: Tensor | None = None  # of the first images, [n, d], for kernel distances
 
     @cached_property
     def root(self) -> Tensor:
-        """The square root of the covariance, computed once for the distances of many methods.
-
-        Raises ValueError for a matrix that is not symmetric or not positive semi-definite.
-        """
+        """The square root of the covariance, computed once for all methods. Raises ValueError."""
         return square_root(self.covariance)
 
     @cached_property
     def within(self) -> float:
-        """The mean kernel of two of the features, computed once too."""
+        """The mean kernel of two of the features."""
         assert self.features is not None
         return within(self.features)
 
@@ -199,42 +178,39 @@ class Reference:
         self,
         detector: Detector,
         images: int | None = None,
-        image_shape: Sequence[int] | None = None,
+        image_shape: tuple[int, ...] | None = None,
         allow_any_count: bool = False,
         kernel: bool = False,
     ) -> None:
-        """Raise ValueError if a distance to this reference would be meaningless.
-
-        So it does for a matrix that is no covariance.
+        """Raise ValueError if a distance to this reference would be meaningless, as it is for a
+        matrix that is no covariance.
 
         images: how many are compared with it; image_shape: theirs. What is None, here or in the
         file, is not checked. kernel: it is a kernel distance, which does not depend on the number.
         """
-        moments = self.moments(detector.name)
-        if moments.sha256 is not None and moments.sha256 != detector.sha256:
+        name = detector.name
+        moments = self.moments(name)
+        if moments.sha256 not in (None, detector.sha256):
             raise ValueError(
-                f"{self.path} was made with other weights of '{detector.name}': SHA-256 "
-                f"{moments.sha256[:8]}…, not {detector.sha256[:8]}…"
+                f"{self.path} was made with other weights of '{name}': SHA-256 "
+                f"{moments.sha256:.8}…, not {detector.sha256:.8}…"
             )
         if len(moments.mean) != detector.features:
             raise ValueError(
-                f"{self.path} has {len(moments.mean)} features of '{detector.name}', and the "
-                f"detector gives {detector.features}"
+                f"{self.path} has {len(moments.mean)} features of '{name}', and the detector gives "
+                f"{detector.features}"
             )
         try:
             _ = moments.root  # kept for the distances
         except ValueError as error:
-            raise ValueError(
-                f"the covariance of '{detector.name}' in {self.path} {error}"
-            ) from None
+            raise ValueError(f"the covariance of '{name}' in {self.path} {error}") from None
         if kernel and moments.features is None:
             raise ValueError(
                 f"{self.path} has no features of single images, which a kernel distance needs: "
                 "write a new one with `calculate_metrics.py ref`"
             )
-        shape = None if image_shape is None else tuple(image_shape)
-        if None not in (shape, self.image_shape) and shape != self.image_shape:
-            raise ValueError(f"{self.path} is of images {self.image_shape}, not {shape}")
+        if None not in (image_shape, self.image_shape) and image_shape != self.image_shape:
+            raise ValueError(f"{self.path} is of images {self.image_shape}, not {image_shape}")
         any_count = allow_any_count or kernel or None in (images, self.images)
         if images != self.images and not any_count:
             raise ValueError(
@@ -250,10 +226,6 @@ class Reference:
                 "--any-count"
             )
 
-    def distance(self, name: str, statistics: FeatureStatistics) -> float:
-        """Squared Fréchet distance between images and the reference, by one detector's features."""
-        return self.moments(name).distance(statistics)
-
     def moments(self, name: str) -> Moments:
         """Those of a detector; ValueError where the file has none of it."""
         if name not in self.detectors:
@@ -263,19 +235,14 @@ class Reference:
 
 
 def save_reference(
-    path: str | os.PathLike[str],
+    path: Path,
     statistics: Mapping[str, tuple[FeatureStatistics, Detector]],
     provenance: Mapping[str, Any],
 ) -> None:
     """Write the statistics of one set of images, `{detector name: (statistics, detector)}`.
 
-    provenance: what JSON can hold about the images: `image_shape`, `data`, `split`. Raises
-    ValueError if there is no detector, or if the detectors saw different numbers of images, OSError
-    if the file cannot be written.
+    provenance: what JSON can hold about the images: `image_shape`, `data`, `split`. Raises OSError.
     """
-    counts = {name: stats.count for name, (stats, _) in statistics.items()}
-    if len(set(counts.values())) != 1:
-        raise ValueError(f"a reference needs the same images for every detector, not {counts}")
     tensors, detectors = {}, {}
     for name, (stats, detector) in statistics.items():
         tensors[f"{name}/mean"] = stats.mean.cpu()
@@ -288,18 +255,17 @@ def save_reference(
         **provenance,
         "format": FORMAT_VERSION,
         "detectors": detectors,
-        "images": next(iter(counts.values())),
+        "images": max(stats.count for stats, _ in statistics.values()),
         "created": {"time": now, **environment()},
     }
     metadata = {METADATA_KEY: json.dumps(plain(description), allow_nan=False)}
-    write_tensors(Path(path), tensors, metadata)
+    write_tensors(path, tensors, metadata)
 
 
-def load_reference(path: str | os.PathLike[str]) -> Reference:
+def load_reference(path: str | Path) -> Reference:
     """A file of `save_reference`, or EDM's `.npz`, whose detector is "inception".
 
-    Raises FileNotFoundError if there is no such file, and ValueError, whose message names
-    the file, when it is damaged or of another kind.
+    Raises FileNotFoundError, and ValueError for one that is damaged or of another kind.
     """
     path = Path(path)
     if not path.exists():
@@ -315,12 +281,13 @@ def load_reference(path: str | os.PathLike[str]) -> Reference:
         shapes = tuple(moments.mean.shape), tuple(moments.covariance.shape)
         if d == 0 or shapes != ((d,), (d, d)):
             raise ValueError(f"{path} has a mean and covariance of '{name}' of shapes {shapes}")
-        check_floats(path, {f"{name}/mean": moments.mean, f"{name}/covariance": moments.covariance})
+        tensors = {f"{name}/mean": moments.mean, f"{name}/covariance": moments.covariance}
         if moments.features is not None:
             found = tuple(moments.features.shape)
             if len(found) != 2 or found[0] < 2 or found[1] != d:
                 raise ValueError(f"{path} has features of '{name}' of shape {found}")
-            check_floats(path, {f"{name}/features": moments.features})
+            tensors[f"{name}/features"] = moments.features
+        check_floats(path, tensors)
     return reference
 
 
@@ -337,7 +304,7 @@ def _load_npz(path: Path) -> Reference:
         raise ValueError(
             f"{path} is damaged, or holds pickled objects, which are never opened here"
         ) from error
-    return Reference(path, {"inception": Moments(mean, covariance, None)})
+    return Reference(path, {"inception": Moments(mean, covariance)})
 
 
 def _load_safetensors(path: Path) -> Reference:
@@ -348,9 +315,7 @@ def _load_safetensors(path: Path) -> Reference:
     except SafetensorError as error:
         raise ValueError(f"{path} is no safetensors file, or it is damaged or cut off") from error
     if text is None:
-        raise ValueError(
-            f"{path} holds tensors, but is no reference file of `calculate_metrics.py ref`"
-        )
+        raise ValueError(f"{path} is no reference file of `calculate_metrics.py ref`")
     what = f"the description inside {path}"
     try:
         values = parse_json(text)
@@ -362,16 +327,63 @@ def _load_safetensors(path: Path) -> Reference:
             f"{path} has reference format {found.format}, and this version of the project reads "
             f"{FORMAT_VERSION} only"
         )
+    detectors = {}
     try:
-        detectors = {
-            name: Moments(
-                tensors[f"{name}/mean"],
-                tensors[f"{name}/covariance"],
-                entry.sha256,
-                tensors.get(f"{name}/features"),
-            )
-            for name, entry in found.detectors.items()
-        }
+        for name, origin in found.detectors.items():
+            mean, covariance = tensors[f"{name}/mean"], tensors[f"{name}/covariance"]
+            features = tensors.get(f"{name}/features")
+            detectors[name] = Moments(mean, covariance, origin.sha256, features)
     except KeyError as error:
         raise ValueError(f"{path} does not hold what its description says: {error}") from None
     return Reference(path, detectors, found.images, found.image_shape, found.dataset, values)
+
+
+@dataclass(frozen=True)
+class Distances:
+    """Detectors by metric (fid, cfid, ...) and the reference statistics; both may be none."""
+
+    detectors: dict[str, Detector]
+    reference: Reference | None
+
+    def value(self, metric: str, statistics: FeatureStatistics) -> float:
+        """The distance of a metric's statistics from the reference."""
+        assert self.reference is not None
+        moments = self.reference.moments(self.detectors[metric].name)
+        return moments.distance(statistics, DISTANCES[metric].kernel)
+
+    def provenance(self) -> dict[str, Any]:
+        """What the distances were computed with: SHA-256 of the detectors, the reference."""
+        if self.reference is None:
+            return {}
+        return {
+            "detectors": {d.name: d.sha256 for d in self.detectors.values()},
+            "images": self.reference.images,
+            "description": self.reference.description,
+        }
+
+
+def reference_detectors(
+    reference: Reference,
+    files: Mapping[str, str],
+    device: torch.device,
+    image_shape: tuple[int, int, int],
+    trusted: bool,
+) -> dict[str, Detector]:
+    """The detectors that a reference was made with, by metric.
+
+    files: their weights by name, else those in the cache. Raises ValueError if `files` names
+    another one, or if one cannot be loaded.
+    """
+    for name in files:
+        reference.moments(name)  # is there
+    found = {}
+    for name in reference.detectors:
+        spec = f"{name}={files[name]}" if name in files else name
+        metric = "fid" if name == "inception" else "fd"
+        found[metric] = load_detector(spec, device, image_shape, trusted)
+    return found
+
+
+def compared(metric: str, count: int) -> int:
+    """How many of `count` images a distance compares: kernel distances take the first ones."""
+    return min(count, KEPT) if DISTANCES[metric].kernel else count

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from degradation import Draws, Problem, derive_seed
+from metrics.images import write_grid
 from metrics.pixel import to_uint8
 from metrics.report import write_pictures
-from metrics.results import write_grid
 from samplers import Sampler
 from training.validation import SEED, HeldoutImages, restoring
 

@@ -140,6 +140,6 @@ class HeldoutDistances:
             total = statistics[family, metric].reduced(distributed.sum_tensor, detector.features)
             value = math.nan
             if distributed.rank() == 0 and not broken:  # roots of large matrices: once is enough
-                value = self.reference.distance(detector.name, total)
+                value = self.reference.moments(detector.name).distance(total)
             values[metric] = distributed.from_first(value)
         return values

@@ -11,8 +11,7 @@ from calling import DISTANCES, Detector, call, metrics, refused, uncond
 from PIL import Image
 
 from datautils import get_dataset
-from metrics.frechet import frechet_distance
-from metrics.kernel import kernel_distance
+from metrics.distances import frechet_distance, kernel_distance
 
 
 def pixels(folder: Path) -> np.ndarray:

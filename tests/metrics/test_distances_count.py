@@ -1,6 +1,6 @@
 """How many images a distance compares."""
 
-from metrics.distances import compared
+from metrics.statistics import compared
 
 
 def test_kernel_distances_compare_the_first_ten_thousand() -> None:

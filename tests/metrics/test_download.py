@@ -8,46 +8,42 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from detector_cases import sha256
 
-from metrics.download import fetch
+from metrics.download import cached_weights
 
 
-def test_fetch_puts_a_checked_file_in_place(server, tmp_path, capsys):
+def test_a_checked_file_is_put_in_place(server, cache, capsys):
     folder, url = server
-    (folder / "weights").write_bytes(bytes(range(256)) * 5000)
-    dest = tmp_path / "new" / "folder" / "weights"
-    digest = sha256(folder / "weights")
-    assert fetch(f"{url}/weights", dest, digest[:8].upper()) == dest
-    assert dest.read_bytes() == (folder / "weights").read_bytes()
-    assert [p.name for p in dest.parent.iterdir()] == ["weights"]
+    content = bytes(range(256)) * 5000
+    name = f"weights-{hashlib.sha256(content).hexdigest()[:8]}.pth"
+    (folder / name).write_bytes(content)
+    assert cached_weights(f"{url}/{name}", "wait") == cache / name
+    assert (cache / name).read_bytes() == content
+    assert [p.name for p in cache.iterdir()] == [name]
     assert "100%" in capsys.readouterr().err
 
 
-def test_fetch_keeps_nothing_of_a_wrong_or_missing_file(server, tmp_path):
+def test_nothing_is_kept_of_a_wrong_or_missing_file(server, cache):
     folder, url = server
-    (folder / "weights").write_bytes(b"not them")
-    dest = tmp_path / "dest" / "weights"
-    dest.parent.mkdir()
-    dest.write_bytes(b"older")
-    with pytest.raises(ValueError, match=r'wrong or incomplete file: .*expected "6726825d"'):
-        fetch(f"{url}/weights", dest, "6726825d", progress=False)
-    with pytest.raises(OSError, match="404"):
-        fetch(f"{url}/none", dest, "6726825d", progress=False)
-    assert dest.read_bytes() == b"older"
-    assert [p.name for p in dest.parent.iterdir()] == ["weights"]
+    (folder / "weights-6726825d.pth").write_bytes(b"not them")
+    for name, reason in (("weights", '.*expected "6726825d"'), ("none", "HTTP Error 404")):
+        address = f"{url}/{name}-6726825d.pth"
+        message = rf"not at {cache}.*{address} cannot be downloaded \({reason}.*and wait"
+        with pytest.raises(ValueError, match=message):
+            cached_weights(address, "wait")
+    assert not list(cache.iterdir())
 
 
 @pytest.mark.parametrize(
-    ("answer", "error"),
+    "answer",
     [
-        (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n10\r\nhalf", OSError),
-        (b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\nhalf", ValueError),
-        (b"no HTTP at all\r\n", OSError),
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n10\r\nhalf",
+        b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\nhalf",
+        b"no HTTP at all\r\n",
     ],
     ids=["cut off", "too short", "another protocol"],
 )
-def test_fetch_tells_a_broken_answer(tmp_path, answer, error):
+def test_a_broken_answer_is_told(cache, answer):
     class Broken(socketserver.BaseRequestHandler):
         def handle(self):
             self.request.recv(1 << 16)
@@ -56,15 +52,16 @@ def test_fetch_tells_a_broken_answer(tmp_path, answer, error):
     with socketserver.TCPServer(("127.0.0.1", 0), Broken) as web:
         thread = threading.Thread(target=web.serve_forever, daemon=True)
         thread.start()
-        url = f"http://127.0.0.1:{web.server_address[1]}/weights"
-        with pytest.raises(error, match=f"^{url} gave (no whole answer|a wrong or incomplete)"):
-            fetch(url, tmp_path / "a", "00", progress=False)
+        url = f"http://127.0.0.1:{web.server_address[1]}/weights-00.pth"
+        message = rf"(?s){url} cannot be downloaded \(.+\): get the file"
+        with pytest.raises(ValueError, match=message):
+            cached_weights(url, "wait")
         web.shutdown()
         thread.join()
-    assert not list(tmp_path.iterdir())
+    assert not list(cache.iterdir())
 
 
-def test_processes_that_want_a_file_at_once_download_it_once(tmp_path):
+def test_processes_that_want_a_file_at_once_download_it_once(cache):
     content, asked = bytes(range(256)), []
 
     class Slow(http.server.BaseHTTPRequestHandler):
@@ -81,13 +78,13 @@ def test_processes_that_want_a_file_at_once_download_it_once(tmp_path):
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Slow) as web:
         thread = threading.Thread(target=web.serve_forever, daemon=True)
         thread.start()
-        url = f"http://127.0.0.1:{web.server_address[1]}/weights"
-        digest = hashlib.sha256(content).hexdigest()
+        name = f"weights-{hashlib.sha256(content).hexdigest()[:8]}.pth"
+        url = f"http://127.0.0.1:{web.server_address[1]}/{name}"
         started = threading.Barrier(4)
 
         def one(_):
             started.wait()
-            return fetch(url, tmp_path / "new" / "weights", digest, progress=False)
+            return cached_weights(url, "wait")
 
         # Threads stand for processes: each opens the folder, and a lock belongs to the opening.
         with ThreadPoolExecutor(4) as pool:
@@ -95,5 +92,5 @@ def test_processes_that_want_a_file_at_once_download_it_once(tmp_path):
         web.shutdown()
         thread.join()
     assert len(asked) == 1
-    assert [p.name for p in (tmp_path / "new").iterdir()] == ["weights"]
+    assert [p.name for p in cache.iterdir()] == [name]
     assert paths[0].read_bytes() == content

@@ -9,7 +9,7 @@ import scipy.linalg
 import torch
 from helpers import gaussian
 
-from metrics.frechet import frechet_distance
+from metrics.distances import frechet_distance
 
 
 def covariance(d, rank, seed):

@@ -2,6 +2,7 @@
 
 import importlib.util
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -67,23 +68,24 @@ def test_inception_runs_through_torch_fidelity(inception_file, inception_module,
     with torch.autocast("cpu", torch.bfloat16):
         assert torch.equal(detector(batch), result)
     cache.mkdir(parents=True)
-    inception_file.rename(cache / features.INCEPTION_FILE)
+    inception_file.rename(cache / Path(features.INCEPTION_URL).name)
     with pytest.raises(ValueError, match=r"begins with .* instead of 6726825d"):
         load_detector("inception")
 
 
 def test_inception_is_downloaded_once_and_checked(inception_file, server, cache, monkeypatch):
     folder, url = server
-    published = inception_file.rename(folder / features.INCEPTION_FILE)
+    published = inception_file.rename(folder / "inception-6726825d.pth")
     monkeypatch.setattr(features, "INCEPTION_URL", f"{url}/{published.name}")
-    with pytest.raises(ValueError, match=r"wrong or incomplete file.*--detector inception=FILE"):
+    with pytest.raises(ValueError, match=r"invalid hash.*--detector inception=FILE"):
         load_detector("inception")
     assert not list(cache.iterdir())
-    monkeypatch.setattr(features, "INCEPTION_SHA256", sha256(published)[:8])
+    published = published.rename(folder / f"inception-{sha256(published)[:8]}.pth")
+    monkeypatch.setattr(features, "INCEPTION_URL", f"{url}/{published.name}")
     assert load_detector("inception").sha256 == sha256(published)
     published.unlink()
     load_detector("inception")
-    (cache / features.INCEPTION_FILE).unlink()
+    (cache / published.name).unlink()
     with pytest.raises(ValueError, match=f"are not at {cache}.* {url}.*404.*inception=FILE"):
         load_detector("inception")
 

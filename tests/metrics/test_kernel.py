@@ -8,8 +8,8 @@ from helpers import gaussian
 from torchvision_on_cpu import declare_operators
 
 from metrics import statistics
+from metrics.distances import kernel_distance, within
 from metrics.features import Detector
-from metrics.kernel import kernel_distance, within
 from metrics.statistics import FeatureStatistics, load_reference, save_reference
 
 COLOURS = Detector("colours", "ab" * 32, 6, Colours(), torch.device("cpu"))
@@ -34,7 +34,7 @@ def test_every_pair_counts_once(monkeypatch):
     x, y = gaussian(13, 5, seed=1), gaussian(9, 5, seed=2) + 0.3
     expected = pairwise(x, y)
     assert kernel_distance(x, y) == pytest.approx(expected, rel=1e-12)
-    monkeypatch.setattr("metrics.kernel._ROWS", 4)
+    monkeypatch.setattr("metrics.distances._ROWS", 4)
     assert kernel_distance(x, y, within_y=within(y)) == pytest.approx(expected, rel=1e-12)
 
 

@@ -9,8 +9,8 @@ from calling import call, metrics, refused
 from detector_cases import sha256
 
 from metrics.images import ImageWriter
-from metrics.measure import PER_IMAGE
-from metrics.perceptual import PERCEPTUAL, Perceptual, check_perceptual, perceptual
+from metrics.measure import PER_IMAGE, check_images
+from metrics.perceptual import PERCEPTUAL, Perceptual, perceptual
 
 CPU = torch.device("cpu")
 # Of lpips 0.1.4 and stlpips-pytorch 0.0.2 with the weights of `drawn`, on `pairs`.
@@ -79,9 +79,8 @@ def weights(tmp_path, monkeypatch, cache):
             torch.save(network, cache / "drawn")
             digits = sha256(cache / "drawn")[:8]
             (cache / "drawn").rename(cache / f"{name}-{digits}.pth")
-            monkeypatch.setitem(
-                PERCEPTUAL, name, source._replace(network=(f"{name}-{digits}.pth", "file:///"))
-            )
+            source = source._replace(network=f"file:///{name}-{digits}.pth")
+            monkeypatch.setitem(PERCEPTUAL, name, source)
         torch.save(heads, path)
     perceptual.cache_clear()
     yield tmp_path
@@ -97,15 +96,15 @@ def test_weights_are_found_in_packages_and_the_cache(weights):
 
 def test_what_cannot_be_measured_is_refused(weights):
     with pytest.raises(ValueError, match="st_lpips needs larger images than 8×8 pixels"):
-        check_perceptual(["psnr", "st_lpips"], CPU, (3, 8, 8))
+        check_images(["psnr", "st_lpips"], CPU, (3, 8, 8))
     heads = weights / PERCEPTUAL["lpips"].package / PERCEPTUAL["lpips"].file
     torch.save({"lin0.model.1.weight": torch.ones(1, 64, 1, 1)}, heads)
     with pytest.raises(ValueError, match="does not hold the weights of lpips"):
-        check_perceptual(["lpips"], CPU, (3, 64, 64))
+        check_images(["lpips"], CPU, (3, 64, 64))
 
 
 def test_a_missing_package_or_file_is_named(monkeypatch, weights):
-    source = PERCEPTUAL["lpips"]._replace(network=("alexnet-01234567.pth", "file:///nowhere/"))
+    source = PERCEPTUAL["lpips"]._replace(network="file:///nowhere/alexnet-01234567.pth")
     monkeypatch.setitem(PERCEPTUAL, "lpips", source)
     with pytest.raises(ValueError, match=r"alexnet-01234567\.pth cannot be downloaded.*put it"):
         perceptual("lpips", CPU)

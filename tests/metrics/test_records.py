@@ -13,9 +13,8 @@ from PIL import Image
 from metrics.evaluate import Group
 from metrics.images import ImageWriter, image_name
 from metrics.pipeline import Stage
-from metrics.records import PartialRecords, merged
+from metrics.records import PartialRecords, merged, summarised, write_merged
 from metrics.report import write_pictures
-from metrics.results import write_merged
 
 CPU = torch.device("cpu")
 METRICS = ["psnr"]
@@ -52,8 +51,8 @@ def test_summaries_do_not_depend_on_the_processes(tmp_path):
     results = []
     for processes in (1, 3):
         parts = [part(tmp_path / f"{r}.csv", range(r, 10, processes)) for r in range(processes)]
-        summary = write_merged(tmp_path / "per_image.csv", parts, ["mask", "blur"], METRICS)
-        results.append((summary.result(), (tmp_path / "per_image.csv").read_text()))
+        values = write_merged(tmp_path / "per_image.csv", parts, ["mask", "blur"], METRICS)
+        results.append((summarised(values), (tmp_path / "per_image.csv").read_text()))
     assert results[0] == results[1]
     table = results[0][0]
     assert {d: list(methods) for d, methods in table.items()} == {
