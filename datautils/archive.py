@@ -140,8 +140,8 @@ class Zip(Archive):
         for info in kept:
             if info.flag_bits & _ENCRYPTED or info.compress_type not in _METHODS:
                 raise DataError(
-                    f"{self.where(_name(info))} is encrypted or compressed by a rare method: unpack the "
-                    "file and zip it without a password, stored or deflated"
+                    f"{self.where(_name(info))} is encrypted or compressed by a rare method: "
+                    "unpack the file and zip it without a password, stored or deflated"
                 )
         rows = (
             (i.header_offset, i.compress_size, i.file_size, i.CRC, i.compress_type) for i in kept

@@ -8,7 +8,7 @@ from typing import ClassVar
 import numpy as np
 
 from datautils.archive import Archive
-from datautils.imagedir import ImageDir, expect
+from datautils.imagedir import ImageDir
 from datautils.labels import Labels
 from runtime.errors import DataError
 
@@ -26,6 +26,7 @@ class FFHQ64(ImageDir):
     """
 
     side: ClassVar[int] = 64
+    prepared = True
 
     def __init__(
         self,
@@ -35,8 +36,6 @@ class FFHQ64(ImageDir):
         heldout_path: str | os.PathLike[str] | None = None,
     ):
         path = f"data/ffhq{self.side}.zip" if path is None else path
-        if split != "heldout" or heldout_path is None:
-            expect(path, "path", self.side)
         super().__init__(path, split, heldout_path=heldout_path, size=self.side, labels="none")
 
     def _choose(self, archive: Archive, labels: Labels) -> np.ndarray:

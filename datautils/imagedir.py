@@ -2,7 +2,7 @@
 
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -23,6 +23,8 @@ class ImageDir(IndexedImages):
     Raises ValueError for options that make no sense and DataError, which names the file, for faults
     of the data; of an image, when it is read.
     """
+
+    prepared: ClassVar[bool] = False  # whether `datautils.prepare` makes the files of this class
 
     def __init__(
         self,
@@ -54,17 +56,11 @@ class ImageDir(IndexedImages):
 
     @property
     def description(self) -> dict[str, Any]:
-        """Where the images come from and what was done to them, for a record in JSON."""
-        return {
+        return super().description | {
             "path": str(self._archive.path),
-            "split": self.split,
             "heldout": self.heldout,
             "heldout_path": self.heldout_path and str(self.heldout_path),
-            "count": len(self),
-            "size": self.size,
-            "crop": self.crop,
             "labels": self._label_mode,
-            "num_classes": self.num_classes,
         }
 
     def picture(self, index: int) -> tuple[bytes, str]:
@@ -73,7 +69,14 @@ class ImageDir(IndexedImages):
     def _open(self, mode: str, num_classes: int | None) -> tuple[Archive, Labels, int]:
         """The archive that holds this split, the labels of all of its images, and num_classes."""
         outside = self.heldout_path if self.split == "heldout" else None
-        archive = open_archive(outside or self.path)
+        path = outside or self.path
+        if self.prepared and not path.exists():
+            raise DataError(
+                f"{path} is not there: make it by `python -m datautils.prepare --source ORIGINALS "
+                f"--dest {path} --size {self.size}`, or name another folder or zip file by "
+                f"{'heldout_path' if outside else 'path'}=PATH"
+            )
+        archive = open_archive(path)
         found = read_labels(archive, mode)
         classes = num_classes or found.classes
         # Numbers in dataset.json mean the same in every archive, and may be all there is to know.
@@ -94,12 +97,3 @@ class ImageDir(IndexedImages):
                 'or take the split "all"'
             )
         return np.array(self._part(len(archive.names), archive.path))
-
-
-def expect(path: str | os.PathLike[str], option: str, size: int) -> None:
-    """Raise DataError, with the command that makes it, if a prepared data set is missing."""
-    if not Path(path).exists():
-        raise DataError(
-            f"{path} is not there: make it by `python -m datautils.prepare --source ORIGINALS "
-            f"--dest {path} --size {size}`, or name another folder or zip file by {option}=PATH"
-        )

@@ -5,7 +5,7 @@ import os
 import numpy as np
 
 from datautils.archive import Archive
-from datautils.imagedir import ImageDir, expect
+from datautils.imagedir import ImageDir
 from datautils.labels import Labels
 
 _EVERY, _TAKEN = 50, 10  # the validation set has 50 images of each class
@@ -20,6 +20,8 @@ class ImageNet64(ImageDir):
     Raises DataError if labels are missing, besides what ImageDir raises.
     """
 
+    prepared = True
+
     def __init__(
         self,
         path: str | os.PathLike[str] = "data/imagenet64-train.zip",
@@ -28,10 +30,6 @@ class ImageNet64(ImageDir):
         heldout_path: str | os.PathLike[str] = "data/imagenet64-val.zip",
         labels: str = "auto",
     ):
-        if split == "heldout":
-            expect(heldout_path, "heldout_path", 64)
-        else:
-            expect(path, "path", 64)
         super().__init__(
             path, split, heldout_path=heldout_path, size=64, labels=labels, num_classes=1000
         )

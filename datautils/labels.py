@@ -37,20 +37,17 @@ def read_labels(archive: Archive, mode: str = "auto") -> Labels:
     """
     if mode not in MODES:
         raise ValueError(f"labels must be one of {', '.join(MODES)}, not {mode!r}")
-    none = Labels("none", np.full(len(archive.names), -1, dtype=np.int64))
-    if mode == "none":
-        return none
     if mode == "json" or (mode == "auto" and archive.labels):
         values = _from_json(archive)
         if values is not None:
             return Labels("json", values)
         if mode == "json":
             raise DataError(f"{archive.path} holds no {LABELS} with labels: give labels=none")
-        return none
-    root, folders = _class_folders(archive.names)
-    if mode == "subfolders" or (len(folders) > 1 and not all(map(str.isdigit, folders))):
-        return Labels("subfolders", _from_folders(archive, root, folders), tuple(folders))
-    return none
+    elif mode != "none":
+        root, folders = _class_folders(archive.names)
+        if mode == "subfolders" or (len(folders) > 1 and not all(map(str.isdigit, folders))):
+            return Labels("subfolders", _from_folders(archive, root, folders), tuple(folders))
+    return Labels("none", np.full(len(archive.names), -1, dtype=np.int64))
 
 
 def check_range(labels: Labels, num_classes: int, archive: Archive) -> None:

@@ -5,6 +5,7 @@ import json
 import signal
 import sys
 import zipfile
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing
 from functools import partial
@@ -24,7 +25,7 @@ from datautils.indexed import fit
 from datautils.labels import MODES
 from datautils.loading import cores, in_order
 from runtime.cli import SETTINGS, Command
-from runtime.errors import DataError, data_errors, one_sentence_errors
+from runtime.errors import DataError, one_sentence_errors
 from runtime.files import check_output, replacing
 from runtime.progress import progress
 
@@ -61,21 +62,15 @@ def folder_originals(path: Path, labels: str = "auto") -> Originals:
     """
     data = ImageDir(path, labels=labels)
     stems = [str(PurePosixPath(name).with_suffix("")) for name in data.names]
-    seen: set[str] = set()
-    for stem in stems:
-        if stem in seen:
-            raise DataError(f"{path} holds two files {stem}, which differ in the extension only")
-        seen.add(stem)
+    ((stem, count),) = Counter(stems).most_common(1)
+    if count > 1:
+        raise DataError(f"{path} holds two files {stem}, which differ in the extension only")
     return Originals(stems, data.labels, data.picture)
 
 
-def hub_originals(
-    name: str, split: str = "train", image_column: str = "image", label_column: str | None = None
-) -> Originals:
+def hub_originals(path: str, **options: Any) -> Originals:
     """The rows of a Hugging Face data set, as 00000/00000000, ... with a thousand in a folder."""
-    data = HuggingFace(
-        name, train_split=split, image_column=image_column, label_column=label_column
-    )
+    data = HuggingFace(path, **options)
     stems = [f"{i // 1000:05d}/{i:08d}" for i in range(len(data))]
     return Originals(stems, data.labels, data.picture)
 
@@ -189,12 +184,14 @@ def main(
 
     Files keep their relative names but for the extension. After an error nothing is left.
     """
-    with one_sentence_errors(), data_errors():
+    with one_sentence_errors():
         check_output(dest, "--dest", ".zip")
         if source is not None and hub is None:
             originals = folder_originals(source, labels)
         elif hub is not None and source is None:
-            originals = hub_originals(hub, hub_split, image_column, label_column)
+            originals = hub_originals(
+                hub, train_split=hub_split, image_column=image_column, label_column=label_column
+            )
         else:
             raise ValueError("give one of --source and --hub")
         done = prepare(
