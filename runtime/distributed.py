@@ -170,13 +170,3 @@ def sum_tensor(value: torch.Tensor) -> torch.Tensor:
     shared = value.to("cuda") if dist.get_backend() == "nccl" else value.cpu()
     dist.all_reduce(shared)
     return shared.to(value.device)
-
-
-def from_first(value: float) -> float:
-    """The first process's value, on every process."""
-    if not dist.is_initialized():
-        return value
-    device = "cuda" if dist.get_backend() == "nccl" else "cpu"
-    shared = torch.tensor(value, dtype=torch.float64, device=device)
-    dist.broadcast(shared, 0)
-    return shared.item()
