@@ -8,7 +8,7 @@ from torch import Tensor
 from runtime.errors import DataError
 from runtime.registry import Registry
 
-__all__ = ["DATASETS", "DataError", "ImageDataset", "dataset_class", "get_dataset", "is_path"]
+__all__ = ["DATASETS", "DataError", "ImageDataset", "get_dataset", "is_path"]
 
 DATASETS = Registry(
     "dataset", others="module.Class of your own, or a folder or a zip file of images"
@@ -66,8 +66,3 @@ def is_path(name: str) -> bool:
     if not name or name in DATASETS:
         return False
     return "/" in name or name.endswith(".zip") or Path(name).exists()
-
-
-def dataset_class(name: str) -> Any:
-    """The class of a name. Raises ValueError with the known ones."""
-    return DATASETS.find(name)

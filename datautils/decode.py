@@ -51,14 +51,9 @@ def to_tensor(image: Image.Image) -> Tensor:
 
 
 def centre_crop(image: Image.Image, side: int | None = None) -> Image.Image:
-    """The square of `side` pixels (default: the largest) in the middle of a picture.
-
-    Raises ValueError if the picture is smaller than that.
-    """
+    """The square of `side` pixels, at most and by default the largest, in the middle."""
     width, height = image.size
     side = min(width, height) if side is None else side
-    if side > min(width, height):
-        raise ValueError(f"of {width}x{height} pixels, too small for a crop of {side}x{side}")
     left, top = (width - side) // 2, (height - side) // 2
     return image.crop((left, top, left + side, top + side))
 

@@ -91,10 +91,12 @@ def fit(image: Image.Image, size: int | None, crop: int | None, where: str) -> I
     """
     if size is None and crop is None:
         return image
-    try:
-        image = centre_crop(image, crop)
-    except ValueError as error:
-        raise DataError(f"{where} is {error}") from None
+    width, height = image.size
+    if crop is not None and crop > min(width, height):
+        raise DataError(
+            f"{where} is of {width}x{height} pixels, too small for a crop of {crop}x{crop}"
+        )
+    image = centre_crop(image, crop)
     return image if size is None else resize(image, size)
 
 

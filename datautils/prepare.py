@@ -6,7 +6,7 @@ import signal
 import sys
 import zipfile
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from functools import partial
 from pathlib import Path, PurePosixPath
@@ -96,26 +96,25 @@ def prepare(
     convert = partial(_converted, originals.read, size, crop, format, skip_broken)
     count = len(originals.stems)
     results = in_order(convert, range(count), min(workers, count))
-    with replacing(dest) as path, closing(results), zipfile.ZipFile(path, "w") as file:
-        return _write(file, originals, results, f".{format}")
-
-
-def _write(file: zipfile.ZipFile, originals: Originals, results: Iterable, suffix: str) -> Done:
-    """The prepared images in order, then dataset.json; a result that is text is left out."""
     pairs, broken = [], []
-    with progress(len(originals.stems), "preparing", "images") as bar:
+    with (
+        replacing(dest) as path,
+        closing(results),
+        zipfile.ZipFile(path, "w") as file,
+        progress(count, "preparing", "images") as bar,
+    ):
         for stem, label, result in zip(originals.stems, originals.labels, results, strict=True):
             bar.update()
             if isinstance(result, str):
                 broken.append(result)
                 continue
-            pairs.append((stem + suffix, int(label)))
-            file.writestr(zipfile.ZipInfo(stem + suffix), result.numpy().tobytes())
-    if not pairs:
-        raise DataError(f"none of the originals could be read, the first: {broken[0]}")
-    classes = {label for _, label in pairs} - {-1}
-    labels = json.dumps({"labels": pairs if classes else None})
-    file.writestr(zipfile.ZipInfo(LABELS), labels)
+            pairs.append((f"{stem}.{format}", int(label)))
+            file.writestr(zipfile.ZipInfo(pairs[-1][0]), result.numpy().tobytes())
+        if not pairs:
+            raise DataError(f"none of the originals could be read, the first: {broken[0]}")
+        classes = {label for _, label in pairs} - {-1}
+        labels = json.dumps({"labels": pairs if classes else None})
+        file.writestr(zipfile.ZipInfo(LABELS), labels)
     return Done(len(pairs), len(classes), broken)
 
 

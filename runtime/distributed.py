@@ -47,10 +47,9 @@ def process_group() -> Iterator[torch.device]:
         return
     own_gpu = on_gpu and here.local_world <= torch.cuda.device_count()
     where = f"{os.environ['MASTER_ADDR']}, port {os.environ['MASTER_PORT']}"
-    minutes = _PATIENCE.total_seconds() / 60
     waiting = (
-        f"process {here.rank} waits at {where}, for the others of {here.world}, {minutes:g} "
-        "minutes at most"
+        f"process {here.rank} waits at {where}, for the others of {here.world}, "
+        f"{_PATIENCE.seconds // 60} minutes at most"
     )
     said = threading.Timer(_SILENCE, print, [waiting], {"file": sys.stderr, "flush": True})
     said.daemon = True
