@@ -32,9 +32,7 @@ class ImageDataset(Protocol):
 
     @property
     def image_shape(self) -> tuple[int, int, int]: ...
-
     def __len__(self) -> int: ...
-
     def __getitem__(self, index: int) -> tuple[Tensor, int]: ...
 
 

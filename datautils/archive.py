@@ -66,9 +66,8 @@ class Archive(ABC):
             read = f"{', '.join(EXTENSIONS)} are read" + (f", there are {others}" if others else "")
             raise DataError(f"{path} holds no image: {read}")
         if others:
-            warnings.warn(
-                f"files in {path} that are no images are left out: {others}", stacklevel=2
-            )
+            told = f"files in {path} that are no images are left out: {others}"
+            warnings.warn(told, stacklevel=2)
 
     @abstractmethod
     def where(self, name: str) -> str:
@@ -98,7 +97,7 @@ def open_archive(path: str | os.PathLike[str]) -> Archive:
     path = Path(path)
     try:
         if path.is_dir():
-            return Folder(path)
+            return Folder(path, _files_below(path))
         if path.exists():
             return Zip(regular(path))
     except DataError:
@@ -114,9 +113,6 @@ def open_archive(path: str | os.PathLike[str]) -> Archive:
 
 class Folder(Archive):
     """The pictures in a folder and those below it; links are followed."""
-
-    def __init__(self, path: Path):
-        super().__init__(path, _files_below(path))
 
     def where(self, name: str) -> str:
         return os.path.join(self.path, name)

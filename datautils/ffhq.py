@@ -8,8 +8,7 @@ from typing import ClassVar
 import numpy as np
 
 from datautils.archive import Archive
-from datautils.imagedir import ImageDir
-from datautils.labels import Labels
+from datautils.imagedir import ImageDir, Labels
 from runtime.errors import DataError
 
 FIRST_HELDOUT = 60000
@@ -38,7 +37,8 @@ class FFHQ64(ImageDir):
         path = f"data/ffhq{self.side}.zip" if path is None else path
         super().__init__(path, split, heldout_path=heldout_path, size=self.side, labels="none")
 
-    def _choose(self, archive: Archive, labels: Labels) -> np.ndarray:
+    def _choose(self, labels: Labels) -> np.ndarray:
+        archive = labels.archive
         if self.heldout_path is not None:
             return np.arange(len(archive.names))
         numbers = np.array([_number(archive, name) for name in archive.names])

@@ -4,9 +4,7 @@ import os
 
 import numpy as np
 
-from datautils.archive import Archive
-from datautils.imagedir import ImageDir
-from datautils.labels import Labels
+from datautils.imagedir import ImageDir, Labels
 
 _EVERY, _TAKEN = 50, 10  # the validation set has 50 images of each class
 
@@ -34,9 +32,9 @@ class ImageNet64(ImageDir):
             path, split, heldout_path=heldout_path, size=64, labels=labels, num_classes=1000
         )
 
-    def _choose(self, archive: Archive, labels: Labels) -> np.ndarray:
+    def _choose(self, labels: Labels) -> np.ndarray:
         if self.split != "heldout":
-            return np.arange(len(archive.names))
+            return np.arange(len(labels.values))
         by_class = np.argsort(labels.values, kind="stable")
         _, counts = np.unique(labels.values, return_counts=True)
         within = np.concatenate([np.arange(count) for count in counts])

@@ -20,9 +20,8 @@ from torch import Tensor
 from datautils.archive import LABELS
 from datautils.decode import decode_image
 from datautils.huggingface import HuggingFace
-from datautils.imagedir import ImageDir
+from datautils.imagedir import MODES, ImageDir
 from datautils.indexed import fit
-from datautils.labels import MODES
 from datautils.loading import cores, in_order
 from runtime.cli import SETTINGS, Command
 from runtime.errors import DataError, one_sentence_errors
