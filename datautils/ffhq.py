@@ -12,6 +12,7 @@ from datautils.imagedir import ImageDir, Labels
 from runtime.errors import DataError
 
 FIRST_HELDOUT = 60000
+_INSTEAD = "give heldout_path=PATH to hold out the images of another folder or zip file instead"
 
 
 class FFHQ64(ImageDir):
@@ -49,8 +50,7 @@ class FFHQ64(ImageDir):
             raise DataError(
                 f"{archive.path} has no image of the {self.split} split, whose numbers are "
                 f"{'from' if self.split == 'heldout' else 'below'} {FIRST_HELDOUT}: its numbers "
-                f"are {numbers.min()} to {numbers.max()}; give heldout_path=PATH to hold out the "
-                "images of another folder or zip file instead"
+                f"are {numbers.min()} to {numbers.max()}; {_INSTEAD}"
             )
         return chosen
 
@@ -64,7 +64,6 @@ def _number(archive: Archive, name: str) -> int:
     numbers = re.findall(r"[0-9]+", PurePosixPath(name).stem)
     if not numbers or len(numbers[-1]) > 18:
         raise DataError(
-            f"{archive.where(name)} has no number in its name, so its split is unknown: give "
-            "heldout_path=PATH to hold out the images of another folder or zip file instead"
+            f"{archive.where(name)} has no number in its name, so its split is unknown: {_INSTEAD}"
         )
     return int(numbers[-1])

@@ -42,8 +42,8 @@ def parse_yaml(text: str, guess: bool = True) -> Any:
     Raises ValueError if it is none, if it is nested more than 100 deep, or if its aliases make more
     than 100,000 values of it.
     """
-    loader = (yaml.SafeLoader if guess else _Texts)(text)
     try:
+        loader = (yaml.SafeLoader if guess else _Texts)(text)
         node = loader.get_single_node()
         if node is None:
             return None
