@@ -120,7 +120,7 @@ def read_file(path: str | os.PathLike[str]) -> bytes:
 def _open(data: bytes, name: str) -> Image.Image:
     """The picture as Pillow sees it, with its pixels read, and upright."""
     try:
-        image = Image.open(io.BytesIO(data), formats=_FORMATS)
+        image: Image.Image = Image.open(io.BytesIO(data), formats=_FORMATS)
         pixels = image.width * image.height
         if pixels > _MOST_PIXELS:
             raise DataError(f"{name} has {pixels} pixels, more than the {_MOST_PIXELS} allowed")
@@ -231,15 +231,15 @@ def _grey(image: Image.Image, name: str) -> np.ndarray:
     Raises DataError if both hold some.
     """
     if not image.mode.startswith("I") and image.has_transparency_data:
-        rgba = image.convert("RGBA")
-        *colours, alpha = (low != high for low, high in rgba.getextrema())
+        bands = image.convert("RGBA").split()
+        *colours, alpha = (low != high for low, high in (band.getextrema() for band in bands))
         if alpha and any(colours):
             raise DataError(
                 f"{name} has a picture and an alpha channel, and either may be meant: "
                 "save it without the other"
             )
         if alpha:
-            return np.array(rgba.getchannel("A"))
+            return np.array(bands[-1])
     return np.array(_to_rgb(image, name).convert("L"))
 
 

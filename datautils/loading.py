@@ -135,9 +135,10 @@ def _chunk(samples: Iterable[Iterator[Read]], skip_broken: bool) -> Chunk:
         items.append(item)
         faults += met
         skipped += bool(met)
-    images, labels = zip(*items, strict=True)
-    # In a worker default_collate puts the images straight into memory that is shared.
-    return Chunk(default_collate(images), torch.tensor(labels, dtype=torch.int64), skipped, faults)
+    # In a worker straight into memory that is shared.
+    images = default_collate([image for image, _ in items])
+    labels = torch.tensor([label for _, label in items], dtype=torch.int64)
+    return Chunk(images, labels, skipped, faults)
 
 
 def _first_sound(reads: Iterator[Read], skip_broken: bool) -> tuple[tuple[Tensor, int], list[str]]:
