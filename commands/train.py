@@ -12,7 +12,7 @@ from torch import Tensor
 
 from commands.families import family_of
 from commands.methods import check_compiler, check_operators
-from datautils import ImageDataset, dataset_class, get_dataset
+from datautils import DATASETS, ImageDataset, get_dataset
 from datautils.identity import identity
 from datautils.imagedir import ImageDir
 from degradation import Family, NoDegradation, check_noise
@@ -97,7 +97,7 @@ def run(
 
 def with_data_options(config: TrainConfig, options: dict[str, str]) -> TrainConfig:
     """The settings with more options of the data set, given as text. Raises ValueError."""
-    cls, what = dataset_class(config.data_class), f"dataset '{config.data_class}'"
+    cls, what = DATASETS.find(config.data_class), f"dataset '{config.data_class}'"
     return replace(config, data=arguments(cls, config.data | options, what, fixed=("split",)))
 
 
@@ -125,7 +125,7 @@ def with_pictures(config: TrainConfig, path: Path) -> TrainConfig:
 def check_names(config: TrainConfig) -> None:
     """Raise ValueError for an unknown network, data set class or family."""
     make_config(config.preset, network=config.network)
-    dataset_class(config.data_class)
+    DATASETS.find(config.data_class)
     _family(config)
 
 

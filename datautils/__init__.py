@@ -8,7 +8,7 @@ from torch import Tensor
 from runtime.errors import DataError
 from runtime.registry import Registry
 
-__all__ = ["DATASETS", "DataError", "ImageDataset", "dataset_class", "get_dataset", "is_path"]
+__all__ = ["DATASETS", "DataError", "ImageDataset", "get_dataset", "is_path"]
 
 DATASETS = Registry(
     "dataset", others="module.Class of your own, or a folder or a zip file of images"
@@ -32,9 +32,7 @@ class ImageDataset(Protocol):
 
     @property
     def image_shape(self) -> tuple[int, int, int]: ...
-
     def __len__(self) -> int: ...
-
     def __getitem__(self, index: int) -> tuple[Tensor, int]: ...
 
 
@@ -66,8 +64,3 @@ def is_path(name: str) -> bool:
     if not name or name in DATASETS:
         return False
     return "/" in name or name.endswith(".zip") or Path(name).exists()
-
-
-def dataset_class(name: str) -> Any:
-    """The class of a name. Raises ValueError with the known ones."""
-    return DATASETS.find(name)

@@ -1,13 +1,15 @@
 """Pictures in a folder or in a zip file, read in the same way."""
 
 import os
+import re
 import struct
 import warnings
 import zipfile
 import zlib
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -18,6 +20,7 @@ from runtime.files import regular
 
 LABELS = "dataset.json"
 _KINDS = "a folder or a zip file of images"
+_HIDDEN = re.compile(r"(^|/)(\.|__MACOSX(/|$))")  # a file, or a folder around it; macOS makes twins
 _METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 _UTF8, _ENCRYPTED = 0x800, 1  # flags of a member
 _UNICODE_PATH = 0x7075  # an extra field of a member: its name in UTF-8
@@ -26,7 +29,7 @@ _ENTRY = np.dtype(
 )
 
 
-class Names:
+class Names(Sequence[str]):
     """A list of names in one array.
 
     A million strings are a million objects, whose counts of references every forked worker writes
@@ -39,11 +42,8 @@ class Names:
     def __len__(self) -> int:
         return len(self._bytes)
 
-    def __getitem__(self, index: int) -> str:
+    def __getitem__(self, index: int) -> str:  # type: ignore[override]  # no slices
         return self._bytes[index].decode(errors="surrogateescape")
-
-    def __iter__(self) -> Iterator[str]:
-        return (name.decode(errors="surrogateescape") for name in self._bytes)
 
 
 class Archive(ABC):
@@ -55,7 +55,7 @@ class Archive(ABC):
 
     def __init__(self, path: Path, files: Iterable[str]):
         """Raises DataError if none of the files is a picture; warns of files that are none."""
-        files = [name for name in files if not name.endswith("/") and not _is_hidden(name)]
+        files = [name for name in files if not name.endswith("/") and not _HIDDEN.search(name)]
         self.path = path
         self.names = Names(sorted(name for name in files if name.lower().endswith(EXTENSIONS)))
         labels = [name for name in files if name.rpartition("/")[2] == LABELS]
@@ -66,9 +66,8 @@ class Archive(ABC):
             read = f"{', '.join(EXTENSIONS)} are read" + (f", there are {others}" if others else "")
             raise DataError(f"{path} holds no image: {read}")
         if others:
-            warnings.warn(
-                f"files in {path} that are no images are left out: {others}", stacklevel=2
-            )
+            told = f"files in {path} that are no images are left out: {others}"
+            warnings.warn(told, stacklevel=2)
 
     @abstractmethod
     def where(self, name: str) -> str:
@@ -92,27 +91,28 @@ class Archive(ABC):
 def open_archive(path: str | os.PathLike[str]) -> Archive:
     """The pictures under a folder or in a zip file.
 
-    Raises DataError if `path` does not exist or holds no picture, and if the zip file is
-    damaged or encrypted.
+    Raises DataError if `path` does not exist or holds no picture, and if the zip file is damaged
+    or encrypted.
     """
     path = Path(path)
     try:
         if path.is_dir():
-            return Folder(path)
+            return Folder(path, _files_below(path))
         if path.exists():
             return Zip(regular(path))
+    except DataError:
+        raise
     except OSError as error:
         raise DataError(
             f"{error.filename or path} cannot be read: {error.strerror or error}"
         ) from None
+    except (zipfile.BadZipFile, NotImplementedError, ValueError, OverflowError, struct.error):
+        raise DataError(f"{path} is no zip file, or a damaged one: it should be {_KINDS}") from None
     raise DataError(f"{path} is not there: it should be {_KINDS}")
 
 
 class Folder(Archive):
     """The pictures in a folder and those below it; links are followed."""
-
-    def __init__(self, path: Path):
-        super().__init__(path, _files_below(path))
 
     def where(self, name: str) -> str:
         return os.path.join(self.path, name)
@@ -129,58 +129,46 @@ class Zip(Archive):
     """
 
     def __init__(self, path: Path):
-        members = _members(path)
+        with zipfile.ZipFile(path) as archive:
+            members = {_name(info): info for info in archive.infolist()}
         super().__init__(path, members)
-        kept = [*self.names] if self.labels is None else [*self.names, self.labels]
-        for name in kept:
-            info = members[name]
+        kept = [members[name] for name in (*self.names, self.labels) if name is not None]
+        for info in kept:
             if info.flag_bits & _ENCRYPTED or info.compress_type not in _METHODS:
                 raise DataError(
-                    f"{self.where(name)} is encrypted or compressed by a rare method: unpack the "
-                    "file and zip it without a password, stored or deflated"
+                    f"{self.where(_name(info))} is encrypted or compressed by a rare method: "
+                    "unpack the file and zip it without a password, stored or deflated"
                 )
         rows = (
-            (i.header_offset, i.compress_size, i.file_size, i.CRC, i.compress_type)
-            for i in map(members.__getitem__, kept)
+            (i.header_offset, i.compress_size, i.file_size, i.CRC, i.compress_type) for i in kept
         )
-        try:
-            self._entries = np.fromiter(rows, _ENTRY, len(kept))
-        except OverflowError:
-            raise _no_zip(path) from None
+        self._entries = np.fromiter(rows, _ENTRY, len(kept))
 
     def where(self, name: str) -> str:
         return f"{name} in {self.path}"
 
     def _read(self, number: int, where: str) -> bytes:
+        offset, packed, size, crc, method = self._entries[number].item()
         try:
-            return self._extracted(*self._entries[number].item())
+            with self.path.open("rb") as file:
+                file.seek(offset)
+                signature, name, extra = struct.unpack("<4s22x2H", file.read(30))
+                file.seek(name + extra, os.SEEK_CUR)
+                data = file.read(packed)
+            if method == zipfile.ZIP_DEFLATED:  # a byte more than promised is enough to see the lie
+                data = zlib.decompressobj(-zlib.MAX_WBITS).decompress(data, size + 1)
+            if signature == b"PK\3\4" and len(data) == size and zlib.crc32(data) == crc:
+                return data
         except OSError as error:
             raise DataError(f"{where} cannot be read: {error.strerror}") from None
         except (ValueError, OverflowError, MemoryError, struct.error, zlib.error):
-            raise DataError(f"{where} is damaged, or was changed meanwhile") from None
-
-    def _extracted(self, offset: int, packed: int, size: int, crc: int, method: int) -> bytes:
-        """The bytes of a member. Raises ValueError, among others, if they are damaged."""
-        with self.path.open("rb") as file:
-            file.seek(offset)
-            signature, name, extra = struct.unpack("<4s22x2H", file.read(30))
-            file.seek(name + extra, os.SEEK_CUR)
-            data = file.read(packed)
-        if method == zipfile.ZIP_DEFLATED:  # one byte more than promised is enough to see the lie
-            data = zlib.decompressobj(-zlib.MAX_WBITS).decompress(data, size + 1)
-        if signature != b"PK\3\4" or len(data) != size or zlib.crc32(data) != crc:
-            raise ValueError
-        return data
+            pass
+        raise DataError(f"{where} is damaged, or was changed meanwhile")
 
 
 def _extension(name: str) -> str:
     extension = PurePosixPath(name).suffix.lower()
     return extension if extension[1:].isalnum() else "without an extension"
-
-
-def _is_hidden(name: str) -> bool:
-    """Whether a file, or a folder around it, is hidden, as the twins are that macOS gives files."""
-    return any(part.startswith(".") or part == "__MACOSX" for part in name.split("/"))
 
 
 def _files_below(path: Path) -> Iterator[str]:
@@ -201,19 +189,6 @@ def _raise(error: OSError) -> None:
     raise error
 
 
-def _members(path: Path) -> dict[str, zipfile.ZipInfo]:
-    """The members of a zip file by their names. Raises DataError, and OSError as it comes."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            return {_name(info): info for info in archive.infolist()}
-    except (zipfile.BadZipFile, NotImplementedError, ValueError, OverflowError, struct.error):
-        raise _no_zip(path) from None
-
-
-def _no_zip(path: Path) -> DataError:
-    return DataError(f"{path} is no zip file, or a damaged one: it should be {_KINDS}")
-
-
 def _name(info: zipfile.ZipInfo) -> str:
     """The name of a member, with "/" between folders.
 
@@ -223,15 +198,10 @@ def _name(info: zipfile.ZipInfo) -> str:
     name = info.orig_filename
     if not info.flag_bits & _UTF8:
         raw = name.encode("cp437")
-        name = _unicode_path(info.extra, raw) or _decoded(raw)
+        with suppress(UnicodeDecodeError):
+            name = raw.decode()
+        name = _unicode_path(info.extra, raw) or name
     return name.replace("\\", "/").removeprefix("./")
-
-
-def _decoded(raw: bytes) -> str:
-    try:
-        return raw.decode()
-    except UnicodeDecodeError:
-        return raw.decode("cp437")
 
 
 def _unicode_path(extra: bytes, raw: bytes) -> str | None:

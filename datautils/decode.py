@@ -2,11 +2,12 @@
 
 import io
 import os
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageCms, PngImagePlugin, UnidentifiedImageError
+from PIL import Image, ImageCms, ImageOps, PngImagePlugin, UnidentifiedImageError
 from PIL.TiffImagePlugin import TiffImageFile
 from torch import Tensor
 
@@ -29,15 +30,6 @@ PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY  # 64 MiB for all
 _WHITE = (255, 255, 255, 255)
 _WHITE_IS_ZERO, _SIGNED = (262, 0), (339, 2)  # tags of a TIFF file and their values
 _DARK = 4096  # a picture of 16 bits with smaller values only is one of 12 bits, or fewer
-_UPRIGHT = {  # EXIF orientation -> what turns the picture upright
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
 
 
 def decode_image(data: bytes, name: str) -> Image.Image:
@@ -50,11 +42,7 @@ def decode_image(data: bytes, name: str) -> Image.Image:
     numbers whose range is unknown: floating-point ones, signed ones of 16 bits, any of 32 bits, and
     grey ones of 16 bits that are all below 4096 (but not all 0).
     """
-    image = _open(data, name)
-    # Asked for after loading: Pillow turns TIFFs itself while it loads, and then says 1.
-    orientation = _orientation(image)
-    rgb = _to_rgb(image, name)
-    return rgb.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else rgb
+    return _to_rgb(_open(data, name), name)
 
 
 def to_tensor(image: Image.Image) -> Tensor:
@@ -63,24 +51,15 @@ def to_tensor(image: Image.Image) -> Tensor:
 
 
 def centre_crop(image: Image.Image, side: int | None = None) -> Image.Image:
-    """The square of `side` pixels (default: the largest) in the middle of a picture.
-
-    Raises ValueError if the picture is smaller than that.
-    """
+    """The square of `side` pixels, at most and by default the largest, in the middle."""
     width, height = image.size
     side = min(width, height) if side is None else side
-    if side > min(width, height):
-        raise ValueError(f"of {width}x{height} pixels, too small for a crop of {side}x{side}")
-    if (width, height) == (side, side):
-        return image
     left, top = (width - side) // 2, (height - side) // 2
     return image.crop((left, top, left + side, top + side))
 
 
 def resize(image: Image.Image, side: int) -> Image.Image:
-    """The picture resized to side×side by Lanczos, or itself if it has that size."""
-    if image.size == (side, side):
-        return image
+    """The picture resized to side×side by Lanczos."""
     return image.resize((side, side), Image.Resampling.LANCZOS)
 
 
@@ -96,7 +75,7 @@ def read_mask(path: str | os.PathLike[str]) -> Tensor:
     DataError for an alpha channel beside a picture, and for a mask that hides everything (one of
     bytes 0 and 1, say) or nothing.
     """
-    grey = _grey(path)
+    grey = _grey(_open(read_file(path), str(path)), str(path))
     if grey.max() <= 127:
         raise DataError(
             f"{path} hides everything, its largest value is {grey.max()} of 255: visible is white"
@@ -110,15 +89,13 @@ def read_kernel(path: str | os.PathLike[str]) -> Tensor:
     """A blur kernel from a file, float32 `[kh, kw]`.
 
     A picture's grey values (all 16 bits where it has them), or those of an alpha channel over one
-    colour, are scaled to the sum 1; the numbers of
-    a .npy file are taken as they are. Raises DataError if the file holds neither, or in float32
-    has values that are not finite, or only zeros.
+    colour, are scaled to the sum 1. The numbers of a .npy file are taken as they are. Raises
+    DataError if the file holds neither, or in float32 has values that are not finite, or only
+    zeros.
     """
+    is_array = Path(path).suffix.lower() == ".npy"
+    kernel = _array_kernel(path) if is_array else _picture_kernel(path)
     with np.errstate(over="ignore"):
-        is_array = Path(path).suffix.lower() == ".npy"
-        kernel = _array_kernel(path) if is_array else _picture_kernel(path)
-        if not is_array and kernel.any():
-            kernel = kernel / kernel.sum()
         kernel = kernel.astype(np.float32)
     if not np.isfinite(kernel).all():
         raise DataError(f"the kernel {path} holds values that are not finite in float32")
@@ -141,14 +118,17 @@ def read_file(path: str | os.PathLike[str]) -> bytes:
 
 
 def _open(data: bytes, name: str) -> Image.Image:
-    """The picture as Pillow sees it, with its pixels read."""
+    """The picture as Pillow sees it, with its pixels read, and upright."""
     try:
-        image = Image.open(io.BytesIO(data), formats=_FORMATS)
+        image: Image.Image = Image.open(io.BytesIO(data), formats=_FORMATS)
         pixels = image.width * image.height
         if pixels > _MOST_PIXELS:
             raise DataError(f"{name} has {pixels} pixels, more than the {_MOST_PIXELS} allowed")
         image.load()
-        return _mended(image, data)
+        image = _mended(image, data)
+        with suppress(Exception):  # a camera's broken tags are no reason to refuse the pixels
+            ImageOps.exif_transpose(image, in_place=True)
+        return image
     except UnidentifiedImageError:
         raise DataError(f"{name} is no picture ({', '.join(_FORMATS)})") from None
     except (MemoryError, DataError):
@@ -159,13 +139,13 @@ def _open(data: bytes, name: str) -> Image.Image:
 
 def _mended(image: Image.Image, data: bytes) -> Image.Image:
     """The picture with what Pillow leaves to be done for rare kinds of PNG and TIFF."""
-    clear, info = image.info.get("transparency"), image.info
+    clear = image.info.get("transparency")
     if image.format == "PNG" and clear is not None:  # in the file's own bits, unlike the pixels
         bits = data[24]
         if image.mode == "L" and bits < 8:
-            info["transparency"] = clear * 255 // (2**bits - 1)
+            image.info["transparency"] = clear * 255 // (2**bits - 1)
         elif image.mode == "RGB" and bits == 16:
-            info["transparency"] = tuple(value >> 8 for value in clear)
+            image.info["transparency"] = tuple(value >> 8 for value in clear)
     if _has(image, _SIGNED) and image.mode == "L":
         return image.point(lambda value: value ^ 128)
     return image
@@ -176,14 +156,6 @@ def _has(image: Image.Image, tag: tuple[int, int]) -> bool:
     key, value = tag
     found = image.tag_v2.get(key) if isinstance(image, TiffImageFile) else None
     return found == value or (isinstance(found, tuple) and set(found) == {value})
-
-
-def _orientation(image: Image.Image) -> int:
-    """The EXIF orientation, 1 (upright) if it is missing or cannot be read."""
-    try:
-        return image.getexif().get(0x0112, 1)
-    except Exception:  # a camera's broken tags are no reason to refuse the pixels
-        return 1
 
 
 def _to_rgb(image: Image.Image, name: str) -> Image.Image:
@@ -246,32 +218,29 @@ def _sixteen_bits(image: Image.Image, name: str, any_range: bool = False) -> np.
 
 
 def _picture_kernel(path: str | os.PathLike[str]) -> np.ndarray:
-    image = _open(read_file(path), str(path))
-    if image.mode.startswith("I"):
-        return _sixteen_bits(image, str(path), any_range=True).astype(np.float64)
-    return _grey(path).astype(np.float64)
+    name = str(path)
+    image = _open(read_file(path), name)
+    wide = image.mode.startswith("I")
+    values = _sixteen_bits(image, name, any_range=True) if wide else _grey(image, name)
+    return values / max(values.sum(dtype=np.float64), 1.0)
 
 
-def _grey(path: str | os.PathLike[str]) -> np.ndarray:
+def _grey(image: Image.Image, name: str) -> np.ndarray:
     """The values that a picture of data holds, 0 to 255 `[h, w]`: in grey, or in its alpha channel.
 
     Raises DataError if both hold some.
     """
-    data = read_file(path)
-    image = _open(data, str(path))
     if not image.mode.startswith("I") and image.has_transparency_data:
-        *colours, alpha = image.convert("RGBA").split()
-        if alpha.getextrema()[0] != alpha.getextrema()[1]:
-            if any(low != high for low, high in (band.getextrema() for band in colours)):
-                raise DataError(
-                    f"{path} has a picture and an alpha channel, and either may be meant: "
-                    "save it without the other"
-                )
-            orientation = _orientation(image)
-            return np.array(
-                alpha.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else alpha
+        bands = image.convert("RGBA").split()
+        *colours, alpha = (low != high for low, high in (band.getextrema() for band in bands))
+        if alpha and any(colours):
+            raise DataError(
+                f"{name} has a picture and an alpha channel, and either may be meant: "
+                "save it without the other"
             )
-    return np.array(decode_image(data, str(path)).convert("L"))
+        if alpha:
+            return np.array(bands[-1])
+    return np.array(_to_rgb(image, name).convert("L"))
 
 
 def _array_kernel(path: str | os.PathLike[str]) -> np.ndarray:

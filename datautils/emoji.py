@@ -13,11 +13,9 @@ import click
 import numpy as np
 from PIL import Image
 
-from datautils.archive import Archive
 from datautils.decode import decode_image, resize
-from datautils.imagedir import ImageDir
+from datautils.imagedir import ImageDir, Labels
 from datautils.indexed import check_count
-from datautils.labels import Labels
 from datautils.loading import cores
 from datautils.prepare import Originals, prepare
 from runtime.cli import SETTINGS, Command
@@ -77,7 +75,7 @@ class Emoji(ImageDir):
             train, split, heldout_path=heldout, size=resolution, labels="json", num_classes=3
         )
 
-    def _choose(self, archive: Archive, labels: Labels) -> np.ndarray:
+    def _choose(self, labels: Labels) -> np.ndarray:
         order = np.arange(len(labels.values))
         if self.split == "heldout":  # the names begin with the style, so the labels are sorted
             rank = order - np.searchsorted(labels.values, labels.values)

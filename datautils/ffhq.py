@@ -8,11 +8,11 @@ from typing import ClassVar
 import numpy as np
 
 from datautils.archive import Archive
-from datautils.imagedir import ImageDir, expect
-from datautils.labels import Labels
+from datautils.imagedir import ImageDir, Labels
 from runtime.errors import DataError
 
 FIRST_HELDOUT = 60000
+_INSTEAD = "give heldout_path=PATH to hold out the images of another folder or zip file instead"
 
 
 class FFHQ64(ImageDir):
@@ -26,6 +26,7 @@ class FFHQ64(ImageDir):
     """
 
     side: ClassVar[int] = 64
+    prepared = True
 
     def __init__(
         self,
@@ -35,11 +36,10 @@ class FFHQ64(ImageDir):
         heldout_path: str | os.PathLike[str] | None = None,
     ):
         path = f"data/ffhq{self.side}.zip" if path is None else path
-        if split != "heldout" or heldout_path is None:
-            expect(path, "path", self.side)
         super().__init__(path, split, heldout_path=heldout_path, size=self.side, labels="none")
 
-    def _choose(self, archive: Archive, labels: Labels) -> np.ndarray:
+    def _choose(self, labels: Labels) -> np.ndarray:
+        archive = labels.archive
         if self.heldout_path is not None:
             return np.arange(len(archive.names))
         numbers = np.array([_number(archive, name) for name in archive.names])
@@ -50,8 +50,7 @@ class FFHQ64(ImageDir):
             raise DataError(
                 f"{archive.path} has no image of the {self.split} split, whose numbers are "
                 f"{'from' if self.split == 'heldout' else 'below'} {FIRST_HELDOUT}: its numbers "
-                f"are {numbers.min()} to {numbers.max()}; give heldout_path=PATH to hold out the "
-                "images of another folder or zip file instead"
+                f"are {numbers.min()} to {numbers.max()}; {_INSTEAD}"
             )
         return chosen
 
@@ -65,7 +64,6 @@ def _number(archive: Archive, name: str) -> int:
     numbers = re.findall(r"[0-9]+", PurePosixPath(name).stem)
     if not numbers or len(numbers[-1]) > 18:
         raise DataError(
-            f"{archive.where(name)} has no number in its name, so its split is unknown: give "
-            "heldout_path=PATH to hold out the images of another folder or zip file instead"
+            f"{archive.where(name)} has no number in its name, so its split is unknown: {_INSTEAD}"
         )
     return int(numbers[-1])

@@ -51,29 +51,29 @@ class HuggingFace(IndexedImages):
         check_count("num_classes", num_classes)
         if split == "heldout" and heldout is None and heldout_split is None:
             raise ValueError("heldout=N or heldout_split=NAME must say which rows are held out")
-        self.path, self.num_classes = str(path), num_classes or 0
+        self.path = str(path)
         name = heldout_split if split == "heldout" and heldout_split else train_split
         self._where = f"the split {name} of {self.path}"
         rows = _open_rows(self.path, name, config, self._streaming)
-        self._image, self._label = _columns(rows, self._where, image_column, label_column)
-        used = [column for column in (self._image, self._label) if column is not None]
+        there = rows.column_names or list(next(_rows_of(rows, self._where)))
+        if label_column is None and "label" in there:
+            label_column = "label"
+        self._image = image_column
+        self._label = None if label_column == "none" else label_column
+        used = [image_column] if self._label is None else [image_column, self._label]
+        for column in used:
+            if column not in there:
+                raise DataError(f"{self._where} has no column {column}; it has {', '.join(there)}")
         rows = _undecoded(rows.select_columns(used), self._image)
-        self.classes = getattr((rows.features or {}).get(self._label), "names", [])
+        feature = (rows.features or {}).get(self._label)
+        self.classes = getattr(feature, "names", [])
+        self.num_classes = num_classes or getattr(feature, "num_classes", None) or 0  # 0: unknown
         self._take(rows, heldout_split)
 
     @property
     def description(self) -> dict[str, Any]:
-        """Where the images come from and what was done to them, for a record in JSON."""
-        return {
-            "path": self.path,
-            "split": self.split,
-            "rows": self._where,
-            "first": self._first,
-            "count": len(self),
-            "size": self.size,
-            "crop": self.crop,
-            "num_classes": self.num_classes,
-        }
+        rows = {"path": self.path, "rows": self._where, "first": self._first}
+        return super().description | rows
 
     def picture(self, index: int) -> tuple[bytes, str]:
         where = f"row {self._first + index} of {self._where}"
@@ -84,9 +84,7 @@ class HuggingFace(IndexedImages):
         if not len(rows):
             raise DataError(f"{self._where} is empty")
         labels = self._read_labels(rows)
-        self.num_classes = (
-            self.num_classes or _class_count(rows, self._label) or int(labels.max()) + 1
-        )
+        self.num_classes = self.num_classes or int(labels.max()) + 1
         wrong = (labels < 0) | (labels >= self.num_classes)
         for i in np.flatnonzero(wrong)[:1] if self.num_classes else ():
             raise DataError(
@@ -159,7 +157,6 @@ class HuggingFaceStream(HuggingFace):
     def _take(self, rows: Any, heldout_split: str | None) -> None:
         if (self.size or self.crop) is None:
             raise ValueError("a stream needs size=N or crop=N: the shape of its images")
-        self.num_classes = self.num_classes or _class_count(rows, self._label)
         if not self.num_classes:
             self._label = None
         if self.split != "heldout":
@@ -198,20 +195,6 @@ def _open_rows(path: str, split: str, config: str | None, streaming: bool) -> An
         ) from None
 
 
-def _columns(rows: Any, where: str, image: str, label: str | None) -> tuple[str, str | None]:
-    """The columns of images and labels; the second None for no labels. Raises DataError.
-
-    where: how messages call the rows.
-    """
-    there = rows.column_names or list(next(_rows_of(rows, where)))
-    if label is None:
-        label = "label" if "label" in there else "none"
-    for wanted in (image, label):
-        if wanted not in there and not (wanted == label == "none"):
-            raise DataError(f"{where} has no column {wanted}; it has {', '.join(there)}")
-    return image, None if label == "none" else label
-
-
 def _undecoded(rows: Any, image: str) -> Any:
     """The rows with the encoded file instead of the decoded picture: we decode it as any other."""
     try:
@@ -230,12 +213,6 @@ def _rows_of(rows: Any, where: str) -> Iterator[Mapping[str, Any]]:
         raise DataError(f"{where} cannot be read: {_first_line(error)}") from None
     if row is None:
         raise DataError(f"{where} is empty")
-
-
-def _class_count(rows: Any, label: str | None) -> int:
-    """The number of classes of a label column, 0 if it is not known."""
-    feature = (rows.features or {}).get(label)
-    return getattr(feature, "num_classes", None) or 0
 
 
 def _bytes_of(cell: Any, where: str) -> bytes:

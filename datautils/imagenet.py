@@ -4,9 +4,7 @@ import os
 
 import numpy as np
 
-from datautils.archive import Archive
-from datautils.imagedir import ImageDir, expect
-from datautils.labels import Labels
+from datautils.imagedir import ImageDir, Labels
 
 _EVERY, _TAKEN = 50, 10  # the validation set has 50 images of each class
 
@@ -20,6 +18,8 @@ class ImageNet64(ImageDir):
     Raises DataError if labels are missing, besides what ImageDir raises.
     """
 
+    prepared = True
+
     def __init__(
         self,
         path: str | os.PathLike[str] = "data/imagenet64-train.zip",
@@ -28,17 +28,13 @@ class ImageNet64(ImageDir):
         heldout_path: str | os.PathLike[str] = "data/imagenet64-val.zip",
         labels: str = "auto",
     ):
-        if split == "heldout":
-            expect(heldout_path, "heldout_path", 64)
-        else:
-            expect(path, "path", 64)
         super().__init__(
             path, split, heldout_path=heldout_path, size=64, labels=labels, num_classes=1000
         )
 
-    def _choose(self, archive: Archive, labels: Labels) -> np.ndarray:
+    def _choose(self, labels: Labels) -> np.ndarray:
         if self.split != "heldout":
-            return np.arange(len(archive.names))
+            return np.arange(len(labels.values))
         by_class = np.argsort(labels.values, kind="stable")
         _, counts = np.unique(labels.values, return_counts=True)
         within = np.concatenate([np.arange(count) for count in counts])

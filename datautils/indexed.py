@@ -1,6 +1,7 @@
 """Data sets with an index: pictures of all sizes become images of one shape when they are read."""
 
 from abc import ABC, abstractmethod
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -18,14 +19,14 @@ class IndexedImages(Dataset[tuple[Tensor, int]], ABC):
 
     `crop` is the side in pixels of the square cut out of the middle, `size` the side after resizing
     by Lanczos; `size` alone resizes the largest square. With neither all pictures must have the
-    shape of the first one. A subclass sets `labels` and `num_classes`.
+    shape of the first one. A subclass sets `labels` and `num_classes`. Raises ValueError for an
+    unknown split, and for another option that is no count.
     """
 
     num_classes: int
     labels: np.ndarray  # int32 [images], -1 for none
 
     def __init__(self, split: str, size: int | None, crop: int | None, heldout: int | None):
-        """Raises ValueError for an unknown split, and for another option that is no count."""
         if split not in SPLITS:
             raise ValueError(f"unknown split {split!r}; known: {', '.join(SPLITS)}")
         for name, value in {"size": size, "crop": crop, "heldout": heldout}.items():
@@ -33,6 +34,12 @@ class IndexedImages(Dataset[tuple[Tensor, int]], ABC):
         self.split, self.size, self.crop, self.heldout = split, size, crop, heldout
         side = size or crop
         self._shape = None if side is None else (3, side, side)
+
+    @property
+    def description(self) -> dict[str, Any]:
+        """What images these are and what was done to them, for a record in JSON."""
+        names = "split", "size", "crop", "num_classes"
+        return {name: getattr(self, name) for name in names} | {"count": len(self)}
 
     @abstractmethod
     def picture(self, index: int) -> tuple[bytes, str]:
@@ -84,10 +91,12 @@ def fit(image: Image.Image, size: int | None, crop: int | None, where: str) -> I
     """
     if size is None and crop is None:
         return image
-    try:
-        image = centre_crop(image, crop)
-    except ValueError as error:
-        raise DataError(f"{where} is {error}") from None
+    width, height = image.size
+    if crop is not None and crop > min(width, height):
+        raise DataError(
+            f"{where} is of {width}x{height} pixels, too small for a crop of {crop}x{crop}"
+        )
+    image = centre_crop(image, crop)
     return image if size is None else resize(image, size)
 
 

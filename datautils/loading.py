@@ -1,9 +1,9 @@
 """Batches of a data set, loaded by worker processes. Faults of files raise DataError."""
 
+import itertools
 import os
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from functools import partial
-from itertools import repeat
 from typing import Any, NamedTuple
 
 import torch
@@ -52,15 +52,12 @@ class Batches(Iterator[tuple[Tensor, Tensor]]):
 
 
 def load_batches(
-    dataset: ImageDataset,
-    batches: Iterable[Sequence[int]],
-    workers: int,
-    skip_broken: bool = False,
+    dataset: ImageDataset, batches: Iterable[Sequence[int]], workers: int, skip_broken: bool = False
 ) -> Batches:
     """The images and labels of each list of indices in `batches`, which may be endless.
 
-    With `skip_broken` the next sound image, by index, takes the place of a broken one. Raises
-    DataError for a broken image, or with `skip_broken` for a hundred in a row.
+    With `skip_broken` the next sound image takes the place of a broken one. Raises DataError for a
+    broken image, or with `skip_broken` for a hundred in a row.
     """
     calls = _Calls(partial(_indexed, dataset, skip_broken))
     return Batches(_loaded(calls, batches, workers, torch.cuda.is_available()))
@@ -69,11 +66,9 @@ def load_batches(
 def stream_batches(
     reads: Callable[[], Iterator[Read]], size: int, workers: int, skip_broken: bool = False
 ) -> Batches:
-    """Batches of `size` images, of each worker in turn.
+    """Batches of `size` images, of each worker in turn, otherwise as `load_batches`.
 
     A worker calls `reads` for the endless images of its part of a stream.
-    With `skip_broken` the next sound image takes the place of a broken one. Raises DataError as
-    `load_batches` does.
     """
     chunks = _StreamChunks(reads, size, skip_broken)
     return Batches(_loaded(chunks, None, workers, torch.cuda.is_available()))
@@ -117,20 +112,17 @@ class _StreamChunks(IterableDataset):
         try:
             reads = self.reads()
             while True:
-                yield _chunk(repeat(reads, self.size), self.skip_broken)
+                yield _chunk(itertools.repeat(reads, self.size), self.skip_broken)
         except DataError as error:
             yield error.with_traceback(None)
 
 
 def _indexed(dataset: ImageDataset, skip_broken: bool, indices: Sequence[int]) -> Chunk:
-    return _chunk((_from(dataset, index) for index in indices), skip_broken)
-
-
-def _from(dataset: ImageDataset, index: int) -> Iterator[Read]:
-    """The image of an index, then those that follow it."""
-    yield partial(dataset.__getitem__, index)
-    for following in range(index + 1, index + len(dataset)):
-        yield partial(dataset.__getitem__, following % len(dataset))
+    """A batch of a data set; the images that follow one by index may replace it."""
+    count = len(dataset)
+    ranges = (range(index, index + count) for index in indices)
+    samples = ((partial(dataset.__getitem__, i % count) for i in numbers) for numbers in ranges)
+    return _chunk(samples, skip_broken)
 
 
 def _chunk(samples: Iterable[Iterator[Read]], skip_broken: bool) -> Chunk:
@@ -152,15 +144,13 @@ def _chunk(samples: Iterable[Iterator[Read]], skip_broken: bool) -> Chunk:
 def _first_sound(reads: Iterator[Read], skip_broken: bool) -> tuple[tuple[Tensor, int], list[str]]:
     """The first image that can be read, and a sentence for each before it."""
     faults: list[str] = []
-    for read in reads:
+    for read in itertools.islice(reads, _MAX_IN_A_ROW):
         try:
             return read(), faults
         except DataError as error:
             if not skip_broken:
                 raise
             faults.append(str(error))
-        if len(faults) == _MAX_IN_A_ROW:
-            break
     raise DataError(f"{len(faults)} images in a row are broken, the first: {faults[0]}")
 
 
@@ -173,15 +163,10 @@ def _loaded(
         batch_size=None,
         sampler=inputs,
         num_workers=min(workers, cores()),
-        collate_fn=_same,
         pin_memory=pin_memory,
         generator=torch.Generator(),  # the workers' seeds, unused, would come from the global one
     )
     return _raising(iter(loader))
-
-
-def _same(item: Any) -> Any:
-    return item
 
 
 def _raising(items: Iterator[Any]) -> Generator[Any, None, None]:

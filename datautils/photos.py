@@ -36,18 +36,16 @@ HELDOUT = (
     "sklearn/datasets/images/flower.jpg",
 )
 _DEFAULT_SIZE = {"train": 2**20, "heldout": 256}  # the order numbers the splits
-_PIP_NAME = {"skimage": "scikit-image", "sklearn": "scikit-learn"}
 
 
 class Photos(Dataset[tuple[Tensor, int]]):
     """Square crops of the built-in photographs, resized to `resolution`.
 
     A crop's side is log-uniform between `resolution` and the photograph's shorter side, its place
-    uniform. Half of the training crops are mirrored. Crop i is a function of (split, i) alone, and
-    the n photographs that are large enough take turns (photograph i mod n), so that any number of
-    crops is spread evenly over them. `size` is the number of crops (default 2^20 for "train", 256
-    for "heldout"). A photograph is decoded when its first crop is asked for, and then kept. No
-    photograph is in both splits.
+    uniform. Half of the training crops are mirrored. Crop i is a function of (split, i) alone. The
+    n photographs that are large enough take turns (photograph i mod n). `size` is the number of
+    crops (default 2^20 for "train", 256 for "heldout"). A photograph is decoded when its first crop
+    is asked for, and then kept. No photograph is in both splits.
 
     Raises ValueError for an unknown split, a wrong size, a resolution that no photograph
     allows, and if the file or the packages that hold the photographs are missing.
@@ -57,8 +55,7 @@ class Photos(Dataset[tuple[Tensor, int]]):
 
     def __init__(self, resolution: int = 32, split: str = "train", size: int | None = None):
         if split not in _DEFAULT_SIZE:
-            known = ", ".join(_DEFAULT_SIZE)
-            raise ValueError(f"unknown split {split!r} of the photos; known: {known}")
+            raise ValueError(f"unknown split {split!r} of the photos; known: train, heldout")
         check_count("size", size)
         sides = {name: min(size) for name, size in _sizes(split).items()}
         largest = max(sides.values())
@@ -66,8 +63,7 @@ class Photos(Dataset[tuple[Tensor, int]]):
             raise ValueError(
                 f"the {split} photos allow a resolution from 1 to {largest}, not {resolution!r}"
             )
-        self.resolution = resolution
-        self.split = split
+        self.resolution, self.split = resolution, split
         self.size = _DEFAULT_SIZE[split] if size is None else size
         self._photos = [name for name, side in sides.items() if side >= resolution]
 
@@ -106,7 +102,7 @@ def _uniforms(split: str, index: int) -> list[float]:
 
 
 def _log_uniform(u: float, low: int, high: int) -> int:
-    """The integer in [low, high] that a u in [0, 1) picks when its logarithm is uniform."""
+    """The integer in [low, high], of uniform logarithm, that a u in [0, 1) picks."""
     return min(high, math.floor(low * ((high + 1) / low) ** u))
 
 
@@ -163,9 +159,7 @@ def _locate(file: str) -> Path:
     """Path of a file inside an installed package, without importing it (which takes seconds)."""
     package, _, inside = file.partition("/")
     spec = importlib.util.find_spec(package)
-    if spec is not None and spec.origin is not None:
-        path = Path(spec.origin).parent / inside
-        if path.is_file():
-            return path
-    name = _PIP_NAME[package]
+    if spec and spec.origin and (path := Path(spec.origin).parent / inside).is_file():
+        return path
+    name = {"skimage": "scikit-image", "sklearn": "scikit-learn"}[package]
     raise ValueError(f"the built-in photos need {file}: `pip install --upgrade {name}` brings it")

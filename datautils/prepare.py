@@ -5,7 +5,8 @@ import json
 import signal
 import sys
 import zipfile
-from collections.abc import Callable, Iterable, Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from functools import partial
 from pathlib import Path, PurePosixPath
@@ -19,12 +20,11 @@ from torch import Tensor
 from datautils.archive import LABELS
 from datautils.decode import decode_image
 from datautils.huggingface import HuggingFace
-from datautils.imagedir import ImageDir
+from datautils.imagedir import MODES, ImageDir
 from datautils.indexed import fit
-from datautils.labels import MODES
 from datautils.loading import cores, in_order
 from runtime.cli import SETTINGS, Command
-from runtime.errors import DataError, data_errors, one_sentence_errors
+from runtime.errors import DataError, one_sentence_errors
 from runtime.files import check_output, replacing
 from runtime.progress import progress
 
@@ -61,21 +61,15 @@ def folder_originals(path: Path, labels: str = "auto") -> Originals:
     """
     data = ImageDir(path, labels=labels)
     stems = [str(PurePosixPath(name).with_suffix("")) for name in data.names]
-    seen: set[str] = set()
-    for stem in stems:
-        if stem in seen:
-            raise DataError(f"{path} holds two files {stem}, which differ in the extension only")
-        seen.add(stem)
+    ((stem, count),) = Counter(stems).most_common(1)
+    if count > 1:
+        raise DataError(f"{path} holds two files {stem}, which differ in the extension only")
     return Originals(stems, data.labels, data.picture)
 
 
-def hub_originals(
-    name: str, split: str = "train", image_column: str = "image", label_column: str | None = None
-) -> Originals:
+def hub_originals(path: str, **options: Any) -> Originals:
     """The rows of a Hugging Face data set, as 00000/00000000, ... with a thousand in a folder."""
-    data = HuggingFace(
-        name, train_split=split, image_column=image_column, label_column=label_column
-    )
+    data = HuggingFace(path, **options)
     stems = [f"{i // 1000:05d}/{i:08d}" for i in range(len(data))]
     return Originals(stems, data.labels, data.picture)
 
@@ -101,26 +95,25 @@ def prepare(
     convert = partial(_converted, originals.read, size, crop, format, skip_broken)
     count = len(originals.stems)
     results = in_order(convert, range(count), min(workers, count))
-    with replacing(dest) as path, closing(results), zipfile.ZipFile(path, "w") as file:
-        return _write(file, originals, results, f".{format}")
-
-
-def _write(file: zipfile.ZipFile, originals: Originals, results: Iterable, suffix: str) -> Done:
-    """The prepared images in order, then dataset.json; a result that is text is left out."""
     pairs, broken = [], []
-    with progress(len(originals.stems), "preparing", "images") as bar:
+    with (
+        replacing(dest) as path,
+        closing(results),
+        zipfile.ZipFile(path, "w") as file,
+        progress(count, "preparing", "images") as bar,
+    ):
         for stem, label, result in zip(originals.stems, originals.labels, results, strict=True):
             bar.update()
             if isinstance(result, str):
                 broken.append(result)
                 continue
-            pairs.append((stem + suffix, int(label)))
-            file.writestr(zipfile.ZipInfo(stem + suffix), result.numpy().tobytes())
-    if not pairs:
-        raise DataError(f"none of the originals could be read, the first: {broken[0]}")
-    classes = {label for _, label in pairs} - {-1}
-    labels = json.dumps({"labels": pairs if classes else None})
-    file.writestr(zipfile.ZipInfo(LABELS), labels)
+            pairs.append((f"{stem}.{format}", int(label)))
+            file.writestr(zipfile.ZipInfo(pairs[-1][0]), result.numpy().tobytes())
+        if not pairs:
+            raise DataError(f"none of the originals could be read, the first: {broken[0]}")
+        classes = {label for _, label in pairs} - {-1}
+        labels = json.dumps({"labels": pairs if classes else None})
+        file.writestr(zipfile.ZipInfo(LABELS), labels)
     return Done(len(pairs), len(classes), broken)
 
 
@@ -189,12 +182,14 @@ def main(
 
     Files keep their relative names but for the extension. After an error nothing is left.
     """
-    with one_sentence_errors(), data_errors():
+    with one_sentence_errors():
         check_output(dest, "--dest", ".zip")
         if source is not None and hub is None:
             originals = folder_originals(source, labels)
         elif hub is not None and source is None:
-            originals = hub_originals(hub, hub_split, image_column, label_column)
+            originals = hub_originals(
+                hub, train_split=hub_split, image_column=image_column, label_column=label_column
+            )
         else:
             raise ValueError("give one of --source and --hub")
         done = prepare(

@@ -95,8 +95,9 @@ class _Families(Registry):
 
 FAMILIES = _Families(
     "degradation",
-    (Family, LinearOperator),
-    {
+    Family,
+    LinearOperator,
+    readers={
         Family | None: _family,
         tuple[Family, ...]: lambda text: tuple(map(_family, text.split(","))),
     },

@@ -5,6 +5,7 @@ seconds, so a module with such a dataclass does not, and `--help` is quick.
 """
 
 import dataclasses
+import functools
 import types
 import typing
 import warnings
@@ -34,10 +35,9 @@ def option(
 ) -> Any:
     """A field of a dataclass of options.
 
-    help: one sentence or two; default: none means that the option must be given; name: on the
-    command line, or two with a space between; by default that of the field with dashes, empty for
-    none there; choices: of a
-    text; least, most: the smallest and the largest number; shown: the default in words.
+    help: one sentence or two; default: without one the option must be given; name: on the command
+    line, or two with a space between; by default that of the field with dashes, empty for none
+    there; choices: of a text; least, most: the range of a number; shown: the default in words.
     """
     metadata = {
         "help": help, "name": name, "choices": choices, "least": least, "most": most,
@@ -68,11 +68,6 @@ class Typed(click.ParamType):
         return found
 
 
-def _warning(message: Warning | str, *place: Any, **line: Any) -> str:
-    """A user needs no line of our code."""
-    return f"warning: {message}\n"
-
-
 class _Readable:
     """Whatever a command prints goes through `unbroken_output`, its help too."""
 
@@ -86,7 +81,7 @@ class Command(_Readable, click.Command):
     ends with one sentence and exit code 2 for what is no fault of ours (`data_errors`)."""
 
     def invoke(self, ctx: click.Context) -> Any:
-        warnings.formatwarning = _warning
+        warnings.formatwarning = lambda message, *place, **line: f"warning: {message}\n"
         with data_errors():
             return super().invoke(ctx)
 
@@ -111,12 +106,12 @@ def takes(cls: type) -> Callable[[Callable], Callable]:
     """
 
     def decorate(function: Callable[[Any], None]) -> Callable:
+        @functools.wraps(function)
         def call(**values: Any) -> None:
             with one_sentence_errors():
                 options = cls(**given(cls, values))
             function(options)
 
-        call.__name__, call.__doc__ = function.__name__, function.__doc__
         return with_options(cls)(call)
 
     return decorate

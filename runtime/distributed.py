@@ -4,7 +4,9 @@ import datetime
 import os
 import sys
 import threading
+import time
 import traceback
+import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any, Self
@@ -13,11 +15,11 @@ import torch
 import torch.distributed as dist
 
 from runtime import signals
-from runtime.launcher import launched, place
-from runtime.rendezvous import fresh_store
+from runtime.launcher import Place, launched, place
 
 _PATIENCE = datetime.timedelta(minutes=30)  # with the slowest process
 _SILENCE = 10.0  # seconds, after which a process says that it waits for others
+_POLL = 0.01  # seconds, between two looks for the others
 # Kept to the end: where a model that is freed holds the last reference to a group, PyTorch waits
 # for the group's threads while it holds the GIL, which these may be waiting for.
 _groups: list[dist.ProcessGroup | None] = []
@@ -46,17 +48,17 @@ def process_group() -> Iterator[torch.device]:
             yield device
         return
     own_gpu = on_gpu and here.local_world <= torch.cuda.device_count()
+    backend = "nccl" if own_gpu else "gloo"
     where = f"{os.environ['MASTER_ADDR']}, port {os.environ['MASTER_PORT']}"
-    minutes = _PATIENCE.total_seconds() / 60
     waiting = (
-        f"process {here.rank} waits at {where}, for the others of {here.world}, {minutes:g} "
-        "minutes at most"
+        f"process {here.rank} waits at {where}, for the others of {here.world}, "
+        f"{_PATIENCE.seconds // 60} minutes at most"
     )
     said = threading.Timer(_SILENCE, print, [waiting], {"file": sys.stderr, "flush": True})
     said.daemon = True
     said.start()
     try:
-        store, number, count = fresh_store(_PATIENCE)
+        store = _fresh_store(here)
     except dist.DistError as error:
         reason = str(error).partition("\n")[0]
         print(f"error: the processes cannot meet at {where}: {reason}", file=sys.stderr)
@@ -64,7 +66,7 @@ def process_group() -> Iterator[torch.device]:
     finally:
         said.cancel()
     dist.init_process_group(
-        "nccl" if own_gpu else "gloo", store=store, rank=number, world_size=count, timeout=_PATIENCE
+        backend, store=store, rank=here.rank, world_size=here.world, timeout=_PATIENCE
     )
     _groups.append(dist.group.WORLD)
     try:
@@ -79,6 +81,43 @@ def process_group() -> Iterator[torch.device]:
         sys.exit(1)
     finally:
         dist.destroy_process_group()
+
+
+def _fresh_store(here: Place) -> dist.Store:
+    """A store that the processes of this start share, and those of no start before.
+
+    `torchrun --max-restarts` starts lost processes again with the store that they had: the
+    addresses of dead ones are still in it, and who connects to these waits for half an hour. So
+    the processes first agree on a name that no start has used. Raises DistError if the others do
+    not come.
+    """
+    store, *_ = next(dist.rendezvous("env://", timeout=_PATIENCE))
+    store.set_timeout(_PATIENCE)
+    if here.rank == 0:
+        return dist.PrefixStore(_named(store, here.world), store)
+    call = uuid.uuid4().hex
+    store.set(f"hello/{here.rank}", call)
+    name = store.get(f"name/{here.rank}/{call}").decode()
+    store.add(f"joined/{name}", 1)
+    return dist.PrefixStore(name, store)
+
+
+def _named(store: dist.Store, world: int) -> str:
+    """The name of a start, once every process has called the first one and heard of it."""
+    name = uuid.uuid4().hex
+    told: dict[int, bytes] = {}
+    end = time.monotonic() + _PATIENCE.total_seconds()
+    while store.add(f"joined/{name}", 0) < world - 1:
+        for rank in range(1, world):
+            if store.check([f"hello/{rank}"]):
+                call = store.get(f"hello/{rank}")
+                if told.get(rank) != call:  # the first may be that of a process that is dead
+                    store.set(f"name/{rank}/{call.decode()}", name)
+                    told[rank] = call
+        if time.monotonic() > end:
+            raise dist.DistError(f"not all of the {world} processes came within {_PATIENCE}")
+        time.sleep(_POLL)
+    return name
 
 
 def check_interrupted() -> None:
@@ -170,13 +209,3 @@ def sum_tensor(value: torch.Tensor) -> torch.Tensor:
     shared = value.to("cuda") if dist.get_backend() == "nccl" else value.cpu()
     dist.all_reduce(shared)
     return shared.to(value.device)
-
-
-def from_first(value: float) -> float:
-    """The first process's value, on every process."""
-    if not dist.is_initialized():
-        return value
-    device = "cuda" if dist.get_backend() == "nccl" else "cpu"
-    shared = torch.tensor(value, dtype=torch.float64, device=device)
-    dist.broadcast(shared, 0)
-    return shared.item()

@@ -11,7 +11,7 @@ import torch
 
 
 def environment() -> dict[str, str | int | None]:
-    """What a result was made with: versions, machine and the commit of this checkout.
+    """Versions, machine and the commit of this checkout, for a record in JSON.
 
     `commit` ends in "-dirty" if files differ from it, and is None outside a git checkout.
     """
@@ -40,8 +40,7 @@ def _commit(checkout: Path) -> str | None:
     if not (checkout / ".git").exists():  # a folder above may be a checkout of something else
         return None
     command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
-    try:
+    with contextlib.suppress(OSError, subprocess.CalledProcessError):
         answer = subprocess.run(command, cwd=checkout, capture_output=True, text=True, check=True)
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return answer.stdout.strip()
+        return answer.stdout.strip()
+    return None

@@ -13,7 +13,7 @@ import os
 import uuid
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
@@ -140,43 +140,37 @@ def claimed(folder: Path, use: str) -> Iterator[None]:
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / ".lock"
     # Nothing is written into it: where it is somebody's file, that stays as it is.
-    file = _opened(path, os.O_CREAT)
-    try:
+    with _opened(path, os.O_CREAT) as file:
         if not _locked(file, path):
             raise ValueError(f"another process {use} {folder}: wait for it, or end it")
         try:
             yield
         finally:
             path.unlink(missing_ok=True)
-    finally:
-        os.close(file)
 
 
 def is_claimed(folder: Path) -> bool:
     """Whether another process has `claimed` a folder."""
-    try:
-        file = _opened(folder / ".lock")
-    except FileNotFoundError:
-        return False
-    try:
-        return not _locked(file, folder / ".lock")
-    finally:
-        os.close(file)
+    path = folder / ".lock"
+    with contextlib.suppress(FileNotFoundError), _opened(path) as file:
+        return not _locked(file, path)
+    return False
 
 
-def _opened(path: Path, more: int = 0) -> int:
+def _opened(path: Path, more: int = 0) -> BinaryIO:
     """A lock file, opened. Raises OSError if it is a link, which may lead anywhere."""
     if path.is_symlink():
         raise OSError(f"{path} is a link, and a lock is a file: remove the link")
-    return os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC | more, 0o666)
+    file = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC | more, 0o666)
+    return os.fdopen(file, "r+b")
 
 
-def _locked(file: int, path: Path) -> bool:
+def _locked(file: BinaryIO, path: Path) -> bool:
     """Lock an open file for this process alone (one that loads data and outlives it does not keep
     the lock); whether it was free, and is not removed meanwhile by who had it."""
     try:
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        return os.path.samestat(os.fstat(file), path.lstat())
+        return os.path.samestat(os.fstat(file.fileno()), path.lstat())
     except (BlockingIOError, FileNotFoundError):
         return False
     except OSError as error:

@@ -7,6 +7,8 @@ import re
 import types
 import typing
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -63,27 +65,20 @@ def arguments(
             raise ValueError(f"{what} must take the argument '{name}'")
     parameters = {k: p for k, p in signature.items() if k not in fixed}
     named = {k: p for k, p in parameters.items() if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)}
-    try:
-        kinds = typing.get_type_hints(cls.__init__)  # type: ignore[misc]
-    except NameError:  # names that are imported for a type checker only
-        kinds = {}
+    # A parameter without an annotation has the type of its default, if that is a number.
+    kinds = {k: type(p.default) for k, p in named.items() if isinstance(p.default, int | float)}
+    with suppress(NameError):  # names that are imported for a type checker only
+        kinds |= typing.get_type_hints(cls.__init__)  # type: ignore[misc]
     values = {}
     for key, value in options.items():
         if key not in named and not takes_any:
             known = f"it has {', '.join(named)}" if named else "it has none"
             raise ValueError(f"{what} has no option '{key}'; {known}")
-        kind = kinds.get(key) or _kind_of(named.get(key))
-        values[key] = read(value, kind, f"{what} option {key}", readers)
+        values[key] = read(value, kinds.get(key, Any), f"{what} option {key}", readers)
     for key, parameter in named.items():
         if key not in values and parameter.default is parameter.empty:
             raise ValueError(f"{what} needs the option '{key}'")
     return values
-
-
-def _kind_of(parameter: inspect.Parameter | None) -> Any:
-    """The type of a parameter without an annotation: that of its default, if it is a number."""
-    default = None if parameter is None else parameter.default
-    return type(default) if isinstance(default, int | float) else Any
 
 
 def read(value: Any, kind: Any, name: str, readers: Mapping[Any, Reader] | None = None) -> Any:
@@ -102,22 +97,18 @@ def read(value: Any, kind: Any, name: str, readers: Mapping[Any, Reader] | None 
 
 def parse_count(text: Any) -> int:
     """A count below 2^63 such as 4096, 64Ki, 8Mi, 10k or 2^25. Raises ValueError."""
+    match = re.fullmatch(r"(\d{1,99}(?:\.\d{1,99})?)\s*([a-zA-Z]*)", str(text).strip())
     if isinstance(text, int) and not isinstance(text, bool):
-        count: float = text
+        count = Fraction(text)
+    elif power := re.fullmatch(r"2\^(\d{1,2})", str(text).strip()):
+        count = Fraction(2 ** int(power[1]))
+    elif match and match[2].lower() in _UNITS:
+        count = Fraction(match[1]) * _UNITS[match[2].lower()]
     else:
-        text = str(text).strip()
-        power = re.fullmatch(r"2\^(\d{1,2})", text)
-        match = re.fullmatch(r"(\d{1,99})((?:\.\d{1,99})?)\s*([a-zA-Z]*)", text)
-        if power:
-            count = 2 ** int(power[1])
-        elif match and match[3].lower() in _UNITS:
-            whole = float(match[1] + match[2]) if match[2] else int(match[1])
-            count = whole * _UNITS[match[3].lower()]
-        else:
-            raise ValueError(f"'{text:.40}' is no count such as 4096, 64Ki, 8Mi or 2^25")
+        raise ValueError(f"'{text!s:.40}' is no count such as 4096, 64Ki, 8Mi or 2^25")
     if abs(count) >= 2**63:
         raise ValueError(f"'{text!s:.40}' is a count beyond 2^63")
-    if count != int(count):
+    if count.denominator > 1:
         raise ValueError(f"'{text}' is no whole number")
     return int(count)
 

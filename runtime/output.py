@@ -32,24 +32,22 @@ class _Unbroken:
             text.encode(encoding)
         except UnicodeEncodeError:
             text = text.translate(_ASCII).encode(encoding, "replace").decode(encoding)
-        try:
+        with self._giving_up():
             self._stream.write(text)
-        except OSError:
-            self._give_up()
         return len(text)
 
     def flush(self) -> None:
-        try:
+        with self._giving_up():
             self._stream.flush()
-        except OSError:
-            self._give_up()
 
-    def _give_up(self) -> None:
+    @contextmanager
+    def _giving_up(self) -> Iterator[None]:
         """Python, too, writes what is left when it ends: nothing may be told of that either."""
-        with suppress(OSError):
-            nowhere = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(nowhere, self._stream.fileno())
-            os.close(nowhere)
+        try:
+            yield
+        except OSError:
+            with suppress(OSError), open(os.devnull, "w") as nowhere:
+                os.dup2(nowhere.fileno(), self._stream.fileno())
 
     def __getattr__(self, name: str) -> Any:
         if name == "buffer":  # click would write into it where the encoding is ASCII

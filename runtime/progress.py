@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import TextIO, TypeVar, cast
 
 from tqdm import tqdm
@@ -20,9 +21,6 @@ class _Lines:
         if text := text.strip("\r\n "):
             self.stream.write(f"{text}\n")
 
-    def flush(self) -> None:
-        self.stream.flush()
-
 
 def progress(
     total: int,
@@ -36,17 +34,12 @@ def progress(
 
     initial: units that were done before; seconds: between two lines, by default 5.
     """
+    bar = partial(tqdm, total=total, initial=initial, desc=what)
     if silent or sys.stderr.isatty():
-        return tqdm(
-            total=total, initial=initial, desc=what, unit=f" {unit}", leave=False, disable=silent,
-            dynamic_ncols=True,
-        )  # fmt: skip
-    lines = cast(TextIO, _Lines(sys.stderr))
+        return bar(unit=f" {unit}", leave=False, disable=silent, dynamic_ncols=True)
+    lines, interval = cast(TextIO, _Lines(sys.stderr)), seconds or _SECONDS
     shown = "{desc}: {n_fmt} of {total_fmt} {unit}, {elapsed} passed, {remaining} left{postfix}"
-    return tqdm(
-        total=total, initial=initial, desc=what, unit=unit, file=lines, bar_format=shown,
-        mininterval=_SECONDS if seconds is None else seconds,
-    )  # fmt: skip
+    return bar(unit=unit, file=lines, bar_format=shown, mininterval=interval)
 
 
 def each(items: Sequence[T], what: str, unit: str) -> Iterator[T]:

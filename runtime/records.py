@@ -1,6 +1,7 @@
 """JSON and YAML from files, which anybody may have written, and dataclasses from what they hold."""
 
 import dataclasses
+import itertools
 import json
 import math
 import types
@@ -11,6 +12,7 @@ import yaml
 
 _DEEPEST = 100  # lists and mappings inside one another
 _MOST = 100_000  # values of a YAML text, those counted that an alias repeats
+_TOO_DEEP = f"the YAML is nested more than {_DEEPEST} deep"
 
 T = TypeVar("T")
 
@@ -34,37 +36,37 @@ _Texts.yaml_implicit_resolvers = {
 
 
 def parse_yaml(text: str, guess: bool = True) -> Any:
-    """The value of a YAML text, of which nothing is built before its size is known.
+    """The value of a YAML text, which is built when its size is known.
 
     guess: make numbers, dates and flags of what looks like one; else they are read by their types.
     Raises ValueError if it is none, if it is nested more than 100 deep, or if its aliases make more
     than 100,000 values of it.
     """
-    sizes: dict[str, int] = {}  # of what an anchor names
-    open_: list[tuple[str | None, int]] = [(None, 0)]
     try:
-        for event in yaml.parse(text, yaml.SafeLoader):
-            anchor, size = getattr(event, "anchor", None), 1
-            if isinstance(event, yaml.CollectionStartEvent):
-                open_.append((anchor, 1))
-                if len(open_) > _DEEPEST:
-                    raise ValueError(f"the YAML is nested more than {_DEEPEST} deep")
-                continue
-            if isinstance(event, yaml.AliasEvent):
-                size = sizes.get(str(anchor), _MOST)  # unknown while it is inside itself
-            elif isinstance(event, yaml.CollectionEndEvent):
-                anchor, size = open_.pop()
-            elif not isinstance(event, yaml.ScalarEvent):
-                continue
-            if anchor is not None and not isinstance(event, yaml.AliasEvent):
-                sizes[anchor] = size
-            outer, before = open_.pop()
-            open_.append((outer, before + size))
-            if before + size > _MOST:
-                raise ValueError(f"the YAML has more than {_MOST} values, or repeats itself")
-        return yaml.load(text, yaml.SafeLoader if guess else _Texts)
+        loader = (yaml.SafeLoader if guess else _Texts)(text)
+        node = loader.get_single_node()
+        if node is None:
+            return None
+        if _size(node, 1, {}) > _MOST:
+            raise ValueError(f"the YAML has more than {_MOST} values, or repeats itself")
+        return loader.construct_document(node)
     except yaml.YAMLError:
         raise ValueError("this is no valid YAML") from None
+    except RecursionError:
+        raise ValueError(_TOO_DEEP) from None
+
+
+def _size(node: yaml.Node, depth: int, sizes: dict[yaml.Node, int]) -> int:
+    """How many values a node makes, those counted that an alias repeats; sizes: what is known."""
+    if depth > _DEEPEST:
+        raise ValueError(_TOO_DEEP)
+    if node not in sizes:
+        sizes[node] = _MOST  # as long as it may be inside itself
+        parts = node.value if isinstance(node, yaml.CollectionNode) else ()
+        if isinstance(node, yaml.MappingNode):
+            parts = itertools.chain(*parts)
+        sizes[node] = 1 + sum(_size(part, depth + 1, sizes) for part in parts)
+    return sizes[node]
 
 
 def record(cls: type[T], values: Any, what: str, others: bool = False) -> T:

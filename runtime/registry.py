@@ -29,20 +29,21 @@ class Registry(dict[str, Any]):
 
     A value is a class, or "module.Class" for one whose import takes long. A name that is not among
     them is read as the module.Class of the user's own.
+
+    kind: what the classes are in a message, such as "sampler"; bases: of one of them a class of the
+    user's own has to be a subclass; readers: how text is read for the types of options that are
+    not built in; others: what is accepted besides the names.
     """
 
     def __init__(
         self,
         kind: str,
-        base: type | tuple[type, ...] = object,
+        *bases: type,
         readers: Mapping[Any, Reader] | None = None,
         others: str = "module.Class of your own",
     ):
-        """kind: what the classes are in a message, such as "sampler"; base: what a class of the
-        user's own has to be a subclass of, or one of several; readers: how text is read for the
-        types of options that are not built in; others: what is accepted besides the names."""
         super().__init__()
-        self.kind, self.base, self.readers, self.others = kind, base, readers, others
+        self.kind, self.bases, self.readers, self.others = kind, bases, readers, others
 
     def register(self, name: str) -> Callable[[type], type]:
         """Class decorator that gives a class its name."""
@@ -62,17 +63,17 @@ class Registry(dict[str, Any]):
         found = _imported(known, self.kind) if isinstance(known, str) else known
         if found is None:
             raise ValueError(f"unknown {self.kind} '{name:.80}'{self._near(name)}")
-        if not (isinstance(found, type) and issubclass(found, self.base)):
-            bases = self.base if isinstance(self.base, tuple) else (self.base,)
-            kinds = "class" if self.base is object else f"subclass of {_names(bases)}"
+        if not (isinstance(found, type) and issubclass(found, self.bases or object)):
+            bases = " or ".join(base.__name__ for base in self.bases)
+            kinds = f"subclass of {bases}" if bases else "class"
             raise ValueError(f"{self.kind} '{name}' is no {kinds}")
         return found
 
     def build(self, name: str, options: Mapping[str, Any] | None = None, **fixed: Any) -> Any:
         """An object of the named class. Options are text or values; `fixed` are arguments besides.
 
-        Raises ValueError for an unknown name, an unknown or missing option, and
-        a value that is not accepted.
+        Raises ValueError for an unknown name, an unknown or missing option, and a value that is not
+        accepted.
         """
         cls = self.find(name)
         what = f"{self.kind} '{name}'"
@@ -112,10 +113,6 @@ def _imported(name: str, kind: str) -> Any:
     if own and not ours and not hasattr(found, attribute):
         raise ValueError(f"unknown {kind} '{name:.80}': {module} has {', '.join(own)}")
     return getattr(found, attribute, None)
-
-
-def _names(classes: tuple[type, ...]) -> str:
-    return " or ".join(cls.__name__ for cls in classes)
 
 
 def described(name: str, cls: Any, costs: str = "") -> str:

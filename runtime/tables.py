@@ -11,24 +11,17 @@ def table(headers: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     Floats are shown with four significant digits, None as "-". Columns of numbers are aligned to
     the right. Raises ValueError if a row does not have one value for each header.
     """
-    if any(len(row) != len(headers) for row in rows):
-        raise ValueError(f"every row of the table needs {len(headers)} values")
-    numeric = [
-        all(row[i] is None or isinstance(row[i], int | float) for row in rows)
-        for i in range(len(headers))
-    ]
-    cells = [list(headers)] + [[_cell(value) for value in row] for row in rows]
-    widths = [max(3, *(len(line[i]) for line in cells)) for i in range(len(headers))]
-
-    def render(line: Sequence[str]) -> str:
-        columns = zip(line, widths, numeric, strict=True)
-        return "| " + " | ".join(c.rjust(w) if n else c.ljust(w) for c, w, n in columns) + " |"
-
-    rule = [
-        "-" * (width - 1) + ":" if right else "-" * width
-        for width, right in zip(widths, numeric, strict=True)
-    ]
-    return "\n".join(render(line) for line in [cells[0], rule, *cells[1:]])
+    columns = []
+    for header, *values in zip(headers, *rows, strict=True):
+        texts = [header, *map(_cell, values)]
+        width = max(3, *map(len, texts))
+        if all(isinstance(value, int | float | None) for value in values):
+            texts.insert(1, "-" * (width - 1) + ":")
+            columns.append([text.rjust(width) for text in texts])
+        else:
+            texts.insert(1, "-" * width)
+            columns.append([text.ljust(width) for text in texts])
+    return "\n".join(f"| {' | '.join(line)} |" for line in zip(*columns, strict=True))
 
 
 def fixed(value: float, places: int = 2) -> str:

@@ -16,7 +16,7 @@ from commands.cli import chosen
 from commands.families import families_of
 from commands.methods import BASELINES, samplers_of
 from commands.train import check_batch
-from datautils import dataset_class
+from datautils import DATASETS
 from metrics.measure import METRICS
 from runtime.options import arguments, key_values
 from training.config import TrainConfig
@@ -58,7 +58,7 @@ def check_training(command: click.Command, words: list[str], processes: int) -> 
     for given in config.init, config.data.get("path"):
         if str(given).startswith("checkpoints/"):
             assert Path(given).is_file()
-    arguments(dataset_class(config.data_class), config.data, "data set", fixed=("split",))
+    arguments(DATASETS.find(config.data_class), config.data, "data set", fixed=("split",))
 
 
 def check_names(values: dict) -> None:
@@ -74,7 +74,7 @@ def check_names(values: dict) -> None:
     chosen("metric", found["metrics"], METRICS)
     if found["data"]:
         given = options["data_opt"]
-        arguments(dataset_class(found["data"]), given, found["data"], fixed=("split",))
+        arguments(DATASETS.find(found["data"]), given, found["data"], fixed=("split",))
 
 
 def check_shell(line: Line) -> None:

@@ -102,7 +102,7 @@ class _Run:
     def go(self) -> bool:
         """Train to the end; whether a signal came before it."""
         images, config, first = self.progress.images, self.config, distributed.rank() == 0
-        fraction = _fraction(config, images, distributed.from_first(self._seconds()))
+        fraction = _fraction(config, images, distributed.value_of_first(self._seconds()))
         over = fraction >= 1
         self.log.say(f"precision: {self.trainer.precision}")
         self._warn_of_a_short_run()

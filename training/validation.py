@@ -141,5 +141,5 @@ class HeldoutDistances:
             value = math.nan
             if distributed.rank() == 0 and not broken:  # roots of large matrices: once is enough
                 value = self.reference.moments(detector.name).distance(total)
-            values[metric] = distributed.from_first(value)
+            values[metric] = distributed.value_of_first(value)
         return values

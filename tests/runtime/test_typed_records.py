@@ -95,6 +95,7 @@ def laughs(levels: int) -> str:
         ("\n".join(f"{' ' * i}a:" for i in range(200)), "100 deep"),
         ("- " * 100_000, "100 deep"),
         ("a: [", "no valid YAML"),
+        ("a: \0", "no valid YAML"),
         ("a: *b", "repeats itself|no valid YAML"),
         ("a: !!python/object:os.system x", "no valid YAML"),
     ],
