@@ -5,40 +5,33 @@ This is an evaluation whose one family measures nothing; its images are grey and
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from commands.cli import chosen
-from commands.files import IMAGES, check_new, publish, results_of, working_folder
-from commands.gen import (
-    Evaluation,
-    distances,
-    measured,
-    settings_of,
-    stages_of,
-    values_of,
-)
+from commands.files import IMAGES, check_new, publish, results_of
+from commands.gen import Evaluation, gathered, run, settings_of, stages_of
 from commands.methods import (
     Restorer,
     check_guidance,
     check_objective,
     distances_of,
-    load_network,
+    load_frozen,
     samplers_of,
 )
 from commands.options import UNUSED, GenOptions
 from degradation import Draws, GaussianNoise, NoDegradation, derive_seed
 from metrics.features import DISTANCES
 from metrics.images import image_name
-from metrics.measure import Measure, Share
+from metrics.measure import Measure
 from metrics.report import metrics_rows, units
 from metrics.results import write_grid, write_metrics
+from metrics.sampled import SampleRecords
 from networks.precision import resolve_precision
 from runtime import distributed
-from runtime.errors import data_errors, one_sentence_errors
 from runtime.files import writing
 from runtime.tables import table
 
@@ -76,17 +69,7 @@ class Blank:
 
 def draw(options: GenOptions) -> None:
     """Draw, measure, write the result files and print the table."""
-    with distributed.process_group() as device:
-        with one_sentence_errors():
-            drawing = build(options, device)
-        results = results_of(options)
-        with data_errors(), working_folder(options.outdir, results, resumes=True) as folder:
-            if distributed.rank() == 0:
-                print(f"no --degradation: drawing {drawing.count} images from the network alone")
-            loading = replace(options, workers=0)  # nothing is loaded
-            measure, _ = measured(loading, drawing, folder, device, "drawing", "images")
-            distributed.barrier()
-            _finish(options, drawing, folder, measure)
+    run(options, build, _finish)
 
 
 def build(options: GenOptions, device: torch.device) -> Evaluation:
@@ -97,13 +80,15 @@ def build(options: GenOptions, device: torch.device) -> Evaluation:
     sampler = samplers_of([name], options.sampler_opt, options.sampler_preset)[name]
     precision = resolve_precision(options.precision, device)
     (net,) = options.nets
-    denoiser = load_network(net, device, precision, options)
-    check_objective(net, denoiser, {name: sampler})
+    denoiser = load_frozen(net, device, precision, options.recompute, options.compiled)
+    check_objective(net, denoiser, name, sampler)
     _check_classes(options.classes, denoiser.config.num_classes, net)
     check_guidance(options.cfg, denoiser, net)
     check_new(options.outdir, results_of(options))
     count, shape = options.images or _IMAGES, denoiser.config.image_shape
     restorers = {"": Restorer(denoiser, sampler, precision, options.cfg)}
+    if distributed.rank() == 0:
+        print(f"no --degradation: drawing {count} images from the network alone")
     return Evaluation(
         families={"": NoDegradation()},
         noise=GaussianNoise(),
@@ -127,10 +112,11 @@ def _check_classes(classes: Sequence[int], known: int, net: Path) -> None:
             raise ValueError(f"--class {label} must lie between 0 and {known - 1}")
 
 
-def _finish(options: GenOptions, drawing: Evaluation, folder: Path, measure: Measure) -> None:
+def _finish(
+    options: GenOptions, drawing: Evaluation, folder: Path, measure: Measure, samples: SampleRecords
+) -> None:
     """Bring the processes' shares together; the first writes the files and prints the table."""
-    shares: list[Share] = distributed.gather(measure.share)
-    found = distances(drawing, measure, shares)
+    shares, found = gathered(drawing, measure)
     if distributed.rank():
         return
     shown = {i: images[""] for share in shares for (_, i), images in share.pictures.items()}
@@ -139,8 +125,7 @@ def _finish(options: GenOptions, drawing: Evaluation, folder: Path, measure: Mea
     if options.save_images and drawing.dataset.num_classes:
         _write_labels(folder / IMAGES / "dataset.json", drawing)
     sampler = drawing.restorers[""].sampler
-    cell = values_of(drawing, {"": {"": {}}}, found, shares)[""][""]
-    named = {"none": {sampler.title or (options.samplers or ("heun",))[0]: cell}}
+    named = {"none": {sampler.title or (options.samplers or ("heun",))[0]: found["", ""]}}
     record = {
         "units": units(options.compiled),
         "values": named,

@@ -1,14 +1,16 @@
 """`calculate_metrics.py gen` with a degradation: restore a data set and measure the result."""
 
 import inspect
+import itertools
 import math
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -28,7 +30,7 @@ from commands.methods import (
     distances_of,
     driven,
     kept,
-    load_network,
+    load_frozen,
     other_noise,
     samplers_of,
 )
@@ -74,6 +76,7 @@ _PICTURES = 3
 
 Values = dict[str, dict[str, dict[str, Any]]]  # degradation, method, metric
 Pictures = dict[tuple[str, int], dict[str, Tensor]]  # degradation and image, title
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -106,16 +109,22 @@ class Evaluation:
 def evaluate(options: GenOptions, further: Mapping[str, Restore] = MappingProxyType({})) -> Values:
     """Restore, measure, write the result files and print the table; the first process has the
     values. further: methods besides those of the options, by title."""
+    return run(options, partial(build, further=further), _finish)
+
+
+def run(
+    options: GenOptions,
+    build: Callable[[GenOptions, torch.device], Evaluation],
+    finish: Callable[[GenOptions, Evaluation, Path, Measure, SampleRecords], T],
+) -> T:
+    """Build an evaluation, make it in a working folder, and finish it, on all processes."""
     with distributed.process_group() as device:
         with one_sentence_errors():
-            evaluation = build(options, device, further)
-        results = results_of(options)
-        with data_errors(), working_folder(options.outdir, results, resumes=True) as folder:
-            measure, samples = measured(
-                options, evaluation, folder, device, "restoring", "restorations"
+            evaluation = build(options, device)
+        with data_errors(), working_folder(options.outdir, results_of(options)) as folder:
+            return finish(
+                options, evaluation, folder, *_measured(options, evaluation, folder, device)
             )
-            distributed.barrier()
-            return _finish(options, evaluation, folder, measure, samples)
 
 
 def build(options: GenOptions, device: torch.device, further: Mapping[str, Restore]) -> Evaluation:
@@ -139,7 +148,10 @@ def build(options: GenOptions, device: torch.device, further: Mapping[str, Resto
     samplers = samplers_of(names_of_samplers, options.sampler_opt, options.sampler_preset)
     precision = resolve_precision(options.precision, device)
     check_once("--net", [str(net) for net in options.nets])
-    nets = {net: load_network(net, device, precision, options) for net in options.nets}
+    nets = {
+        net: load_frozen(net, device, precision, options.recompute, options.compiled)
+        for net in options.nets
+    }
     pairs = driven(nets, samplers)
     check_new(options.outdir, results_of(options))
     dataset = get_dataset(options.data, options.split, **options.data_opt)
@@ -163,7 +175,7 @@ def build(options: GenOptions, device: torch.device, further: Mapping[str, Resto
     shape, own = dataset.image_shape, identity(dataset)
     distances = distances_of(names, options, device, count, shape, own)
     restorers = _restorers(options, precision, nets, samplers, pairs)
-    methods = baseline_methods(options, dataset) | restorers
+    methods = baseline_methods(wanted, options, dataset) | restorers
     if taken := methods.keys() & further:
         raise ValueError(f"the name {min(taken)} is taken: choose another")
     return Evaluation(
@@ -173,19 +185,13 @@ def build(options: GenOptions, device: torch.device, further: Mapping[str, Resto
     )  # fmt: skip
 
 
-def measured(
-    options: GenOptions,
-    evaluation: Evaluation,
-    folder: Path,
-    device: torch.device,
-    title: str,
-    unit: str,
+def _measured(
+    options: GenOptions, evaluation: Evaluation, folder: Path, device: torch.device
 ) -> tuple[Measure, SampleRecords]:
-    """This process's share: loading, restoring, measuring and writing run side by side.
-
-    title, unit: what the progress is called.
-    """
+    """This process's share: loading, restoring, measuring and writing run side by side."""
     rank, start = distributed.rank(), time.perf_counter()
+    restores = bool(options.degradations)
+    title, unit = ("restoring", "restorations") if restores else ("drawing", "images")
     indices = range(rank, evaluation.count, distributed.world_size())
     methods = kept(evaluation.methods, options, folder, evaluation.families.values())
     stream = restorations(
@@ -197,7 +203,7 @@ def measured(
         batch=options.batch,
         seed=options.seed,
         device=device,
-        workers=options.workers,
+        workers=options.workers * restores,  # where images are drawn, nothing is loaded
         samples=evaluation.samples,
     )
     total = len(indices) * len(evaluation.families) * len(evaluation.methods)
@@ -250,8 +256,7 @@ def _finish(
     samples: SampleRecords,
 ) -> Values:
     """Bring the processes' shares together; the first writes the files and prints the table."""
-    shares: list[Share] = distributed.gather(measure.share)
-    found = distances(evaluation, measure, shares)
+    shares, found = gathered(evaluation, measure)
     sampled: tuple[Found, list[str]] = ({}, [])
     if evaluation.samples:
         sampled = calibrated(folder, [*evaluation.families], [*evaluation.samples], samples)
@@ -263,7 +268,9 @@ def _finish(
     pictures = {key: images for share in shares for key, images in share.pictures.items()}
     grids = write_pictures(folder / "grid.png", pictures, order) if pictures else []
     grids += _write_components(options, evaluation, folder, measure.device, pictures)
-    values = values_of(evaluation, summary.result(), found, shares)
+    values = summary.result()
+    for (degradation, method), cell in found.items():
+        values[degradation][method] |= cell
     for degradation, cells in sampled[0].items():
         for method, cell in cells.items():
             values[degradation][method]["calibration"] = cell
@@ -324,46 +331,28 @@ def _warn(values: Values, names: Sequence[str]) -> None:
                 print(f"warning: {method} on {degradation} left images that are not finite")
 
 
-def distances(
-    evaluation: Evaluation, measure: Measure, shares: Sequence[Share]
-) -> dict[tuple[str, str, str], float]:
-    """Over all processes, on the first. NaN if a restoration was not finite."""
-    values = {}
-    for degradation in evaluation.families:
-        for method in evaluation.methods:
-            key = degradation, method
-            failed = any(share.failed[key] for share in shares)
-            for metric, detector in evaluation.distances.detectors.items():
-                own = measure.statistics.get(
-                    (*key, metric), FeatureStatistics(DISTANCES[metric].kernel)
-                )
-                total = own.reduced(distributed.sum_tensor, detector.features)
-                if distributed.rank() == 0:  # roots of large matrices: once is enough
-                    value = evaluation.distances.value(metric, total) if not failed else math.nan
-                    values[(*key, metric)] = value
-    return values
-
-
-def values_of(
-    evaluation: Evaluation,
-    values: Values,
-    distances: Mapping[tuple[str, str, str], float],
-    shares: Sequence[Share],
-) -> Values:
-    """The values with distances of sets, and what an image took."""
-    for degradation, methods in values.items():
-        for method, cell in methods.items():
-            for metric in evaluation.distances.detectors:
-                value = distances[degradation, method, metric]
-                count = compared(metric, evaluation.count)
-                cell[metric] = {"mean": value, "count": count}
-            took = [
-                s.costs[degradation, method] for s in shares if (degradation, method) in s.costs
-            ]
-            for name in COSTS:
-                cell[name] = whole(sum(costs[name] for costs in took) / evaluation.count)
-            cell["seconds_per_image"] = sum(c["seconds"] for c in took) / evaluation.count
-    return values
+def gathered(
+    evaluation: Evaluation, measure: Measure
+) -> tuple[list[Share], dict[tuple[str, str], dict[str, Any]]]:
+    """What all processes found, and for each degradation and method the distances of sets, on the
+    first process, and what an image took. A distance is NaN if a restoration was not finite."""
+    shares: list[Share] = distributed.gather(measure.share)
+    cells: dict[tuple[str, str], dict[str, Any]] = {}
+    for key in itertools.product(evaluation.families, evaluation.methods):
+        cells[key] = cell = {}
+        for metric, detector in evaluation.distances.detectors.items():
+            empty = FeatureStatistics(DISTANCES[metric].kernel)
+            own = measure.statistics.get((*key, metric), empty)
+            total = own.reduced(distributed.sum_tensor, detector.features)
+            if distributed.rank() == 0:  # roots of large matrices: once is enough
+                failed = any(share.failed[key] for share in shares)
+                mean = math.nan if failed else evaluation.distances.value(metric, total)
+                cell[metric] = {"mean": mean, "count": compared(metric, evaluation.count)}
+        took = [share.costs[key] for share in shares if key in share.costs]
+        for name in COSTS:
+            cell[name] = whole(sum(costs[name] for costs in took) / evaluation.count)
+        cell["seconds_per_image"] = sum(costs["seconds"] for costs in took) / evaluation.count
+    return shares, cells
 
 
 def stages_of(evaluation: Evaluation, shares: Sequence[Share]) -> dict[str, float]:

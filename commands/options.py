@@ -133,6 +133,7 @@ class GenOptions(DataOptions):
     cfg: float | None = option(
         "Classifier-free guidance: null + CFG·(class − null); the paper has 2 on ImageNet64.",
         None,
+        least=0,
         shown="none",
     )
     classes: tuple[int, ...] = option(
@@ -276,7 +277,7 @@ class RestoreOptions(Request):
     )
     sampler_opt: dict[str, str] = option("Option of the sampler.", {})
     sampler_preset: str | None = option(_PRESET, None)
-    cfg: float | None = option("Scale of the guidance towards --class; 1 is none.", None)
+    cfg: float | None = option("Scale of the guidance towards --class; 1 is none.", None, least=0)
     precision: str = option(_PRECISION, "auto", choices=PRECISIONS)
     recompute: bool = option(_RECOMPUTE, False)
     baselines: str = option(

@@ -4,7 +4,6 @@ import math
 import sys
 from collections.abc import Mapping
 from dataclasses import asdict, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +24,8 @@ from commands.methods import (
 )
 from commands.options import RestoreOptions
 from commands.photo import Task, pose
-from commands.restoring import Cost, Restoration, restored
-from commands.sheet import Restored, write_picture, write_restored
+from commands.restoring import Restoration, restored
+from commands.sheet import Restored, write_restored
 from metrics.pixel import consistency, psnr, to_uint8
 from metrics.report import title_of
 from networks import Model
@@ -36,15 +35,11 @@ from runtime import signals
 from runtime.errors import one_sentence_errors
 from runtime.memory import check_memory
 from runtime.tables import table
-from samplers import (
-    Heun,
-    check_operator,
-    evaluations_of,
-)
+from samplers import Heun, check_operator, evaluations_of
 
 _FEW = 16  # steps of Heun's, below which samples have too much detail (docs/samplers.md)
 _COPIES = 6  # of every sample at once: noise, levels, estimates, projections
-_NEW = ("*",), "--outdir"  # the folder holds nothing yet
+_NEW = ("*",)  # the folder holds nothing yet
 SHIPPED = Path(__file__).resolve().parents[1] / "checkpoints" / "photos64-invfusion-eps.safetensors"
 
 
@@ -65,11 +60,10 @@ def restore(options: RestoreOptions) -> None:
             "evaluation": restoration.evaluations,
         }
         print(" × ".join(f"{n} {what}{'s' * (n > 1)}" for what, n in plan.items()), flush=True)
-    cost = Cost()
-    with signals.orderly_end(), working_folder(options.outdir, *_NEW) as folder:
+    with signals.orderly_end(), working_folder(options.outdir, _NEW) as folder:
         with torch.no_grad():
-            found, ending = restored(restoration, cost, partial(write_picture, options.outdir))
-        metrics = _metrics(restoration, found, cost)
+            found, ending = restored(restoration)
+        metrics = _metrics(restoration, found)
         write_restored(folder, options.outdir, task, found, metrics, _settings(restoration))
     print(_summary(metrics))
     failed = _warn(restoration, metrics)
@@ -87,13 +81,14 @@ def _build(options: RestoreOptions, device: torch.device) -> Restoration:
     sampler = samplers_of([name], sampler_opt, options.sampler_preset)[name]
     wanted = chosen("baseline", options.baselines, ["aseqdip"])
     baselines = aseqdip_of(wanted, options.baseline_opt)
-    check_new(options.outdir, *_NEW)
+    check_new(options.outdir, _NEW)
     precision = resolve_precision(options.precision, device)
     denoiser = load_frozen(net, device, precision, options.recompute)
     check_components(options.components, net, denoiser)
-    check_conditioning(net, denoiser, {name: sampler}, "the photo")
+    check_conditioning(net, denoiser, name, sampler, "the photo")
     _check_network(options, net, denoiser)
-    check_objective(net, denoiser, {name: sampler} if options.samples else {})
+    if options.samples:
+        check_objective(net, denoiser, name, sampler)
     task = pose(options, denoiser.config.image_shape, device)
     if options.components and len(task.tiling) > 1:
         height, width = task.tiling.side
@@ -116,12 +111,12 @@ def _build(options: RestoreOptions, device: torch.device) -> Restoration:
 
 def _shipped() -> Path:
     """The weights that come with the project. Raises ValueError if they are missing."""
-    if not SHIPPED.is_file():
-        raise ValueError(
-            f"{SHIPPED} is missing: get it back by `git checkout -- checkpoints`, or name other "
-            "weights by --net"
-        )
-    return SHIPPED
+    if SHIPPED.is_file():
+        return SHIPPED
+    raise ValueError(
+        f"{SHIPPED} is missing: get it back by `git checkout -- checkpoints`, or name other "
+        "weights by --net"
+    )
 
 
 def _check_network(options: RestoreOptions, net: Path, denoiser: Model) -> None:
@@ -161,10 +156,9 @@ def _notes(options: RestoreOptions, net: Path, denoiser: Model, task: Task) -> l
 # ---- what is kept
 
 
-def _metrics(restoration: Restoration, restored: Restored, cost: Cost) -> dict[str, Any]:
+def _metrics(restoration: Restoration, restored: Restored) -> dict[str, Any]:
     """What is known of every picture, by its name, and what it took."""
-    task = restoration.task
-    named = restored.images()
+    task, cost, named = restoration.task, restoration.cost, restored.images()
     images = torch.stack([*named.values()])
     pictures: dict[str, dict[str, float]] = {name: {} for name in named}
     problem = task.problem.expand(len(images))
@@ -209,17 +203,13 @@ def _limit(task: Task) -> float:
 
 def _warn(restoration: Restoration, metrics: Mapping[str, Any]) -> bool:
     """Name the samples that are not finite or far from y. Returns whether all of them are."""
-    samples = {
-        name: values["consistency"]
-        for name, values in metrics["pictures"].items()
-        if name.startswith("sample-")
-    }
-    limit = _limit(restoration.task)
-    failed = {name: value for name, value in samples.items() if not value <= limit}
+    limit, sampler = _limit(restoration.task), type(restoration.sampler).__name__
+    samples = [name for name in metrics["pictures"] if name.startswith("sample-")]
+    found = {name: metrics["pictures"][name]["consistency"] for name in samples}
+    failed = {name: value for name, value in found.items() if not value <= limit}
     for name, value in failed.items():
-        sampler = type(restoration.sampler).__name__
         print(f"warning: {name} of {sampler} failed, its consistency is {value:.2g}")
-    return bool(samples) and len(failed) == len(samples)
+    return len(failed) == len(samples) > 0
 
 
 def _settings(restoration: Restoration) -> dict[str, Any]:
@@ -239,15 +229,8 @@ def _settings(restoration: Restoration) -> dict[str, Any]:
 
 
 def _summary(metrics: Mapping[str, Any]) -> str:
-    rows = [
-        [
-            name,
-            values.get("psnr"),
-            values.get("consistency_before_projection"),
-            values["consistency"],
-        ]
-        for name, values in metrics["pictures"].items()
-    ]
+    columns = "psnr", "consistency_before_projection", "consistency"
+    rows = [[name, *map(values.get, columns)] for name, values in metrics["pictures"].items()]
     level = metrics["noise_level"]
     title = f"consistency, of the truth {level**2:.2g}" if level else "consistency"
     headers = ["picture", title_of("psnr"), "consistency before projection", title]

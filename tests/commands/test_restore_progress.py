@@ -104,7 +104,7 @@ def test_the_estimate_comes_first_and_every_sample_when_it_is_there(
         written.extend(sorted(path.name for path in folder.glob("*.png")))
         written.append("|")
 
-    monkeypatch.setattr("commands.restore.write_picture", write)
+    monkeypatch.setattr("commands.restoring.write_picture", write)
     arguments = ["--image=photo.png", "--degradation=MotionBlur", "--samples=2", "--outdir=out"]
     result = Runner().invoke(restore.main, [*arguments, "--batch=6"])
     assert result.exit_code == 0, result.output
@@ -139,7 +139,7 @@ def test_ctrl_c_keeps_what_is_finished(shipped: Path, monkeypatch: pytest.Monkey
         if name == "sample-1":
             signal.raise_signal(signal.SIGINT)
 
-    monkeypatch.setattr("commands.restore.write_picture", write)
+    monkeypatch.setattr("commands.restoring.write_picture", write)
     arguments = ["--image=photo.png", "--degradation=MotionBlur", "--samples=3", "--outdir=out"]
     result = Runner().invoke(restore.main, [*arguments, "--batch=6"])
     assert result.exit_code == 130 and "stopped after 1 of 3 samples" in result.stdout
