@@ -149,12 +149,8 @@ def _distances(
             for name, found in statistics(comparison.other).items()
         }
         distances = replace(distances, reference=Reference(comparison.other.path, theirs))
-    return {
-        metric: {
-            "mean": distances.value(metric, mine[detector.name]), "count": mine[detector.name].count
-        }
-        for metric, detector in by_metric.items()
-    }  # fmt: skip
+    found = {metric: mine[detector.name] for metric, detector in by_metric.items()}
+    return {m: {"mean": distances.value(m, own), "count": own.count} for m, own in found.items()}
 
 
 def _paired(

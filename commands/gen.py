@@ -288,7 +288,10 @@ def _finish(
         print(f"{options.samples} samples of each image:\n{calibration_table(sampled[0])}")
     text = ", ".join(f"{stage} {1000 * seconds:.1f}" for stage, seconds in stages.items())
     print(f"ms an image on each process: {text}")
-    _warn(values, evaluation.names)
+    for degradation, methods in values.items():
+        for method, cell in methods.items():
+            if any(math.isnan(cell[name]["mean"]) for name in evaluation.names):
+                print(f"warning: {method} on {degradation} left images that are not finite")
     print(f"results: {options.outdir}")
     return values
 
@@ -322,13 +325,6 @@ def _write_components(
             pictures[f"{family}\n{title}", index] = row
     labels = list(dict.fromkeys(label for label, _ in pictures))
     return write_pictures(folder / "components.png", pictures, labels) if pictures else []
-
-
-def _warn(values: Values, names: Sequence[str]) -> None:
-    for degradation, methods in values.items():
-        for method, cell in methods.items():
-            if any(math.isnan(cell[name]["mean"]) for name in names):
-                print(f"warning: {method} on {degradation} left images that are not finite")
 
 
 def gathered(

@@ -93,10 +93,7 @@ class Restorer:
 
 
 def kept(
-    methods: Mapping[str, Restore],
-    options: GenOptions,
-    folder: Path,
-    families: Iterable[object] = (),
+    methods: Mapping[str, Restore], options: GenOptions, folder: Path, families: Iterable[Family]
 ) -> dict[str, Restore]:
     """The methods, those that take long with batches that are kept in a working folder until the
     evaluation is finished."""

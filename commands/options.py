@@ -181,12 +181,9 @@ class GenOptions(DataOptions):
             default = {} if field.default is dataclasses.MISSING else field.default
             if field.name in UNUSED and getattr(self, field.name) != default:
                 raise ValueError(f"{flag(field)} goes with a --degradation")
-        if len(self.nets) != 1:
-            raise ValueError(f"without a --degradation give one --net, not {len(self.nets)}")
-        if len(self.samplers) > 1:
-            raise ValueError(
-                f"without a --degradation give one --sampler, not {len(self.samplers)}"
-            )
+        for name, values in (("--net", self.nets), ("--sampler", self.samplers or ("heun",))):
+            if len(values) != 1:
+                raise ValueError(f"without a --degradation give one {name}, not {len(values)}")
 
 
 @dataclass(frozen=True)

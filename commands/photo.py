@@ -40,17 +40,12 @@ Shape = tuple[int, int, int]
 def check(request: Request) -> None:
     """Raise ValueError for options that contradict each other or leave something open."""
     noise = noise_of(request)  # raises ValueError for a wrong level
-    named = {f"--{name}": getattr(request, name) for name in ("degradation", "mask", "kernel")}
-    given = [option for option, value in named.items() if value is not None]
-    if request.measured and request.degradation is not None:
-        raise ValueError(
-            "--measured restores what a camera measured: give its --mask or --kernel, "
-            "not a --degradation to be drawn"
-        )
-    if len(given) != 1:
+    kinds = {f"--{name}": getattr(request, name) for name in ("degradation", "mask", "kernel")}
+    given = [option for option, value in kinds.items() if value is not None]
+    if len(given) != 1 or (request.measured and given == ["--degradation"]):
         known = "--mask or --kernel" if request.measured else "--degradation, --mask or --kernel"
         found = f", not {' and '.join(given)}" if given else ""
-        raise ValueError(f"give one of {known}{found}")
+        raise ValueError(f"{'with --measured ' * request.measured}give one of {known}{found}")
     if request.degradation_opt and request.degradation is None:
         raise ValueError("--degradation-opt goes with a --degradation")
     if request.stride is not None and request.kernel is None:

@@ -189,7 +189,7 @@ def _metrics(restoration: Restoration, restored: Restored) -> dict[str, Any]:
             "consistency": "mean of (y − Hx)²",
             "standard_deviations": "of images in [-1, 1], along each component",
         },
-        "deviation_white_at": restored.white,
+        "deviation_white_at": restored.deviation and restored.deviation[1],
         **{what: {name: counts[what] for name, counts in cost.counts.items()} for what in COSTS},
         "seconds": cost.seconds,
     }

@@ -15,6 +15,7 @@ from commands.photo import Task
 from commands.sheet import Restored, write_picture
 from degradation import Draws, derive_seed
 from metrics.evaluate import Restore, seconds_now
+from metrics.pixel import to_uint8
 from networks import Model
 from networks.presets import conditioning_of
 from runtime.progress import in_words, progress
@@ -90,7 +91,7 @@ def restored(restoration: Restoration) -> tuple[Restored, int | None]:
     elif not restoration.unconditional:
         with progress(restoration.batches(1), "mmse", "batches") as bar:
             mmse = _run(restoration, "mmse", [restoration.seed], bar)
-        write_picture(options.outdir, "mmse", _final(task, mmse)[0])
+        write_picture(options.outdir / "mmse.png", to_uint8(_final(task, mmse)[0]))
         _announce(restoration)
     ending, beside = None, {}
     try:
@@ -98,7 +99,7 @@ def restored(restoration: Restoration) -> tuple[Restored, int | None]:
             first = len(samples) + 1
             samples = torch.cat((samples, part))
             for i, image in enumerate(_final(task, part), first):
-                write_picture(options.outdir, f"sample-{i}", image)
+                write_picture(options.outdir / f"sample-{i}.png", to_uint8(image))
         beside = _baselines(restoration)
     except SystemExit as stop:  # Ctrl-C or SIGTERM: what is finished is kept
         if not len(samples) + len(mmse):

@@ -99,9 +99,9 @@ def test_the_estimate_comes_first_and_every_sample_when_it_is_there(
     written: list[str] = []
     real = sheet.write_picture
 
-    def write(folder: Path, name: str, image: torch.Tensor) -> None:
-        real(folder, name, image)
-        written.extend(sorted(path.name for path in folder.glob("*.png")))
+    def write(path: Path, image: torch.Tensor) -> None:
+        real(path, image)
+        written.extend(sorted(other.name for other in path.parent.glob("*.png")))
         written.append("|")
 
     monkeypatch.setattr("commands.restoring.write_picture", write)
@@ -134,9 +134,9 @@ def test_samples_do_not_depend_on_how_many_are_drawn_at_once(shipped: Path) -> N
 def test_ctrl_c_keeps_what_is_finished(shipped: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     real = sheet.write_picture
 
-    def write(folder: Path, name: str, image: torch.Tensor) -> None:
-        real(folder, name, image)
-        if name == "sample-1":
+    def write(path: Path, image: torch.Tensor) -> None:
+        real(path, image)
+        if path.name == "sample-1.png":
             signal.raise_signal(signal.SIGINT)
 
     monkeypatch.setattr("commands.restoring.write_picture", write)
