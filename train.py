@@ -110,15 +110,16 @@ def _resolved(options: RunOptions, overrides: dict[str, Any]) -> tuple[TrainConf
             "it goes on with the run"
         )
     data = overrides.pop("data", {})
+    source = options.config
     if options.resume:
-        source: Path | None = options.resume / "config.yaml"
+        source = options.resume / "config.yaml"
         if not source.exists():
             raise ValueError(
                 f"{options.resume} holds no run: --resume takes the folder of one, such as "
                 "experiments/NAME, which has a config.yaml"
             )
-    else:
-        source = options.config or _published(overrides, pictures)
+    elif source is None:
+        source = _published(overrides, pictures)
     config = TrainConfig.load(source, overrides)
     named = source or options.keep_going or "data_class" in overrides or "preset" in overrides
     if not (named or options.dry_run):  # the defaults are the paper's: days on several GPUs

@@ -11,17 +11,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from commands import methods
 from commands.cli import chosen
 from commands.files import IMAGES, check_new, publish, results_of
 from commands.gen import Evaluation, gathered, run, settings_of, stages_of
-from commands.methods import (
-    Restorer,
-    check_guidance,
-    check_objective,
-    distances_of,
-    load_frozen,
-    samplers_of,
-)
 from commands.options import UNUSED, GenOptions
 from degradation import Draws, GaussianNoise, NoDegradation, derive_seed
 from metrics.features import DISTANCES
@@ -76,20 +69,20 @@ def build(options: GenOptions, device: torch.device) -> Evaluation:
     options.check_unconditional()
     names = chosen("metric", options.metrics or "", _METRICS)
     (name,) = options.samplers or ("heun",)
-    sampler = samplers_of([name], options.sampler_opt, options.sampler_preset)[name]
+    sampler = methods.samplers_of([name], options.sampler_opt, options.sampler_preset)[name]
     precision = resolve_precision(options.precision, device)
     (net,) = options.nets
-    denoiser = load_frozen(net, device, precision, options.recompute, options.compiled)
-    check_objective(net, denoiser, name, sampler)
+    denoiser = methods.load_frozen(net, device, precision, options.recompute, options.compiled)
+    methods.check_objective(net, denoiser, name, sampler)
     classes = denoiser.config.num_classes
     if options.classes and not classes:
         raise ValueError(f"--class: {net} was trained without classes")
     if (label := max(options.classes, default=-1)) >= classes:
         raise ValueError(f"--class {label} must lie between 0 and {classes - 1}")
-    check_guidance(options.cfg, denoiser, net)
+    methods.check_guidance(options.cfg, denoiser, net)
     check_new(options.outdir, results_of(options))
     count, shape = options.images or _IMAGES, denoiser.config.image_shape
-    restorers = {"": Restorer(denoiser, sampler, precision, options.cfg)}
+    restorers = {"": methods.Restorer(denoiser, sampler, precision, options.cfg)}
     if distributed.rank() == 0:
         print(f"no --degradation: drawing {count} images from the network alone")
     return Evaluation(
@@ -98,7 +91,7 @@ def build(options: GenOptions, device: torch.device) -> Evaluation:
         dataset=Blank(shape, classes, _labels(options, count, classes)),
         count=count,
         names=names,
-        distances=distances_of(names, options, device, count, shape),
+        distances=methods.distances_of(names, options, device, count, shape),
         methods={**restorers},
         restorers=restorers,
         precision=precision,

@@ -15,25 +15,12 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from commands.calibrate import Found, calibrated, sample_file
-from commands.calibrate import counts as sample_counts
+from commands import methods
+from commands.calibrate import calibrated, sample_counts, sample_file
 from commands.cli import check_once, checked_count, chosen
 from commands.families import families_of
 from commands.files import IMAGES, check_new, publish, results_of, working_folder
-from commands.methods import (
-    BASELINES,
-    COSTS,
-    Restorer,
-    baseline_methods,
-    check_guidance,
-    check_operators,
-    distances_of,
-    driven,
-    kept,
-    load_frozen,
-    other_noise,
-    samplers_of,
-)
+from commands.methods import Restorer
 from commands.options import GenOptions
 from commands.sheet import enhanced
 from datautils import ImageDataset, get_dataset
@@ -100,11 +87,6 @@ class Evaluation:
     pictures: int
     """Images of each family to show."""
 
-    @property
-    def per_image(self) -> list[str]:
-        """The metrics that every image has for itself."""
-        return [name for name in self.names if name in PER_IMAGE]
-
 
 def evaluate(options: GenOptions, further: Mapping[str, Restore] = MappingProxyType({})) -> Values:
     """Restore, measure, write the result files and print the table; the first process has the
@@ -133,7 +115,7 @@ def build(options: GenOptions, device: torch.device, further: Mapping[str, Resto
         raise ValueError("--class draws images of a class: leave out --degradation")
     families = families_of(options.degradations, options.degradation_opt)
     names = chosen("metric", _METRICS if options.metrics is None else options.metrics, METRICS)
-    wanted = chosen("baseline", options.baselines, BASELINES)
+    wanted = chosen("baseline", options.baselines, methods.BASELINES)
     if not (options.nets or wanted or further):
         raise ValueError("there is nothing to measure: give a --net or --baselines")
     if options.samplers and not options.nets:
@@ -145,14 +127,14 @@ def build(options: GenOptions, device: torch.device, further: Mapping[str, Resto
             f"leave them out of --metrics {options.metrics}, or the noise out"
         )
     names_of_samplers = options.samplers or _SAMPLERS * bool(options.nets)
-    samplers = samplers_of(names_of_samplers, options.sampler_opt, options.sampler_preset)
+    samplers = methods.samplers_of(names_of_samplers, options.sampler_opt, options.sampler_preset)
     precision = resolve_precision(options.precision, device)
     check_once("--net", [str(net) for net in options.nets])
     nets = {
-        net: load_frozen(net, device, precision, options.recompute, options.compiled)
+        net: methods.load_frozen(net, device, precision, options.recompute, options.compiled)
         for net in options.nets
     }
-    pairs = driven(nets, samplers)
+    pairs = methods.driven(nets, samplers)
     check_new(options.outdir, results_of(options))
     dataset = get_dataset(options.data, options.split, **options.data_opt)
     if getattr(dataset, "split", options.split) != options.split and distributed.rank() == 0:
@@ -161,25 +143,25 @@ def build(options: GenOptions, device: torch.device, further: Mapping[str, Resto
         _check_fits(options, net, denoiser, dataset)
         _warn_of_classes(options, net, denoiser, dataset)
         if not options.poisson_peak and distributed.rank() == 0:
-            for note in other_noise(net, denoiser, options.noise_level):
+            for note in methods.other_noise(net, denoiser, options.noise_level):
                 print(f"warning: {note}", file=sys.stderr)
     check_size(names, dataset.image_shape)
     check_perceptual(names, device, dataset.image_shape)
     for family in families.values():
         family.check(dataset.image_shape)
         check_noise(noise, family, dataset.image_shape)
-    check_operators(samplers, families, dataset.image_shape)
+    methods.check_operators(samplers, families, dataset.image_shape)
     count = checked_count(options.images, dataset, options.data)
     values = options.samples * min(options.batch, count) * math.prod(dataset.image_shape)
     check_memory(values, f"--samples {options.samples}")
     shape, own = dataset.image_shape, identity(dataset)
-    distances = distances_of(names, options, device, count, shape, own)
+    distances = methods.distances_of(names, options, device, count, shape, own)
     restorers = _restorers(options, precision, nets, samplers, pairs)
-    methods = baseline_methods(wanted, options, dataset) | restorers
-    if taken := methods.keys() & further:
+    named = methods.baseline_methods(wanted, options, dataset) | restorers
+    if taken := named.keys() & further:
         raise ValueError(f"the name {min(taken)} is taken: choose another")
     return Evaluation(
-        families, noise, dataset, count, names, distances, {**further, **methods}, restorers,
+        families, noise, dataset, count, names, distances, {**further, **named}, restorers,
         precision, sample_counts(restorers, options.samples),
         _PICTURES if options.pictures is None else options.pictures,
     )  # fmt: skip
@@ -193,11 +175,10 @@ def _measured(
     restores = bool(options.degradations)
     title, unit = ("restoring", "restorations") if restores else ("drawing", "images")
     indices = range(rank, evaluation.count, distributed.world_size())
-    methods = kept(evaluation.methods, options, folder, evaluation.families.values())
     stream = restorations(
         evaluation.dataset,
         evaluation.families,
-        methods,
+        methods.kept(evaluation.methods, options, folder, evaluation.families.values()),
         noise=evaluation.noise,
         indices=indices,
         batch=options.batch,
@@ -207,10 +188,11 @@ def _measured(
         samples=evaluation.samples,
     )
     total = len(indices) * len(evaluation.families) * len(evaluation.methods)
+    per_image = [name for name in evaluation.names if name in PER_IMAGE]
     loading = further = 0.0
     with (
         progress(total, title, unit, silent=rank != 0) as bar,
-        PartialRecords(folder / f"{rank}.csv", evaluation.per_image) as records,
+        PartialRecords(folder / f"{rank}.csv", per_image) as records,
         SampleRecords(folder / sample_file(rank), options.samples) as samples,
         ImageWriter(folder / IMAGES) as writer,
     ):
@@ -257,9 +239,7 @@ def _finish(
 ) -> Values:
     """Bring the processes' shares together; the first writes the files and prints the table."""
     shares, found = gathered(evaluation, measure)
-    sampled: tuple[Found, list[str]] = ({}, [])
-    if evaluation.samples:
-        sampled = calibrated(folder, [*evaluation.families], [*evaluation.samples], samples)
+    sampled, files = calibrated(folder, [*evaluation.families], [*evaluation.samples], samples)
     if distributed.rank():
         return {}
     order, per_image = list(evaluation.families), measure.metrics
@@ -271,7 +251,7 @@ def _finish(
     values = summary.result()
     for (degradation, method), cell in found.items():
         values[degradation][method] |= cell
-    for degradation, cells in sampled[0].items():
+    for degradation, cells in sampled.items():
         for method, cell in cells.items():
             values[degradation][method]["calibration"] = cell
     stages = stages_of(evaluation, shares)
@@ -280,16 +260,16 @@ def _finish(
     if "psnr" in per_image:
         examples = [share.examples for share in shares]
         write_examples(folder, examples, order, [*evaluation.methods])
-    pages = [IMAGES] * options.save_images + [grid.name for grid in grids] + sampled[1]
+    pages = [IMAGES] * options.save_images + [grid.name for grid in grids] + files
     publish(folder, options.outdir, [*pages, EXAMPLES, "per_image.csv", "metrics.json"])
     write_report(options.outdir)
     print(table(*metrics_rows(values, evaluation.names, options.compiled, options.intervals)))
     if evaluation.samples:
-        print(f"{options.samples} samples of each image:\n{calibration_table(sampled[0])}")
+        print(f"{options.samples} samples of each image:\n{calibration_table(sampled)}")
     text = ", ".join(f"{stage} {1000 * seconds:.1f}" for stage, seconds in stages.items())
     print(f"ms an image on each process: {text}")
-    for degradation, methods in values.items():
-        for method, cell in methods.items():
+    for degradation, cells in values.items():
+        for method, cell in cells.items():
             if any(math.isnan(cell[name]["mean"]) for name in evaluation.names):
                 print(f"warning: {method} on {degradation} left images that are not finite")
     print(f"results: {options.outdir}")
@@ -335,7 +315,7 @@ def gathered(
     shares: list[Share] = distributed.gather(measure.share)
     cells: dict[tuple[str, str], dict[str, Any]] = {}
     for key in itertools.product(evaluation.families, evaluation.methods):
-        cells[key] = cell = {}
+        cell: dict[str, Any] = {}
         for metric, detector in evaluation.distances.detectors.items():
             empty = FeatureStatistics(DISTANCES[metric].kernel)
             own = measure.statistics.get((*key, metric), empty)
@@ -345,9 +325,10 @@ def gathered(
                 mean = math.nan if failed else evaluation.distances.value(metric, total)
                 cell[metric] = {"mean": mean, "count": compared(metric, evaluation.count)}
         took = [share.costs[key] for share in shares if key in share.costs]
-        for name in COSTS:
+        for name in methods.COSTS:
             cell[name] = whole(sum(costs[name] for costs in took) / evaluation.count)
         cell["seconds_per_image"] = sum(costs["seconds"] for costs in took) / evaluation.count
+        cells[key] = cell
     return shares, cells
 
 
@@ -401,7 +382,7 @@ def _restorers(
 ) -> dict[str, Restorer]:
     restorers: dict[str, Restorer] = {}
     for net, name in pairs:
-        check_guidance(options.cfg, nets[net], net)
+        methods.check_guidance(options.cfg, nets[net], net)
         title = _title(name, samplers[name], nets[net].config)
         if title in restorers:  # another network of this kind
             title += f" of {net}"

@@ -9,19 +9,9 @@ from typing import Any
 
 import torch
 
+from commands import methods
 from commands.cli import chosen
 from commands.files import check_new, working_folder
-from commands.methods import (
-    COSTS,
-    aseqdip_of,
-    check_components,
-    check_conditioning,
-    check_guidance,
-    check_objective,
-    load_frozen,
-    other_noise,
-    samplers_of,
-)
 from commands.options import RestoreOptions
 from commands.photo import Task, pose
 from commands.restoring import Restoration, restored
@@ -78,17 +68,17 @@ def _build(options: RestoreOptions, device: torch.device) -> Restoration:
     name, sampler_opt = options.sampler, options.sampler_opt
     if name is None:
         name, sampler_opt = "dpm", {"num_steps": "8"} | sampler_opt
-    sampler = samplers_of([name], sampler_opt, options.sampler_preset)[name]
+    sampler = methods.samplers_of([name], sampler_opt, options.sampler_preset)[name]
     wanted = chosen("baseline", options.baselines, ["aseqdip"])
-    baselines = aseqdip_of(wanted, options.baseline_opt)
+    baselines = methods.aseqdip_of(wanted, options.baseline_opt)
     check_new(options.outdir, _NEW)
     precision = resolve_precision(options.precision, device)
-    denoiser = load_frozen(net, device, precision, options.recompute)
-    check_components(options.components, net, denoiser)
-    check_conditioning(net, denoiser, name, sampler, "the photo")
+    denoiser = methods.load_frozen(net, device, precision, options.recompute)
+    methods.check_components(options.components, net, denoiser)
+    methods.check_conditioning(net, denoiser, name, sampler, "the photo")
     _check_network(options, net, denoiser)
     if options.samples:
-        check_objective(net, denoiser, name, sampler)
+        methods.check_objective(net, denoiser, name, sampler)
     task = pose(options, denoiser.config.image_shape, device)
     if options.components and len(task.tiling) > 1:
         height, width = task.tiling.side
@@ -133,7 +123,7 @@ def _check_network(options: RestoreOptions, net: Path, denoiser: Model) -> None:
     if label is not None and label >= config.num_classes:
         known = f"classes 0 to {config.num_classes - 1}" if config.num_classes else "no classes"
         raise ValueError(f"--class {label}: {net} was trained with {known}")
-    check_guidance(options.cfg, denoiser, net)
+    methods.check_guidance(options.cfg, denoiser, net)
     if options.cfg is not None and label is None:
         raise ValueError("--cfg guides towards a class: give its number by --class")
 
@@ -150,7 +140,7 @@ def _notes(options: RestoreOptions, net: Path, denoiser: Model, task: Task) -> l
         notes.append("mmse.png is the mean of the samples: the network knows images alone")
     if options.samples == 1:
         notes.append("std.png is left out: it takes two --samples or more")
-    return notes + other_noise(net, denoiser, task.problem.noise_level.mean().item())
+    return notes + methods.other_noise(net, denoiser, task.problem.noise_level.mean().item())
 
 
 # ---- what is kept
@@ -180,6 +170,7 @@ def _metrics(restoration: Restoration, restored: Restored) -> dict[str, Any]:
         for name, value, bad in zip(named, values.tolist(), failed.tolist(), strict=False):
             pictures[name][column] = math.nan if bad and column == "psnr" else value
     found = restored.components
+    costs = {w: {name: counts[w] for name, counts in cost.counts.items()} for w in methods.COSTS}
     return {
         "pictures": pictures,
         "standard_deviations": None if found is None else found.deviations[0],
@@ -190,7 +181,7 @@ def _metrics(restoration: Restoration, restored: Restored) -> dict[str, Any]:
             "standard_deviations": "of images in [-1, 1], along each component",
         },
         "deviation_white_at": restored.deviation and restored.deviation[1],
-        **{what: {name: counts[what] for name, counts in cost.counts.items()} for what in COSTS},
+        **costs,
         "seconds": cost.seconds,
     }
 

@@ -214,7 +214,8 @@ def _heldout(
     config: TrainConfig, family: Family, dataset: ImageDataset, device: torch.device
 ) -> Heldout:
     """What the run looks at on the way; all of it is checked before the first step."""
-    psnr = distances = sheet = None
+    psnr = distances = None
+    sheet: Samples | Sheet | None = None
     if config.sheets and not config.degradation:
         shape, classes = dataset.image_shape, dataset.num_classes
         sheet = Samples(shape, classes, _SHEETS["denoising"], config.sheet_images, device)
