@@ -157,9 +157,7 @@ class GenOptions(DataOptions):
         "Standard deviation of the noise on y; images are in [-1, 1].", 0.0, least=0
     )
     poisson_peak: float | None = option(
-        "Photon noise instead: expected photons of a white measurement, masks and blur only.",
-        None,
-        shown="none",
+        "Photon noise instead: expected photons of a white measurement, masks and blur only.", None
     )
     precision: str = option(_PRECISION, "auto", choices=PRECISIONS)
     compiled: bool = option(

@@ -3,7 +3,6 @@
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import cast
 
 import torch
@@ -108,7 +107,12 @@ def _posed(request: Request, photo: Tensor, image_shape: Shape, device: torch.de
     kernel = None if request.kernel is None else read_kernel(request.kernel)[None]
     if kernel is not None and request.measured:
         return _measured_blur(request, photo, kernel, image_shape, device)
-    mask = None if request.mask is None else _mask(request.mask, request.image, photo)
+    mask = None if request.mask is None else read_mask(request.mask)
+    if mask is not None and mask.shape[1:] != photo.shape[1:]:
+        raise ValueError(
+            f"{request.mask} has {_sides(mask.shape)} pixels (height × width), but "
+            f"{request.image} has {_sides(photo.shape)}"
+        )
     if request.fit == "resize":
         photo, mask = _resized(request, photo, mask, image_shape)
     if mask is not None:
@@ -204,8 +208,13 @@ def _measured_blur(
     request: Request, photo: Tensor, kernel: Tensor, image_shape: Shape, device: torch.device
 ) -> Task:
     """With the photo as y: the samples that see beyond the restored image are not used."""
-    kernel, notes = _unit(request.kernel, kernel)
-    kernel, stride = kernel.to(device), request.stride or 1
+    total = kernel.sum().item()
+    if total <= 1e-6 * kernel.abs().sum():  # negative, or 0 but for rounding
+        raise ValueError(
+            f"{request.kernel} sums to {total:g}: the kernel of a camera has a positive sum"
+        )
+    scaled = abs(total - 1) >= 1e-3  # black is -1, so another sum would also shift the light
+    kernel, stride = (kernel / total if scaled else kernel).to(device), request.stride or 1
     shape = (photo.shape[0], stride * photo.shape[1], stride * photo.shape[2])
     tiling = _tiling(request, torch.empty(shape, device="meta"), image_shape, stride)
     print("computing H† of the kernel first: this takes a while", file=sys.stderr, flush=True)
@@ -225,7 +234,8 @@ def _measured_blur(
             f"{int((~used).sum())} of the {used.numel()} pixels of {request.image} are not used: "
             "blur brought in what lies beyond its border"
         )
-    task.notes += notes
+    if scaled:
+        task.notes.append(f"{request.kernel} sums to {total:.4g}: it is divided by that")
     return task
 
 
@@ -248,31 +258,6 @@ def _slow(blur: TileBlur | None) -> list[str]:
 def _problem_seed(request: Request) -> int:
     """Of the operator and of the noise."""
     return derive_seed(request.seed, "restore", "problem")
-
-
-def _mask(path: Path, image: Path, photo: Tensor) -> Tensor:
-    """A mask, bool `[1, H, W]`, for the photo as it is in its file."""
-    mask = read_mask(path)
-    if mask.shape[1:] != photo.shape[1:]:
-        raise ValueError(
-            f"{path} has {_sides(mask.shape)} pixels (height × width), but {image} has "
-            f"{_sides(photo.shape)}"
-        )
-    return mask
-
-
-def _unit(path: Path | None, kernel: Tensor) -> tuple[Tensor, list[str]]:
-    """A camera's kernel scaled to the sum 1, and what to say of that.
-
-    Black is -1, so a kernel of another sum would also shift the light. Raises ValueError for a
-    kernel whose sum is not positive, or 0 but for rounding.
-    """
-    total = kernel.sum().item()
-    if total <= 1e-6 * kernel.abs().sum():
-        raise ValueError(f"{path} sums to {total:g}: the kernel of a camera has a positive sum")
-    if abs(total - 1) < 1e-3:
-        return kernel, []
-    return kernel / total, [f"{path} sums to {total:.4g}: it is divided by that"]
 
 
 def _resized(
