@@ -82,6 +82,7 @@ def build(options: GenOptions, device: torch.device) -> Evaluation:
     methods.check_guidance(options.cfg, denoiser, net)
     check_new(options.outdir, results_of(options))
     count, shape = options.images or _IMAGES, denoiser.config.image_shape
+    distances = methods.distances_of(names, options, device, count, shape)
     restorers = {"": methods.Restorer(denoiser, sampler, precision, options.cfg)}
     if distributed.rank() == 0:
         print(f"no --degradation: drawing {count} images from the network alone")
@@ -91,7 +92,7 @@ def build(options: GenOptions, device: torch.device) -> Evaluation:
         dataset=Blank(shape, classes, _labels(options, count, classes)),
         count=count,
         names=names,
-        distances=methods.distances_of(names, options, device, count, shape),
+        distances=distances,
         methods={**restorers},
         restorers=restorers,
         precision=precision,
