@@ -87,6 +87,8 @@ def build(options: GenOptions, device: torch.device) -> Evaluation:
     if distributed.rank() == 0:
         print(f"no --degradation: drawing {count} images from the network alone")
     return Evaluation(
+        options=options,
+        device=device,
         families={"": NoDegradation()},
         noise=GaussianNoise(),
         dataset=Blank(shape, classes, _labels(options, count, classes)),
@@ -101,10 +103,9 @@ def build(options: GenOptions, device: torch.device) -> Evaluation:
     )
 
 
-def _finish(
-    options: GenOptions, drawing: Evaluation, folder: Path, measure: Measure, samples: SampleRecords
-) -> None:
+def _finish(drawing: Evaluation, folder: Path, measure: Measure, samples: SampleRecords) -> None:
     """Bring the processes' shares together; the first writes the files and prints the table."""
+    options = drawing.options
     shares, found = gathered(drawing, measure)
     if distributed.rank():
         return
@@ -124,7 +125,7 @@ def _finish(
         "not_finite": sum(share.failed["", ""] for share in shares),
         "stages": stages_of(drawing, shares),
     }
-    settings = {k: v for k, v in settings_of(options, drawing).items() if k not in UNUSED}
+    settings = {k: v for k, v in settings_of(drawing).items() if k not in UNUSED}
     settings["sampler"] = settings["samplers"][""]
     settings |= {"pictures": drawing.pictures, "samplers": options.samplers}
     write_metrics(folder, record, settings)

@@ -5,7 +5,7 @@ import itertools
 import math
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -70,6 +70,8 @@ T = TypeVar("T")
 class Evaluation:
     """What an evaluation consists of, once everything about it is checked."""
 
+    options: GenOptions
+    device: torch.device
     families: dict[str, Family]
     noise: Noise
     dataset: ImageDataset
@@ -87,6 +89,16 @@ class Evaluation:
     pictures: int
     """Images of each family to show."""
 
+    def restored(
+        self, methods: Mapping[str, Restore], indices: Sequence[int], **more: Any
+    ) -> Iterator[Restored]:
+        """Restore these images under each family with each method; more: as of `restorations`."""
+        options = self.options
+        return restorations(
+            self.dataset, self.families, methods, noise=self.noise, indices=indices,
+            batch=options.batch, seed=options.seed, device=self.device, **more,
+        )  # fmt: skip
+
 
 def evaluate(options: GenOptions, further: Mapping[str, Restore] = MappingProxyType({})) -> Values:
     """Restore, measure, write the result files and print the table; the first process has the
@@ -97,16 +109,14 @@ def evaluate(options: GenOptions, further: Mapping[str, Restore] = MappingProxyT
 def run(
     options: GenOptions,
     build: Callable[[GenOptions, torch.device], Evaluation],
-    finish: Callable[[GenOptions, Evaluation, Path, Measure, SampleRecords], T],
+    finish: Callable[[Evaluation, Path, Measure, SampleRecords], T],
 ) -> T:
     """Build an evaluation, make it in a working folder, and finish it, on all processes."""
     with distributed.process_group() as device:
         with one_sentence_errors():
             evaluation = build(options, device)
         with data_errors(), working_folder(options.outdir, results_of(options)) as folder:
-            return finish(
-                options, evaluation, folder, *_measured(options, evaluation, folder, device)
-            )
+            return finish(evaluation, folder, *_measured(evaluation, folder))
 
 
 def build(options: GenOptions, device: torch.device, further: Mapping[str, Restore]) -> Evaluation:
@@ -161,32 +171,22 @@ def build(options: GenOptions, device: torch.device, further: Mapping[str, Resto
     if taken := named.keys() & further:
         raise ValueError(f"the name {min(taken)} is taken: choose another")
     return Evaluation(
-        families, noise, dataset, count, names, distances, {**further, **named}, restorers,
-        precision, sample_counts(restorers, options.samples),
+        options, device, families, noise, dataset, count, names, distances, {**further, **named},
+        restorers, precision, sample_counts(restorers, options.samples),
         _PICTURES if options.pictures is None else options.pictures,
     )  # fmt: skip
 
 
-def _measured(
-    options: GenOptions, evaluation: Evaluation, folder: Path, device: torch.device
-) -> tuple[Measure, SampleRecords]:
+def _measured(evaluation: Evaluation, folder: Path) -> tuple[Measure, SampleRecords]:
     """This process's share: loading, restoring, measuring and writing run side by side."""
+    options, device = evaluation.options, evaluation.device
     rank, start = distributed.rank(), time.perf_counter()
     restores = bool(options.degradations)
     title, unit = ("restoring", "restorations") if restores else ("drawing", "images")
     indices = range(rank, evaluation.count, distributed.world_size())
-    stream = restorations(
-        evaluation.dataset,
-        evaluation.families,
-        methods.kept(evaluation.methods, options, folder, evaluation.families.values()),
-        noise=evaluation.noise,
-        indices=indices,
-        batch=options.batch,
-        seed=options.seed,
-        device=device,
-        workers=options.workers * restores,  # where images are drawn, nothing is loaded
-        samples=evaluation.samples,
-    )
+    kept = methods.kept(evaluation.methods, options, folder, evaluation.families.values())
+    workers = options.workers * restores  # where images are drawn, nothing is loaded
+    stream = evaluation.restored(kept, indices, workers=workers, samples=evaluation.samples)
     total = len(indices) * len(evaluation.families) * len(evaluation.methods)
     per_image = [name for name in evaluation.names if name in PER_IMAGE]
     loading = further = 0.0
@@ -231,13 +231,10 @@ def _measured(
 
 
 def _finish(
-    options: GenOptions,
-    evaluation: Evaluation,
-    folder: Path,
-    measure: Measure,
-    samples: SampleRecords,
+    evaluation: Evaluation, folder: Path, measure: Measure, samples: SampleRecords
 ) -> Values:
     """Bring the processes' shares together; the first writes the files and prints the table."""
+    options = evaluation.options
     shares, found = gathered(evaluation, measure)
     sampled, files = calibrated(folder, [*evaluation.families], [*evaluation.samples], samples)
     if distributed.rank():
@@ -247,7 +244,7 @@ def _finish(
     summary = write_merged(folder / "per_image.csv", parts, order, per_image)
     pictures = {key: images for share in shares for key, images in share.pictures.items()}
     grids = write_pictures(folder / "grid.png", pictures, order) if pictures else []
-    grids += _write_components(options, evaluation, folder, measure.device, pictures)
+    grids += _write_components(evaluation, folder, pictures)
     values = summary.result()
     for (degradation, method), cell in found.items():
         values[degradation][method] |= cell
@@ -256,7 +253,7 @@ def _finish(
             values[degradation][method]["calibration"] = cell
     stages = stages_of(evaluation, shares)
     record = {"units": units(options.compiled), "values": values, "stages": stages}
-    write_metrics(folder, record, settings_of(options, evaluation))
+    write_metrics(folder, record, settings_of(evaluation))
     if "psnr" in per_image:
         examples = [share.examples for share in shares]
         write_examples(folder, examples, order, [*evaluation.methods])
@@ -276,9 +273,7 @@ def _finish(
     return values
 
 
-def _write_components(
-    options: GenOptions, evaluation: Evaluation, folder: Path, device: torch.device, shown: Pictures
-) -> list[Path]:
+def _write_components(evaluation: Evaluation, folder: Path, shown: Pictures) -> list[Path]:
     """`components.png`: what networks with components say of the images that the grid shows."""
     restorers = {t: r for t, r in evaluation.restorers.items() if isinstance(r.sampler, NPPC)}
 
@@ -286,16 +281,8 @@ def _write_components(
         return lambda problem, noise, draws: restorer.components(problem, noise).components
 
     pictures: Pictures = {}
-    for restored in restorations(
-        evaluation.dataset,
-        evaluation.families,
-        {title: method(restorer) for title, restorer in restorers.items()},
-        noise=evaluation.noise,
-        indices=sorted({index for _, index in shown}) if restorers else [],
-        batch=options.batch,
-        seed=options.seed,
-        device=device,
-    ):
+    indices = sorted({index for _, index in shown}) if restorers else []
+    for restored in evaluation.restored({t: method(r) for t, r in restorers.items()}, indices):
         family, title = restored.group.degradation, restored.method
         for index, components in zip(restored.group.indices, restored.x.cpu(), strict=False):
             images = shown[family, index]
@@ -392,9 +379,10 @@ def _restorers(
     return restorers
 
 
-def settings_of(options: GenOptions, evaluation: Evaluation) -> dict[str, Any]:
+def settings_of(evaluation: Evaluation) -> dict[str, Any]:
     """What metrics.json says of options and methods."""
     samplers = {name: asdict(r.sampler) for name, r in evaluation.restorers.items()}  # type: ignore[call-overload]
+    options = evaluation.options
     return asdict(options) | {
         "images": evaluation.count,
         "split": getattr(evaluation.dataset, "split", options.split),
