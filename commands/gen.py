@@ -144,7 +144,7 @@ def build(options: GenOptions, device: torch.device, further: Mapping[str, Resto
         net: methods.load_frozen(net, device, precision, options.recompute, options.compiled)
         for net in options.nets
     }
-    pairs = methods.driven(nets, samplers)
+    restorers = _restorers(options, precision, nets, samplers)
     check_new(options.outdir, results_of(options))
     dataset = get_dataset(options.data, options.split, **options.data_opt)
     if getattr(dataset, "split", options.split) != options.split and distributed.rank() == 0:
@@ -166,7 +166,6 @@ def build(options: GenOptions, device: torch.device, further: Mapping[str, Resto
     check_memory(values, f"--samples {options.samples}")
     shape, own = dataset.image_shape, identity(dataset)
     distances = methods.distances_of(names, options, device, count, shape, own)
-    restorers = _restorers(options, precision, nets, samplers, pairs)
     named = methods.baseline_methods(wanted, options, dataset) | restorers
     if taken := named.keys() & further:
         raise ValueError(f"the name {min(taken)} is taken: choose another")
@@ -361,14 +360,10 @@ def _warn_of_classes(
 
 
 def _restorers(
-    options: GenOptions,
-    precision: str,
-    nets: Mapping[Path, Model],
-    samplers: Mapping[str, Sampler],
-    pairs: Sequence[tuple[Path, str]],
+    options: GenOptions, precision: str, nets: Mapping[Path, Model], samplers: Mapping[str, Sampler]
 ) -> dict[str, Restorer]:
     restorers: dict[str, Restorer] = {}
-    for net, name in pairs:
+    for net, name in methods.driven(nets, samplers):
         methods.check_guidance(options.cfg, nets[net], net)
         title = _title(name, samplers[name], nets[net].config)
         if title in restorers:  # another network of this kind

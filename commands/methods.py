@@ -185,14 +185,6 @@ def samplers_of(
     }
 
 
-def check_components(count: int, net: Path, denoiser: Model) -> None:
-    """Raise ValueError for more principal components than a network gives."""
-    known = getattr(denoiser.config, "out_mult", 1) - 1
-    if count > known:
-        trained = f"gives {known}" if known else "gives none: it was not trained for nppc"
-        raise ValueError(f"--components {count}: {net} {trained}")
-
-
 def check_guidance(scale: float | None, denoiser: Model, net: Path) -> None:
     """Raise ValueError for guidance of a network without classes."""
     if scale is not None and not denoiser.config.num_classes:

@@ -26,9 +26,12 @@ def columns(
         for metric in block.metrics:
             used = setting_of(block.setting).metrics[metric]
             headers.append(f"{block.title} {title_of(used)} {'↑' if used in RISING else '↓'}")
-            column = _column(found, rows, cells, key, metric, used, intervals)
-            for i, line, text in zip(rows, lines, column, strict=True):
-                line.append(_beside(text, found.rows[i].paper.get(key, {}).get(metric)))
+            wanted = [i for i in rows if metric in (found.rows[i].metrics or [metric])]
+            own = {i: cells[i, key] for i in wanted if (i, key) in cells}
+            texts = _texts(found, own, used, intervals)
+            for i, line in zip(rows, lines, strict=True):
+                published = found.rows[i].paper.get(key, {}).get(metric)
+                line.append(_beside(texts.get(i, "-"), published))
     headers.append("NFE")
     for i, line in zip(rows, lines, strict=True):
         count = _evaluations([cells.get((i, key)) for key in found.blocks])
@@ -58,27 +61,13 @@ def write_table_page(
     write_page(path, title, notes, [table], shown, {"missing": missing})
 
 
-def _column(
-    found: Table,
-    rows: Sequence[int],
-    cells: Cells,
-    key: str,
-    metric: str,
-    used: str,
-    intervals: bool,
-) -> list[str]:
-    """The texts of a metric in a block; used: what it is called in this setting."""
-    own = {
-        i: cells[i, key]
-        for i in rows
-        if (i, key) in cells and metric in (found.rows[i].metrics or [metric])
-    }
-    measured = {i: cell.values() for i, cell in own.items() if cell.done}
-    values = {i: cell[used] for i, cell in measured.items() if used in cell}
-    texts = dict.fromkeys(own, "missing")
-    texts |= {i: _shown(used, value, intervals) for i, value in values.items()}
-    texts |= {i: f"**{texts[i]}**" for i in _best(found, values, used)}
-    return [texts.get(i, "-") for i in rows]
+def _texts(found: Table, cells: Mapping[int, Cell], metric: str, interval: bool) -> dict[int, str]:
+    """A metric, as this setting calls it, of some cells of a block, by row."""
+    measured = {i: cell.values() for i, cell in cells.items() if cell.done}
+    values = {i: cell[metric] for i, cell in measured.items() if metric in cell}
+    texts = dict.fromkeys(cells, "missing")
+    texts |= {i: _shown(metric, value, interval) for i, value in values.items()}
+    return texts | {i: f"**{texts[i]}**" for i in _best(found, values, metric)}
 
 
 def _beside(text: str, published: float | None) -> str:

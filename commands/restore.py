@@ -74,9 +74,8 @@ def _build(options: RestoreOptions, device: torch.device) -> Restoration:
     check_new(options.outdir, _NEW)
     precision = resolve_precision(options.precision, device)
     denoiser = methods.load_frozen(net, device, precision, options.recompute)
-    methods.check_components(options.components, net, denoiser)
-    methods.check_conditioning(net, denoiser, name, sampler, "the photo")
     _check_network(options, net, denoiser)
+    methods.check_conditioning(net, denoiser, name, sampler, "the photo")
     if options.samples:
         methods.check_objective(net, denoiser, name, sampler)
     task = pose(options, denoiser.config.image_shape, device)
@@ -112,7 +111,11 @@ def _shipped() -> Path:
 def _check_network(options: RestoreOptions, net: Path, denoiser: Model) -> None:
     """Raise ValueError if the network does not fit what the options ask for."""
     config = denoiser.config
-    if conditioning_of(denoiser.config) == "unconditional" and not options.samples:
+    known = getattr(config, "out_mult", 1) - 1
+    if options.components > known:
+        trained = f"gives {known}" if known else "gives none: it was not trained for nppc"
+        raise ValueError(f"--components {options.components}: {net} {trained}")
+    if conditioning_of(config) == "unconditional" and not options.samples:
         raise ValueError(
             f"{net} is an unconditional denoiser, which has no estimate of its own: give --samples "
             "of at least 1"
@@ -121,8 +124,8 @@ def _check_network(options: RestoreOptions, net: Path, denoiser: Model) -> None:
         raise ValueError(f"{net} restores {config.image_shape[0]} channels, a photo has 3")
     label = options.class_label
     if label is not None and label >= config.num_classes:
-        known = f"classes 0 to {config.num_classes - 1}" if config.num_classes else "no classes"
-        raise ValueError(f"--class {label}: {net} was trained with {known}")
+        there = f"classes 0 to {config.num_classes - 1}" if config.num_classes else "no classes"
+        raise ValueError(f"--class {label}: {net} was trained with {there}")
     methods.check_guidance(options.cfg, denoiser, net)
     if options.cfg is not None and label is None:
         raise ValueError("--cfg guides towards a class: give its number by --class")
