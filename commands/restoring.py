@@ -158,9 +158,8 @@ def _baselines(restoration: Restoration) -> dict[str, Tensor]:
 def _components(restoration: Restoration) -> Components:
     """The "mmse" estimate and the components that were asked for, in one evaluation."""
     count, problem = restoration.options.components, restoration.task.problem
-    noise = Draws([restoration.seed], problem.y.device).normal(
-        problem.degradation.image_shape, "latent"
-    )
+    draws = Draws([restoration.seed], problem.y.device)
+    noise = draws.normal(problem.degradation.image_shape, "latent")
     restorer = Restorer(restoration.denoiser, NPPC(), restoration.precision)
     start = seconds_now(noise.device)
     mean, components, deviations = restorer.components(problem, noise)
