@@ -66,7 +66,14 @@ def main(**values: Any) -> None:
     Exit code 75: SIGTERM or Ctrl-C came, a checkpoint is written, and --resume goes on.
     """
     options = RunOptions(**{f.name: values.pop(f.name) for f in fields(RunOptions)})
-    with _trusting(options):
+    trusting: AbstractContextManager = nullcontext()
+    if options.resume and not options.trust_config:
+        # A config.yaml of somebody else's must not choose what this machine runs.
+        trusting = own_modules_only(
+            f"{options.resume / 'config.yaml'} names it, and it would be run: add --trust-config "
+            "if you trust whoever wrote that file"
+        )
+    with trusting:
         with one_sentence_errors():
             overrides = {k: v for k, v in given(TrainConfig, values).items() if v not in (None, {})}
             config, folder, resume = _resolved(options, overrides)
@@ -83,16 +90,6 @@ def main(**values: Any) -> None:
         from commands.train import run  # importing torch takes seconds: not for --help
 
         run(config, folder, resume=resume, command=sys.argv, accept_changes=options.accept_changes)
-
-
-def _trusting(options: RunOptions) -> AbstractContextManager:
-    """A config.yaml of somebody else's must not choose what this machine runs."""
-    if options.resume is None or options.trust_config:
-        return nullcontext()
-    return own_modules_only(
-        f"{options.resume / 'config.yaml'} names it, and it would be run: add --trust-config if "
-        "you trust whoever wrote that file"
-    )
 
 
 def _resolved(options: RunOptions, overrides: dict[str, Any]) -> tuple[TrainConfig, Path, bool]:
@@ -113,7 +110,7 @@ def _resolved(options: RunOptions, overrides: dict[str, Any]) -> tuple[TrainConf
             "it goes on with the run"
         )
     data = overrides.pop("data", {})
-    source = options.config or _published(options, overrides, pictures)
+    source = options.config
     if options.resume:
         source = options.resume / "config.yaml"
         if not source.exists():
@@ -121,6 +118,8 @@ def _resolved(options: RunOptions, overrides: dict[str, Any]) -> tuple[TrainConf
                 f"{options.resume} holds no run: --resume takes the folder of one, such as "
                 "experiments/NAME, which has a config.yaml"
             )
+    elif source is None:
+        source = _published(overrides, pictures)
     config = TrainConfig.load(source, overrides)
     named = source or options.keep_going or "data_class" in overrides or "preset" in overrides
     if not (named or options.dry_run):  # the defaults are the paper's: days on several GPUs
@@ -128,14 +127,10 @@ def _resolved(options: RunOptions, overrides: dict[str, Any]) -> tuple[TrainConf
             "say what to train: --data FOLDER for own pictures, --config configs/demo.yaml for a "
             "try of a minute, or --data FFHQ64 for a network of the paper"
         )
-    if pictures:
-        from commands.train import with_pictures  # importing torch takes seconds
+    if pictures or data:
+        from commands.train import with_data_options, with_pictures  # importing torch takes seconds
 
-        config = with_pictures(config, pictures)
-    if data:
-        from commands.train import with_data_options
-
-        config = with_data_options(config, data)
+        config = with_pictures(config, pictures) if pictures else with_data_options(config, data)
     check_whole(config.data, source)
     told = options.trust_config or {"detectors", "trust_detector"} <= overrides.keys()
     if options.resume and config.detectors and config.trust_detector and not told:
@@ -166,13 +161,9 @@ def _pictures(options: RunOptions, overrides: dict[str, Any]) -> Path | None:
     return Path(options.source)
 
 
-def _published(
-    options: RunOptions, overrides: dict[str, Any], pictures: Path | None
-) -> Path | None:
+def _published(overrides: dict[str, Any], pictures: Path | None) -> Path | None:
     """The settings file that is used if none is named: for own pictures that of the photos, for a
     data set class the one of its name."""
-    if options.resume:
-        return None
     name = str(overrides.get("data_class", "")).rpartition(".")[2]
     name = "photos64-invfusion" if pictures else name
     path = Path(__file__).parent / "configs" / f"{name}.yaml"

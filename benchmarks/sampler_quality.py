@@ -204,8 +204,9 @@ def main(
         denoiser = load_frozen(net, torch.device("cpu"), "fp32")
         if not isinstance(denoiser, Denoiser):
             raise ValueError(f"{net} holds an analytic prior: benchmarks.posterior is for it")
-        check_conditioning(net, denoiser, {MMSE: sampler_of(MMSE, 1)}, "the photos")
-        check_objective(net, denoiser, {name: make_sampler(name) for name in names})
+        check_conditioning(net, denoiser, MMSE, sampler_of(MMSE, 1), "the photos")
+        for name in names:
+            check_objective(net, denoiser, name, make_sampler(name))
     photos = Photos(denoiser.config.image_shape[-1], "heldout", size=images)
     samplers = samplers_of(names)
     rows = means(

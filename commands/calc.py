@@ -70,11 +70,6 @@ def _build(options: CalcOptions, device: torch.device) -> Comparison:
     if not names:
         raise ValueError(f"--metrics names none: give some of {', '.join((*_PAIRED, *_OF_SETS))}")
     of_images = options.ref.is_dir() or options.ref.suffix == ".zip"
-    if not options.ref.exists():
-        raise ValueError(
-            f"{options.ref} is not there: --ref takes a folder or a zip file of images, or a "
-            ".safetensors or .npz file of statistics"
-        )
     paired = [name for name in names if name in _PAIRED]
     if paired and not of_images:
         raise ValueError(
@@ -153,12 +148,8 @@ def _distances(
             for name, found in statistics(comparison.other).items()
         }
         distances = replace(distances, reference=Reference(comparison.other.path, theirs))
-    return {
-        metric: {
-            "mean": distances.value(metric, mine[detector.name]), "count": mine[detector.name].count
-        }
-        for metric, detector in by_metric.items()
-    }  # fmt: skip
+    found = {metric: mine[detector.name] for metric, detector in by_metric.items()}
+    return {m: {"mean": distances.value(m, own), "count": own.count} for m, own in found.items()}
 
 
 def _paired(

@@ -14,7 +14,7 @@ from samplers import MMSE
 Found = dict[str, dict[str, dict[str, Any]]]  # degradation, method, statistic
 
 
-def counts(restorers: Mapping[str, Restorer], samples: int) -> dict[str, int]:
+def sample_counts(restorers: Mapping[str, Restorer], samples: int) -> dict[str, int]:
     """How many samples each method draws, without those that draw none, as MMSE.
 
     Raises ValueError if several are wanted and no method draws them.
@@ -32,11 +32,11 @@ def calibrated(
 ) -> tuple[Found, list[str]]:
     """Bring the processes' shares together; the first writes samples.csv and the pictures.
 
-    Returns what metrics.json says, and the names of the files.
+    Returns what metrics.json says, and the names of the files; of no methods neither.
     """
     keys = itertools.product(degradations, methods)
     totals = {key: distributed.sum_tensor(records.histograms[key]) for key in keys}
-    if distributed.rank():
+    if distributed.rank() or not methods:
         return {}, []
     parts = [folder / sample_file(rank) for rank in range(distributed.world_size())]
     values = write_merged(folder / "samples.csv", parts, degradations, records.names)

@@ -16,7 +16,7 @@ from commands.draw import draw
 from commands.gen import evaluate
 from commands.methods import preset_options, samplers_of
 from commands.options import GenOptions
-from commands.tables import Block, Figure, Made, Row, Setting, Table, blocks_of, setting_of
+from commands.tables import Block, Figure, Made, Row, Setting, Table, setting_of
 from datautils import get_dataset
 from datautils.identity import identity
 from metrics.download import sha256_of
@@ -63,15 +63,6 @@ class Cell:
 Cells = dict[tuple[int, str], Cell]  # by row and block
 
 
-def measured(setting: Setting, block: Block) -> list[str]:
-    """What `gen` measures for the cells of a block, the same for all tables."""
-    noisy = block.noise_level or block.poisson_peak
-    names = list(setting.metrics.values())
-    if block.family is None:
-        return [name for name in names if name in ("fid", "fd")]
-    return [name for name in names if not (noisy and name in ("cfid", "cfd"))]
-
-
 def _not_installed(metrics: Sequence[str]) -> list[str]:
     """How to get the packages of metrics that are not installed."""
     packages = {metric: PERCEPTUAL[metric].package for metric in metrics if metric in PERCEPTUAL}
@@ -82,19 +73,25 @@ def _not_installed(metrics: Sequence[str]) -> list[str]:
     ]
 
 
-def cell_of(key: str, block: Block, row: Row, scale: str, results: Path) -> Cell | None:
-    """The cell of a row in a block; None if the setting has no such network."""
-    place, setting = setting_of(block.setting, scale)
-    if row.network and row.network not in setting.networks:
-        return None
-    defaults = (
-        _defaults(setting, row.sampler) if row.network else setting.baselines.get(row.sampler, {})
-    )
-    picked = defaults | _preset(row.sampler, row.presets.get(key)) | row.options
-    chosen = texts(picked)
-    nets = [setting.networks[row.network]] if row.network else []
+def cells_of(table: Table, rows: Sequence[int], results: Path) -> Cells:
+    """The cells of these rows, those that the settings have networks for."""
+    return {
+        (i, key): _table_cell(key, block, table.rows[i], results)
+        for i in rows
+        for key, block in table.blocks.items()
+        if table.rows[i].network in ("", *setting_of(block.setting).networks)
+    }
+
+
+def _table_cell(key: str, block: Block, row: Row, results: Path) -> Cell:
+    """The cell of a row in a block, of which this is the key."""
+    setting = setting_of(block.setting)
+    picked = setting.baselines.get(row.sampler, {})
+    if row.network:
+        picked = _defaults(setting, row.sampler)
+    chosen = texts(picked | _preset(row.sampler, row.presets.get(key)) | row.options)
     options: dict[str, Any] = {
-        "metrics": ",".join(measured(setting, block)),
+        "metrics": ",".join(_measured(setting, block)),
         "degradations": (block.family,) if block.family else (),
         "noise_level": block.noise_level,
         "poisson_peak": block.poisson_peak,
@@ -106,23 +103,21 @@ def cell_of(key: str, block: Block, row: Row, scale: str, results: Path) -> Cell
         options |= {"baselines": row.sampler, "baseline_opt": chosen}
     name = f"{row.method} on {block.family or 'nothing'}, {setting.title}"
     slug = f"{row.network}-{row.sampler}-{block.family or 'unconditional'}"
-    return _cell(name, slug, place, setting, nets, options, results)
+    return _cell(name, slug, block.setting, [row.network] * bool(row.network), options, results)
 
 
-def cells_of(table: Table, rows: Sequence[int], scale: str, results: Path) -> Cells:
-    """The cells of these rows, those that the setting has."""
-    pairs = {
-        (i, key): cell_of(key, block, table.rows[i], scale, results)
-        for i in rows
-        for key, block in blocks_of(table, scale).items()
-    }
-    return {place: cell for place, cell in pairs.items() if cell is not None}
+def _measured(setting: Setting, block: Block) -> list[str]:
+    """What `gen` measures for the cells of a block, the same for all tables."""
+    names = list(setting.metrics.values())
+    if block.family is None:
+        return [name for name in names if name in ("fid", "fd")]
+    noisy = block.noise_level or block.poisson_peak
+    return [name for name in names if not (noisy and name in ("cfid", "cfd"))]
 
 
-def figure_cell(figure: Figure, scale: str, results: Path) -> Cell:
+def figure_cell(figure: Figure, results: Path) -> Cell:
     """The evaluation that draws a figure."""
-    place, setting = setting_of(figure.setting, scale)
-    nets = [setting.networks[name] for name in figure.networks if name in setting.networks]
+    setting = setting_of(figure.setting)
     options = {
         "samplers": tuple(figure.samplers),
         "sampler_opt": {
@@ -135,7 +130,8 @@ def figure_cell(figure: Figure, scale: str, results: Path) -> Cell:
         "images": figure.images,
         "pictures": figure.images,
     }
-    return _cell(figure.title, "figure", place, setting, nets, options, results)
+    networks = [name for name in figure.networks if name in setting.networks]
+    return _cell(figure.title, "figure", figure.setting, networks, options, results)
 
 
 def _defaults(setting: Setting, sampler: str) -> dict[str, Any]:
@@ -151,11 +147,13 @@ def _cell(
     name: str,
     slug: str,
     place: str,
-    setting: Setting,
-    nets: list[Made],
+    networks: Sequence[str],
     options: dict[str, Any],
     results: Path,
 ) -> Cell:
+    """An evaluation of networks of the setting `place`, which gives what `options` leave open."""
+    setting = setting_of(place)
+    nets = [setting.networks[network] for network in networks]
     given: dict[str, Any] = {
         "nets": tuple(net.path for net in nets), "images": setting.images, "batch": setting.batch,
     }  # fmt: skip
@@ -163,13 +161,14 @@ def _cell(
         given["cfg"] = setting.cfg
     if options["degradations"]:
         given |= {"data": setting.data, "data_opt": texts(setting.data_opt), "baselines": ""}
-    wanted = [metric for metric in options["metrics"].split(",") if metric in DISTANCES]
-    if wanted and setting.ref:
+    metrics = options["metrics"].split(",")
+    needed = list(nets)
+    if setting.ref and DISTANCES.keys() & metrics:
         given |= {"ref": setting.ref.path, "any_count": setting.any_count}
+        needed.append(setting.ref)
     chosen = given | options
-    needed = [*nets, *([setting.ref] if wanted and setting.ref else [])]
     missing = [f"{n.file}: {n.made_by}" for n in needed if not n.path.exists()]
-    missing += _not_installed(options["metrics"].split(","))
+    missing += _not_installed(metrics)
     images = ""
     if not missing and options["degradations"]:
         images, missing = _images(setting.data, tuple(given["data_opt"].items()))

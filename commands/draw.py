@@ -5,40 +5,26 @@ This is an evaluation whose one family measures nothing; its images are grey and
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from commands import methods
 from commands.cli import chosen
-from commands.files import IMAGES, check_new, publish, results_of, working_folder
-from commands.gen import (
-    Evaluation,
-    distances,
-    measured,
-    settings_of,
-    stages_of,
-    values_of,
-)
-from commands.methods import (
-    Restorer,
-    check_guidance,
-    check_objective,
-    distances_of,
-    load_network,
-    samplers_of,
-)
+from commands.files import IMAGES, check_new, publish, results_of
+from commands.gen import Evaluation, gathered, run, settings_of, stages_of
 from commands.options import UNUSED, GenOptions
 from degradation import Draws, GaussianNoise, NoDegradation, derive_seed
 from metrics.features import DISTANCES
 from metrics.images import image_name, write_grid
-from metrics.measure import Measure, Share
+from metrics.measure import Measure
 from metrics.records import write_metrics
 from metrics.report import metrics_rows, units
+from metrics.sampled import SampleRecords
 from networks.precision import resolve_precision
 from runtime import distributed
-from runtime.errors import data_errors, one_sentence_errors
 from runtime.files import writing
 from runtime.tables import table
 
@@ -49,44 +35,33 @@ _COLUMNS = 8  # of grid.png
 
 @dataclass
 class Blank:
-    """Grey images with the classes that are to be drawn."""
+    """Grey images with the classes that are to be drawn; -1 for a network without classes."""
 
     image_shape: tuple[int, int, int]
     num_classes: int
-    classes: Sequence[int]
-    """Those asked for take turns; with none asked for, they are uniform for each image."""
-    count: int
-    seed: int
+    labels: Sequence[int]
 
     def __len__(self) -> int:
-        return self.count
+        return len(self.labels)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        return torch.full(self.image_shape, 128, dtype=torch.uint8), self.labels([index])[0]
+        return torch.full(self.image_shape, 128, dtype=torch.uint8), self.labels[index]
 
-    def labels(self, indices: Sequence[int]) -> list[int]:
-        """Classes, -1 for a network without them."""
-        if not self.num_classes:
-            return [-1] * len(indices)
-        if self.classes:
-            return [self.classes[i % len(self.classes)] for i in indices]
-        draws = Draws([derive_seed(self.seed, "image", i) for i in indices])
-        return draws.integers(0, self.num_classes - 1, (), "class").tolist()
+
+def _labels(options: GenOptions, count: int, known: int) -> list[int]:
+    """Of so many images: the classes asked for take turns, else each image has any of the known
+    ones, uniformly. -1 if none are known."""
+    if not known:
+        return [-1] * count
+    if options.classes:
+        return [options.classes[i % len(options.classes)] for i in range(count)]
+    draws = Draws([derive_seed(options.seed, "image", i) for i in range(count)])
+    return draws.integers(0, known - 1, (), "class").tolist()
 
 
 def draw(options: GenOptions) -> None:
     """Draw, measure, write the result files and print the table."""
-    with distributed.process_group() as device:
-        with one_sentence_errors():
-            drawing = build(options, device)
-        results = results_of(options)
-        with data_errors(), working_folder(options.outdir, results, resumes=True) as folder:
-            if distributed.rank() == 0:
-                print(f"no --degradation: drawing {drawing.count} images from the network alone")
-            loading = replace(options, workers=0)  # nothing is loaded
-            measure, _ = measured(loading, drawing, folder, device, "drawing", "images")
-            distributed.barrier()
-            _finish(options, drawing, folder, measure)
+    run(options, build, _finish)
 
 
 def build(options: GenOptions, device: torch.device) -> Evaluation:
@@ -94,23 +69,32 @@ def build(options: GenOptions, device: torch.device) -> Evaluation:
     options.check_unconditional()
     names = chosen("metric", options.metrics or "", _METRICS)
     (name,) = options.samplers or ("heun",)
-    sampler = samplers_of([name], options.sampler_opt, options.sampler_preset)[name]
+    sampler = methods.samplers_of([name], options.sampler_opt, options.sampler_preset)[name]
     precision = resolve_precision(options.precision, device)
     (net,) = options.nets
-    denoiser = load_network(net, device, precision, options)
-    check_objective(net, denoiser, {name: sampler})
-    _check_classes(options.classes, denoiser.config.num_classes, net)
-    check_guidance(options.cfg, denoiser, net)
+    denoiser = methods.load_frozen(net, device, precision, options.recompute, options.compiled)
+    methods.check_objective(net, denoiser, name, sampler)
+    classes = denoiser.config.num_classes
+    if options.classes and not classes:
+        raise ValueError(f"--class: {net} was trained without classes")
+    if (label := max(options.classes, default=-1)) >= classes:
+        raise ValueError(f"--class {label} must lie between 0 and {classes - 1}")
+    methods.check_guidance(options.cfg, denoiser, net)
     check_new(options.outdir, results_of(options))
     count, shape = options.images or _IMAGES, denoiser.config.image_shape
-    restorers = {"": Restorer(denoiser, sampler, precision, options.cfg)}
+    distances = methods.distances_of(names, options, device, count, shape)
+    restorers = {"": methods.Restorer(denoiser, sampler, precision, options.cfg)}
+    if distributed.rank() == 0:
+        print(f"no --degradation: drawing {count} images from the network alone")
     return Evaluation(
+        options=options,
+        device=device,
         families={"": NoDegradation()},
         noise=GaussianNoise(),
-        dataset=Blank(shape, denoiser.config.num_classes, options.classes, count, options.seed),
+        dataset=Blank(shape, classes, _labels(options, count, classes)),
         count=count,
         names=names,
-        distances=distances_of(names, options, device, count, shape),
+        distances=distances,
         methods={**restorers},
         restorers=restorers,
         precision=precision,
@@ -119,59 +103,42 @@ def build(options: GenOptions, device: torch.device) -> Evaluation:
     )
 
 
-def _check_classes(classes: Sequence[int], known: int, net: Path) -> None:
-    if classes and not known:
-        raise ValueError(f"--class: {net} was trained without classes")
-    for label in classes:
-        if not 0 <= label < known:
-            raise ValueError(f"--class {label} must lie between 0 and {known - 1}")
-
-
-def _finish(options: GenOptions, drawing: Evaluation, folder: Path, measure: Measure) -> None:
+def _finish(drawing: Evaluation, folder: Path, measure: Measure, samples: SampleRecords) -> None:
     """Bring the processes' shares together; the first writes the files and prints the table."""
-    shares: list[Share] = distributed.gather(measure.share)
-    found = distances(drawing, measure, shares)
+    options = drawing.options
+    shares, found = gathered(drawing, measure)
     if distributed.rank():
         return
     shown = {i: images[""] for share in shares for (_, i), images in share.pictures.items()}
     if shown:
-        _write_grid(folder, [shown[index] for index in sorted(shown)])
+        images: list[Tensor | None] = [shown[index] for index in sorted(shown)]
+        images += [None] * (-len(images) % _COLUMNS)
+        rows = [images[i : i + _COLUMNS] for i in range(0, len(images), _COLUMNS)]
+        write_grid(folder / "grid.png", rows, [""] * _COLUMNS)
     if options.save_images and drawing.dataset.num_classes:
         _write_labels(folder / IMAGES / "dataset.json", drawing)
     sampler = drawing.restorers[""].sampler
-    cell = values_of(drawing, {"": {"": {}}}, found, shares)[""][""]
-    named = {"none": {sampler.title or (options.samplers or ("heun",))[0]: cell}}
+    named = {"none": {sampler.title or (options.samplers or ("heun",))[0]: found["", ""]}}
     record = {
         "units": units(options.compiled),
         "values": named,
         "not_finite": sum(share.failed["", ""] for share in shares),
         "stages": stages_of(drawing, shares),
     }
-    settings = {k: v for k, v in settings_of(options, drawing).items() if k not in UNUSED}
-    own = {
-        "pictures": drawing.pictures,
-        "samplers": options.samplers,
-        "sampler": settings["samplers"][""],
-    }
-    write_metrics(folder, record, settings | own)
+    settings = {k: v for k, v in settings_of(drawing).items() if k not in UNUSED}
+    settings["sampler"] = settings["samplers"][""]
+    settings |= {"pictures": drawing.pictures, "samplers": options.samplers}
+    write_metrics(folder, record, settings)
     pictures = [IMAGES] * options.save_images + ["grid.png"]
     publish(folder, options.outdir, [*pictures, "metrics.json"])
     print(table(*metrics_rows(named, drawing.names, options.compiled)))
     print(f"results: {options.outdir}")
 
 
-def _write_grid(folder: Path, images: list[Tensor]) -> None:
-    rows: list[list[Tensor | None]] = [
-        [*images[i : i + _COLUMNS], *[None] * (i + _COLUMNS - len(images))]
-        for i in range(0, len(images), _COLUMNS)
-    ]
-    write_grid(folder / "grid.png", rows, [""] * _COLUMNS)
-
-
 def _write_labels(path: Path, drawing: Evaluation) -> None:
     """EDM's dataset.json, so that the images can be trained on or measured by class."""
     assert isinstance(drawing.dataset, Blank)
-    labels = enumerate(drawing.dataset.labels(range(drawing.count)))
+    labels = enumerate(drawing.dataset.labels)
     lines = ",\n".join(json.dumps([image_name(i), label]) for i, label in labels)
     with writing(path):
         path.write_text(f'{{"labels": [{lines}]}}\n')

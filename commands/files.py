@@ -23,12 +23,9 @@ _OURS = (".lock", UNFINISHED)
 
 
 @contextmanager
-def working_folder(
-    outdir: Path, results: Sequence[str], option: str = "--outdir", resumes: bool = False
-) -> Iterator[Path]:
-    """A folder inside `outdir`, shared by all processes. It is removed at the end.
-
-    resumes: if the block is cut off, what is kept in it (`metrics.keeping`) stays for the next run.
+def working_folder(outdir: Path, results: Sequence[str]) -> Iterator[Path]:
+    """A folder inside `outdir`, shared by all processes. It is removed at the end; if the block is
+    cut off, what is kept in it (`metrics.keeping`) stays for the next run.
 
     Folders that were made for it go too if nothing was left there. Ends the program with one
     sentence where another command writes into `outdir`, or has left its `results` there meanwhile.
@@ -40,19 +37,19 @@ def working_folder(
             if distributed.rank() == 0:
                 stack.callback(_remove, made)
                 stack.enter_context(claimed(outdir, "writes into"))
-                check_new(outdir, results, option)
-                stack.callback(_clear, folder, resumes)
-                _clear(folder, resumes)
+                check_new(outdir, results)
+                stack.callback(_clear, folder)
+                _clear(folder)
                 folder.mkdir(exist_ok=True)
         yield folder
         if distributed.rank() == 0:
             shutil.rmtree(folder / KEPT, ignore_errors=True)
 
 
-def _clear(folder: Path, resumes: bool) -> None:
+def _clear(folder: Path) -> None:
     """Remove a working folder, but for what is kept in it."""
     for path in folder.glob("*"):
-        if not resumes or path.name != KEPT:
+        if path.name != KEPT:
             shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink()
     _remove([folder / KEPT, folder])
     if (folder / KEPT).exists() and sys.exc_info()[0]:
@@ -77,11 +74,11 @@ def results_of(options: GenOptions) -> tuple[str, ...]:
     return (*RESULTS, IMAGES) if options.save_images else RESULTS
 
 
-def check_new(outdir: Path, results: Sequence[str], option: str = "--outdir") -> None:
+def check_new(outdir: Path, results: Sequence[str]) -> None:
     """Raise ValueError if a folder cannot be made, or holds one of the results already, which
     may be patterns such as "*"."""
     check_folder(outdir)
     for pattern in results:
         for path in sorted(outdir.glob(pattern)):
             if path.name not in _OURS:
-                raise ValueError(f"{path} is there already: choose another {option}")
+                raise ValueError(f"{path} is there already: choose another --outdir")

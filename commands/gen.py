@@ -1,37 +1,26 @@
 """`calculate_metrics.py gen` with a degradation: restore a data set and measure the result."""
 
 import inspect
+import itertools
 import math
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
-from commands.calibrate import Found, calibrated, sample_file
-from commands.calibrate import counts as sample_counts
+from commands import methods
+from commands.calibrate import calibrated, sample_counts, sample_file
 from commands.cli import check_once, checked_count, chosen
 from commands.families import families_of
 from commands.files import IMAGES, check_new, publish, results_of, working_folder
-from commands.methods import (
-    BASELINES,
-    COSTS,
-    Restorer,
-    baseline_methods,
-    check_guidance,
-    check_operators,
-    distances_of,
-    driven,
-    kept,
-    load_network,
-    other_noise,
-    samplers_of,
-)
+from commands.methods import Restorer
 from commands.options import GenOptions
 from commands.sheet import enhanced
 from datautils import ImageDataset, get_dataset
@@ -70,12 +59,15 @@ _PICTURES = 3
 
 Values = dict[str, dict[str, dict[str, Any]]]  # degradation, method, metric
 Pictures = dict[tuple[str, int], dict[str, Tensor]]  # degradation and image, title
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Evaluation:
     """What an evaluation consists of, once everything about it is checked."""
 
+    options: GenOptions
+    device: torch.device
     families: dict[str, Family]
     noise: Noise
     dataset: ImageDataset
@@ -93,25 +85,34 @@ class Evaluation:
     pictures: int
     """Images of each family to show."""
 
-    @property
-    def per_image(self) -> list[str]:
-        """The metrics that every image has for itself."""
-        return [name for name in self.names if name in PER_IMAGE]
+    def restored(
+        self, methods: Mapping[str, Restore], indices: Sequence[int], **more: Any
+    ) -> Iterator[Restored]:
+        """Restore these images under each family with each method; more: as of `restorations`."""
+        options = self.options
+        return restorations(
+            self.dataset, self.families, methods, noise=self.noise, indices=indices,
+            batch=options.batch, seed=options.seed, device=self.device, **more,
+        )  # fmt: skip
 
 
 def evaluate(options: GenOptions, further: Mapping[str, Restore] = MappingProxyType({})) -> Values:
     """Restore, measure, write the result files and print the table; the first process has the
     values. further: methods besides those of the options, by title."""
+    return run(options, partial(build, further=further), _finish)
+
+
+def run(
+    options: GenOptions,
+    build: Callable[[GenOptions, torch.device], Evaluation],
+    finish: Callable[[Evaluation, Path, Measure, SampleRecords], T],
+) -> T:
+    """Build an evaluation, make it in a working folder, and finish it, on all processes."""
     with distributed.process_group() as device:
         with one_sentence_errors():
-            evaluation = build(options, device, further)
-        results = results_of(options)
-        with data_errors(), working_folder(options.outdir, results, resumes=True) as folder:
-            measure, samples = measured(
-                options, evaluation, folder, device, "restoring", "restorations"
-            )
-            distributed.barrier()
-            return _finish(options, evaluation, folder, measure, samples)
+            evaluation = build(options, device)
+        with data_errors(), working_folder(options.outdir, results_of(options)) as folder:
+            return finish(evaluation, folder, *_measured(evaluation, folder))
 
 
 def build(options: GenOptions, device: torch.device, further: Mapping[str, Restore]) -> Evaluation:
@@ -120,7 +121,7 @@ def build(options: GenOptions, device: torch.device, further: Mapping[str, Resto
         raise ValueError("--class draws images of a class: leave out --degradation")
     families = families_of(options.degradations, options.degradation_opt)
     names = chosen("metric", _METRICS if options.metrics is None else options.metrics, METRICS)
-    wanted = chosen("baseline", options.baselines, BASELINES)
+    wanted = chosen("baseline", options.baselines, methods.BASELINES)
     if not (options.nets or wanted or further):
         raise ValueError("there is nothing to measure: give a --net or --baselines")
     if options.samplers and not options.nets:
@@ -132,11 +133,14 @@ def build(options: GenOptions, device: torch.device, further: Mapping[str, Resto
             f"leave them out of --metrics {options.metrics}, or the noise out"
         )
     names_of_samplers = options.samplers or _SAMPLERS * bool(options.nets)
-    samplers = samplers_of(names_of_samplers, options.sampler_opt, options.sampler_preset)
+    samplers = methods.samplers_of(names_of_samplers, options.sampler_opt, options.sampler_preset)
     precision = resolve_precision(options.precision, device)
     check_once("--net", [str(net) for net in options.nets])
-    nets = {net: load_network(net, device, precision, options) for net in options.nets}
-    pairs = driven(nets, samplers)
+    nets = {
+        net: methods.load_frozen(net, device, precision, options.recompute, options.compiled)
+        for net in options.nets
+    }
+    restorers = _restorers(options, precision, nets, samplers)
     check_new(options.outdir, results_of(options))
     dataset = get_dataset(options.data, options.split, **options.data_opt)
     if getattr(dataset, "split", options.split) != options.split and distributed.rank() == 0:
@@ -145,61 +149,44 @@ def build(options: GenOptions, device: torch.device, further: Mapping[str, Resto
         _check_fits(options, net, denoiser, dataset)
         _warn_of_classes(options, net, denoiser, dataset)
         if not options.poisson_peak and distributed.rank() == 0:
-            for note in other_noise(net, denoiser, options.noise_level):
+            for note in methods.other_noise(net, denoiser, options.noise_level):
                 print(f"warning: {note}", file=sys.stderr)
     check_images(names, device, dataset.image_shape)
     for family in families.values():
         family.check(dataset.image_shape)
         check_noise(noise, family, dataset.image_shape)
-    check_operators(samplers, families, dataset.image_shape)
+    methods.check_operators(samplers, families, dataset.image_shape)
     count = checked_count(options.images, dataset, options.data)
     values = options.samples * min(options.batch, count) * math.prod(dataset.image_shape)
     check_memory(values, f"--samples {options.samples}")
     shape, own = dataset.image_shape, identity(dataset)
-    distances = distances_of(names, options, device, count, shape, own)
-    restorers = _restorers(options, precision, nets, samplers, pairs)
-    methods = baseline_methods(options, dataset) | restorers
-    if taken := methods.keys() & further:
+    distances = methods.distances_of(names, options, device, count, shape, own)
+    named = methods.baseline_methods(wanted, options, dataset) | restorers
+    if taken := named.keys() & further:
         raise ValueError(f"the name {min(taken)} is taken: choose another")
     return Evaluation(
-        families, noise, dataset, count, names, distances, {**further, **methods}, restorers,
-        precision, sample_counts(restorers, options.samples),
+        options, device, families, noise, dataset, count, names, distances, {**further, **named},
+        restorers, precision, sample_counts(restorers, options.samples),
         _PICTURES if options.pictures is None else options.pictures,
     )  # fmt: skip
 
 
-def measured(
-    options: GenOptions,
-    evaluation: Evaluation,
-    folder: Path,
-    device: torch.device,
-    title: str,
-    unit: str,
-) -> tuple[Measure, SampleRecords]:
-    """This process's share: loading, restoring, measuring and writing run side by side.
-
-    title, unit: what the progress is called.
-    """
+def _measured(evaluation: Evaluation, folder: Path) -> tuple[Measure, SampleRecords]:
+    """This process's share: loading, restoring, measuring and writing run side by side."""
+    options, device = evaluation.options, evaluation.device
     rank, start = distributed.rank(), time.perf_counter()
+    restores = bool(options.degradations)
+    title, unit = ("restoring", "restorations") if restores else ("drawing", "images")
     indices = range(rank, evaluation.count, distributed.world_size())
-    methods = kept(evaluation.methods, options, folder, evaluation.families.values())
-    stream = restorations(
-        evaluation.dataset,
-        evaluation.families,
-        methods,
-        noise=evaluation.noise,
-        indices=indices,
-        batch=options.batch,
-        seed=options.seed,
-        device=device,
-        workers=options.workers,
-        samples=evaluation.samples,
-    )
+    kept = methods.kept(evaluation.methods, options, folder, evaluation.families.values())
+    workers = options.workers * restores  # where images are drawn, nothing is loaded
+    stream = evaluation.restored(kept, indices, workers=workers, samples=evaluation.samples)
     total = len(indices) * len(evaluation.families) * len(evaluation.methods)
+    per_image = [name for name in evaluation.names if name in PER_IMAGE]
     loading = further = 0.0
     with (
         progress(total, title, unit, silent=rank != 0) as bar,
-        PartialRecords(folder / f"{rank}.csv", evaluation.per_image) as records,
+        PartialRecords(folder / f"{rank}.csv", per_image) as records,
         SampleRecords(folder / sample_file(rank), options.samples) as samples,
         ImageWriter(folder / IMAGES) as writer,
     ):
@@ -238,52 +225,49 @@ def measured(
 
 
 def _finish(
-    options: GenOptions,
-    evaluation: Evaluation,
-    folder: Path,
-    measure: Measure,
-    samples: SampleRecords,
+    evaluation: Evaluation, folder: Path, measure: Measure, samples: SampleRecords
 ) -> Values:
     """Bring the processes' shares together; the first writes the files and prints the table."""
-    shares: list[Share] = distributed.gather(measure.share)
-    found = distances(evaluation, measure, shares)
-    sampled: tuple[Found, list[str]] = ({}, [])
-    if evaluation.samples:
-        sampled = calibrated(folder, [*evaluation.families], [*evaluation.samples], samples)
+    options = evaluation.options
+    shares, found = gathered(evaluation, measure)
+    sampled, files = calibrated(folder, [*evaluation.families], [*evaluation.samples], samples)
     if distributed.rank():
         return {}
     order, per_image = list(evaluation.families), measure.metrics
     parts = [folder / f"{rank}.csv" for rank in range(distributed.world_size())]
-    summary = summarised(write_merged(folder / "per_image.csv", parts, order, per_image))
+    merged = write_merged(folder / "per_image.csv", parts, order, per_image)
     pictures = {key: images for share in shares for key, images in share.pictures.items()}
     grids = write_pictures(folder / "grid.png", pictures, order) if pictures else []
-    grids += _write_components(options, evaluation, folder, measure.device, pictures)
-    values = values_of(evaluation, summary, found, shares)
-    for degradation, cells in sampled[0].items():
+    grids += _write_components(evaluation, folder, pictures)
+    values = summarised(merged)
+    for (degradation, method), cell in found.items():
+        values[degradation][method] |= cell
+    for degradation, cells in sampled.items():
         for method, cell in cells.items():
             values[degradation][method]["calibration"] = cell
     stages = stages_of(evaluation, shares)
     record = {"units": units(options.compiled), "values": values, "stages": stages}
-    write_metrics(folder, record, settings_of(options, evaluation))
+    write_metrics(folder, record, settings_of(evaluation))
     if "psnr" in per_image:
         examples = [share.examples for share in shares]
         write_examples(folder, examples, order, [*evaluation.methods])
-    pages = [IMAGES] * options.save_images + [grid.name for grid in grids] + sampled[1]
+    pages = [IMAGES] * options.save_images + [grid.name for grid in grids] + files
     publish(folder, options.outdir, [*pages, EXAMPLES, "per_image.csv", "metrics.json"])
     write_report(options.outdir)
     print(table(*metrics_rows(values, evaluation.names, options.compiled, options.intervals)))
     if evaluation.samples:
-        print(f"{options.samples} samples of each image:\n{calibration_table(sampled[0])}")
+        print(f"{options.samples} samples of each image:\n{calibration_table(sampled)}")
     text = ", ".join(f"{stage} {1000 * seconds:.1f}" for stage, seconds in stages.items())
     print(f"ms an image on each process: {text}")
-    _warn(values, evaluation.names)
+    for degradation, cells in values.items():
+        for method, cell in cells.items():
+            if any(math.isnan(cell[name]["mean"]) for name in evaluation.names):
+                print(f"warning: {method} on {degradation} left images that are not finite")
     print(f"results: {options.outdir}")
     return values
 
 
-def _write_components(
-    options: GenOptions, evaluation: Evaluation, folder: Path, device: torch.device, shown: Pictures
-) -> list[Path]:
+def _write_components(evaluation: Evaluation, folder: Path, shown: Pictures) -> list[Path]:
     """`components.png`: what networks with components say of the images that the grid shows."""
     restorers = {t: r for t, r in evaluation.restorers.items() if isinstance(r.sampler, NPPC)}
 
@@ -291,16 +275,8 @@ def _write_components(
         return lambda problem, noise, draws: restorer.components(problem, noise).components
 
     pictures: Pictures = {}
-    for restored in restorations(
-        evaluation.dataset,
-        evaluation.families,
-        {title: method(restorer) for title, restorer in restorers.items()},
-        noise=evaluation.noise,
-        indices=sorted({index for _, index in shown}) if restorers else [],
-        batch=options.batch,
-        seed=options.seed,
-        device=device,
-    ):
+    indices = sorted({index for _, index in shown}) if restorers else []
+    for restored in evaluation.restored({t: method(r) for t, r in restorers.items()}, indices):
         family, title = restored.group.degradation, restored.method
         for index, components in zip(restored.group.indices, restored.x.cpu(), strict=False):
             images = shown[family, index]
@@ -312,53 +288,29 @@ def _write_components(
     return write_pictures(folder / "components.png", pictures, labels) if pictures else []
 
 
-def _warn(values: Values, names: Sequence[str]) -> None:
-    for degradation, methods in values.items():
-        for method, cell in methods.items():
-            if any(math.isnan(cell[name]["mean"]) for name in names):
-                print(f"warning: {method} on {degradation} left images that are not finite")
-
-
-def distances(
-    evaluation: Evaluation, measure: Measure, shares: Sequence[Share]
-) -> dict[tuple[str, str, str], float]:
-    """Over all processes, on the first. NaN if a restoration was not finite."""
-    values = {}
-    for degradation in evaluation.families:
-        for method in evaluation.methods:
-            key = degradation, method
-            failed = any(share.failed[key] for share in shares)
-            for metric, detector in evaluation.distances.detectors.items():
-                own = measure.statistics.get(
-                    (*key, metric), FeatureStatistics(DISTANCES[metric].kernel)
-                )
-                total = own.reduced(distributed.sum_tensor, detector.features)
-                if distributed.rank() == 0:  # roots of large matrices: once is enough
-                    value = evaluation.distances.value(metric, total) if not failed else math.nan
-                    values[(*key, metric)] = value
-    return values
-
-
-def values_of(
-    evaluation: Evaluation,
-    values: Values,
-    distances: Mapping[tuple[str, str, str], float],
-    shares: Sequence[Share],
-) -> Values:
-    """The values with distances of sets, and what an image took."""
-    for degradation, methods in values.items():
-        for method, cell in methods.items():
-            for metric in evaluation.distances.detectors:
-                value = distances[degradation, method, metric]
-                count = compared(metric, evaluation.count)
-                cell[metric] = {"mean": value, "count": count}
-            took = [
-                s.costs[degradation, method] for s in shares if (degradation, method) in s.costs
-            ]
-            for name in COSTS:
-                cell[name] = whole(sum(costs[name] for costs in took) / evaluation.count)
-            cell["seconds_per_image"] = sum(c["seconds"] for c in took) / evaluation.count
-    return values
+def gathered(
+    evaluation: Evaluation, measure: Measure
+) -> tuple[list[Share], dict[tuple[str, str], dict[str, Any]]]:
+    """What all processes found, and for each degradation and method the distances of sets, on the
+    first process, and what an image took. A distance is NaN if a restoration was not finite."""
+    shares: list[Share] = distributed.gather(measure.share)
+    cells: dict[tuple[str, str], dict[str, Any]] = {}
+    for key in itertools.product(evaluation.families, evaluation.methods):
+        cell: dict[str, Any] = {}
+        for metric, detector in evaluation.distances.detectors.items():
+            empty = FeatureStatistics(DISTANCES[metric].kernel)
+            own = measure.statistics.get((*key, metric), empty)
+            total = own.reduced(distributed.sum_tensor, detector.features)
+            if distributed.rank() == 0:  # roots of large matrices: once is enough
+                failed = any(share.failed[key] for share in shares)
+                mean = math.nan if failed else evaluation.distances.value(metric, total)
+                cell[metric] = {"mean": mean, "count": compared(metric, evaluation.count)}
+        took = [share.costs[key] for share in shares if key in share.costs]
+        for name in methods.COSTS:
+            cell[name] = whole(sum(costs[name] for costs in took) / evaluation.count)
+        cell["seconds_per_image"] = sum(costs["seconds"] for costs in took) / evaluation.count
+        cells[key] = cell
+    return shares, cells
 
 
 def stages_of(evaluation: Evaluation, shares: Sequence[Share]) -> dict[str, float]:
@@ -403,15 +355,11 @@ def _warn_of_classes(
 
 
 def _restorers(
-    options: GenOptions,
-    precision: str,
-    nets: Mapping[Path, Model],
-    samplers: Mapping[str, Sampler],
-    pairs: Sequence[tuple[Path, str]],
+    options: GenOptions, precision: str, nets: Mapping[Path, Model], samplers: Mapping[str, Sampler]
 ) -> dict[str, Restorer]:
     restorers: dict[str, Restorer] = {}
-    for net, name in pairs:
-        check_guidance(options.cfg, nets[net], net)
+    for net, name in methods.driven(nets, samplers):
+        methods.check_guidance(options.cfg, nets[net], net)
         title = _title(name, samplers[name], nets[net].config)
         if title in restorers:  # another network of this kind
             title += f" of {net}"
@@ -421,9 +369,10 @@ def _restorers(
     return restorers
 
 
-def settings_of(options: GenOptions, evaluation: Evaluation) -> dict[str, Any]:
+def settings_of(evaluation: Evaluation) -> dict[str, Any]:
     """What metrics.json says of options and methods."""
     samplers = {name: asdict(r.sampler) for name, r in evaluation.restorers.items()}  # type: ignore[call-overload]
+    options = evaluation.options
     return asdict(options) | {
         "images": evaluation.count,
         "split": getattr(evaluation.dataset, "split", options.split),

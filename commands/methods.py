@@ -1,6 +1,5 @@
 """Ways to restore an image that commands can be asked for: networks with samplers, baselines."""
 
-import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
@@ -9,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from commands.cli import check_once, chosen, options_by_name
+from commands.cli import check_once, options_by_name
 from commands.options import CalcOptions, GenOptions
 from datautils import ImageDataset, get_dataset
 from datautils.identity import Identity
@@ -93,10 +92,7 @@ class Restorer:
 
 
 def kept(
-    methods: Mapping[str, Restore],
-    options: GenOptions,
-    folder: Path,
-    families: Iterable[object] = (),
+    methods: Mapping[str, Restore], options: GenOptions, folder: Path, families: Iterable[Family]
 ) -> dict[str, Restore]:
     """The methods, those that take long with batches that are kept in a working folder until the
     evaluation is finished."""
@@ -188,36 +184,21 @@ def samplers_of(
     }
 
 
-def check_components(count: int, net: Path, denoiser: Model) -> None:
-    """Raise ValueError for more principal components than a network gives."""
-    known = getattr(denoiser.config, "out_mult", 1) - 1
-    if count > known:
-        trained = f"gives {known}" if known else "gives none: it was not trained for nppc"
-        raise ValueError(f"--components {count}: {net} {trained}")
-
-
 def check_guidance(scale: float | None, denoiser: Model, net: Path) -> None:
-    """Raise ValueError for a wrong scale, and for a network without classes."""
-    if scale is None:
-        return
-    if not 0 <= scale < math.inf:
-        raise ValueError(f"--cfg {scale} must be a number of at least 0")
-    if not denoiser.config.num_classes:
+    """Raise ValueError for guidance of a network without classes."""
+    if scale is not None and not denoiser.config.num_classes:
         raise ValueError(f"--cfg {scale} guides by class, but {net} was trained without classes")
 
 
 def check_conditioning(
-    net: Path, denoiser: Model, samplers: Mapping[str, Sampler], ignored: str
+    net: Path, denoiser: Model, name: str, sampler: Sampler, ignored: str
 ) -> None:
     """Raise ValueError if a sampler would make an unconditional network ignore `ignored`."""
-    if conditioning_of(denoiser.config) != "unconditional":
-        return
-    for name, sampler in samplers.items():
-        if not isinstance(sampler, ZeroShot):
-            raise ValueError(
-                f"{net} is an unconditional denoiser: --sampler {name} would ignore {ignored}, a "
-                "zero-shot one such as ddrm would not"
-            )
+    if conditioning_of(denoiser.config) == "unconditional" and not isinstance(sampler, ZeroShot):
+        raise ValueError(
+            f"{net} is an unconditional denoiser: --sampler {name} would ignore {ignored}, a "
+            "zero-shot one such as ddrm would not"
+        )
 
 
 def other_noise(net: Path, denoiser: Model, level: float) -> list[str]:
@@ -247,15 +228,12 @@ def driven(nets: Mapping[Path, Model], samplers: Mapping[str, Sampler]) -> list[
     others = [net for net in nets if net not in unconditional]
     pairs = []
     for name, sampler in samplers.items():
-        if isinstance(sampler, ZeroShot):
-            able = unconditional or others
-        elif others:
-            able = others
-        else:
-            check_conditioning(unconditional[0], nets[unconditional[0]], {name: sampler}, "y")
-        fitting = [net for net in able if objective_of(nets[net]) in sampler.objectives]
+        zero_shot = isinstance(sampler, ZeroShot)
+        first, *more = (unconditional if zero_shot else others) or nets
+        check_conditioning(first, nets[first], name, sampler, "y")
+        fitting = [n for n in (first, *more) if objective_of(nets[n]) in sampler.objectives]
         if not fitting:
-            check_objective(able[0], nets[able[0]], {name: sampler})
+            check_objective(first, nets[first], name, sampler)
         pairs += [(net, name) for net in fitting]
     for idle in [net for net in nets if net not in {pair[0] for pair in pairs}]:
         wanted = "a zero-shot one such as ddrm" if idle in unconditional else "heun or dpm"
@@ -277,36 +255,33 @@ def check_operators(
                 check_operator(sampler, operator)
 
 
-def load_network(path: Path, device: torch.device, precision: str, options: GenOptions) -> Model:
-    """`load_frozen`, compiled for batches of any size if the options ask for it.
-
-    Raises ValueError if there is no compiler, and for a prior that is no network.
-    """
-    denoiser = load_frozen(path, device, precision, options.recompute)
-    if options.compiled:
-        if not isinstance(denoiser, Denoiser):
-            raise ValueError("--compile is for networks, and --net names an analytic prior")
-        check_compiler(device)
-        denoiser.compile(dynamic=None)
-    return denoiser
-
-
-def load_frozen(path: Path, device: torch.device, precision: str, recompute: bool = False) -> Model:
+def load_frozen(
+    path: Path,
+    device: torch.device,
+    precision: str,
+    recompute: bool = False,
+    compiled: bool = False,
+) -> Model:
     """A network whose weights take no gradients, or a prior: samplers differentiate
     by images alone.
 
     precision: that of the network's matrix products, to be called under an autocast to it.
     recompute: backward passes repeat the blocks of a network rather than keep their activations.
-    Raises ValueError for a prior that is to do so, and what `load_weights` raises.
+    compiled: for batches of any size. Raises ValueError for a prior that is to do either, and if
+    there is no compiler, and what `load_weights` raises.
     """
     denoiser = load_weights(path, device)
-    if isinstance(denoiser, Denoiser):
-        denoiser.requires_grad_(False)
-        denoiser.cast_linear(DTYPES[precision])
-        levels = len(denoiser.config.levels)
-        denoiser.net.recompute = frozenset(range(levels) if recompute else ())
-    elif recompute:
-        raise ValueError("--recompute is for networks, and --net names an analytic prior")
+    if not isinstance(denoiser, Denoiser):
+        if recompute or compiled:
+            option = "--recompute" if recompute else "--compile"
+            raise ValueError(f"{option} is for networks, and --net names an analytic prior")
+        return denoiser
+    denoiser.requires_grad_(False)
+    denoiser.cast_linear(DTYPES[precision])
+    denoiser.net.recompute = frozenset(range(len(denoiser.config.levels)) if recompute else ())
+    if compiled:
+        check_compiler(device)
+        denoiser.compile(dynamic=None)
     return denoiser
 
 
@@ -315,15 +290,13 @@ def check_compiler(device: torch.device) -> None:
     from torch._inductor import cpp_builder  # seconds, which only a compiler is worth
     from torch.utils._triton import has_triton
 
+    on_gpu = device.type == "cuda"
     try:
-        if device.type == "cuda":
-            found = has_triton()
-        else:
-            found = bool(cpp_builder.get_cpp_compiler())
+        found = bool(has_triton() if on_gpu else cpp_builder.get_cpp_compiler())
     except RuntimeError:
         found = False
     if not found:
-        wanted = "Triton" if device.type == "cuda" else "a C++ compiler (g++ or $CXX)"
+        wanted = "Triton" if on_gpu else "a C++ compiler (g++ or $CXX)"
         raise ValueError(f"--compile needs {wanted}, which is not there: leave it out")
 
 
@@ -332,15 +305,14 @@ def objective_of(denoiser: Model) -> str:
     return getattr(denoiser.config, "objective", "denoising")
 
 
-def check_objective(net: Path, denoiser: Model, samplers: Mapping[str, Sampler]) -> None:
+def check_objective(net: Path, denoiser: Model, name: str, sampler: Sampler) -> None:
     """Raise ValueError if a sampler needs a network that was trained for something else."""
     objective = objective_of(denoiser)
-    for name, sampler in samplers.items():
-        if objective not in sampler.objectives:
-            raise ValueError(
-                f"{net} was trained for the objective {objective}: --sampler {name} cannot drive "
-                f"it, {_trained(objective)} can"
-            )
+    if objective not in sampler.objectives:
+        raise ValueError(
+            f"{net} was trained for the objective {objective}: --sampler {name} cannot drive "
+            f"it, {_trained(objective)} can"
+        )
 
 
 def _trained(objective: str) -> str:
@@ -351,9 +323,10 @@ def _trained(objective: str) -> str:
     return " or ".join(names)
 
 
-def baseline_methods(options: GenOptions, dataset: ImageDataset) -> dict[str, Restore]:
-    """Restorations without a network, by the title they have in tables. ValueError."""
-    wanted = chosen("baseline", options.baselines, BASELINES)
+def baseline_methods(
+    wanted: Sequence[str], options: GenOptions, dataset: ImageDataset
+) -> dict[str, Restore]:
+    """Those of `BASELINES` that are wanted, by the title they have in tables. ValueError."""
     methods: dict[str, Restore] = {}
     untrained = aseqdip_of(wanted, options.baseline_opt)
     if "pinv" in wanted:

@@ -133,6 +133,7 @@ class GenOptions(DataOptions):
     cfg: float | None = option(
         "Classifier-free guidance: null + CFG·(class − null); the paper has 2 on ImageNet64.",
         None,
+        least=0,
         shown="none",
     )
     classes: tuple[int, ...] = option(
@@ -156,9 +157,7 @@ class GenOptions(DataOptions):
         "Standard deviation of the noise on y; images are in [-1, 1].", 0.0, least=0
     )
     poisson_peak: float | None = option(
-        "Photon noise instead: expected photons of a white measurement, masks and blur only.",
-        None,
-        shown="none",
+        "Photon noise instead: expected photons of a white measurement, masks and blur only.", None
     )
     precision: str = option(_PRECISION, "auto", choices=PRECISIONS)
     compiled: bool = option(
@@ -180,12 +179,9 @@ class GenOptions(DataOptions):
             default = {} if field.default is dataclasses.MISSING else field.default
             if field.name in UNUSED and getattr(self, field.name) != default:
                 raise ValueError(f"{flag(field)} goes with a --degradation")
-        if len(self.nets) != 1:
-            raise ValueError(f"without a --degradation give one --net, not {len(self.nets)}")
-        if len(self.samplers) > 1:
-            raise ValueError(
-                f"without a --degradation give one --sampler, not {len(self.samplers)}"
-            )
+        for name, values in (("--net", self.nets), ("--sampler", self.samplers or ("heun",))):
+            if len(values) != 1:
+                raise ValueError(f"without a --degradation give one {name}, not {len(values)}")
 
 
 @dataclass(frozen=True)
@@ -276,7 +272,7 @@ class RestoreOptions(Request):
     )
     sampler_opt: dict[str, str] = option("Option of the sampler.", {})
     sampler_preset: str | None = option(_PRESET, None)
-    cfg: float | None = option("Scale of the guidance towards --class; 1 is none.", None)
+    cfg: float | None = option("Scale of the guidance towards --class; 1 is none.", None, least=0)
     precision: str = option(_PRECISION, "auto", choices=PRECISIONS)
     recompute: bool = option(_RECOMPUTE, False)
     baselines: str = option(

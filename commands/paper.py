@@ -5,45 +5,42 @@ from pathlib import Path
 from typing import Any
 
 from commands.cells import Cell, Cells
-from commands.tables import Table, blocks_of, setting_of
+from commands.tables import Table, setting_of
 from metrics.page import read_result, write_page
 from metrics.report import RISING, best_of, shown, title_of
 
 
 def columns(
-    found: Table, rows: Sequence[int], cells: Cells, scale: str, intervals: bool
+    found: Table, rows: Sequence[int], cells: Cells, intervals: bool
 ) -> tuple[list[str], list[list[str]]]:
     """Titles and rows of the table, with the best of every column in bold.
 
     rows: by their place in the table; those without a cell are left out. intervals: means have
-    their 95 % interval.
+    their 95 % interval. Published figures stand in brackets.
     """
-    blocks = blocks_of(found, scale)
     rows = [i for i in rows if any(number == i for number, _ in cells)]
     grouped = any(row.group for row in found.rows)
     headers = ["kind", "method"] if grouped else ["method"]
     lines = [[found.rows[i].group, found.rows[i].method][not grouped :] for i in rows]
-    for key, block in blocks.items():
-        called = setting_of(block.setting, scale)[1].metrics
+    for key, block in found.blocks.items():
         for metric in block.metrics:
-            used = called[metric]
-            arrow = "↑" if used in RISING else "↓"
-            headers.append(f"{block.title} {title_of(used)} {arrow}")
-            column = _column(found, rows, cells, key, metric, used, intervals)
-            if scale == "paper":
-                published = [found.rows[i].paper.get(key, {}).get(metric) for i in rows]
-                column = list(map(_beside, column, published))
-            for line, text in zip(lines, column, strict=True):
-                line.append(text)
+            used = setting_of(block.setting).metrics[metric]
+            headers.append(f"{block.title} {title_of(used)} {'↑' if used in RISING else '↓'}")
+            wanted = [i for i in rows if metric in (found.rows[i].metrics or [metric])]
+            own = {i: cells[i, key] for i in wanted if (i, key) in cells}
+            texts = _texts(found, own, used, intervals)
+            for i, line in zip(rows, lines, strict=True):
+                published = found.rows[i].paper.get(key, {}).get(metric)
+                line.append(_beside(texts.get(i, "-"), published))
     headers.append("NFE")
     for i, line in zip(rows, lines, strict=True):
-        count = _evaluations([cells.get((i, key)) for key in blocks])
-        line.append(_beside(count, found.rows[i].nfe) if scale == "paper" else count)
+        count = _evaluations([cells.get((i, key)) for key in found.blocks])
+        line.append(_beside(count, found.rows[i].nfe))
     return headers, lines
 
 
 def write_table_page(
-    path: Path, title: str, notes: Sequence[str], found: Table, cells: Cells, scale: str
+    path: Path, title: str, notes: Sequence[str], found: Table, cells: Cells
 ) -> None:
     """Write the whole table as a page, with the values and pictures of its cells by block."""
     methods = [row.method for row in found.rows]
@@ -52,10 +49,10 @@ def write_table_page(
         for row in found.rows
     ]
     rows = sorted({i for i, _ in cells})
-    headers, lines = columns(found, rows, cells, scale, intervals=True)
+    headers, lines = columns(found, rows, cells, intervals=True)
     shown: dict[str, dict[str, Any]] = {}
     for (i, key), cell in cells.items():
-        block = blocks_of(found, scale)[key]
+        block = found.blocks[key]
         if cell.done and block.family:
             (methods_of,) = read_result(cell.options.outdir)[1].values()
             (shown.setdefault(block.title, {})[labels[i]],) = methods_of.values()
@@ -64,27 +61,13 @@ def write_table_page(
     write_page(path, title, notes, [table], shown, {"missing": missing})
 
 
-def _column(
-    found: Table,
-    rows: Sequence[int],
-    cells: Cells,
-    key: str,
-    metric: str,
-    used: str,
-    intervals: bool,
-) -> list[str]:
-    """The texts of a metric in a block; used: what it is called in this setting."""
-    own = {
-        i: cells[i, key]
-        for i in rows
-        if (i, key) in cells and metric in (found.rows[i].metrics or [metric])
-    }
-    measured = {i: cell.values() for i, cell in own.items() if cell.done}
-    values = {i: cell[used] for i, cell in measured.items() if used in cell}
-    texts = dict.fromkeys(own, "missing")
-    texts |= {i: _shown(used, value, intervals) for i, value in values.items()}
-    texts |= {i: f"**{texts[i]}**" for i in _best(found, values, used)}
-    return [texts.get(i, "-") for i in rows]
+def _texts(found: Table, cells: Mapping[int, Cell], metric: str, interval: bool) -> dict[int, str]:
+    """A metric, as this setting calls it, of some cells of a block, by row."""
+    measured = {i: cell.values() for i, cell in cells.items() if cell.done}
+    values = {i: cell[metric] for i, cell in measured.items() if metric in cell}
+    texts = dict.fromkeys(cells, "missing")
+    texts |= {i: _shown(metric, value, interval) for i, value in values.items()}
+    return texts | {i: f"**{texts[i]}**" for i in _best(found, values, metric)}
 
 
 def _beside(text: str, published: float | None) -> str:

@@ -3,7 +3,6 @@
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import cast
 
 import torch
@@ -40,17 +39,12 @@ Shape = tuple[int, int, int]
 def check(request: Request) -> None:
     """Raise ValueError for options that contradict each other or leave something open."""
     noise = noise_of(request)  # raises ValueError for a wrong level
-    named = {f"--{name}": getattr(request, name) for name in ("degradation", "mask", "kernel")}
-    given = [option for option, value in named.items() if value is not None]
-    if request.measured and request.degradation is not None:
-        raise ValueError(
-            "--measured restores what a camera measured: give its --mask or --kernel, "
-            "not a --degradation to be drawn"
-        )
-    if len(given) != 1:
+    kinds = {f"--{name}": getattr(request, name) for name in ("degradation", "mask", "kernel")}
+    given = [option for option, value in kinds.items() if value is not None]
+    if len(given) != 1 or (request.measured and given == ["--degradation"]):
         known = "--mask or --kernel" if request.measured else "--degradation, --mask or --kernel"
         found = f", not {' and '.join(given)}" if given else ""
-        raise ValueError(f"give one of {known}{found}")
+        raise ValueError(f"{'with --measured ' * request.measured}give one of {known}{found}")
     if request.degradation_opt and request.degradation is None:
         raise ValueError("--degradation-opt goes with a --degradation")
     if request.stride is not None and request.kernel is None:
@@ -110,14 +104,15 @@ def pose(request: Request, image_shape: Shape, device: torch.device) -> Task:
 
 
 def _posed(request: Request, photo: Tensor, image_shape: Shape, device: torch.device) -> Task:
-    if request.kernel is not None:
-        kernel = read_kernel(request.kernel)[None]
-        if request.measured:
-            kernel, notes = _unit(request.kernel, kernel)
-            task = _measured_blur(request, photo, kernel.to(device), image_shape)
-            task.notes += notes
-            return task
-    mask = None if request.mask is None else _mask(request, photo)
+    kernel = None if request.kernel is None else read_kernel(request.kernel)[None]
+    if kernel is not None and request.measured:
+        return _measured_blur(request, photo, kernel, image_shape, device)
+    mask = None if request.mask is None else read_mask(request.mask)
+    if mask is not None and mask.shape[1:] != photo.shape[1:]:
+        raise ValueError(
+            f"{request.mask} has {_sides(mask.shape)} pixels (height × width), but "
+            f"{request.image} has {_sides(photo.shape)}"
+        )
     if request.fit == "resize":
         photo, mask = _resized(request, photo, mask, image_shape)
     if mask is not None:
@@ -125,7 +120,7 @@ def _posed(request: Request, photo: Tensor, image_shape: Shape, device: torch.de
         task = _task(request, photo, Mask(mask[None].to(device), _shape(photo)), tiling)
         task.notes.append(f"{int(mask.sum())} of {mask.numel()} pixels are visible")
         return task
-    if request.kernel is not None:
+    if kernel is not None:
         return _blurred(request, photo, kernel.to(device), request.stride or 1, image_shape)
     return _drawn(request, photo, image_shape, device)
 
@@ -189,29 +184,37 @@ def _task(
     operator: LinearOperator,
     tiling: Tiling,
     blur: TileBlur | None = None,
+    y: Tensor | None = None,
 ) -> Task:
-    """y = Hx of the photo x: plus noise if x is clean, as it is if x was measured."""
-    device = operator.rows.device
-    x, draws = to_float(photo.to(device))[None], Draws([_problem_seed(request)], device)
+    """The task of a clean photo, which is measured here, or of one that was measured: then y is
+    what the operator leaves of it, if it is not given."""
+    noise, device = noise_of(request), operator.rows.device
+    noise.check(operator)
+    labels = None
+    if request.class_label is not None:
+        labels = torch.tensor([request.class_label], device=device)
+    x = to_float(photo.to(device))[None]
     if request.measured:
-        problem = _problem(request, operator, operator.H(x))
+        y = operator.H(x) if y is None else y
+        problem = Problem(operator, y, noise.level_of(operator, y), labels)
     else:
-        noise = noise_of(request)
-        noise.check(operator)
-        problem = noise.measure(operator, x, draws, _labels(request, device))
+        problem = noise.measure(operator, x, Draws([_problem_seed(request)], device), labels)
     picture = operator.measurement_image(problem.y)
-    return Task(
-        problem,
-        tiling,
-        None if request.measured else photo,
-        None if picture is None else picture[0],
-        blur,
-    )
+    truth = None if request.measured else photo
+    return Task(problem, tiling, truth, None if picture is None else picture[0], blur)
 
 
-def _measured_blur(request: Request, photo: Tensor, kernel: Tensor, image_shape: Shape) -> Task:
+def _measured_blur(
+    request: Request, photo: Tensor, kernel: Tensor, image_shape: Shape, device: torch.device
+) -> Task:
     """With the photo as y: the samples that see beyond the restored image are not used."""
-    stride = request.stride or 1
+    total = kernel.sum().item()
+    if total <= 1e-6 * kernel.abs().sum():  # negative, or 0 but for rounding
+        raise ValueError(
+            f"{request.kernel} sums to {total:g}: the kernel of a camera has a positive sum"
+        )
+    scaled = abs(total - 1) >= 1e-3  # black is -1, so another sum would also shift the light
+    kernel, stride = (kernel / total if scaled else kernel).to(device), request.stride or 1
     shape = (photo.shape[0], stride * photo.shape[1], stride * photo.shape[2])
     tiling = _tiling(request, torch.empty(shape, device="meta"), image_shape, stride)
     print("computing H† of the kernel first: this takes a while", file=sys.stderr, flush=True)
@@ -221,16 +224,18 @@ def _measured_blur(request: Request, photo: Tensor, kernel: Tensor, image_shape:
         raise ValueError(f"{request.kernel}: {error}") from None
     # H† is shown, not computed with: a tolerance far below a grey level is enough.
     operator = blur if len(tiling) == 1 else ValidRegion(kernel, stride, shape, tol=1e-3)
-    picture = to_float(photo.to(kernel.device))
-    y = picture.flatten()[None] * operator.rows
-    problem = _problem(request, operator, y)
-    task = Task(problem, tiling, None, picture, blur, _slow(blur))
+    picture = to_float(photo.to(device))
+    task = _task(request, photo, operator, tiling, blur, picture.flatten()[None] * operator.rows)
+    task.measurement = picture
+    task.notes += _slow(blur)
     used = operator.rows[0].view(photo.shape)[0]
     if not used.all():
         task.notes.append(
             f"{int((~used).sum())} of the {used.numel()} pixels of {request.image} are not used: "
             "blur brought in what lies beyond its border"
         )
+    if scaled:
+        task.notes.append(f"{request.kernel} sums to {total:.4g}: it is divided by that")
     return task
 
 
@@ -255,44 +260,6 @@ def _problem_seed(request: Request) -> int:
     return derive_seed(request.seed, "restore", "problem")
 
 
-def _problem(request: Request, operator: LinearOperator, y: Tensor) -> Problem:
-    """Of a measurement that has its noise already."""
-    noise = noise_of(request)
-    noise.check(operator)
-    return Problem(operator, y, noise.level_of(operator, y), _labels(request, y.device))
-
-
-def _labels(request: Request, device: torch.device) -> Tensor | None:
-    if request.class_label is None:
-        return None
-    return torch.tensor([request.class_label], device=device)
-
-
-def _mask(request: Request, photo: Tensor) -> Tensor:
-    """The mask of a request, bool `[1, H, W]`, for the photo as it is in its file."""
-    mask = read_mask(cast(Path, request.mask))
-    if mask.shape[1:] != photo.shape[1:]:
-        raise ValueError(
-            f"{request.mask} has {_sides(mask.shape)} pixels (height × width), but "
-            f"{request.image} has {_sides(photo.shape)}"
-        )
-    return mask
-
-
-def _unit(path: Path, kernel: Tensor) -> tuple[Tensor, list[str]]:
-    """A camera's kernel scaled to the sum 1, and what to say of that.
-
-    Black is -1, so a kernel of another sum would also shift the light. Raises ValueError for a
-    kernel whose sum is not positive, or 0 but for rounding.
-    """
-    total = kernel.sum().item()
-    if total <= 1e-6 * kernel.abs().sum():
-        raise ValueError(f"{path} sums to {total:g}: the kernel of a camera has a positive sum")
-    if abs(total - 1) < 1e-3:
-        return kernel, []
-    return kernel / total, [f"{path} sums to {total:.4g}: it is divided by that"]
-
-
 def _resized(
     request: Request, photo: Tensor, mask: Tensor | None, image_shape: Shape
 ) -> tuple[Tensor, Tensor | None]:
@@ -300,8 +267,7 @@ def _resized(
     _, n, width = image_shape
     if n != width:
         raise ValueError(f"--fit resize makes squares, but the network restores {n}×{width}")
-    if min(photo.shape[1:]) < n:
-        raise ValueError(_too_small(request, photo, image_shape))
+    _check_size(request, photo, image_shape)
     square = _square(photo, n)
     if mask is not None:
         mask = _square(mask.expand(3, -1, -1).to(torch.uint8) * 255, n)[:1] > 127
@@ -315,17 +281,17 @@ def _square(image: Tensor, n: int) -> Tensor:
 
 
 def _tiling(request: Request, photo: Tensor, image_shape: Shape, stride: int = 1) -> Tiling:
-    size, side = _shape(photo)[1:], image_shape[1:]
-    if size[0] < side[0] or size[1] < side[1]:
-        raise ValueError(_too_small(request, photo, image_shape))
-    return Tiling.cover(size, side, stride)
+    _check_size(request, photo, image_shape)
+    return Tiling.cover(_shape(photo)[1:], image_shape[1:], stride)
 
 
-def _too_small(request: Request, photo: Tensor, image_shape: Shape) -> str:
-    return (
-        f"{request.image} is too small: it gives {_sides(photo.shape)} pixels (height × width), "
-        f"and the network restores {_sides(image_shape)}"
-    )
+def _check_size(request: Request, photo: Tensor, image_shape: Shape) -> None:
+    """Raise ValueError for a photo that is smaller than the network's images."""
+    if photo.shape[1] < image_shape[1] or photo.shape[2] < image_shape[2]:
+        raise ValueError(
+            f"{request.image} is too small: it gives {_sides(photo.shape)} pixels (height × "
+            f"width), and the network restores {_sides(image_shape)}"
+        )
 
 
 def _sides(shape: Sequence[int]) -> str:

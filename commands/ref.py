@@ -3,14 +3,12 @@
 import time
 from dataclasses import asdict
 
-import torch
-
 from commands.cli import check_once, checked_count
 from commands.options import RefOptions
-from datautils import ImageDataset, get_dataset
+from datautils import get_dataset
 from datautils.identity import identity
 from metrics.dataset import dataset_statistics
-from metrics.features import Detector, load_detector, parsed
+from metrics.features import load_detector, parsed
 from metrics.statistics import save_reference
 from runtime import distributed
 from runtime.errors import data_errors, one_sentence_errors
@@ -21,7 +19,17 @@ def write_reference(options: RefOptions) -> None:
     """Compute the statistics on all processes and write them from the first."""
     with distributed.process_group() as device:
         with one_sentence_errors():
-            dataset, detectors, count = _build(options, device)
+            check_output(options.dest, "--dest", ".safetensors")
+            check_once("--detector", [parsed(spec)[0] for spec in options.detectors])
+            dataset = get_dataset(options.data, options.split, **options.data_opt)
+            count, shape = checked_count(options.images, dataset, options.data), dataset.image_shape
+            if count < 2:
+                raise ValueError(f"a covariance needs at least 2 images, not {count}")
+            detectors = [
+                load_detector(spec, device, shape, options.trust_detector)
+                for spec in options.detectors
+            ]
+            _ = dataset[0]  # a broken data set shows before the work begins
         with data_errors():
             start = time.perf_counter()
             statistics = dataset_statistics(
@@ -33,7 +41,7 @@ def write_reference(options: RefOptions) -> None:
                     "data_opt": options.data_opt,
                     "split": options.split,
                     "dataset": asdict(identity(dataset)),
-                    "image_shape": list(dataset.image_shape),
+                    "image_shape": list(shape),
                     "source": getattr(dataset, "description", None),
                 }
                 entries = {d.name: (statistics[d.name], d) for d in detectors}
@@ -41,18 +49,3 @@ def write_reference(options: RefOptions) -> None:
                 speed = count / (time.perf_counter() - start)
                 print(f"{count} images at {speed:.1f} images/s")
                 print(f"reference statistics: {options.dest}")
-
-
-def _build(options: RefOptions, device: torch.device) -> tuple[ImageDataset, list[Detector], int]:
-    check_output(options.dest, "--dest", ".safetensors")
-    check_once("--detector", [parsed(spec)[0] for spec in options.detectors])
-    dataset = get_dataset(options.data, options.split, **options.data_opt)
-    count = checked_count(options.images, dataset, options.data)
-    if count < 2:
-        raise ValueError(f"a covariance needs at least 2 images, not {count}")
-    shape = dataset.image_shape
-    detectors = [
-        load_detector(spec, device, shape, options.trust_detector) for spec in options.detectors
-    ]
-    _ = dataset[0]  # a broken data set shows before the work begins
-    return dataset, detectors, count

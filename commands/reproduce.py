@@ -7,7 +7,7 @@ import subprocess
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -15,7 +15,7 @@ import torch
 from commands.cells import Cell, Cells, cells_of, figure_cell
 from commands.options import ReproduceOptions
 from commands.paper import columns, write_table_page
-from commands.tables import ROOT, Figure, Made, Table, blocks_of, load, names, setting_of, titled
+from commands.tables import ROOT, Figure, Made, Table, load, names
 from runtime import distributed
 from runtime.errors import data_errors, one_sentence_errors
 from runtime.files import replacing
@@ -82,22 +82,17 @@ def _measure(wanted: Sequence[Wanted]) -> list[str]:
 
 def _wanted(options: ReproduceOptions) -> list[Wanted]:
     """What is asked for. Raises ValueError."""
-    every = options.what in ("list", "all")
-    found = {name: load(name) for name in (names() if every else [options.what])}
-    if options.rows and (every or options.what.startswith("figure")):
-        raise ValueError("--row picks rows of one table: name the table")
-    return [_of(name, what, options) for name, what in found.items()]
-
-
-def _of(name: str, what: Table | Figure, options: ReproduceOptions) -> Wanted:
-    if isinstance(what, Figure):
-        what = titled(what, options.scale)
-        cell = figure_cell(what, options.scale, options.outdir)
-        return Wanted(name, what, [], {(0, ""): cell})
-    if options.scale != "paper":
-        what = replace(what, title=f"{what.title}, here on {_settings(what, options.scale)}")
-    rows = _chosen(what, options.rows)
-    return Wanted(name, what, rows, cells_of(what, rows, options.scale, options.outdir))
+    every, wanted = options.what in ("list", "all"), []
+    for name in names() if every else [options.what]:
+        what = load(name, options.scale)
+        if options.rows and (every or isinstance(what, Figure)):
+            raise ValueError("--row picks rows of one table: name the table")
+        if isinstance(what, Figure):
+            wanted.append(Wanted(name, what, [], {(0, ""): figure_cell(what, options.outdir)}))
+        else:
+            rows = _chosen(what, options.rows)
+            wanted.append(Wanted(name, what, rows, cells_of(what, rows, options.outdir)))
+    return wanted
 
 
 def _chosen(what: Table, rows: Sequence[str]) -> list[int]:
@@ -138,7 +133,7 @@ def _make_one(made: Made, threads: int | None) -> None:
 def _table(wanted: Wanted, options: ReproduceOptions) -> None:
     found = wanted.what
     assert isinstance(found, Table)
-    headers, rows = columns(found, wanted.rows, wanted.cells, options.scale, options.intervals)
+    headers, rows = columns(found, wanted.rows, wanted.cells, options.intervals)
     number = wanted.name.removeprefix("table")
     title = f"Table {number}. {found.title}"
     brackets = "In brackets: as published. " * (options.scale == "paper")
@@ -153,13 +148,8 @@ def _table(wanted: Wanted, options: ReproduceOptions) -> None:
         with replacing(stem.with_suffix(suffix)) as temporary:
             temporary.write_text(content, encoding="utf-8")
     notes = [note for note in (brackets.strip(), found.note, _BEST) if note]
-    write_table_page(stem.with_suffix(".html"), title, notes, found, wanted.cells, options.scale)
+    write_table_page(stem.with_suffix(".html"), title, notes, found, wanted.cells)
     print(f"written: {stem}.md, {stem}.tex and {stem}.html\n")
-
-
-def _settings(found: Table, scale: str) -> str:
-    blocks = blocks_of(found, scale).values()
-    return ", ".join(dict.fromkeys(setting_of(b.setting, scale)[1].title for b in blocks))
 
 
 def _figure(wanted: Wanted, options: ReproduceOptions) -> None:

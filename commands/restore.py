@@ -4,29 +4,18 @@ import math
 import sys
 from collections.abc import Mapping
 from dataclasses import asdict, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from commands import methods
 from commands.cli import chosen
 from commands.files import check_new, working_folder
-from commands.methods import (
-    COSTS,
-    aseqdip_of,
-    check_components,
-    check_conditioning,
-    check_guidance,
-    check_objective,
-    load_frozen,
-    other_noise,
-    samplers_of,
-)
 from commands.options import RestoreOptions
 from commands.photo import Task, pose
-from commands.restoring import Cost, Restoration, restored
-from commands.sheet import Restored, write_picture, write_restored
+from commands.restoring import Restoration, restored
+from commands.sheet import Restored, write_restored
 from metrics.pixel import consistency, psnr, to_uint8
 from metrics.report import title_of
 from networks import Model
@@ -36,15 +25,11 @@ from runtime import signals
 from runtime.errors import one_sentence_errors
 from runtime.memory import check_memory
 from runtime.tables import table
-from samplers import (
-    Heun,
-    check_operator,
-    evaluations_of,
-)
+from samplers import Heun, check_operator, evaluations_of
 
 _FEW = 16  # steps of Heun's, below which samples have too much detail (docs/samplers.md)
 _COPIES = 6  # of every sample at once: noise, levels, estimates, projections
-_NEW = ("*",), "--outdir"  # the folder holds nothing yet
+_NEW = ("*",)  # the folder holds nothing yet
 SHIPPED = Path(__file__).resolve().parents[1] / "checkpoints" / "photos64-invfusion-eps.safetensors"
 
 
@@ -65,11 +50,10 @@ def restore(options: RestoreOptions) -> None:
             "evaluation": restoration.evaluations,
         }
         print(" × ".join(f"{n} {what}{'s' * (n > 1)}" for what, n in plan.items()), flush=True)
-    cost = Cost()
-    with signals.orderly_end(), working_folder(options.outdir, *_NEW) as folder:
+    with signals.orderly_end(), working_folder(options.outdir, _NEW) as folder:
         with torch.no_grad():
-            found, ending = restored(restoration, cost, partial(write_picture, options.outdir))
-        metrics = _metrics(restoration, found, cost)
+            found, ending = restored(restoration)
+        metrics = _metrics(restoration, found)
         write_restored(folder, options.outdir, task, found, metrics, _settings(restoration))
     print(_summary(metrics))
     failed = _warn(restoration, metrics)
@@ -84,16 +68,16 @@ def _build(options: RestoreOptions, device: torch.device) -> Restoration:
     name, sampler_opt = options.sampler, options.sampler_opt
     if name is None:
         name, sampler_opt = "dpm", {"num_steps": "8"} | sampler_opt
-    sampler = samplers_of([name], sampler_opt, options.sampler_preset)[name]
+    sampler = methods.samplers_of([name], sampler_opt, options.sampler_preset)[name]
     wanted = chosen("baseline", options.baselines, ["aseqdip"])
-    baselines = aseqdip_of(wanted, options.baseline_opt)
-    check_new(options.outdir, *_NEW)
+    baselines = methods.aseqdip_of(wanted, options.baseline_opt)
+    check_new(options.outdir, _NEW)
     precision = resolve_precision(options.precision, device)
-    denoiser = load_frozen(net, device, precision, options.recompute)
-    check_components(options.components, net, denoiser)
-    check_conditioning(net, denoiser, {name: sampler}, "the photo")
+    denoiser = methods.load_frozen(net, device, precision, options.recompute)
     _check_network(options, net, denoiser)
-    check_objective(net, denoiser, {name: sampler} if options.samples else {})
+    methods.check_conditioning(net, denoiser, name, sampler, "the photo")
+    if options.samples:
+        methods.check_objective(net, denoiser, name, sampler)
     task = pose(options, denoiser.config.image_shape, device)
     if options.components and len(task.tiling) > 1:
         height, width = task.tiling.side
@@ -116,18 +100,22 @@ def _build(options: RestoreOptions, device: torch.device) -> Restoration:
 
 def _shipped() -> Path:
     """The weights that come with the project. Raises ValueError if they are missing."""
-    if not SHIPPED.is_file():
-        raise ValueError(
-            f"{SHIPPED} is missing: get it back by `git checkout -- checkpoints`, or name other "
-            "weights by --net"
-        )
-    return SHIPPED
+    if SHIPPED.is_file():
+        return SHIPPED
+    raise ValueError(
+        f"{SHIPPED} is missing: get it back by `git checkout -- checkpoints`, or name other "
+        "weights by --net"
+    )
 
 
 def _check_network(options: RestoreOptions, net: Path, denoiser: Model) -> None:
     """Raise ValueError if the network does not fit what the options ask for."""
     config = denoiser.config
-    if conditioning_of(denoiser.config) == "unconditional" and not options.samples:
+    known = getattr(config, "out_mult", 1) - 1
+    if options.components > known:
+        trained = f"gives {known}" if known else "gives none: it was not trained for nppc"
+        raise ValueError(f"--components {options.components}: {net} {trained}")
+    if conditioning_of(config) == "unconditional" and not options.samples:
         raise ValueError(
             f"{net} is an unconditional denoiser, which has no estimate of its own: give --samples "
             "of at least 1"
@@ -136,9 +124,9 @@ def _check_network(options: RestoreOptions, net: Path, denoiser: Model) -> None:
         raise ValueError(f"{net} restores {config.image_shape[0]} channels, a photo has 3")
     label = options.class_label
     if label is not None and label >= config.num_classes:
-        known = f"classes 0 to {config.num_classes - 1}" if config.num_classes else "no classes"
-        raise ValueError(f"--class {label}: {net} was trained with {known}")
-    check_guidance(options.cfg, denoiser, net)
+        there = f"classes 0 to {config.num_classes - 1}" if config.num_classes else "no classes"
+        raise ValueError(f"--class {label}: {net} was trained with {there}")
+    methods.check_guidance(options.cfg, denoiser, net)
     if options.cfg is not None and label is None:
         raise ValueError("--cfg guides towards a class: give its number by --class")
 
@@ -155,16 +143,15 @@ def _notes(options: RestoreOptions, net: Path, denoiser: Model, task: Task) -> l
         notes.append("mmse.png is the mean of the samples: the network knows images alone")
     if options.samples == 1:
         notes.append("std.png is left out: it takes two --samples or more")
-    return notes + other_noise(net, denoiser, task.problem.noise_level.mean().item())
+    return notes + methods.other_noise(net, denoiser, task.problem.noise_level.mean().item())
 
 
 # ---- what is kept
 
 
-def _metrics(restoration: Restoration, restored: Restored, cost: Cost) -> dict[str, Any]:
+def _metrics(restoration: Restoration, restored: Restored) -> dict[str, Any]:
     """What is known of every picture, by its name, and what it took."""
-    task = restoration.task
-    named = restored.images()
+    task, cost, named = restoration.task, restoration.cost, restored.images()
     images = torch.stack([*named.values()])
     pictures: dict[str, dict[str, float]] = {name: {} for name in named}
     problem = task.problem.expand(len(images))
@@ -186,6 +173,7 @@ def _metrics(restoration: Restoration, restored: Restored, cost: Cost) -> dict[s
         for name, value, bad in zip(named, values.tolist(), failed.tolist(), strict=False):
             pictures[name][column] = math.nan if bad and column == "psnr" else value
     found = restored.components
+    costs = {w: {name: counts[w] for name, counts in cost.counts.items()} for w in methods.COSTS}
     return {
         "pictures": pictures,
         "standard_deviations": None if found is None else found.deviations[0],
@@ -195,8 +183,8 @@ def _metrics(restoration: Restoration, restored: Restored, cost: Cost) -> dict[s
             "consistency": "mean of (y − Hx)²",
             "standard_deviations": "of images in [-1, 1], along each component",
         },
-        "deviation_white_at": restored.white,
-        **{what: {name: counts[what] for name, counts in cost.counts.items()} for what in COSTS},
+        "deviation_white_at": restored.deviation and restored.deviation[1],
+        **costs,
         "seconds": cost.seconds,
     }
 
@@ -209,17 +197,13 @@ def _limit(task: Task) -> float:
 
 def _warn(restoration: Restoration, metrics: Mapping[str, Any]) -> bool:
     """Name the samples that are not finite or far from y. Returns whether all of them are."""
-    samples = {
-        name: values["consistency"]
-        for name, values in metrics["pictures"].items()
-        if name.startswith("sample-")
-    }
-    limit = _limit(restoration.task)
-    failed = {name: value for name, value in samples.items() if not value <= limit}
+    limit, sampler = _limit(restoration.task), type(restoration.sampler).__name__
+    samples = [name for name in metrics["pictures"] if name.startswith("sample-")]
+    found = {name: metrics["pictures"][name]["consistency"] for name in samples}
+    failed = {name: value for name, value in found.items() if not value <= limit}
     for name, value in failed.items():
-        sampler = type(restoration.sampler).__name__
         print(f"warning: {name} of {sampler} failed, its consistency is {value:.2g}")
-    return bool(samples) and len(failed) == len(samples)
+    return len(failed) == len(samples) > 0
 
 
 def _settings(restoration: Restoration) -> dict[str, Any]:
@@ -239,15 +223,8 @@ def _settings(restoration: Restoration) -> dict[str, Any]:
 
 
 def _summary(metrics: Mapping[str, Any]) -> str:
-    rows = [
-        [
-            name,
-            values.get("psnr"),
-            values.get("consistency_before_projection"),
-            values["consistency"],
-        ]
-        for name, values in metrics["pictures"].items()
-    ]
+    columns = "psnr", "consistency_before_projection", "consistency"
+    rows = [[name, *map(values.get, columns)] for name, values in metrics["pictures"].items()]
     level = metrics["noise_level"]
     title = f"consistency, of the truth {level**2:.2g}" if level else "consistency"
     headers = ["picture", title_of("psnr"), "consistency before projection", title]

@@ -1,7 +1,7 @@
 """The pictures of one photo as they come: the MMSE estimate, then sample after sample."""
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -12,9 +12,10 @@ from tqdm import tqdm
 from commands.methods import COSTS, Restorer, objective_of
 from commands.options import RestoreOptions
 from commands.photo import Task
-from commands.sheet import Restored
+from commands.sheet import Restored, write_picture
 from degradation import Draws, derive_seed
 from metrics.evaluate import Restore, seconds_now
+from metrics.pixel import to_uint8
 from networks import Model
 from networks.presets import conditioning_of
 from runtime.progress import in_words, progress
@@ -23,32 +24,6 @@ from samplers.base import Denoiser, whole
 
 _BACKWARD = 2  # evaluations that a backward pass takes the time of
 _LONG = 20.0  # seconds of sampling that are announced
-
-Show = Callable[[str, Tensor], None]  # takes the name of a picture and the image
-
-
-@dataclass(frozen=True)
-class Restoration:
-    """How a photo is restored, once everything about it is checked."""
-
-    options: RestoreOptions
-    net: Path
-    denoiser: Model
-    sampler: Sampler
-    task: Task
-    evaluations: int
-    """That a sample takes."""
-    precision: str
-    baselines: Mapping[str, Restore]
-
-    @property
-    def unconditional(self) -> bool:
-        """Whether the network knows images alone, and has no estimate of its own."""
-        return conditioning_of(self.denoiser.config) == "unconditional"
-
-    def batches(self, samples: int) -> int:
-        """Calls of the network in one evaluation of so many images."""
-        return math.ceil(len(self.task.tiling) * samples / self.options.batch)
 
 
 @dataclass
@@ -72,35 +47,65 @@ class Cost:
         self.seconds[name] = self.seconds.get(name, 0.0) + seconds
 
 
-def restored(restoration: Restoration, cost: Cost, show: Show) -> tuple[Restored, int | None]:
+@dataclass(frozen=True)
+class Restoration:
+    """How a photo is restored, once everything about it is checked."""
+
+    options: RestoreOptions
+    net: Path
+    denoiser: Model
+    sampler: Sampler
+    task: Task
+    evaluations: int
+    """That a sample takes."""
+    precision: str
+    baselines: Mapping[str, Restore]
+    cost: Cost = field(default_factory=Cost)
+
+    @property
+    def unconditional(self) -> bool:
+        """Whether the network knows images alone, and has no estimate of its own."""
+        return conditioning_of(self.denoiser.config) == "unconditional"
+
+    @property
+    def seed(self) -> int:
+        """Of all that is not a sample."""
+        return derive_seed(self.options.seed, "restore")
+
+    def batches(self, samples: int) -> int:
+        """Calls of the network in one evaluation of so many images."""
+        return math.ceil(len(self.task.tiling) * samples / self.options.batch)
+
+
+def restored(restoration: Restoration) -> tuple[Restored, int | None]:
     """All pictures, and the exit code that a signal asked for: then samples may be missing.
 
-    show: called with each picture as soon as it is there.
+    Estimate and samples are written as soon as they are there.
     """
-    problem, task = restoration.task.problem, restoration.task
+    options, task = restoration.options, restoration.task
+    problem = task.problem
     samples, mmse, components = problem.pinv()[:0], problem.pinv()[:0], None
-    if restoration.options.components:
-        components = _components(restoration, cost)
+    if options.components:
+        components = _components(restoration)
         mmse = components.mean
     elif not restoration.unconditional:
-        seeds = [derive_seed(restoration.options.seed, "restore")]
         with progress(restoration.batches(1), "mmse", "batches") as bar:
-            mmse = _run(restoration, cost, "mmse", seeds, bar)
-        show("mmse", _final(task, mmse)[0])
-        _announce(restoration, cost.seconds["mmse"])
+            mmse = _run(restoration, "mmse", [restoration.seed], bar)
+        write_picture(options.outdir / "mmse.png", to_uint8(_final(task, mmse)[0]))
+        _announce(restoration)
     ending, beside = None, {}
     try:
-        for part in _samples(restoration, cost):
+        for part in _samples(restoration):
             first = len(samples) + 1
             samples = torch.cat((samples, part))
             for i, image in enumerate(_final(task, part), first):
-                show(f"sample-{i}", image)
-        beside = _baselines(restoration, cost)
+                write_picture(options.outdir / f"sample-{i}.png", to_uint8(image))
+        beside = _baselines(restoration)
     except SystemExit as stop:  # Ctrl-C or SIGTERM: what is finished is kept
         if not len(samples) + len(mmse):
             raise
         ending = int(stop.code or 0)
-        task.notes.append(f"stopped after {len(samples)} of {restoration.options.samples} samples")
+        task.notes.append(f"stopped after {len(samples)} of {options.samples} samples")
     if restoration.unconditional and len(samples) > 1:
         mmse = samples.mean(0, keepdim=True)
     estimates = torch.cat((samples, mmse))
@@ -110,16 +115,16 @@ def restored(restoration: Restoration, cost: Cost, show: Show) -> tuple[Restored
     return found, ending
 
 
-def _samples(restoration: Restoration, cost: Cost) -> Iterator[Tensor]:
+def _samples(restoration: Restoration) -> Iterator[Tensor]:
     """The samples, as many at once as a batch of the network holds; each from its own seed."""
-    options, tiles = restoration.options, len(restoration.task.tiling)
+    options = restoration.options
     seeds = [derive_seed(options.seed, "restore", i) for i in range(options.samples)]
-    step = max(1, options.batch // tiles)
+    step = max(1, options.batch // len(restoration.task.tiling))
     parts = [seeds[i : i + step] for i in range(0, len(seeds), step)]
     total = sum(restoration.batches(len(part)) for part in parts) * restoration.evaluations
     with progress(total, "samples", "batches", silent=not parts) as bar:
         for part in parts:
-            yield _run(restoration, cost, "samples", part, bar)
+            yield _run(restoration, "samples", part, bar)
 
 
 def _final(task: Task, images: Tensor) -> Tensor:
@@ -129,41 +134,41 @@ def _final(task: Task, images: Tensor) -> Tensor:
     return task.problem.expand(len(images)).project(images) if task.exact else images
 
 
-def _announce(restoration: Restoration, estimate: float) -> None:
+def _announce(restoration: Restoration) -> None:
     """Say how long the samples will take, by the seconds of one estimate, if that is long."""
     options = restoration.options
     passes = 1 + _BACKWARD * ("gradient" in restoration.sampler.needs)
     passes *= 1 if options.cfg is None else 2
-    seconds = estimate * passes * restoration.evaluations * options.samples
+    seconds = restoration.cost.seconds["mmse"] * passes * restoration.evaluations * options.samples
     if seconds > _LONG:
         print(f"samples: about {in_words(seconds)}; --samples 0 leaves them out", flush=True)
 
 
-def _baselines(restoration: Restoration, cost: Cost) -> dict[str, Tensor]:
+def _baselines(restoration: Restoration) -> dict[str, Tensor]:
     problem = restoration.task.problem
-    draws = Draws([derive_seed(restoration.options.seed, "restore")], problem.y.device)
+    draws = Draws([restoration.seed], problem.y.device)
     beside = {}
     for title, method in restoration.baselines.items():
         start = seconds_now(problem.y.device)
         beside[title] = method(problem, problem.pinv()[:0], draws)
-        cost.seconds[title.lower()] = seconds_now(problem.y.device) - start
+        restoration.cost.seconds[title.lower()] = seconds_now(problem.y.device) - start
     return beside
 
 
-def _components(restoration: Restoration, cost: Cost) -> Components:
+def _components(restoration: Restoration) -> Components:
     """The "mmse" estimate and the components that were asked for, in one evaluation."""
     count, problem = restoration.options.components, restoration.task.problem
-    draws = Draws([derive_seed(restoration.options.seed, "restore")], problem.y.device)
+    draws = Draws([restoration.seed], problem.y.device)
     noise = draws.normal(problem.degradation.image_shape, "latent")
     restorer = Restorer(restoration.denoiser, NPPC(), restoration.precision)
     start = seconds_now(noise.device)
     mean, components, deviations = restorer.components(problem, noise)
-    one = dict(zip(COSTS, (1, 0, 1, 0), strict=True))
-    cost.add("mmse", one, seconds_now(noise.device) - start, 1)
+    one = {"evaluations": 1, "network_calls": 1}
+    restoration.cost.add("mmse", one, seconds_now(noise.device) - start, 1)
     return Components(mean, components[:, :count], deviations[:, :count])
 
 
-def _run(restoration: Restoration, cost: Cost, name: str, seeds: list[int], bar: tqdm) -> Tensor:
+def _run(restoration: Restoration, name: str, seeds: list[int], bar: tqdm) -> Tensor:
     """Images of the "samples" or of "mmse", `[B, C, H, W]`, one for each seed."""
     options, task = restoration.options, restoration.task
     problem, device = task.problem.expand(len(seeds)), task.problem.y.device
@@ -179,5 +184,5 @@ def _run(restoration: Restoration, cost: Cost, name: str, seeds: list[int], bar:
     restorer = Restorer(restoration.denoiser, sampler, restoration.precision, guidance, tiled)
     start = seconds_now(device)
     found = restorer(problem, noise, draws).float()
-    cost.add(name, restorer.cost, seconds_now(device) - start, len(seeds))
+    restoration.cost.add(name, restorer.cost, seconds_now(device) - start, len(seeds))
     return found

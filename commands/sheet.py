@@ -45,29 +45,20 @@ class Restored:
         return found | {"pinv": self.pinv[0]}
 
     @cached_property
-    def deviation(self) -> Tensor | None:
-        """Standard deviation over the samples, root mean square over the colours: `[H, W]`, in grey
-        levels of 0 to 255; None for a single sample."""
+    def deviation(self) -> tuple[Tensor, float] | None:
+        """Standard deviation over the samples, root mean square over the colours, `[H, W]` in grey
+        levels of 0 to 255, and the one that `std.png` shows white: one pixel in a hundred has more.
+        None for a single sample."""
         if len(self.samples) < 2:
             return None
         levels = self.samples.clamp(-1, 1) * 127.5
-        return levels.var(0).mean(0).sqrt()
-
-    @cached_property
-    def white(self) -> float | None:
-        """Grey levels of deviation that `std.png` shows white; one pixel in a hundred has more."""
-        if self.deviation is None:
-            return None
-        values = self.deviation.flatten().sort().values
-        return max(1.0, values[int(_WHITE * (len(values) - 1))].item())
+        deviation = levels.var(0).mean(0).sqrt()
+        values = deviation.flatten().sort().values
+        return deviation, max(1.0, values[int(_WHITE * (len(values) - 1))].item())
 
 
-def write_picture(folder: Path, name: str, image: Tensor) -> None:
-    """Write a picture `[3, H, W]` in [-1, 1] as folder/name.png."""
-    _save(folder / f"{name}.png", to_uint8(image))
-
-
-def _save(path: Path, image: Tensor) -> None:
+def write_picture(path: Path, image: Tensor) -> None:
+    """Write a uint8 picture `[C, h, w]` as PNG."""
     with replacing(path) as temporary:
         picture(image).save(temporary, format="PNG")
 
@@ -84,14 +75,14 @@ def write_restored(
     pictures = _pictures(task, restored)
     for name, (_, image) in pictures.items():
         if name != "original":  # the user has it
-            _save(unfinished / f"{name}.png", image)
+            write_picture(unfinished / f"{name}.png", image)
     titles = [_titled(name, title, metrics) for name, (title, _) in pictures.items()]
     cells = [_small(image) for _, image in pictures.values()]
     write_grid(unfinished / "sheet.png", [cells], titles)
     if restored.components is not None:
         _write_components(unfinished / "components.png", restored.mmse[0], restored.components)
     write_metrics(unfinished, metrics, settings, name="restore.json")
-    paths = sorted(unfinished.iterdir(), key=lambda path: path.suffix == ".json")
+    paths = sorted(unfinished.glob("*.*"), key=lambda path: path.suffix == ".json")
     publish(unfinished, folder, [path.name for path in paths])
 
 
@@ -106,10 +97,10 @@ def _pictures(task: Task, restored: Restored) -> dict[str, tuple[str, Tensor]]:
     titles = {title.lower(): title for title in ("MMSE", *restored.baselines)} | {"pinv": "H†y"}
     for name in ("pinv", *(name for name in images if name != "pinv")):
         pictures[name] = titles.get(name, name.replace("-", " ")), to_uint8(images[name])
-    if restored.deviation is not None and restored.white is not None:
-        title = f"deviation, white = {restored.white:.1f}"
-        shown = (restored.deviation / restored.white * 255).round().clamp(0, 255)
-        pictures["std"] = title, shown.to(torch.uint8)[None]
+    if restored.deviation is not None:
+        deviation, white = restored.deviation
+        shown = (deviation / white * 255).round().clamp(0, 255).to(torch.uint8)[None]
+        pictures["std"] = f"deviation, white = {white:.1f}", shown
     return {name: (title, image.cpu()) for name, (title, image) in pictures.items()}
 
 

@@ -119,44 +119,48 @@ def names() -> list[str]:
     return sorted(found, key=lambda name: (name.rstrip("0123456789") != "table", len(name), name))
 
 
-def load(name: str) -> Table | Figure:
-    """A table or figure by name. Raises ValueError if it is not there or not sound."""
+def load(name: str, scale: str = "paper") -> Table | Figure:
+    """A table or figure by name, on the settings of a scale, which its titles name.
+
+    A setting of the small scale stands for several: of blocks that became the same, the first is
+    left, and nothing is as published. Raises ValueError if it is not there or not sound.
+    """
     if name not in names():
         raise ValueError(f"there is no '{name}': known are {', '.join(names())}, list and all")
     path = FOLDER / f"{name}.yaml"
-    return _read(Figure, path) if name.startswith("figure") else _read(Table, path)
+    if name.startswith("figure"):
+        return _scaled(_read(Figure, path), scale)
+    table = _read(Table, path)
+    blocks: dict[tuple, tuple[str, Block]] = {}
+    for key, block in table.blocks.items():
+        block = _scaled(block, scale)
+        same = block.setting, block.family, *block.metrics, block.noise_level, block.poisson_peak
+        blocks.setdefault(same, (key, block))
+    table = replace(table, blocks=dict(blocks.values()))
+    if scale == "paper":
+        return table
+    used = dict.fromkeys(setting_of(block.setting).title for block in table.blocks.values())
+    rows = [replace(row, paper={}, nfe=None) for row in table.rows]
+    return replace(table, title=f"{table.title}, here on {', '.join(used)}", rows=rows)
 
 
 @cache
-def setting_of(name: str, scale: str) -> tuple[str, Setting]:
-    """A setting at a scale, and its own name."""
-    found = _read(Setting, FOLDER / "settings" / f"{name}.yaml")
-    if scale == "small" and found.small:
-        return setting_of(found.small, "paper")
-    return name, found
+def setting_of(name: str) -> Setting:
+    """A setting by name. Raises ValueError if it is not sound."""
+    return _read(Setting, FOLDER / "settings" / f"{name}.yaml")
 
 
-def blocks_of(table: Table, scale: str) -> dict[str, Block]:
-    """The blocks of a table. At the small scale one setting stands for several: of blocks that
-    became the same, the first is left."""
-    found: dict[tuple, str] = {}
-    for key, block in table.blocks.items():
-        what = (setting_of(block.setting, scale)[0], block.family, *block.metrics)
-        found.setdefault((*what, block.noise_level, block.poisson_peak), key)
-    return {key: titled(table.blocks[key], scale) for key in found.values()}
-
-
-def titled(what: W, scale: str) -> W:
-    """The block or figure with the name of its data in the title, where that has {data}."""
-    data = setting_of(what.setting, scale)[1].title
-    return replace(what, title=what.title.replace("{data}", data))
+def _scaled(what: W, scale: str) -> W:
+    """The block or figure with its setting at a scale, whose title stands where its own has
+    {data}."""
+    small = setting_of(what.setting).small if scale == "small" else ""
+    name = small or what.setting
+    return replace(what, setting=name, title=what.title.replace("{data}", setting_of(name).title))
 
 
 def _read(cls: type[T], path: Path) -> T:
     try:
         values = parse_yaml(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ValueError(f"{path} cannot be read: {error.strerror}") from None
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
     return record(cls, values, str(path))

@@ -17,7 +17,7 @@ from datautils.identity import identity
 from datautils.imagedir import ImageDir
 from degradation import Family, NoDegradation, check_noise
 from metrics.statistics import load_reference, reference_detectors
-from networks import Denoiser, Model, NetworkConfig, load_weights, make_config
+from networks import Denoiser, load_weights, make_config
 from runtime import distributed
 from runtime.environment import environment
 from runtime.errors import data_errors, one_sentence_errors
@@ -36,12 +36,10 @@ from training.trainer import Trainer, noise_of
 from training.validation import HeldoutDistances, HeldoutImages, Validation, members
 from zero_shot import Unrolled
 
-_SAMPLERS: dict[str, Sampler | None] = {
-    "denoising": Heun(), "mmse": None, "indi": InDI(), "unrolled": None, "nppc": None,
-}  # fmt: skip
-"""What restores held-out images while a run of this objective trains, beside the MMSE estimate."""
-_FEW = 8  # steps for a sheet, which is a look and no measurement
-_SHEETS: dict[str, Sampler] = {"denoising": DPM(_FEW), "indi": InDI(_FEW)}
+# What restores held-out images while a run of this objective trains, beside the MMSE estimate; a
+# sheet is a look and no measurement: few steps are enough.
+_SAMPLERS: dict[str, Sampler] = {"denoising": Heun(), "indi": InDI()}
+_SHEETS: dict[str, Sampler] = {"denoising": DPM(8), "indi": InDI(8)}
 
 
 def run(
@@ -58,12 +56,14 @@ def run(
     """
     with distributed.process_group() as device, ExitStack() as stack:
         with one_sentence_errors():
-            _check(config, folder, resume)
+            check_batch(config, distributed.world_size())
+            check_trackers(config)
+            _check_new(folder, resume)
             check_folder(folder)
             dataset = get_dataset(config.data_class, "train", **config.data)
-            begun = resume and _begun(folder)  # a checkpoint then replaces what it started from
-            start = replace(config, init=None) if begun else config
-            denoiser, family = _denoiser(start, dataset), _family(config)
+            # Where a run goes on, a checkpoint replaces what it started from.
+            init = None if resume and _begun(folder) else config.init
+            denoiser, family = _denoiser(config, init, dataset), _family(config)
             family.check(dataset.image_shape)
             if config.objective == "unrolled":
                 check_operators({"unrolled": Unrolled()}, {"": family}, dataset.image_shape)
@@ -141,12 +141,6 @@ def check_batch(config: TrainConfig, world: int) -> None:
         )
 
 
-def _check(config: TrainConfig, folder: Path, resume: bool) -> None:
-    check_batch(config, distributed.world_size())
-    check_trackers(config)
-    _check_new(folder, resume)
-
-
 def _check_new(folder: Path, resume: bool) -> None:
     if not resume and _begun(folder):
         raise ValueError(
@@ -167,7 +161,8 @@ def _family(config: TrainConfig) -> Family:
     return family_of(config.degradation, config.degradation_opt)
 
 
-def _denoiser(config: TrainConfig, dataset: ImageDataset) -> Denoiser:
+def _denoiser(config: TrainConfig, init: str | None, dataset: ImageDataset) -> Denoiser:
+    """A new network, with the weights of the file `init` if there is one. Raises ValueError."""
     conditioning = "blind" if config.blind else "invfusion"
     unrolled = config.objective == "unrolled"  # H, y and the noise level are the sampler's
     if unrolled or not config.degradation:
@@ -183,19 +178,23 @@ def _denoiser(config: TrainConfig, dataset: ImageDataset) -> Denoiser:
         out_mult=1 + config.components * (config.objective == "nppc"),
     )
     fresh = Denoiser(network)
-    if config.init is None:
+    if init is None:
         return fresh
-    denoiser = load_weights(config.init)
+    denoiser = load_weights(init)
+    if not isinstance(denoiser, Denoiser):
+        raise ValueError(f"init={init} holds an analytic prior, and training starts from a network")
     # Of whatever objective, and with x and y apart or in one image: what was learnt serves all.
-    if isinstance(denoiser, Denoiser):
-        theirs = denoiser.config
-        network = replace(network, objective=theirs.objective, fused=theirs.fused)
-        if theirs.out_mult == 1:
-            network = replace(network, out_mult=1)
-    if denoiser.config != network:
-        raise ValueError(f"init={config.init} holds {_unlike(denoiser, network)}")
+    theirs = denoiser.config
+    network = replace(network, objective=theirs.objective, fused=theirs.fused)
+    if theirs.out_mult == 1:
+        network = replace(network, out_mult=1)
+    for name, asked in vars(network).items():
+        if (found := getattr(theirs, name)) != asked:
+            raise ValueError(
+                f"init={init} holds a network with {name}={found}, but the settings ask for {asked}"
+            )
     state = denoiser.state_dict()
-    if fresh.config.out_mult > network.out_mult:
+    if fresh.config.out_mult > theirs.out_mult:
         _add_components(state, fresh)
     fresh.load_state_dict(state)
     return fresh
@@ -210,33 +209,20 @@ def _add_components(state: dict[str, Tensor], fresh: Denoiser) -> None:
     state[name] = head
 
 
-def _unlike(denoiser: Model, network: NetworkConfig) -> str:
-    """What differs between a network and the one that the settings ask for."""
-    if not isinstance(denoiser, Denoiser):
-        return "an analytic prior, and training starts from a network"
-    pairs = {
-        name: (getattr(denoiser.config, name), value)
-        for name, value in vars(network).items()
-        if getattr(denoiser.config, name) != value
-    }
-    name, (found, asked) = next(iter(pairs.items()))
-    return f"a network with {name}={found}, but the settings ask for {asked}"
-
-
 def _heldout(
     config: TrainConfig, family: Family, dataset: ImageDataset, device: torch.device
 ) -> Heldout:
     """What the run looks at on the way; all of it is checked before the first step."""
-    validated = bool(config.validate_every and config.degradation)
-    measured = bool(config.measure_every and config.ref_path)
-    sampler, few = _SAMPLERS[config.objective], _SHEETS.get(config.objective)
-    samples = None
+    psnr = distances = None
+    sheet: Samples | Sheet | None = None
     if config.sheets and not config.degradation:
         shape, classes = dataset.image_shape, dataset.num_classes
-        samples = Samples(shape, classes, DPM(_FEW), config.sheet_images, device)
-    sheet = bool(config.sheets and config.degradation)
-    if not (validated or measured or sheet):
-        return Heldout(sheet=samples)
+        sheet = Samples(shape, classes, _SHEETS["denoising"], config.sheet_images, device)
+    validated = config.validate_every and config.degradation
+    measured = config.measure_every and config.ref_path
+    restored = config.sheets and config.degradation
+    if not (validated or measured or restored):
+        return Heldout(sheet=sheet)
     images = HeldoutImages(
         get_dataset(config.data_class, "heldout", **config.data),
         members(family),
@@ -245,18 +231,19 @@ def _heldout(
         device,
         config.workers,
     )
-    estimator = one_step(config.objective)
-    if config.objective == "unrolled":
-        estimator = Unrolled()
-    # Without a measurement an estimate cannot be compared with anything.
-    families = {name: f for name, f in images.families.items() if name != "NoDegradation"}
-    return Heldout(
-        Validation(replace(images, families=families), config.validate_images, estimator)
-        if validated
-        else None,
-        _distances(config, images, dataset, sampler or estimator) if measured else None,
-        Sheet(images, estimator, few, config.sheet_images) if sheet else samples,
-    )
+    estimator = Unrolled() if config.objective == "unrolled" else one_step(config.objective)
+    if validated:
+        # Without a measurement an estimate cannot be compared with anything.
+        families = {name: f for name, f in images.families.items() if name != "NoDegradation"}
+        several = replace(images, families=families)
+        psnr = Validation(several, config.validate_images, estimator)
+    if measured:
+        sampler = _SAMPLERS.get(config.objective, estimator)
+        distances = _distances(config, images, dataset, sampler)
+    if restored:
+        few = _SHEETS.get(config.objective)
+        sheet = Sheet(images, estimator, few, config.sheet_images)
+    return Heldout(psnr, distances, sheet)
 
 
 def _distances(

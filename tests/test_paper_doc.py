@@ -27,6 +27,6 @@ def test_table_1_is_the_one_that_is_reproduced() -> None:
 def test_the_commands_make_its_networks() -> None:
     found = load("table1")
     assert isinstance(found, Table)
-    networks = setting_of("ffhq64", "paper")[1].networks
+    networks = setting_of("ffhq64").networks
     for name in {row.network for row in found.rows if row.paper}:
         assert f"\n{networks[name].made_by}\n" in PAGE

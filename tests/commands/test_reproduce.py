@@ -153,15 +153,15 @@ def test_missing_networks_are_made_by_their_command(paper: Path) -> None:
 def test_other_weights_are_another_measurement(paper: Path, nets: dict[str, Path]) -> None:
     found = load("table1")
     assert isinstance(found, Table)
-    cell = cells_of(found, [1], "paper", Path("out"))[1, "box"]
-    again = cells_of(found, [1], "paper", Path("out"))[1, "box"]
+    cell = cells_of(found, [1], Path("out"))[1, "box"]
+    again = cells_of(found, [1], Path("out"))[1, "box"]
     assert cell.options.outdir == again.options.outdir
     net = Path("net.safetensors")
     net.write_bytes(nets["classes"].read_bytes())
     setting = paper / "tables/settings/tiny.yaml"
     setting.write_text(setting.read_text().replace(str(nets["plain"]), str(net.absolute())))
     setting_of.cache_clear()
-    other = cells_of(found, [1], "paper", Path("out"))[1, "box"]
+    other = cells_of(found, [1], Path("out"))[1, "box"]
     assert other.options.outdir != cell.options.outdir
 
 
@@ -190,7 +190,7 @@ def test_a_cell_that_fails_leaves_the_others(paper: Path) -> None:
 def test_a_cell_that_another_job_measures_is_left_to_it(paper: Path) -> None:
     found = load("table1")
     assert isinstance(found, Table)
-    cell = cells_of(found, [0], "paper", Path("out"))[0, "box"]
+    cell = cells_of(found, [0], Path("out"))[0, "box"]
     assert cell.open
     cell.options.outdir.mkdir(parents=True)
     code = "import sys; from pathlib import Path; from runtime.files import claimed\n"
@@ -205,10 +205,8 @@ def test_a_cell_that_another_job_measures_is_left_to_it(paper: Path) -> None:
 
 
 def test_equal_evaluations_share_a_cell(folder: Path) -> None:
-    blocks = {name: load(name) for name in ("table1", "table8")}
-    (one, other) = (
-        cells_of(table, range(len(table.rows)), "small", folder) for table in blocks.values()
-    )
+    tables = [load(name, "small") for name in ("table1", "table8")]
+    one, other = (cells_of(table, range(len(table.rows)), folder) for table in tables)
     palette = other[0, "motion_blur"].options.outdir
     assert palette in {cell.options.outdir for cell in one.values()}
 
@@ -256,12 +254,12 @@ def test_every_table_and_figure_is_sound(folder: Path, scale: str) -> None:
     numbers = (1, 2, 3, 4, *range(7, 16))
     assert [n for n in names() if n.startswith("table")] == [f"table{i}" for i in numbers]
     for name in names():
-        found = load(name)
+        found = load(name, scale)
         if isinstance(found, Figure):
-            cells = [figure_cell(found, scale, folder)]
+            cells = [figure_cell(found, folder)]
         else:
-            by_place = cells_of(found, range(len(found.rows)), scale, folder)
-            headers, lines = columns(found, range(len(found.rows)), by_place, scale, False)
+            by_place = cells_of(found, range(len(found.rows)), folder)
+            headers, lines = columns(found, range(len(found.rows)), by_place, False)
             assert all(len(line) == len(headers) for line in lines)
             cells = list(by_place.values())
         assert cells
@@ -293,7 +291,7 @@ def test_published_figures_are_those_of_the_paper(folder: Path) -> None:
 def test_a_row_of_the_paper_is_the_command_that_measures_it(folder: Path) -> None:
     found = load("table1")
     assert isinstance(found, Table)
-    cell = cells_of(found, [2], "paper", folder)[2, "motion_blur"]
+    cell = cells_of(found, [2], folder)[2, "motion_blur"]
     options = cell.options
     assert options.samplers == ("dps",) and options.sampler_opt == {"zeta": "0.3"}
     assert options.degradations == ("MotionBlur",) and options.images == 10_000
@@ -306,9 +304,9 @@ def test_titles_name_the_data_that_are_used(folder: Path) -> None:
     titles = [line for line in listed.splitlines() if line.startswith(("table", "figure"))]
     assert len(titles) == len(names())
     for name, title in zip(names(), titles, strict=True):
-        found = load(name)
+        found = load(name, "small")
         told = [title]
         if isinstance(found, Table):
-            told += [block.title for block in tables.blocks_of(found, "small").values()]
+            told += [block.title for block in found.blocks.values()]
         for text in told:
             assert not re.search("FFHQ|ImageNet", text) or text.endswith(", here on emoji at 32×32")

@@ -99,12 +99,12 @@ def test_the_estimate_comes_first_and_every_sample_when_it_is_there(
     written: list[str] = []
     real = sheet.write_picture
 
-    def write(folder: Path, name: str, image: torch.Tensor) -> None:
-        real(folder, name, image)
-        written.extend(sorted(path.name for path in folder.glob("*.png")))
+    def write(path: Path, image: torch.Tensor) -> None:
+        real(path, image)
+        written.extend(sorted(other.name for other in path.parent.glob("*.png")))
         written.append("|")
 
-    monkeypatch.setattr("commands.restore.write_picture", write)
+    monkeypatch.setattr("commands.restoring.write_picture", write)
     arguments = ["--image=photo.png", "--degradation=MotionBlur", "--samples=2", "--outdir=out"]
     result = Runner().invoke(restore.main, [*arguments, "--batch=6"])
     assert result.exit_code == 0, result.output
@@ -134,12 +134,12 @@ def test_samples_do_not_depend_on_how_many_are_drawn_at_once(shipped: Path) -> N
 def test_ctrl_c_keeps_what_is_finished(shipped: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     real = sheet.write_picture
 
-    def write(folder: Path, name: str, image: torch.Tensor) -> None:
-        real(folder, name, image)
-        if name == "sample-1":
+    def write(path: Path, image: torch.Tensor) -> None:
+        real(path, image)
+        if path.name == "sample-1.png":
             signal.raise_signal(signal.SIGINT)
 
-    monkeypatch.setattr("commands.restore.write_picture", write)
+    monkeypatch.setattr("commands.restoring.write_picture", write)
     arguments = ["--image=photo.png", "--degradation=MotionBlur", "--samples=3", "--outdir=out"]
     result = Runner().invoke(restore.main, [*arguments, "--batch=6"])
     assert result.exit_code == 130 and "stopped after 1 of 3 samples" in result.stdout

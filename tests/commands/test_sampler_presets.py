@@ -56,5 +56,5 @@ def test_tables_name_presets(tmp_path: Path) -> None:
     ):
         table = load(name)
         assert isinstance(table, Table)
-        cell = cells_of(table, [row], "paper", tmp_path)[row, block]
+        cell = cells_of(table, [row], tmp_path)[row, block]
         assert cell.options.sampler_opt == options
