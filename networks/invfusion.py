@@ -314,7 +314,7 @@ class InvFusion(nn.Module):
         return self.patch_out(self.out_norm(x)).movedim(-1, -3)
 
     @property
-    def stages(self) -> list[tuple[int, Iterable[Any]]]:
+    def stages(self) -> list[tuple[int, Any]]:
         """Level and blocks of each stage: on the way down, in the middle, and on the way up."""
         down, up = enumerate(self.down_levels), enumerate(self.up_levels)
         return [*down, (len(self.merges), self.mid_level), *reversed(list(up))]

@@ -21,8 +21,8 @@ from runtime.errors import one_sentence_errors
 from runtime.files import check_floats, check_output, read_tensors
 
 # Around single modules: parallel, compiled, k-diffusion's denoiser, sharded, recomputed.
-_WRAPPERS = ("module", "_orig_mod", "inner_model")
-_WRAPPERS += ("_fsdp_wrapped_module", "_checkpoint_wrapped_module")
+_WRAPPERS = {"module", "_orig_mod", "inner_model"}
+_WRAPPERS |= {"_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
 _HEAD = {"logvar_fourier": "logvar", "logvar_linear": "logvar.linear"}
 _FIRST = "net.patch_in.proj.weight"
 

@@ -184,9 +184,10 @@ def _mixture(
 ) -> GaussianMixture:
     what = f"the prior described inside {path}"
     config = record(PriorConfig, description.config, what, others=True)
+    copies = {name: tensor.clone() for name, tensor in tensors.items()}
     try:
-        copies = {"basis": None} | {name: tensor.clone() for name, tensor in tensors.items()}
-        return GaussianMixture(**copies, image_shape=config.image_shape)
+        basis = copies.pop("basis", None)
+        return GaussianMixture(**copies, basis=basis, image_shape=config.image_shape)
     except (ValueError, TypeError) as error:
         raise ValueError(f"{what} cannot be built: {error}") from error
 
