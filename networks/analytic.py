@@ -49,28 +49,23 @@ class GaussianMixture:
         means: Tensor,
         variances: Tensor,
         basis: Tensor | None,
-        image_shape: tuple[int, int, int],
+        image_shape: Sequence[int],
     ):
-        self.image_shape = image_shape
+        channels, h, w = image_shape
+        self.image_shape, self.config = (channels, h, w), PriorConfig((channels, h, w))
         self.log_weights = log_weights.double().log_softmax(-1)
         self.means, self.variances = means.double(), variances.double()
         self.basis = None if basis is None else basis.double()
-        B, K = self.log_weights.shape
-        D, covariances = math.prod(image_shape), self.variances.shape[1]
-        right = (
-            covariances in (1, K)
-            and self.means.shape == (B, K, D)
-            and self.variances.shape == (B, covariances, D)
-            and (self.basis is None or self.basis.shape == (B, covariances, D, D))
-        )
+        (B, K), D, covariances = log_weights.shape, channels * h * w, variances.shape[1]
+        found = [tuple(t.shape) for t in (means, variances, basis) if t is not None]
+        wanted = [(B, K, D), (B, covariances, D), (B, covariances, D, D)]
+        if covariances not in (1, K) or found != wanted[: len(found)]:
+            raise ValueError(
+                f"a mixture of weights [{B}, {K}] over images {self.image_shape} cannot have "
+                f"means, variances and bases {', '.join(map(str, found))}"
+            )
         if (self.variances < 0).any():
             raise ValueError("the variances of a mixture must not be negative")
-        if not right:
-            raise ValueError(
-                f"a mixture of weights [{B}, {K}] over images {image_shape} cannot have means "
-                f"{tuple(means.shape)}, variances {tuple(variances.shape)} and bases "
-                f"{None if basis is None else tuple(basis.shape)}"
-            )
         self.coordinates = self._rotated(self.means[:, :, None])[:, :, 0]  # Q_kᵀμ_k
 
     @classmethod
@@ -79,7 +74,7 @@ class GaussianMixture:
         weights: Tensor | Sequence[float],
         means: Tensor,
         covariances: Tensor,
-        image_shape: tuple[int, int, int],
+        image_shape: Sequence[int],
     ) -> Self:
         """One mixture: weights `[K]`, means `[K, D]`, covariances `[K or 1, D, D]`, which may be
         singular. Raises ValueError if one is not symmetric and positive semi-definite, and for
@@ -99,7 +94,7 @@ class GaussianMixture:
         return cls(logs[None], means[None], variances[None], vectors[None], image_shape)
 
     @classmethod
-    def gaussian(cls, mean: Tensor, covariance: Tensor, image_shape: tuple[int, int, int]) -> Self:
+    def gaussian(cls, mean: Tensor, covariance: Tensor, image_shape: Sequence[int]) -> Self:
         """A single component: mean `[D]`, covariance `[D, D]`."""
         return cls.from_covariances([1.0], mean[None], covariance[None], image_shape)
 
@@ -118,20 +113,13 @@ class GaussianMixture:
     def _map(self, fn: Callable[[Tensor], Tensor]) -> Self:
         other = copy.copy(self)
         vars(other).pop("covariances", None)
-        for name in (*_STATE, "coordinates"):
-            value = getattr(self, name)
-            setattr(other, name, None if value is None else fn(value))
+        tensors = self.state_dict() | {"coordinates": self.coordinates}
+        vars(other).update({name: fn(value) for name, value in tensors.items()})
         return other
-
-    @property
-    def config(self) -> PriorConfig:
-        """What the commands ask of a network."""
-        return PriorConfig(self.image_shape)
 
     def state_dict(self) -> dict[str, Tensor]:
         """The arguments of the constructor that are there, by name."""
-        state = {name: getattr(self, name) for name in _STATE}
-        return {name: value for name, value in state.items() if value is not None}
+        return {name: vars(self)[name] for name in _STATE if vars(self)[name] is not None}
 
     # ---- moments and samples ------------------------------------------------------------------
 
@@ -162,11 +150,9 @@ class GaussianMixture:
         roots = self.variances.sqrt()[:, :, None]
         normal = draws.normal((self.means.shape[-1],), "sample")
         offsets = self._unrotated(self._blocks(normal.double()) * roots)  # [B, K, n, D]
-        index = component.new_zeros(component.shape) if self._shared else component
-        index = index.expand(-1, -1, offsets.shape[-1])
-        offset = offsets.gather(1, index[:, None])[:, 0]
-        mean = self.means.gather(1, component.expand_as(index))
-        return self._images(mean + offset)
+        index = torch.zeros_like(component) if self._shared else component
+        offset = offsets.take_along_dim(index[:, None], 1)[:, 0]
+        return self._images(self.means.take_along_dim(component, 1) + offset)
 
     # ---- noisy images -------------------------------------------------------------------------
 
@@ -185,7 +171,8 @@ class GaussianMixture:
             estimates = estimates + (1 - gain) * (shares.mT @ rest)[:, None]
         else:
             estimates = shares[..., None] * estimates
-        return self._images(self._unrotated(estimates).sum(1)).to(_result(x))
+        images = self._images(self._unrotated(estimates).sum(1))
+        return images.to(torch.promote_types(x.dtype, torch.float32))
 
     def log_density(self, x: Tensor, sigma: Tensor | float = 0.0) -> Tensor:
         """log p(x) of x = x0 + σε, float64 `[n·B]`.
@@ -237,8 +224,8 @@ class GaussianMixture:
 
     @property
     def _anchored(self) -> tuple[Tensor, Tensor]:
-        """Q_kᵀμ_k, `[B, K, D]`, and nothing more; of a shared covariance that of component 0,
-        `[B, 1, D]`, and by how much all the others differ from it, `[B, K, D]`."""
+        """Q_kᵀμ_k `[B, K, D]`; of a shared covariance that of component 0, `[B, 1, D]`, and by how
+        much all the others differ from it, `[B, K, D]`."""
         first = self.coordinates[:, :1]
         return (first, self.coordinates - first) if self._shared else (self.coordinates, first)
 
@@ -259,8 +246,3 @@ class GaussianMixture:
     def _unrotated(self, x: Tensor) -> Tensor:
         """Q_k x of `[B, K or 1, n, D]`."""
         return x if self.basis is None else x @ self.basis.mT
-
-
-def _result(x: Tensor) -> torch.dtype:
-    """What a result for x is given in: float64 for float64, else float32."""
-    return torch.float64 if x.dtype == torch.float64 else torch.float32

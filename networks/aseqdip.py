@@ -92,14 +92,12 @@ class _UNet(nn.Module):
 
 def _two(before: int, after: int) -> nn.Module:
     """Two convolutions; normalised in groups, which a single pixel has too."""
-    layers: list[nn.Module] = []
-    for channels in (before, after):
-        layers += [
-            nn.Conv2d(channels, after, 3, padding=1),
-            nn.GroupNorm(8, after),
-            nn.LeakyReLU(0.2),
-        ]
-    return nn.Sequential(*layers)
+
+    def one(channels: int) -> tuple[nn.Module, ...]:
+        convolution = nn.Conv2d(channels, after, 3, padding=1)
+        return convolution, nn.GroupNorm(8, after), nn.LeakyReLU(0.2)
+
+    return nn.Sequential(*one(before), *one(after))
 
 
 def _drawn(channels: int, seed: int) -> _UNet:
@@ -111,6 +109,4 @@ def _drawn(channels: int, seed: int) -> _UNet:
             nn.init.normal_(layer.weight, std=0.02, generator=generator)
             assert layer.bias is not None
             nn.init.zeros_(layer.bias)
-        elif isinstance(layer, nn.GroupNorm):
-            layer.reset_parameters()
     return network

@@ -8,7 +8,7 @@ singular: without noise the measured directions are known, and their variance is
 
 import math
 from collections.abc import Callable
-from typing import cast
+from typing import TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -16,6 +16,7 @@ from torch import Tensor
 from degradation import Diagonalisable, Problem, diagonalisable
 from networks.analytic import GaussianMixture
 
+T = TypeVar("T")
 _ROUNDING = 1e-12  # of the sum of all t: below it a direction was not measured
 _DEGENERATE = 1e-9  # of the sum of all s: standard deviation of a value that must be what it is
 
@@ -28,9 +29,7 @@ def posterior(prior: GaussianMixture, problem: Problem) -> GaussianMixture:
     Takes an SVD of D×D for each problem and covariance. Raises ValueError for operators without
     SVD.
     """
-    diagonalisable(problem.degradation, "the exact posterior")
-    priors = _one_each(prior, problem)
-    parts = [_condition(one, problem[[i]]) for i, one in enumerate(priors)]
+    parts = _for_each(_condition, prior, problem)
     log_weights, means, variances, basis = (torch.cat(of) for of in zip(*parts, strict=True))
     return GaussianMixture(log_weights, means, variances, basis, prior.image_shape)
 
@@ -42,20 +41,20 @@ def posterior_mean(prior: GaussianMixture, problem: Problem) -> Tensor:
     The mean of `posterior`, in less time and for larger images: only matrices of the size of the
     measurement are factorised. Raises ValueError likewise.
     """
-    diagonalisable(problem.degradation, "the exact posterior mean")
-    priors = _one_each(prior, problem)
-    means = [_estimate(one, problem[[i]]) for i, one in enumerate(priors)]
-    return torch.stack(means).unflatten(-1, prior.image_shape).to(problem.y)
+    means = torch.stack(_for_each(_estimate, prior, problem))
+    return means.unflatten(-1, prior.image_shape).to(problem.y)
 
 
-def _one_each(prior: GaussianMixture, problem: Problem) -> list[GaussianMixture]:
-    """The prior of each problem, on the device of the problems."""
+def _for_each(
+    function: Callable[[GaussianMixture, Problem], T], prior: GaussianMixture, problem: Problem
+) -> list[T]:
+    """Of every problem and its prior, on the device of the problems."""
+    diagonalisable(problem.degradation, "the exact posterior")
     if len(prior) not in (1, len(problem)):
         raise ValueError(f"{len(prior)} priors cannot be those of {len(problem)} problems")
     prior = prior.to(problem.y.device)
-    if len(prior) == 1:
-        return [prior] * len(problem)
-    return [prior[[i]] for i in range(len(problem))]
+    priors = [prior[[i]] for i in range(len(prior))] if len(prior) > 1 else [prior] * len(problem)
+    return [function(one, problem[[i]]) for i, one in enumerate(priors)]
 
 
 def _measurement(problem: Problem) -> tuple[Callable[[Tensor], Tensor], Tensor]:
@@ -95,22 +94,19 @@ def _condition(prior: GaussianMixture, problem: Problem) -> tuple[Tensor, Tensor
     known = (_DEGENERATE * cast(Diagonalisable, problem.degradation).s.double().sum()) ** 2
     total = torch.where(seen | (variance > 0), total, known)[:, None]
     evidence = -(innovation.square() / total + (math.tau * total).log()).sum((-1, -2)) / 2
-    return (prior.log_weights + evidence, means[None], variances[None], basis[None])
+    return prior.log_weights + evidence, means[None], variances[None], basis[None]
 
 
 def _estimate(prior: GaussianMixture, problem: Problem) -> Tensor:
     """The posterior mean `[D]` of one problem."""
     measure, observed = _measurement(problem)
-    cross = torch.stack(
-        [measure(covariance).mT for covariance in prior.covariances[0]]
-    )  # [K, r, D]
-    gram = torch.stack([measure(rows) for rows in cross])  # [K, r, r]
+    cross = torch.stack([measure(covariance).mT for covariance in prior.covariances[0]])
+    gram = torch.stack([measure(rows) for rows in cross])  # [K, r, r] of cross [K, r, D]
     gram.diagonal(dim1=-2, dim2=-1).add_(problem.noise_level.double() ** 2)
     innovation = observed - measure(prior.means[0])  # [K, r]
     solved, energies = _solve(gram, innovation)
     weights = (prior.log_weights[0] - energies / 2).softmax(0)
-    means = prior.means[0] + (solved[:, None] @ cross)[:, 0]
-    return weights @ means
+    return weights @ (prior.means[0] + (solved[:, None] @ cross)[:, 0])
 
 
 def _solve(gram: Tensor, innovation: Tensor) -> tuple[Tensor, Tensor]:

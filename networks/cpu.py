@@ -6,9 +6,8 @@ Those of oneDNN, which PyTorch brings along, run on all that have it (docs/perfo
 
 import ctypes
 import os
-import time
 import warnings
-from collections.abc import Callable
+from timeit import timeit
 
 import torch
 from torch import Tensor
@@ -70,20 +69,17 @@ def use_onednn(wanted: bool = True) -> None:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="(?s).*[Oo]verriding a previously registered")
         library.impl("mm", _mm, "CPU")
-        library.impl("mm.out", _mm_out, "CPU")
+        library.impl("mm.out", _mm, "CPU")
     _overridden.append(library)
 
 
-def _mm(a: Tensor, b: Tensor) -> Tensor:
-    if _suits(a, b):
-        return multiply(a, b)
-    return torch.addmm(a.new_empty(()), a, b, beta=0)  # PyTorch's own, by another name
-
-
-def _mm_out(a: Tensor, b: Tensor, *, out: Tensor) -> Tensor:
-    if _suits(a, b) and out.dtype == a.dtype and out.shape == (len(a), b.shape[1]):
-        return out.copy_(multiply(a, b))
-    return torch.addmm(a.new_empty(()), a, b, beta=0, out=out)
+def _mm(a: Tensor, b: Tensor, *, out: Tensor | None = None) -> Tensor:
+    suits = _suits(a, b)
+    if out is not None:
+        suits = suits and out.dtype == a.dtype and out.shape == (len(a), b.shape[1])
+    if not suits:  # PyTorch's own, by another name
+        return torch.addmm(a.new_empty(()), a, b, beta=0, out=out)
+    return multiply(a, b) if out is None else out.copy_(multiply(a, b))
 
 
 def _suits(a: Tensor, b: Tensor) -> bool:
@@ -105,11 +101,8 @@ def multiply(a: Tensor, b: Tensor) -> Tensor:
 def _gain() -> float:
     """How many times as fast oneDNN multiplies two matrices as PyTorch's own product."""
     a, b = torch.ones(512, 768), torch.ones(768, 512)
-    ways: tuple[Callable[[Tensor, Tensor], Tensor], ...] = (torch.mm, multiply)
-    seconds: list[list[float]] = [[], []]
-    for _ in range(8):  # in turn, so that both meet the same neighbours
-        for product, taken in zip(ways, seconds, strict=True):
-            start = time.perf_counter()
-            product(a, b)
-            taken.append(time.perf_counter() - start)
-    return min(seconds[0]) / min(seconds[1])
+    ways = (lambda: torch.mm(a, b)), (lambda: multiply(a, b))
+    # In turn, so that both meet the same neighbours.
+    seconds = [[timeit(way, number=1) for way in ways] for _ in range(8)]
+    theirs, ours = (min(column) for column in zip(*seconds, strict=True))
+    return theirs / ours

@@ -70,7 +70,7 @@ class Denoiser(nn.Module):
 
         Raises ValueError if x, the problem and the network differ in size.
         """
-        return self._estimate(x, sigma, problem, augment_labels)[0]
+        return self.components(x, sigma, problem, augment_labels)[0]
 
     def prepare(self, problem: Problem) -> Problem:
         """The problem with H†y and the operator on tokens, computed once for a sampling run."""
@@ -110,23 +110,9 @@ class Denoiser(nn.Module):
         augment_labels: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """The estimate and the raw principal components `[B, K, C, h, w]` of its error (NPPC)."""
-        estimate, rest = self._estimate(x, sigma, problem, augment_labels)
-        return estimate, rest.unflatten(1, (-1, self.config.image_shape[0]))
-
-    def log_variance(self, sigma: Tensor) -> Tensor:
-        """u(σ) `[B]` of the loss λ(σ)/e^u·‖D − x0‖² + u (EDM2, section 2.2)."""
-        return self.logvar(sigma.float().log() / 4)
-
-    def output_scale(self, sigma: Tensor) -> Tensor:
-        """c_out `[B]`; sigma `[B]`."""
-        return sigma * self.config.sigma_data / (sigma.square() + self.config.sigma_data**2).sqrt()
-
-    def _estimate(
-        self, x: Tensor, sigma: Tensor | float, problem: Problem, augment_labels: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
         self._check(x, problem)
         problem = self.prepare(problem)
-        x = x.float()
+        x, channels = x.float(), self.config.image_shape[0]
         if isinstance(sigma, Tensor):
             sigma = sigma.to(x.device, torch.float32).expand(len(x))
         else:  # filled on the device: nothing is copied to it
@@ -140,9 +126,18 @@ class Denoiser(nn.Module):
             inputs = torch.cat((inputs, problem.prepared.pinv), 1)
         features = problem.prepared.features
         out = self.net(inputs, sigma.log() / 4, problem, augment_labels, features).float()
-        mean, rest = out.tensor_split([self.config.image_shape[0]], 1)
+        mean, rest = out.tensor_split([channels], 1)
         c_out = self.output_scale(sigma)[:, None, None, None]
-        return (self.config.sigma_data / total).square() * x + c_out * mean, rest
+        estimate = (self.config.sigma_data / total).square() * x + c_out * mean
+        return estimate, rest.unflatten(1, (-1, channels))
+
+    def log_variance(self, sigma: Tensor) -> Tensor:
+        """u(σ) `[B]` of the loss λ(σ)/e^u·‖D − x0‖² + u (EDM2, section 2.2)."""
+        return self.logvar(sigma.float().log() / 4)
+
+    def output_scale(self, sigma: Tensor) -> Tensor:
+        """c_out `[B]`; sigma `[B]`."""
+        return sigma * self.config.sigma_data / (sigma.square() + self.config.sigma_data**2).sqrt()
 
     def _check(self, x: Tensor, problem: Problem) -> None:
         for name, shape in (("x", x.shape[1:]), ("the problem", problem.degradation.image_shape)):

@@ -4,8 +4,9 @@ So a training step drops the same activations for any number of processes and pa
 and after a resume.
 """
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -29,37 +30,40 @@ class Dropout(nn.Dropout):
         return x * _kept(x, self.keys, self.p) / (1 - self.p)
 
 
+def seeded(network: nn.Module, seeds: Sequence[int]) -> AbstractContextManager[None]:
+    """Let the dropout layers of a network follow the seeds of a batch's images inside."""
+    layers = _layers(network)
+    numbers = range(len(layers))
+    keys = [torch.tensor([derive_seed(seed, "dropout", n) for seed in seeds]) for n in numbers]
+    return _following(layers, keys)
+
+
+def repeatable(module: nn.Module) -> Callable[..., Tensor]:
+    """The module, but every call of it drops what a call drops now."""
+    layers = _layers(module)
+    keys = [layer.keys for layer in layers]
+
+    def call(*inputs: Any) -> Tensor:
+        with _following(layers, keys):
+            return module(*inputs)
+
+    return call
+
+
+def _layers(module: nn.Module) -> list[Dropout]:
+    return [layer for layer in module.modules() if isinstance(layer, Dropout)]
+
+
 @contextmanager
-def seeded(network: nn.Module, seeds: Sequence[int]) -> Iterator[None]:
-    """Let the dropout layers of a network follow the seeds of a batch's images."""
-    layers = [module for module in network.modules() if isinstance(module, Dropout)]
-    for number, layer in enumerate(layers):
-        layer.keys = torch.tensor([derive_seed(seed, "dropout", number) for seed in seeds])
+def _following(layers: list[Dropout], keys: Sequence[Tensor | None]) -> Iterator[None]:
+    before = [layer.keys for layer in layers]
+    for layer, own in zip(layers, keys, strict=True):
+        layer.keys = own
     try:
         yield
     finally:
-        for layer in layers:
-            layer.keys = None
-
-
-class Repeated:
-    """A context in which a module drops what it dropped when this was made.
-
-    For computing a pass once more, in every backward pass that asks for it.
-    """
-
-    def __init__(self, module: nn.Module):
-        self.layers = [(x, x.keys) for x in module.modules() if isinstance(x, Dropout)]
-        self.others: list[Tensor | None] = []
-
-    def __enter__(self) -> None:
-        self.others = [layer.keys for layer, _ in self.layers]
-        for layer, keys in self.layers:
-            layer.keys = keys
-
-    def __exit__(self, *error: object) -> None:
-        for (layer, _), keys in zip(self.layers, self.others, strict=True):
-            layer.keys = keys
+        for layer, own in zip(layers, before, strict=True):
+            layer.keys = own
 
 
 # One operation to a compiler, which knows no generators of one's own.

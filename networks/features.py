@@ -8,6 +8,8 @@ from functools import singledispatch
 from typing import Protocol
 
 import torch
+import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor
 
 from degradation import DenseMatrix, LinearOperator, Mask, StridedConvolution
@@ -39,71 +41,64 @@ def feature_map(operator: LinearOperator, y: Tensor, noise_level: Tensor, patch:
     return ImageFeatures(operator, y, noise_level, patch)
 
 
-class _Stacked:
-    """The tokens become images and back. Measured: `[B, K, M]`."""
+class ImageFeatures:
+    """Any operator: the tokens become images and back. Measured: `[B, K, M]`."""
 
-    def __init__(self, operator: LinearOperator, y: Tensor, patch: int):
-        self.operator, self.patch = operator, patch
+    def __init__(self, operator: LinearOperator, y: Tensor, noise_level: Tensor, patch: int):
+        self.operator, self.noise_level = operator, noise_level
+        self.sizes = {"p": patch, "q": patch, "c": operator.image_shape[0]}
         self.y = y[:, None]
 
     def H(self, tokens: Tensor) -> Tensor:
-        p, c = self.patch, self.operator.image_shape[0]
-        parts = tokens.unflatten(-1, (p, p, -1, c)).permute(0, 5, 6, 1, 3, 2, 4)  # b k c h p w q
-        return self.operator.H(parts.flatten(5, 6).flatten(3, 4))
+        images = rearrange(tokens, "b h w (p q k c) -> b k c (h p) (w q)", **self.sizes)
+        return self.operator.H(images)
 
     def H_pinv(self, measured: Tensor) -> Tensor:
-        parts = _parts(self._images(measured), self.patch)
-        return parts.permute(0, 3, 5, 4, 6, 1, 2).flatten(3)
-
-    def _images(self, measured: Tensor) -> Tensor:
-        raise NotImplementedError
-
-
-class ImageFeatures(_Stacked):
-    """Any operator, by its own H†."""
-
-    def __init__(self, operator: LinearOperator, y: Tensor, noise_level: Tensor, patch: int):
-        super().__init__(operator, y, patch)
-        self.noise_level = noise_level
+        images = self._images(measured)
+        return rearrange(images, "b k c (h p) (w q) -> b h w (p q k c)", **self.sizes)
 
     def _images(self, measured: Tensor) -> Tensor:
         return self.operator.H_pinv(measured, self.noise_level)
 
 
-class RowFeatures(_Stacked):
-    """An operator whose H† is rowsᵀ·inverse: rows `[B, M, C·h·w]`, inverse `[B, M, M]`.
+@feature_map.register(DenseMatrix)
+class RowFeatures(ImageFeatures):
+    """H† is `large`ᵀ·inverse with an inverse `[B, M, M]` that is computed once.
 
     The columns in the order of the tokens would spare nothing, because the stack lies inside the
     tokens and has to be brought outside either way.
     """
 
-    def __init__(self, operator: DenseMatrix, y: Tensor, patch: int, rows: Tensor, inverse: Tensor):
-        super().__init__(operator, y, patch)
-        self.rows, self.inverse = rows, inverse
+    operator: DenseMatrix
+
+    def __init__(self, operator: DenseMatrix, y: Tensor, noise_level: Tensor, patch: int):
+        super().__init__(operator, y, noise_level, patch)
+        self.inverse = operator.row_inverse(noise_level)
 
     def _images(self, measured: Tensor) -> Tensor:
         z = apply_matrix(self.inverse, full_precision(measured))
-        return self.operator.unflatten(apply_matrix(self.rows.mT, z))
+        return self.operator.unflatten(apply_matrix(self.operator.large.mT, z))
 
 
+@feature_map.register(Mask)
 class MaskedFeatures:
-    """A mask multiplies each value; the tokens stay as they lie. Measured: `[B, h, w, p·p, K, C]`.
+    """A mask multiplies each value; the tokens stay as they lie.
 
-    mask: `[B, 1 or C, h, w]`; y: images `[B, C, h, w]`.
+    Measured: `[B, h, w, p·p, K, C]`.
     """
 
-    def __init__(self, mask: Tensor, y: Tensor, noise_level: Tensor, patch: int):
+    def __init__(self, operator: Mask, y: Tensor, noise_level: Tensor, patch: int):
         def tokens(images: Tensor) -> Tensor:
-            parts = _parts(images, patch).permute(0, 2, 4, 3, 5, 1)  # b h w p q c
-            return parts.flatten(3, 4).unsqueeze(-2).contiguous()
+            pattern = "b c (h p) (w q) -> b h w (p q) 1 c"
+            return rearrange(images, pattern, p=patch, q=patch).contiguous()
 
-        self.pixels, self.channels = patch * patch, y.shape[1]
-        self.mask = tokens(mask)
-        self.gain = tokens(regularised_gain(mask, noise_level))
-        self.y = tokens(full_precision(y))
+        self.split = patch * patch, -1, operator.image_shape[0]
+        self.mask = tokens(operator.mask)
+        self.gain = tokens(regularised_gain(operator.mask, noise_level))
+        self.y = tokens(operator.unflatten(full_precision(y)))
 
     def H(self, tokens: Tensor) -> Tensor:
-        return tokens.unflatten(-1, (self.pixels, -1, self.channels)) * self.mask
+        return tokens.unflatten(-1, self.split) * self.mask
 
     def H_pinv(self, measured: Tensor) -> Tensor:
         return (measured * self.gain).flatten(-3)
@@ -112,32 +107,23 @@ class MaskedFeatures:
 class MatrixFeatures:
     """The same small matrix for every colour: a product with the tokens as they lie.
 
-    matrix: the rows of H for one colour `[B, n, h·w]`; normal, of the same shape, and gain
-    `[B, n, n]`: H† for one colour is normalᵀ·gain; y: `[B, C, n]`. Measured: `[B, n, K, C]`.
+    With n rows of H for one colour, H† is normalᵀ·gain. Measured: `[B, n, K, C]`.
     """
 
-    def __init__(
-        self,
-        matrix: Tensor,
-        normal: Tensor,
-        gain: Tensor,
-        y: Tensor,
-        image_size: tuple[int, int],
-        patch: int,
-    ):
-        self.grid = image_size[0] // patch, image_size[1] // patch
-        self.channels = y.shape[1]
+    def __init__(self, operator: StridedConvolution, y: Tensor, noise_level: Tensor, patch: int):
+        channels, *sides = operator.image_shape
+        h, w = (side // patch for side in sides)
+        self.grid, self.pixels, self.channels = (h, w), patch * patch, channels
 
         def columns(rows: Tensor) -> Tensor:
-            return _parts(rows.unflatten(-1, image_size), patch).transpose(-3, -2).flatten(2)
+            return rearrange(rows, "b n (h p w q) -> b n (h w p q)", h=h, w=w, p=patch, q=patch)
 
-        self.matrix = columns(matrix)
-        self.normal, self.gain = columns(normal), gain
-        self.y = y.mT.unsqueeze(2)
+        self.matrix, self.normal = columns(operator.matrix), columns(operator.normal)
+        self.gain = operator.gain_matrix(noise_level)  # [B, n, n]
+        self.y = operator.planes(y).mT.unsqueeze(2)
 
     def H(self, tokens: Tensor) -> Tensor:
-        pixels = self.matrix.shape[-1] // (self.grid[0] * self.grid[1])
-        columns = tokens.unflatten(-1, (pixels, -1)).flatten(1, 3)
+        columns = tokens.unflatten(-1, (self.pixels, -1)).flatten(1, 3)
         return multiply(self.matrix, columns).unflatten(-1, (-1, self.channels))
 
     def H_pinv(self, measured: Tensor) -> Tensor:
@@ -148,58 +134,36 @@ class MatrixFeatures:
 class PhaseFeatures:
     """A strided convolution: tokens become polyphase components in one move, and back.
 
-    y: `[B, M]`; inverse: the spectrum of (HHᵀ + σ²I)⁻¹. Measured: `[B, K, M]`.
+    Measured: `[B, K, M]`. A token spans s steps of the stride, or the stride t tokens.
     """
 
-    def __init__(self, operator: StridedConvolution, inverse: Tensor, y: Tensor, patch: int):
-        self.operator, self.inverse = operator, inverse
+    TOKENS = "b (h t) (w u) (s a r e k c)"
+    PHASES = "b k c (t a u e) (h s) (w r)"
+
+    def __init__(self, operator: StridedConvolution, y: Tensor, noise_level: Tensor, patch: int):
+        self.operator, self.inverse = operator, operator.inverse(noise_level)
         self.y = y[:, None]
-        stride = operator.stride
-        # A token spans several steps of the stride, or the stride several tokens.
-        self.tokens, self.steps = max(stride // patch, 1), max(patch // stride, 1)
-        self.pixels = patch // self.steps
+        tokens, steps = max(operator.stride // patch, 1), max(patch // operator.stride, 1)
+        pixels = patch // steps
+        self.sizes = {"t": tokens, "u": tokens, "s": steps, "r": steps, "a": pixels, "e": pixels}
+        self.sizes["c"] = operator.image_shape[0]
 
     def H(self, tokens: Tensor) -> Tensor:
-        x = full_precision(tokens).unflatten(
-            -1, (*(self.steps, self.pixels) * 2, -1, self.operator.image_shape[0])
-        )
-        x = x.unflatten(2, (-1, self.tokens)).unflatten(1, (-1, self.tokens))
-        x = x.permute(0, 9, 10, 2, 6, 4, 8, 1, 5, 3, 7)  # b k c, phase t a u b, place h s w r
-        x = x.flatten(9).flatten(7, 8).flatten(3, 6)
+        x = rearrange(full_precision(tokens), f"{self.TOKENS} -> {self.PHASES}", **self.sizes)
         return self.operator.measure_phases(x)
 
     def H_pinv(self, measured: Tensor) -> Tensor:
         x = self.operator.phases_pinv(measured, self.inverse)
-        x = x.unflatten(-1, (-1, self.steps)).unflatten(-3, (-1, self.steps))
-        x = x.unflatten(3, (self.tokens, self.pixels) * 2)
-        x = x.permute(0, 7, 3, 9, 5, 8, 4, 10, 6, 1, 2)
-        return x.flatten(5).flatten(3, 4).flatten(1, 2)
-
-
-@feature_map.register
-def _(operator: Mask, y: Tensor, noise_level: Tensor, patch: int) -> FeatureMap:
-    return MaskedFeatures(operator.mask, operator.unflatten(y), noise_level, patch)
-
-
-@feature_map.register
-def _(operator: DenseMatrix, y: Tensor, noise_level: Tensor, patch: int) -> FeatureMap:
-    return RowFeatures(operator, y, patch, operator.large, operator.row_inverse(noise_level))
+        return rearrange(x, f"{self.PHASES} -> {self.TOKENS}", **self.sizes)
 
 
 @feature_map.register
 def _(operator: StridedConvolution, y: Tensor, noise_level: Tensor, patch: int) -> FeatureMap:
     if operator.small:
-        gain, planes = operator.gain_matrix(noise_level), operator.planes(y)
-        size = operator.image_shape[1:]
-        return MatrixFeatures(operator.matrix, operator.normal, gain, planes, size, patch)
+        return MatrixFeatures(operator, y, noise_level, patch)
     if operator.stride % patch and patch % operator.stride:
         return ImageFeatures(operator, y, noise_level, patch)
-    return PhaseFeatures(operator, operator.inverse(noise_level), y, patch)
-
-
-def _parts(images: Tensor, patch: int) -> Tensor:
-    """Images `[..., h·p, w·q]` as `[..., h, p, w, q]`."""
-    return images.unflatten(-1, (-1, patch)).unflatten(-3, (-1, patch))
+    return PhaseFeatures(operator, y, noise_level, patch)
 
 
 def mix(measured: Tensor, y: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -213,8 +177,7 @@ def mix(measured: Tensor, y: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         mixed = torch.bmm(of_x.expand(len(measured), -1, -1), measured)
         return mixed + of_y * y + bias[:, None]
     # Many stacks of few values: one product with a larger matrix instead of many small ones.
-    eye = torch.eye(n, dtype=weight.dtype, device=weight.device)
-    linear = torch.nn.functional.linear
-    mixed = linear(measured.flatten(-2), torch.kron(of_x, eye), bias.repeat_interleave(n))
-    mixed = mixed + linear(y.flatten(-2), torch.kron(of_y, eye))
+    eye = torch.eye(n, dtype=dtype, device=weight.device)
+    mixed = F.linear(measured.flatten(-2), torch.kron(of_x, eye), bias.repeat_interleave(n))
+    mixed = mixed + F.linear(y.flatten(-2), torch.kron(of_y, eye))
     return mixed.unflatten(-1, (stack, n))

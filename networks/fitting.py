@@ -22,7 +22,7 @@ def fit_gaussian(images: Tensor, ridge: float = 1e-6) -> GaussianMixture:
     x = images.flatten(1).double()
     covariance = torch.cov(x.mT)
     covariance.diagonal().add_(ridge)
-    return GaussianMixture.gaussian(x.mean(0), covariance, _shape(images))
+    return GaussianMixture.gaussian(x.mean(0), covariance, images.shape[1:])
 
 
 def fit_mixture(
@@ -49,12 +49,13 @@ def fit_mixture(
         raise ValueError(f"{components} components cannot be fitted to {n} images")
     whole = fit_gaussian(images, ridge).covariances[0, 0]
     generator = torch.Generator().manual_seed(seed)
-    shares = _nearest(x, _centres(x, components, generator))
+    nearest = torch.cdist(x, _centres(x, components, generator)).argmin(1)
+    shares = torch.nn.functional.one_hot(nearest, components).to(x)  # [n, K]
     means = x[:1].expand(components, D)
     previous = -math.inf
     for _ in range(iterations):
         weights, means, covariances = _maximise(x, shares, means, whole)
-        mixture = GaussianMixture.from_covariances(weights, means, covariances, _shape(images))
+        mixture = GaussianMixture.from_covariances(weights, means, covariances, images.shape[1:])
         shares, likelihood = _expect(x, mixture)
         objective = (likelihood + _log_prior(mixture, whole)) / n
         progress(objective)
@@ -111,14 +112,3 @@ def _centres(x: Tensor, count: int, generator: torch.Generator) -> Tensor:
         own = (x - x[index]).square().sum(1)
         distances = own if len(centres) == 1 else torch.minimum(distances, own)
     return torch.stack(centres)
-
-
-def _nearest(x: Tensor, centres: Tensor) -> Tensor:
-    """1 for the centre that is nearest to each image, 0 for the others, `[n, K]`."""
-    index = torch.cdist(x, centres).argmin(1)
-    return torch.nn.functional.one_hot(index, len(centres)).to(x)
-
-
-def _shape(images: Tensor) -> tuple[int, int, int]:
-    channels, h, w = images.shape[1:]
-    return channels, h, w

@@ -3,10 +3,9 @@
 Paper, sections 3 and A.2; with no Feature Degradation Layer it is plain HDiT.
 """
 
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -16,18 +15,18 @@ from torch.utils.checkpoint import checkpoint
 from degradation import Diagonalisable, Problem
 from degradation.base import full_precision
 from networks.attention import Attention, backend_in_use, make_attention
-from networks.dropout import Dropout, Repeated
+from networks.dropout import Dropout, repeatable
 from networks.features import FeatureMap, feature_map, mix
 from networks.layers import (
     AdaRMSNorm,
     AxialRoPE,
     FeedForward,
     FourierFeatures,
-    Mapping,
     RMSNorm,
     TokenMerge,
     TokenSplit,
     axial_positions,
+    mapping_network,
     rotate,
     zero_init,
 )
@@ -37,6 +36,10 @@ OBJECTIVES = ("denoising", "mmse", "indi", "unrolled", "nppc")
 """What a network may be trained for."""
 _MOST_LEVELS = 16  # each has half the side of the one before
 _LEAST_LEVEL = 1e-3  # noise of y below this (an eighth of a grey level) counts as none
+
+Grid = tuple[Attention, tuple[Tensor, Tensor]]
+"""Attention among the tokens of a block, and the cos and sin `[h, w, n_heads, d_head / 4]` of their
+rotations."""
 
 
 @dataclass(frozen=True)
@@ -139,43 +142,30 @@ class FeatureDegradation(nn.Module):
         return features.H_pinv(F.gelu(mixed)).to(x.dtype)
 
 
-class Grid(NamedTuple):
-    """What a block needs to know of its tokens' places: attention among them, and rotations."""
-
-    attention: Attention
-    rope: tuple[Tensor, Tensor]  # cos and sin [h, w, n_heads, d_head / 4]
-
-
 class SelfAttention(nn.Module):
     """Cosine-similarity attention with axial RoPE; joint with a second stream y when it has one.
 
     The joint stream adds keys from [x̄, ȳ] and values from ȳ under one softmax (A.2.2).
     """
 
-    def __init__(
-        self,
-        width: int,
-        d_head: int,
-        cond_width: int,
-        joint: bool = False,
-        dropout: float = 0.0,
-    ):
+    def __init__(self, config: LevelConfig, cond_width: int):
         super().__init__()
-        self.d_head, self.n_heads = d_head, width // d_head
+        width = config.width
+        self.d_head, self.n_heads = config.d_head, width // config.d_head
         self.norm = AdaRMSNorm(width, cond_width)
         self.qkv_proj = nn.Linear(width, 3 * width, bias=False)
         self.scale = nn.Parameter(torch.full((self.n_heads,), 10.0))
-        self.pos_emb = AxialRoPE(d_head, self.n_heads)
-        self.dropout = Dropout(dropout)
+        self.pos_emb = AxialRoPE(self.d_head, self.n_heads)
+        self.dropout = Dropout(config.dropout)
         self.out_proj = zero_init(nn.Linear(width, width, bias=False))
-        if joint:
+        if config.joint:
             self.jnorm = AdaRMSNorm(width, cond_width)
             self.jk_proj = nn.Linear(2 * width, width, bias=False)
             self.jv_proj = nn.Linear(width, width, bias=False)
 
     def forward(self, x: Tensor, grid: Grid, cond: Tensor, y: Tensor | None = None) -> Tensor:
         """x, y `[B, h, w, d]`, cond `[B, cond_width]`."""
-        skip, rope = x, grid.rope
+        skip, (attention, rope) = x, grid
         x = self.norm(x, cond)
         q, k, v = self.qkv_proj(x).chunk(3, -1)
         streams = [(self._direction(k, rope), self._heads(v))]
@@ -184,7 +174,7 @@ class SelfAttention(nn.Module):
             from_x, from_y = self.jk_proj.weight.chunk(2, -1)
             jk = F.linear(x, from_x) + F.linear(y, from_y)
             streams.append((self._direction(jk, rope), self._heads(self.jv_proj(y))))
-        out = grid.attention(self._direction(q, rope), streams)
+        out = attention(self._direction(q, rope), streams)
         return skip + self.out_proj(self.dropout(out.flatten(-2)))
 
     def _heads(self, x: Tensor) -> Tensor:
@@ -208,10 +198,9 @@ class Block(nn.Module):
         width = config.width
         if config.joint:
             self.feature_degradation = FeatureDegradation(width, patch, channels)
-        self.self_attn = SelfAttention(
-            width, config.d_head, cond_width, config.joint, config.dropout
-        )
-        self.ff = FeedForward(width, config.d_ff or 3 * width, cond_width, config.dropout)
+        self.self_attn = SelfAttention(config, cond_width)
+        norm, dropout = AdaRMSNorm(width, cond_width), Dropout(config.dropout)
+        self.ff = FeedForward(norm, width, config.d_ff or 3 * width, dropout)
 
     def forward(self, x: Tensor, grid: Grid, cond: Tensor, features: FeatureMap | None) -> Tensor:
         """features: the operator on the tokens of this level, None where the block is plain."""
@@ -228,8 +217,7 @@ class InvFusion(nn.Module):
     def __init__(self, config: NetworkConfig):
         super().__init__()
         self.config = config
-        channels, width = config.image_shape[0], config.mapping_width
-        levels = config.levels
+        channels, width, levels = config.image_shape[0], config.mapping_width, config.levels
         self.patch_in = TokenMerge(channels * config.in_mult, levels[0].width, config.patch)
         self.time_emb = FourierFeatures(1, width)
         self.time_in_proj = nn.Linear(width, width, bias=False)
@@ -240,7 +228,8 @@ class InvFusion(nn.Module):
             self.noise_in_proj = nn.Linear(width, width, bias=False)
         if config.num_classes:
             self.class_emb = nn.Embedding(config.num_classes + 1, width)  # the last is "no class"
-        self.mapping = Mapping(config.mapping_depth, width, config.mapping_d_ff or 3 * width)
+        d_ff = config.mapping_d_ff or 3 * width
+        self.mapping = mapping_network(config.mapping_depth, width, d_ff)
 
         def blocks(i: int) -> nn.ModuleList:
             patch = config.patch * 2**i
@@ -281,10 +270,9 @@ class InvFusion(nn.Module):
         # Iterations end when they have converged. A compiler cannot know their number.
         compiled = self.compiled if isinstance(problem.degradation, Diagonalisable) else None
         level = problem.noise_level.float() if self.config.noise_conditioning else None
-        return (compiled or InvFusion.transform)(
-            self, x, c_noise, problem.class_labels, augment_labels, level, features,
-            self._places(x.device),
-        )  # fmt: skip
+        conditions = c_noise, problem.class_labels, augment_labels, level
+        transform = compiled or InvFusion.transform
+        return transform(self, x, features, self._places(x.device), *conditions)
 
     def features(self, problem: Problem) -> list[FeatureMap | None]:
         """The operator on the tokens of each level, None for a level without such layers."""
@@ -300,49 +288,36 @@ class InvFusion(nn.Module):
     def transform(
         self,
         x: Tensor,
-        c_noise: Tensor,
-        class_labels: Tensor | None,
-        augment_labels: Tensor | None,
-        noise_level: Tensor | None,
         features: Sequence[FeatureMap | None],
         grids: Sequence[Sequence[Grid]],
+        *conditions: Any,
     ) -> Tensor:
         """All of the network's arithmetic: what `Denoiser.compile` compiles.
 
-        features: the operator on the tokens of each level; grids: those of the blocks of every
-        level on the way down, in the middle, and on the way up.
+        features: the operator on the tokens of each level; grids: those of the blocks of each
+        stage; conditions: what `conditioning` takes.
         """
-        cond = self.conditioning(c_noise, class_labels, augment_labels, noise_level)
+        cond = self.conditioning(*conditions)
         x = x.to(self.time_emb.weight.dtype)  # a network may be kept in half precision
         x = self.patch_in(x.movedim(-3, -1))  # [B, h/p, w/p, width]
-        skips = []
-        depth = len(self.merges)
-        for i in range(depth):
-            x = self._run(i, self.down_levels[i], x, grids[i], cond, features[i])
-            skips.append(x)
-            x = self.merges[i](x)
-        x = self._run(depth, self.mid_level, x, grids[depth], cond, features[depth])
-        for i in reversed(range(depth)):
-            x = self.splits[i](x, skips.pop())
-            x = self._run(i, self.up_levels[i], x, grids[2 * depth - i], cond, features[i])
+        skips: list[Tensor] = []
+        for stage, (i, blocks) in enumerate(self.stages):
+            if stage > len(self.merges):
+                x = self.splits[i](x, skips.pop())
+            recompute = i in self.recompute and torch.is_grad_enabled()
+            for block, grid in zip(blocks, grids[stage], strict=True):
+                inputs = x, grid, cond, features[i]
+                x = _recomputed(block, *inputs) if recompute else block(*inputs)
+            if stage < len(self.merges):
+                skips.append(x)
+                x = self.merges[i](x)
         return self.patch_out(self.out_norm(x)).movedim(-1, -3)
 
-    def _run(
-        self,
-        level: int,
-        blocks: nn.Module,
-        x: Tensor,
-        grids: Sequence[Grid],
-        cond: Tensor,
-        features: FeatureMap | None,
-    ) -> Tensor:
-        recompute = level in self.recompute and torch.is_grad_enabled()
-        for block, grid in zip(blocks.children(), grids, strict=True):
-            if recompute:
-                x = _checkpoint(block, x, grid, cond, features)
-            else:
-                x = block(x, grid, cond, features)
-        return x
+    @property
+    def stages(self) -> list[tuple[int, Any]]:
+        """Level and blocks of each stage: on the way down, in the middle, and on the way up."""
+        down, up = enumerate(self.down_levels), enumerate(self.up_levels)
+        return [*down, (len(self.merges), self.mid_level), *reversed(list(up))]
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_grids": {}}  # of the process, and made again
@@ -352,28 +327,24 @@ class InvFusion(nn.Module):
         """The grids of all blocks, computed once for a device."""
         key = device, self.time_emb.weight.dtype, backend_in_use()
         if key not in self._grids:
-            down = [self._level(i, blocks, device) for i, blocks in enumerate(self.down_levels)]
-            up = [self._level(i, blocks, device) for i, blocks in enumerate(self.up_levels)]
-            middle = self._level(len(down), self.mid_level, device)
-            self._grids[key] = [*down, middle, *reversed(up)]
+            self._grids[key] = [self._stage(i, blocks, device) for i, blocks in self.stages]
         return self._grids[key]
 
-    def _level(self, i: int, blocks: nn.Module, device: torch.device) -> list[Grid]:
+    def _stage(self, i: int, blocks: Iterable[Any], device: torch.device) -> list[Grid]:
         config, level = self.config, self.config.levels[i]
         h, w = (side // (config.patch * 2**i) for side in config.image_shape[1:])
         streams = 2 if level.joint else 1
         dtype = self.time_emb.weight.dtype
         attention = make_attention(h, w, level.kernel, streams, device, level.d_head, dtype)
         positions = axial_positions(h, w, device)
-        embeddings = [module for module in blocks.modules() if isinstance(module, AxialRoPE)]
-        return [Grid(attention, embedding(positions)) for embedding in embeddings]
+        return [(attention, block.self_attn.pos_emb(positions)) for block in blocks]
 
     def conditioning(
         self,
         c_noise: Tensor,
-        class_labels: Tensor | None = None,
-        augment_labels: Tensor | None = None,
-        noise_level: Tensor | None = None,
+        class_labels: Tensor | None,
+        augment_labels: Tensor | None,
+        noise_level: Tensor | None,
     ) -> Tensor:
         """The vector `[B, mapping_width]` that steers every norm.
 
@@ -394,12 +365,11 @@ class InvFusion(nn.Module):
         return self.mapping(cond)
 
 
-def _checkpoint(block: nn.Module, x: Tensor, *others: object) -> Tensor:
+def _recomputed(block: nn.Module, *inputs: Any) -> Tensor:
     """A block whose activations the backward pass computes again, with the same dropout."""
-    if torch.compiler.is_compiling():  # a compiler repeats what its graph did
-        return checkpoint(block, x, *others, use_reentrant=False)
-    contexts = nullcontext(), Repeated(block)
-    return checkpoint(block, x, *others, use_reentrant=False, context_fn=lambda: contexts)
+    # A compiler repeats what its graph did.
+    function = block if torch.compiler.is_compiling() else repeatable(block)
+    return checkpoint(function, *inputs, use_reentrant=False)
 
 
 def _forget_grids(network: InvFusion, keys: object) -> None:

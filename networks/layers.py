@@ -5,6 +5,7 @@ ImageTransformerDenoiserModelV2, so that weights interchange.
 """
 
 import math
+from collections import OrderedDict
 from typing import Any
 
 import torch
@@ -12,8 +13,6 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
-
-from networks.dropout import Dropout
 
 
 def zero_init(layer: nn.Linear) -> nn.Linear:
@@ -87,47 +86,26 @@ class GEGLU(nn.Linear):
         return value * F.gelu(gate)
 
 
-class MappingBlock(nn.Module):
-    """Residual feed-forward block of the mapping network."""
-
-    def __init__(self, width: int, d_ff: int):
-        super().__init__()
-        self.norm = RMSNorm(width)
-        self.up_proj = GEGLU(width, d_ff)
-        self.down_proj = zero_init(nn.Linear(d_ff, width, bias=False))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x + self.down_proj(self.up_proj(self.norm(x)))
-
-
-class Mapping(nn.Module):
-    """From the summed embeddings of noise level, augmentation and class to the conditioning."""
-
-    def __init__(self, depth: int, width: int, d_ff: int):
-        super().__init__()
-        self.in_norm = RMSNorm(width)
-        self.blocks = nn.ModuleList(MappingBlock(width, d_ff) for _ in range(depth))
-        self.out_norm = RMSNorm(width)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.in_norm(x)
-        for block in self.blocks:
-            x = block(x)
-        return self.out_norm(x)
-
-
 class FeedForward(nn.Module):
-    """Pre-norm GEGLU block with a residual connection."""
+    """Residual block: a norm, GEGLU, dropout and a projection."""
 
-    def __init__(self, width: int, d_ff: int, cond_width: int, dropout: float = 0.0):
+    def __init__(self, norm: nn.Module, width: int, d_ff: int, dropout: nn.Module | None = None):
         super().__init__()
-        self.norm = AdaRMSNorm(width, cond_width)
+        self.norm = norm
         self.up_proj = GEGLU(width, d_ff)
-        self.dropout = Dropout(dropout)
+        self.dropout = dropout or nn.Identity()
         self.down_proj = zero_init(nn.Linear(d_ff, width, bias=False))
 
-    def forward(self, x: Tensor, cond: Tensor) -> Tensor:
-        return x + self.down_proj(self.dropout(self.up_proj(self.norm(x, cond))))
+    def forward(self, x: Tensor, *cond: Tensor) -> Tensor:
+        """cond: what the norm takes besides x."""
+        return x + self.down_proj(self.dropout(self.up_proj(self.norm(x, *cond))))
+
+
+def mapping_network(depth: int, width: int, d_ff: int) -> nn.Module:
+    """From the summed embeddings of noise level, augmentation and class to the conditioning."""
+    blocks = nn.Sequential(*(FeedForward(RMSNorm(width), width, d_ff) for _ in range(depth)))
+    parts = {"in_norm": RMSNorm(width), "blocks": blocks, "out_norm": RMSNorm(width)}
+    return nn.Sequential(OrderedDict(parts))
 
 
 class TokenMerge(nn.Module):

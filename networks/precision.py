@@ -1,6 +1,7 @@
 """The arithmetic of a network, by the names that options have for it."""
 
 import functools
+import re
 import warnings
 from pathlib import Path
 
@@ -16,41 +17,31 @@ _FLAGS = {  # x86 with AVX-512, x86 with AMX, ARM
 
 
 def resolve_precision(name: str, device: torch.device) -> str:
-    """The precision to calculate in: "fp32", "bf16" or "fp16".
+    """The precision to calculate in: a name of `DTYPES`, which is returned as it is, or "auto".
 
-    name: one of these, which is returned as it is, or "auto". "auto" takes bf16 if the device has
-    instructions for it; else fp16 on a GPU and fp32 on a CPU. A CPU without such instructions
-    emulates half precision, which is several times slower than fp32: asking for it warns.
-
-    Raises ValueError if the name is unknown.
+    "auto" takes bf16 if the device has instructions for it; else fp16 on a GPU and fp32 on a CPU.
+    A CPU without such instructions emulates half precision, which is several times slower than
+    fp32: asking for it warns. Raises ValueError if the name is unknown.
     """
-    if name != "auto":
-        if name not in DTYPES:
-            raise ValueError(f"precision={name} must be auto, {', '.join(DTYPES)}")
-        if device.type == "cpu" and name != "fp32" and not cpu_has(name):
-            warnings.warn(
-                f"this CPU has no {name} arithmetic: {name} is slower here than fp32, which "
-                "--precision auto takes",
-                stacklevel=2,
-            )
-        return name
-    if device.type == "cuda":
-        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
-    return "bf16" if cpu_has("bf16") else "fp32"
+    if name == "auto":
+        if device.type == "cuda":
+            return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+        return "bf16" if cpu_has("bf16") else "fp32"
+    if name not in DTYPES:
+        raise ValueError(f"precision={name} must be auto, {', '.join(DTYPES)}")
+    if device.type == "cpu" and name != "fp32" and not cpu_has(name):
+        warnings.warn(
+            f"this CPU has no {name} arithmetic: {name} is slower here than fp32, which "
+            "--precision auto takes",
+            stacklevel=2,
+        )
+    return name
 
 
 @functools.cache
 def cpu_has(name: str) -> bool:
-    """Whether the CPU has instructions for "bf16" or "fp16".
-
-    Linux lists them. On other systems the answer is False.
-    """
-    try:
-        text = _CPU_INFO.read_text()
-    except OSError:
+    """Whether Linux lists instructions for "bf16" or "fp16"; other systems list none."""
+    if not _CPU_INFO.exists():
         return False
-    listed = (line.partition(":") for line in text.splitlines())
-    return any(
-        key.strip() in ("flags", "Features") and _FLAGS[name] & set(flags.split())
-        for key, _, flags in listed
-    )
+    listed = re.findall(r"^(?:flags|Features)\s*:(.*)", _CPU_INFO.read_text(), re.M)
+    return any(_FLAGS[name] & set(flags.split()) for flags in listed)

@@ -1,6 +1,6 @@
 """Named network configurations: those of the paper (Table 5), and small ones for a CPU."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, fields, replace
 from typing import Any
 
@@ -12,33 +12,16 @@ from runtime.records import record
 CONDITIONINGS = ("invfusion", "blind", "unconditional")
 
 
-def _levels(
-    depths: Sequence[int],
-    widths: Sequence[int],
-    kernels: Sequence[int | None],
-    d_heads: Sequence[int],
-    dropout: float = 0.0,
-) -> tuple[LevelConfig, ...]:
-    """Levels from fine to coarse, every one with Feature Degradation Layers."""
-    columns = zip(depths, widths, kernels, d_heads, strict=True)
-    return tuple(
-        LevelConfig(depth, width, kernel, d_head, dropout=dropout)
-        for depth, width, kernel, d_head in columns
-    )
-
-
-def _plain(levels: Sequence[LevelConfig]) -> tuple[LevelConfig, ...]:
-    """The same levels without Feature Degradation Layers."""
-    return tuple(replace(level, joint=False) for level in levels)
-
-
 # The paper's networks drop 5 % of the activations at every level and have heads of 64 channels.
 _FFHQ64 = NetworkConfig(
     image_shape=(3, 64, 64),
     patch=2,
-    levels=_levels((2, 2, 8), (384, 768, 1536), (7, 7, None), (64,) * 3, dropout=0.05),
+    levels=(
+        LevelConfig(2, 384, kernel=7, dropout=0.05),
+        LevelConfig(2, 768, kernel=7, dropout=0.05),
+        LevelConfig(8, 1536, dropout=0.05),
+    ),
 )
-_FFHQ256 = _levels((2, 2, 4, 2), (192, 384, 768, 1536), (5, 7, None, None), (64,) * 4, dropout=0.05)
 
 PRESETS: dict[str, NetworkConfig] = {
     "FFHQ64": _FFHQ64,
@@ -46,28 +29,36 @@ PRESETS: dict[str, NetworkConfig] = {
     "FFHQ256": NetworkConfig(
         image_shape=(3, 256, 256),
         patch=4,
-        # At the deepest level a token stands for 32×32 pixels of 3 colours, twice its width.
-        levels=(*_FFHQ256[:-1], *_plain(_FFHQ256[-1:])),
+        levels=(
+            LevelConfig(2, 192, kernel=5, dropout=0.05),
+            LevelConfig(2, 384, kernel=7, dropout=0.05),
+            LevelConfig(4, 768, dropout=0.05),
+            # Here a token stands for 32×32 pixels of 3 colours, twice its width.
+            LevelConfig(2, 1536, dropout=0.05, joint=False),
+        ),
     ),
     "small32": NetworkConfig(
         image_shape=(3, 32, 32),
         patch=4,
-        levels=_levels((4,), (192,), (None,), (32,)),
+        levels=(LevelConfig(4, 192, d_head=32),),
         mapping_width=128,
     ),
     "small64": NetworkConfig(
         image_shape=(3, 64, 64),
         patch=4,
-        levels=_levels((1, 4), (96, 192), (None, None), (32, 32)),
+        levels=(LevelConfig(1, 96, d_head=32), LevelConfig(4, 192, d_head=32)),
         mapping_width=128,
     ),
     "tiny": NetworkConfig(
         image_shape=(3, 16, 16),
         patch=2,
-        levels=_levels((1, 1), (48, 96), (5, None), (16, 32)),
+        levels=(LevelConfig(1, 48, kernel=5, d_head=16), LevelConfig(1, 96, d_head=32)),
         mapping_width=32,
     ),
 }
+
+_FIXED = ("image_shape", "num_classes", "in_mult", "out_mult", "noise_conditioning", "objective")
+"""Fields that follow from the data and from what the network is trained for."""
 
 
 def make_config(
@@ -90,21 +81,18 @@ def make_config(
     if conditioning not in CONDITIONINGS:
         known = ", ".join(CONDITIONINGS)
         raise ValueError(f"unknown conditioning '{conditioning}'; known are {known}")
-    config = _changed(PRESETS[preset], network) if network else PRESETS[preset]
-    levels = config.levels if conditioning == "invfusion" else _plain(config.levels)
-    unconditional = conditioning == "unconditional"
-    channels, h, w = config.image_shape if image_shape is None else image_shape
+    config = _changed(PRESETS[preset], network or {})
+    levels = config.levels
+    if conditioning != "invfusion":
+        levels = tuple(replace(level, joint=False) for level in levels)
+    channels, h, w = image_shape or config.image_shape
     return replace(
         config,
         image_shape=(channels, h, w),
         num_classes=config.num_classes if num_classes is None else num_classes,
         levels=levels,
-        in_mult=1 if unconditional else 2,
+        in_mult=1 if conditioning == "unconditional" else 2,
     )
-
-
-_FIXED = ("image_shape", "num_classes", "in_mult", "out_mult", "noise_conditioning", "objective")
-"""Fields that follow from the data and from what the network is trained for."""
 
 
 def _changed(preset: NetworkConfig, network: Mapping[str, Any]) -> NetworkConfig:

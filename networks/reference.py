@@ -21,9 +21,8 @@ from runtime.errors import one_sentence_errors
 from runtime.files import check_floats, check_output, read_tensors
 
 # Around single modules: parallel, compiled, k-diffusion's denoiser, sharded, recomputed.
-_WRAPPERS = {
-    *("module", "_orig_mod", "inner_model", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"),
-}
+_WRAPPERS = {"module", "_orig_mod", "inner_model"}
+_WRAPPERS |= {"_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
 _HEAD = {"logvar_fourier": "logvar", "logvar_linear": "logvar.linear"}
 _FIRST = "net.patch_in.proj.weight"
 
@@ -49,19 +48,15 @@ def from_reference(state_dict: Mapping[str, Tensor], config: NetworkConfig) -> D
 
 def our_names(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The tensors under the names of our `Denoiser`; counters of wrappers are left out."""
-    return {
-        _our_name(name): tensor
-        for name, tensor in state_dict.items()
-        if tensor.ndim or tensor.is_floating_point()
-    }
+    tensors = state_dict.items()
+    return {_our_name(name): t for name, t in tensors if t.ndim or t.is_floating_point()}
 
 
 def _our_name(name: str) -> str:
-    parts = [part for part in name.split(".") if part not in _WRAPPERS]
-    if parts[0] in _HEAD:
-        return ".".join((_HEAD[parts[0]], *parts[1:]))
-    if parts[0] == "unet":
-        parts = parts[1:]
+    first, *rest = (part for part in name.split(".") if part not in _WRAPPERS)
+    if first in _HEAD:
+        return ".".join((_HEAD[first], *rest))
+    parts = rest if first == "unet" else [first, *rest]
     return ".".join(("net", *(part for part in parts if part != "attn")))
 
 
@@ -76,15 +71,16 @@ def reference_config(
     if _FIRST not in tensors:
         raise ValueError("it is no network of this kind: it has no tensor 'patch_in.proj.weight'")
     classes = tensors.get("net.class_emb.weight")  # the last row is "no class"
-    config = make_config(
-        preset, "invfusion", image_shape, 0 if classes is None else len(classes) - 1
-    )
+    known = PRESETS[preset]
     if any(".feature_degradation." in name for name in tensors):
-        return config
-    pixels = config.image_shape[0] * config.patch**2
-    blind = tensors[_FIRST].shape[-1] == 2 * pixels
-    conditioning = "blind" if blind else "unconditional"
-    return make_config(preset, conditioning, config.image_shape, config.num_classes)
+        conditioning = "invfusion"
+    elif tensors[_FIRST].shape[-1] == 2 * known.image_shape[0] * known.patch**2:
+        conditioning = "blind"
+    else:
+        conditioning = "unconditional"
+    return make_config(
+        preset, conditioning, image_shape, 0 if classes is None else len(classes) - 1
+    )
 
 
 @click.command(cls=Command, context_settings=SETTINGS)

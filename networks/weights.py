@@ -93,14 +93,15 @@ def load_weights(path: str | os.PathLike[str], device: torch.device | str = "cpu
     path = Path(path)
     with _opened(path) as file:
         description = _description(path, file)
-        if description.kind == _MIXTURE:
-            return _mixture(path, description, file).to(device)
-        config = _config(path, description, len(file.keys()))
-        with torch.device(device), WithoutInitialisation():
-            denoiser = Denoiser(config)
-        tensors = _tensors(path, file)
-        check_tensors(path, tensors, denoiser.state_dict())
-        denoiser.load_state_dict(tensors)
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    check_floats(path, tensors)
+    if description.kind == _MIXTURE:
+        return _mixture(path, description, tensors).to(device)
+    config = _config(path, description, len(tensors))
+    with torch.device(device), WithoutInitialisation():
+        denoiser = Denoiser(config)
+    check_tensors(path, tensors, denoiser.state_dict())
+    denoiser.load_state_dict(tensors)
     return denoiser.eval()
 
 
@@ -178,36 +179,27 @@ def _config(path: Path, description: _Description, tensors: int) -> NetworkConfi
     return config
 
 
-def _mixture(path: Path, description: _Description, file: Any) -> GaussianMixture:
-    tensors = {name: tensor.clone() for name, tensor in _tensors(path, file).items()}
+def _mixture(
+    path: Path, description: _Description, tensors: Mapping[str, Tensor]
+) -> GaussianMixture:
     what = f"the prior described inside {path}"
     config = record(PriorConfig, description.config, what, others=True)
+    copies = {name: tensor.clone() for name, tensor in tensors.items()}
     try:
-        basis = tensors.pop("basis", None)
-        return GaussianMixture(**tensors, basis=basis, image_shape=config.image_shape)
+        basis = copies.pop("basis", None)
+        return GaussianMixture(**copies, basis=basis, image_shape=config.image_shape)
     except (ValueError, TypeError) as error:
         raise ValueError(f"{what} cannot be built: {error}") from error
-
-
-def _tensors(path: Path, file: Any) -> dict[str, Tensor]:
-    """All tensors of a file, checked to be finite numbers."""
-    tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    check_floats(path, tensors)
-    return tensors
 
 
 def check_tensors(
     source: str | Path, tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor]
 ) -> None:
     """Raise ValueError unless the tensors have the names and shapes that are expected."""
-    problems = (
-        *(f"'{name}' is missing" for name in expected if name not in tensors),
-        *(f"'{name}' is unknown" for name in tensors if name not in expected),
-        *(
-            f"'{name}' is {tuple(tensor.shape)} instead of {tuple(expected[name].shape)}"
-            for name, tensor in tensors.items()
-            if name in expected and tensor.shape != expected[name].shape
-        ),
-    )
+    found, wanted = ({k: tuple(t.shape) for k, t in of.items()} for of in (tensors, expected))
+    problems = [f"'{k}' is missing" for k in wanted if k not in found]
+    problems += [f"'{k}' is unknown" for k in found if k not in wanted]
+    changed = [k for k in wanted if k in found and found[k] != wanted[k]]
+    problems += [f"'{k}' is {found[k]} instead of {wanted[k]}" for k in changed]
     if problems:
         raise ValueError(f"the weights of {source} do not fit the network: {problems[0]}")

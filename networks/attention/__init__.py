@@ -8,25 +8,20 @@ and window, `backend(q, streams)`, and all of them compute the same; the device 
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from networks.attention import fused
 from networks.attention.flex import FlexNeighbourhood
-from networks.attention.tiled import GlobalAttention, TiledNeighbourhood
+from networks.attention.tiled import Streams, TiledNeighbourhood, global_attention
 
+Attention = Callable[[Tensor, Streams], Tensor]
+"""softmax(q·kᵀ)v of `(q, streams)` under one softmax over the keys of all streams.
 
-class Attention(Protocol):
-    """softmax(q·kᵀ)v under one softmax over the keys of all streams.
-
-    q, k and v are `[B, h, w, n_heads, d]`, and so is the result, in the type of v; streams are
-    pairs (k, v). Logits are not scaled.
-    """
-
-    def __call__(self, q: Tensor, streams: list[tuple[Tensor, Tensor]]) -> Tensor: ...
-
+q, k and v are `[B, h, w, n_heads, d]`, and so is the result, in the type of v. Logits are not
+scaled.
+"""
 
 # Over neighbourhoods, by name: made of (h, w, kernel, streams, device).
 BACKENDS: dict[str, Callable[[int, int, int, int, torch.device], Attention]] = {
@@ -53,8 +48,14 @@ def make_attention(
     the device which backend can run.
     """
     if kernel is None or (kernel >= h and kernel >= w):
-        return GlobalAttention()
-    name = backend_in_use() or _suited(kernel, h, w, device, d_head, dtype)
+        return global_attention
+    if forced := backend_in_use():
+        name = forced
+    elif device.type != "cuda" or d_head < 16 or dtype == torch.float64:
+        name = "tiled"  # FlexAttention takes heads of 16 channels and more, and no other float64
+    else:
+        fits = d_head % 8 == 0 and 1 < kernel <= min(h, w)
+        name = "natten" if fused.has_kernels() and fits else "flex"
     return BACKENDS[name](h, w, kernel, streams, device)
 
 
@@ -76,13 +77,3 @@ def use_backend(name: str) -> Iterator[None]:
         yield
     finally:
         _forced.pop()
-
-
-def _suited(
-    kernel: int, h: int, w: int, device: torch.device, d_head: int, dtype: torch.dtype
-) -> str:
-    # FlexAttention's kernels take heads of 16 channels and more, neither takes float64.
-    if device.type != "cuda" or d_head < 16 or dtype == torch.float64:
-        return "tiled"
-    fits = d_head % 8 == 0 and 1 < kernel <= min(h, w)
-    return "natten" if fused.has_kernels() and fits else "flex"

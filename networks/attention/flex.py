@@ -1,13 +1,13 @@
 """Neighbourhood attention by FlexAttention: a compiled kernel, which skips empty blocks of keys."""
 
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
-from networks.attention.tiled import window_start
+from networks.attention.tiled import Streams, sequences, window_start
 from networks.compiling import allow_graphs
 
 
@@ -20,13 +20,9 @@ class FlexNeighbourhood:
     def __init__(self, h: int, w: int, kernel: int, streams: int, device: torch.device):
         self.mask = _block_mask(h, w, min(kernel, h), min(kernel, w), streams, device)
 
-    def __call__(self, q: Tensor, streams: list[tuple[Tensor, Tensor]]) -> Tensor:
-        h, w = q.shape[1:3]
-        k, v = (torch.cat([pair[i].flatten(1, 2) for pair in streams], 1) for i in (0, 1))
-        dtype = v.dtype
-        q, k, v = (x.to(dtype).transpose(1, 2) for x in (q.flatten(1, 2), k, v))
-        out = _attend(q)(q, k, v, block_mask=self.mask, scale=1.0)
-        return out.transpose(1, 2).unflatten(1, (h, w))
+    def __call__(self, q: Tensor, streams: Streams) -> Tensor:
+        attend = partial(_attend(q), block_mask=self.mask, scale=1.0)
+        return sequences(attend, q, streams, streams[0][1].dtype)
 
 
 def _attend(q: Tensor) -> Any:
