@@ -3,7 +3,7 @@
     python -m benchmarks.speed network      a forward pass of a preset, by family of operators
     python -m benchmarks.speed training     a training step
     python -m benchmarks.speed operators    H and H† of every family; building matrices
-    python -m benchmarks.speed samplers      evaluations of a sampler, and what it takes besides
+    python -m benchmarks.speed samplers     evaluations of a sampler, and what it takes besides
     python -m benchmarks.speed data         images a second from files
 
 On the GPU if there is one; on a CPU under Linux. Tables are printed; `--name NAME` also writes
@@ -30,20 +30,15 @@ from torch import Tensor
 import zero_shot  # noqa: F401  makes its names known
 from benchmarks.families import families, structure_of
 from benchmarks.memory import products
-from benchmarks.reference_path import (
-    PlainMatrix,
-    plain_batches,
-    plain_layers,
-    plain_operator,
-    plain_problem,
-)
-from benchmarks.report import CONTEXT, name_option, report
+from benchmarks.reference_path import PlainMatrix, plain_batches, plain_layers, plain_operator
+from benchmarks.report import CONTEXT, benchmark
 from datautils import get_dataset
 from datautils.loading import cores
 from datautils.photos import Photos
 from degradation import (
     Draws,
     GaussianNoise,
+    LinearOperator,
     MatrixDegradation,
     MissingPatches,
     MotionBlur,
@@ -90,10 +85,9 @@ def shortest(work: Callable[[], Any]) -> float:
 def configuration(preset: str, divide: int, family: str) -> NetworkConfig:
     """The preset; where its widths are divided, with heads of half the channels."""
     config = make_config(preset, "blind" if family == "none" else "invfusion")
-    if divide == 1:
-        return config
+    halved = 1 if divide == 1 else 2
     levels = (
-        replace(level, width=level.width // divide, d_head=level.d_head // 2)
+        replace(level, width=level.width // divide, d_head=level.d_head // halved)
         for level in config.levels
     )
     return replace(config, levels=tuple(levels))
@@ -111,14 +105,13 @@ def network_for(config: NetworkConfig) -> Denoiser:
 
 
 def workload(
-    stage: str, denoiser: Denoiser, problem: Callable[[Tensor], Problem],
-    batch: int, dtype: torch.dtype,
-) -> Callable[[], Any]:  # fmt: skip
+    stage: str, denoiser: Denoiser, operator: LinearOperator, batch: int, dtype: torch.dtype
+) -> Callable[[], Any]:
     """What is timed: a forward pass, or a step from the measurement to the optimiser."""
     clean = torch.randn(batch, *denoiser.config.image_shape, device=DEVICE)
     sigma, seeds = torch.full((batch,), 2.0, device=DEVICE), range(batch)
     autocast = torch.autocast(DEVICE.type, dtype, dtype != torch.float32)
-    given = problem(clean)
+    given = Problem(operator, operator.H(clean))
     optimizer = torch.optim.Adam(denoiser.parameters(), 1e-4, fused=True)
 
     def forward() -> None:
@@ -127,7 +120,8 @@ def workload(
 
     def step() -> None:
         with autocast, seeded(denoiser, seeds):
-            estimate = denoiser(clean + 2 * torch.randn_like(clean), sigma, problem(clean))
+            problem = Problem(operator, operator.H(clean))
+            estimate = denoiser(clean + 2 * torch.randn_like(clean), sigma, problem)
         (estimate - clean).square().mean().backward()
         optimizer.step()
         optimizer.zero_grad()
@@ -145,18 +139,12 @@ def measure(
     operator = drawn.sample(config.image_shape, structure, range(batch), DEVICE)
     denoiser, compiling = network_for(config), None
     gflop = products(denoiser, operator) / batch / 1e9
-
-    def problem(clean: Tensor) -> Problem:
-        if path == "plain":
-            return plain_problem(plain, clean)
-        return Problem(operator, operator.H(clean))
-
     if path == "plain":
-        plain = plain_operator(drawn, structure, operator, range(batch))
+        operator = plain_operator(drawn, structure, operator, range(batch))
     elif stage == "forward":
         denoiser.cast_linear(DTYPES[precision])  # as commands do
     with plain_layers() if path == "plain" else contextlib.nullcontext():
-        work = workload(stage, denoiser, problem, batch, DTYPES[precision])
+        work = workload(stage, denoiser, operator, batch, DTYPES[precision])
         if path == "compiled":
             denoiser.compile()
             start = seconds_now(DEVICE)
@@ -186,8 +174,8 @@ def peak_memory() -> float:
     """MiB: of tensors on a GPU, of the whole process on a CPU."""
     if DEVICE.type == "cuda":
         return torch.cuda.max_memory_allocated() / 2**20
-    (line,) = (x for x in Path("/proc/self/status").read_text().splitlines() if "VmHWM" in x)
-    return int(line.split()[1]) / 1024
+    _, _, peak = Path("/proc/self/status").read_text().partition("VmHWM:")
+    return int(peak.split()[0]) / 1024
 
 
 def product_speeds(precision: str) -> dict[str, float]:
@@ -208,13 +196,15 @@ def alone(function: Callable[..., Any], *arguments: Any) -> Any:
 
 def compare(
     stage: str, preset: str, divide: int, batch: int, precision: str,
-    families: Sequence[str], paths: Sequence[str], name: str | None,
-) -> None:  # fmt: skip
+    families: Sequence[str], paths: Sequence[str],
+) -> tuple[str, dict[str, Any]]:  # fmt: skip
     """Measure every family on every path; the ceiling is the faster of two large products."""
     speeds = alone(product_speeds, precision)
-    given = stage, preset, divide, batch, precision
     cells = [(family, path) for family in families for path in paths]
-    rows = [alone(measure, *given, *cell) for cell in each(cells, stage, "cells")]
+    rows = [
+        alone(measure, stage, preset, divide, batch, precision, *cell)
+        for cell in each(cells, stage, "cells")
+    ]
     ceiling = max(speeds.values())
     plain = {row["family"]: row["seconds"] for row in rows if row["path"] == "plain"}
     lines = [
@@ -227,7 +217,7 @@ def compare(
     headers = ["operator", "path", "s", "images/s", "of the ceiling", "times plain", "peak MiB",
                "compiling, s"]  # fmt: skip
     record = {"products_tflop_per_second": {precision: speeds}, "rows": rows}
-    report(name, table(headers, lines), record)
+    return table(headers, lines), record
 
 
 # ---- operators
@@ -253,44 +243,30 @@ def operator_row(name: str, family: Any, x: Tensor, copy: float) -> dict[str, An
     }  # fmt: skip
 
 
-def building_row(batch: int) -> dict[str, Any]:
-    """Drawing and factorising random matrices; plain, one that is drawn already."""
-    matrix = F.normalize(torch.randn(batch, 128, math.prod(SHAPE), device=DEVICE), dim=-1)
-    plain = shortest(lambda: PlainMatrix(matrix, SHAPE))
-    own = shortest(lambda: MatrixDegradation().sample(SHAPE, None, range(batch), DEVICE))
-    return {"plain_ms": 1e3 * plain, "ms": 1e3 * own}
-
-
 # ---- samplers
 
 
+@torch.no_grad()
 def sampler_rows(
-    denoiser: Denoiser, names: Sequence[str], batch: int, precision: str
+    denoiser: Denoiser, names: Sequence[str], family: str, batch: int, precision: str
 ) -> list[dict[str, Any]]:
-    """A row for each sampler and family, at default options."""
-    shape, rows = denoiser.config.image_shape, []
-    for family in COMPARED:
-        drawn, structure = FAMILIES[family]
-        operator = drawn.sample(shape, structure, range(batch), DEVICE)
-        draws = Draws(range(batch), DEVICE)
-        problem = GaussianNoise(0.05).measure(operator, draws.normal(shape, "clean"), draws)
-        network = evaluation_seconds(denoiser, problem, DTYPES[precision])
-        for name in each(names, family, "samplers"):
-            row = {"family": family, "sampler": name, "denoiser_ms": 1e3 * network}
-            cost = sampler_cost(name, problem)
-            rows.append(row | cost | {"share": cost["sampler_ms"] / row["denoiser_ms"]})
+    """A row for each sampler, at default options, on operators of one family."""
+    drawn, structure = FAMILIES[family]
+    shape, dtype = denoiser.config.image_shape, DTYPES[precision]
+    operator = drawn.sample(shape, structure, range(batch), DEVICE)
+    draws = Draws(range(batch), DEVICE)
+    problem = GaussianNoise(0.05).measure(operator, draws.normal(shape, "clean"), draws)
+    x, given = draws.normal(shape, "noisy"), problem.unconditional()
+    with torch.autocast(DEVICE.type, dtype, dtype != torch.float32):
+        network = 1e3 * shortest(lambda: denoiser(x, 2.0, given))
+    rows = []
+    for name in each(names, family, "samplers"):
+        row = {"family": family, "sampler": name, "denoiser_ms": network}
+        row |= sampler_cost(name, problem)
+        rows.append(row | {"share": row["sampler_ms"] / network})
     return rows
 
 
-@torch.no_grad()
-def evaluation_seconds(denoiser: Denoiser, problem: Problem, dtype: torch.dtype) -> float:
-    """Seconds of the network for one evaluation of a batch."""
-    x, given = torch.randn_like(problem.pinv()), problem.unconditional()
-    with torch.autocast(DEVICE.type, dtype, dtype != torch.float32):
-        return shortest(lambda: denoiser(x, 2.0, given))
-
-
-@torch.no_grad()
 def sampler_cost(name: str, problem: Problem) -> dict[str, Any]:
     """Evaluations of an image, and milliseconds for each of them, of a run whose denoiser costs
     nothing."""
@@ -345,7 +321,7 @@ def main() -> None:
     """Speed against the plain reference path."""
 
 
-def comparison(command: Callable[..., None]) -> Any:
+def comparison(function: Callable[..., Any]) -> click.Command:
     """A subcommand with the options of `compare`."""
     options = [
         click.option("--preset", type=click.Choice(list(PRESETS)), default="FFHQ64"),
@@ -356,33 +332,37 @@ def comparison(command: Callable[..., None]) -> Any:
                      default=COMPARED, help="May be repeated."),
         click.option("--path", "paths", type=click.Choice(PATHS), multiple=True, default=PATHS,
                      help="May be repeated."),
-        name_option,
     ]  # fmt: skip
     for option in reversed(options):
-        command = option(command)
-    return main.command(context_settings=CONTEXT)(command)
+        function = option(function)
+    return benchmark(main)(function)
 
 
 @comparison
-def network(**options: Any) -> None:
+def network(**options: Any) -> Any:
     """A forward pass, eager, compiled and plain."""
-    compare("forward", **options)
+    return compare("forward", **options)
 
 
 @comparison
-def training(**options: Any) -> None:
+def training(**options: Any) -> Any:
     """A training step: measurement, both passes, optimiser."""
-    compare("step", **options)
+    return compare("step", **options)
 
 
-@main.command(context_settings=CONTEXT)
-@name_option
-def operators(name: str | None) -> None:
+@benchmark(main)
+def operators() -> Any:
     """H and H† of 32 images of 64×64 for each of 8 operators, and the building of matrices."""
     x = torch.randn(BATCH, STACK, *SHAPE, device=DEVICE)
     copy = shortest(x.clone)
     rows = [operator_row(*named, x, copy) for named in families().items()]
-    building = building_row(BATCH)
+    matrix = F.normalize(torch.randn(BATCH, 128, math.prod(SHAPE), device=DEVICE), dim=-1)
+    building = {  # drawn and factorised; plain, one that is drawn already
+        "plain_ms": 1e3 * shortest(lambda: PlainMatrix(matrix, SHAPE)),
+        "ms": 1e3 * shortest(
+            lambda: MatrixDegradation().sample(SHAPE, None, range(BATCH), DEVICE)
+        ),
+    }  # fmt: skip
     cells = [
         [r["family"], r["structure"], r["measurements"], r["H_ms"], r["H_pinv_ms"], r["copies"],
          r["plain_ms"] and r["plain_ms"] / (r["H_ms"] + r["H_pinv_ms"])]
@@ -392,23 +372,22 @@ def operators(name: str | None) -> None:
     headers = ["family", "structure", "M", "H, ms", "H†, ms", "time of a copy each way",
                "times plain"]  # fmt: skip
     record = {"stack": [BATCH, STACK, *SHAPE], "runs": rows, "building": building}
-    report(name, table(headers, cells), record)
+    return table(headers, cells), record
 
 
-@main.command(context_settings=CONTEXT)
+@benchmark(main)
 @click.option("--preset", type=click.Choice(list(PRESETS)), default="FFHQ64")
 @click.option("--batch", type=click.IntRange(1), default=4, help="Images restored at once.")
 @click.option("--precision", type=click.Choice(list(DTYPES)), default="bf16")
 @click.option("--sampler", "names", type=click.Choice(sampler_names("denoising")), multiple=True)
-@name_option
-def samplers(
-    preset: str, batch: int, precision: str, names: Sequence[str], name: str | None
-) -> None:
+def samplers(preset: str, batch: int, precision: str, names: Sequence[str]) -> Any:
     """Evaluations of a sampler, and its own time beside that of an unconditional network."""
     cpu.tune()
     denoiser = Denoiser(make_config(preset, "unconditional")).to(DEVICE)
     denoiser.eval().requires_grad_(False).cast_linear(DTYPES[precision])
-    rows = sampler_rows(denoiser, names or sampler_names("denoising"), batch, precision)
+    wanted, rows = names or sampler_names("denoising"), []
+    for family in COMPARED:
+        rows += sampler_rows(denoiser, wanted, family, batch, precision)
     cells = [
         [r["sampler"], r["family"], r["evaluations"], r["denoiser_ms"], r["sampler_ms"],
          f"{100 * r['share']:.1f} %"]
@@ -416,14 +395,13 @@ def samplers(
     ]  # fmt: skip
     headers = ["sampler", "operator", "NFE", "network, ms", "sampler, ms an NFE", "share"]
     record = {"preset": preset, "batch": batch, "precision": precision, "rows": rows}
-    report(name, table(headers, cells), record)
+    return table(headers, cells), record
 
 
-@main.command(context_settings=CONTEXT)
+@benchmark(main)
 @click.option("--side", type=click.IntRange(8), default=64)
 @click.option("--images", type=click.IntRange(1), default=3000)
-@name_option
-def data(side: int, images: int, name: str | None) -> None:
+def data(side: int, images: int) -> Any:
     """Images a second; the files lie in the system's cache, so no disk is measured."""
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as home:
@@ -431,7 +409,7 @@ def data(side: int, images: int, name: str | None) -> None:
     headers = ["source", "images/s, one process", "times plain", f"images/s, {cores()} workers"]
     cells = [[r["source"], r["one_process"], r["one_process"] / rows[0]["one_process"],
               r["all_workers"]] for r in rows]  # fmt: skip
-    report(name, table(headers, cells), {"side": side, "workers": cores(), "rows": rows})
+    return table(headers, cells), {"side": side, "workers": cores(), "rows": rows}
 
 
 if __name__ == "__main__":
