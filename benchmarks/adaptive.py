@@ -26,12 +26,6 @@ PANELS = {
 }  # fmt: skip
 
 
-def samplers() -> dict[tuple[str, float], Sampler]:
-    """By name, and number of steps or spread."""
-    fewer = {("dpm", n): DPM(num_steps=n) for n in STEPS}
-    return fewer | {("adaptive", c): Adaptive(num_steps=STEPS[-1], spread=c) for c in SPREADS}
-
-
 def figure_of(curves: Sequence[dict[str, Any]], rows: Sequence[dict[str, Any]]) -> Any:
     """PSNR and detail against evaluations, and the evaluations of each image by default."""
     figure, axes = family_axes(FAMILIES, PANELS.values(), (13, 8.4))
@@ -58,7 +52,9 @@ def figure_of(curves: Sequence[dict[str, Any]], rows: Sequence[dict[str, Any]]) 
 def main(images: int) -> Any:
     """Compare dpm and adaptive at equal numbers of evaluations."""
     net, emoji = load_frozen(NETS[0], torch.device("cpu"), "fp32"), Emoji(32, "heldout")
-    rows = value_rows(net, emoji, FAMILIES, samplers(), images, 1, "setting")
+    samplers: dict[tuple[str, float], Sampler] = {("dpm", n): DPM(num_steps=n) for n in STEPS}
+    samplers |= {("adaptive", c): Adaptive(num_steps=STEPS[-1], spread=c) for c in SPREADS}
+    rows = value_rows(net, emoji, FAMILIES, samplers, images, 1, "setting")
     curves = means(rows, "setting")
     record = {"images": images, "curves": curves, "rows": rows}
     text = quality_table(curves, "setting")

@@ -10,7 +10,6 @@ After 1/16, 1/4 and all of the images, samples and the MMSE estimate of each are
 exact posterior, beside exact samples (the floor) and zero-shot samplers with the exact denoiser.
 """
 
-import itertools
 import statistics
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -22,30 +21,14 @@ import torch
 from torch import Tensor
 from torch.utils.data import TensorDataset
 
-from benchmarks.posterior import (
-    FLOOR,
-    Run,
-    exact_run,
-    image_errors,
-    image_sampler,
-    measured,
-    solve,
-)
+from benchmarks.posterior import FLOOR, Run, exact_run, image_errors, image_runs, problem_of, solve
 from benchmarks.report import benchmark, save_picture
 from datautils.photos import Photos
 from degradation import Draws, Problem, RandomDegradation, derive_seed, get_family
 from metrics.dataset import load_images
 from metrics.sliced import sliced_wasserstein
-from networks import (
-    Denoiser,
-    GaussianMixture,
-    LevelConfig,
-    NetworkConfig,
-    fit_gaussian,
-    fit_mixture,
-    posterior,
-    posterior_mean,
-)
+from networks import Denoiser, GaussianMixture, LevelConfig, NetworkConfig, posterior
+from networks.fitting import fit_gaussian, fit_mixture
 from runtime.progress import each
 from runtime.tables import fixed, table
 from samplers import DPM, MMSE
@@ -107,13 +90,11 @@ def train(
 
 def problems_of(prior: GaussianMixture, count: int) -> list[tuple[str, Problem]]:
     """`count` problems of each family, of its images; every stride of the blurs in turn."""
-    found = []
-    for name in FAMILIES:
-        family = get_family(name)
-        for i, structure in zip(range(count), itertools.cycle(family.structures()), strict=False):
-            seed = derive_seed("held out", name, i)
-            found.append((name, measured(prior, family, structure, seed, NOISE)))
-    return found
+    return [
+        (name, problem_of(prior, get_family(name), i, derive_seed("held out", name, i), NOISE))
+        for name in FAMILIES
+        for i in range(count)
+    ]
 
 
 def errors_of(run: Run, exact: GaussianMixture) -> dict[str, float]:
@@ -137,20 +118,16 @@ def measure(
     rows = []
     cases = [(name, p, posterior(prior, p)) for name, p in problems_of(prior, problems)]
     for family, problem, exact in cases:
-        runs = {FLOOR: exact_run(exact, count, "floor")}
-        for name in ZERO_SHOT:
-            runs[name] = solve(image_sampler(name), prior, exact, problem, count)
+        runs = image_runs(prior, exact, problem, ZERO_SHOT, count, family)
         for name, run in runs.items():
             rows.append({"method": name, "images": 0, "family": family, **errors_of(run, exact)})
     for way in ways:
         for seen, denoiser in train(way, prior, images, depth):
             for family, problem, exact in cases:
                 run, mmse = sampled(denoiser, problem, count)
-                error = (mmse - posterior_mean(prior, problem)).square().sum()
-                rows.append({
-                    "method": way, "images": seen, "family": family, **errors_of(run, exact),
-                    "mmse": float((error / exact.covariance()[0].trace()).sqrt()),
-                })  # fmt: skip
+                error = (mmse - exact.mean()).square().sum() / exact.covariance()[0].trace()
+                row = {"method": way, "images": seen, "family": family, **errors_of(run, exact)}
+                rows.append(row | {"mmse": float(error.sqrt())})
     return rows
 
 

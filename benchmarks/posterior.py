@@ -1,10 +1,7 @@
 """Samplers against exact posteriors, on priors whose denoiser is known in closed form.
 
-    python -m benchmarks.posterior mixture      sliced Wasserstein distance on 25 Gaussians
-    python -m benchmarks.posterior marginals    a picture of samples of one such problem
-    python -m benchmarks.posterior evaluations  the distance against the number of evaluations
-    python -m benchmarks.posterior images       posterior mean, covariance, credible intervals on a
-                                                Gaussian fitted to crops of the built-in photos
+`python -m benchmarks.posterior -h` lists the commands: on a mixture of 25 Gaussians, and on a
+Gaussian fitted to crops of the built-in photos.
 
 Tables are printed; with `--name NAME` they are also written to benchmarks/results/NAME.json, and
 pictures to docs/NAME.png. Samplers come from the registry: zero-shot ones get the prior's denoiser,
@@ -187,13 +184,15 @@ def mixture_table(rows: Iterable[Mapping[str, Any]]) -> str:
 # ---- a Gaussian fitted to crops of photos
 
 
-def measured(
-    prior: GaussianMixture, family: Family, structure: Any, seed: int, noise_level: float
+def problem_of(
+    prior: GaussianMixture, family: Family, index: int, seed: int, noise_level: float
 ) -> Problem:
-    """A problem (a batch of one) of an image, an operator and noise that are drawn by a seed."""
-    draws = Draws([seed])
-    operator = family.sample(prior.image_shape, structure, [seed]).to(torch.float64)
-    return GaussianNoise(noise_level).measure(operator, prior.sample(draws), draws)
+    """A problem (a batch of one) of an image drawn from the prior; structures take turns by the
+    index."""
+    structures, draws = family.structures(), Draws([seed])
+    operator = family.sample(prior.image_shape, structures[index % len(structures)], [seed])
+    noise = GaussianNoise(noise_level)
+    return noise.measure(operator.to(torch.float64), prior.sample(draws), draws)
 
 
 def image_problems(
@@ -208,8 +207,7 @@ def image_problems(
         except ValueError as error:
             print(f"left out: {error}")
             continue
-        structure, seed = family.structures()[0], derive_seed("image", name)
-        problem = measured(prior, family, structure, seed, noise_level)
+        problem = problem_of(prior, family, 0, derive_seed("image", name), noise_level)
         if problem.degradation.rows.any() and name != "RandomDegradation":
             found[name] = problem
     return found
@@ -241,6 +239,22 @@ def image_errors(run: Run, exact: GaussianMixture) -> dict[str, float]:
     return {name: float(value) for name, value in found.items()}
 
 
+def image_runs(
+    prior: GaussianMixture, exact: GaussianMixture, problem: Problem, names: Sequence[str],
+    count: int, title: str,
+) -> dict[str, Run]:  # fmt: skip
+    """Exact samples of a problem, then those of each sampler with the options of this benchmark."""
+    runs = {FLOOR: exact_run(exact, count, "floor")}
+    for name in each(names, title, "samplers"):
+        runs[name] = solve(image_sampler(name), prior, exact, problem, count)
+    return runs
+
+
+def image_sampler(name: str) -> Sampler:
+    """With the options of this benchmark."""
+    return make_sampler(name, IMAGE_OPTIONS.get(name))
+
+
 def image_rows(
     prior: GaussianMixture, problems: Mapping[str, Problem], count: int, names: Sequence[str]
 ) -> list[dict[str, Any]]:
@@ -249,21 +263,13 @@ def image_rows(
     for family, problem in problems.items():
         exact = posterior(prior, problem)
         mse = float(exact.covariance()[0].diagonal().mean())
-        runs = {FLOOR: exact_run(exact, count, "floor")}
-        for name in each(names, family, "samplers"):
-            runs[name] = solve(image_sampler(name), prior, exact, problem, count)
-        rows += [
-            {"family": family, "sampler": name, "evaluations": run.evaluations,
-             "backward_passes": run.backward_passes, "seconds": run.seconds,
-             "exact_psnr": 10 * math.log10(4 / mse), **image_errors(run, exact)}
-            for name, run in runs.items()
-        ]  # fmt: skip
+        for name, run in image_runs(prior, exact, problem, names, count, family).items():
+            rows.append({
+                "family": family, "sampler": name, "evaluations": run.evaluations,
+                "backward_passes": run.backward_passes, "seconds": run.seconds,
+                "exact_psnr": 10 * math.log10(4 / mse), **image_errors(run, exact),
+            })  # fmt: skip
     return rows
-
-
-def image_sampler(name: str) -> Sampler:
-    """With the options of this benchmark."""
-    return make_sampler(name, IMAGE_OPTIONS.get(name))
 
 
 _ERRORS = {  # titles
@@ -355,8 +361,7 @@ def mixture(dimension: str, problems: int, samples: int, names: list[str]) -> An
 def marginals(samples: int, names: list[str]) -> Any:
     """Draw samples of the problem in 8 dimensions, among ten, whose posterior has most modes."""
     exact = [mixture_case(8, 1, seed)[2] for seed in range(10)]
-    modes = [float((e.log_weights.exp() ** 2).sum()) for e in exact]
-    seed = modes.index(min(modes))
+    seed = min(range(10), key=lambda seed: exact[seed].log_weights.exp().square().sum())
     samplers = {name: mixture_sampler(name, 8) for name in names}
     runs, found = mixture_study(8, 1, seed, samples, samplers)
     points = {title_of(name): run.x.flatten(1)[:, :2] for name, run in runs.items()}

@@ -64,22 +64,18 @@ def draw_evaluations(curves: Mapping[str, Sequence[Mapping[str, Any]]], floor: s
     }
     colours, lowest = plt.get_cmap("tab10"), curves[floor][0]["sliced_wasserstein"]
     for axis, (title, names) in zip(axes, panels.items(), strict=True):
-        axis.axhline(lowest, color=_INK, lw=1, ls=(0, (4, 3)), label="exact samples")
         names = sorted(names, key=lambda name: -curves[name][-1]["sliced_wasserstein"])
         for i, name in enumerate(names):  # the legend has them as they end, from top to bottom
             x = [point["evaluations"] for point in curves[name]]
             y = [point["sliced_wasserstein"] for point in curves[name]]
             style = {"color": colours(i % 10), "ls": _STYLES[i // 10]}
             axis.plot(x, y, marker="o", ms=3.5, lw=1.6, label=name, **style)
+        axis.axhline(lowest, color=_INK, lw=1, ls=(0, (4, 3)), label="exact samples")
         axis.set(xscale="log", yscale="log", xlabel="evaluations of the denoiser")
         axis.set_title(title, fontsize=10, loc="left", color=_INK)
         axis.grid(True, which="major", color=_GRID, lw=0.6)
         axis.spines[["top", "right"]].set_visible(False)
-        handles, labels = axis.get_legend_handles_labels()
-        axis.legend(
-            handles[1:] + handles[:1], labels[1:] + labels[:1], fontsize=8, frameon=False,
-            loc="upper left", bbox_to_anchor=(1, 1),
-        )  # fmt: skip
+        axis.legend(fontsize=8, frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
     axes[0].set_ylabel("sliced Wasserstein distance to the posterior")
     figure.tight_layout()
     return figure

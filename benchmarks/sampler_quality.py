@@ -122,13 +122,9 @@ def edges(x: Tensor) -> Tensor:
 
 def quality_table(rows: Sequence[Mapping[str, Any]], setting: str) -> str:
     """All values, one family after the other."""
+    keys = ["family", "sampler", setting, "evaluations", "psnr", "detail", "consistency"]
     headers = ["family", "sampler", setting, "NFE", "PSNR (dB)", "detail", "consistency"]
-    cells = [
-        [row["family"], row["sampler"], row[setting], row["evaluations"], f"{row['psnr']:.2f}",
-         f"{row['detail']:.2f}", f"{row['consistency']:.1e}"]
-        for row in rows
-    ]  # fmt: skip
-    return table(headers, cells)
+    return table(headers, [[row[key] for key in keys] for row in rows])
 
 
 def figure_of(rows: Sequence[Mapping[str, Any]]) -> Any:

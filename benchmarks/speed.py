@@ -1,10 +1,6 @@
 """Speed against the plain reference path (`benchmarks.reference_path`), in the same run.
 
-    python -m benchmarks.speed network      a forward pass of a preset, by family of operators
-    python -m benchmarks.speed training     a training step
-    python -m benchmarks.speed operators    H and H† of every family; building matrices
-    python -m benchmarks.speed samplers     evaluations of a sampler, and what it takes besides
-    python -m benchmarks.speed data         images a second from files
+`python -m benchmarks.speed -h` lists the commands.
 
 On the GPU if there is one; on a CPU under Linux. Tables are printed; `--name NAME` also writes
 results/NAME.json.
@@ -18,6 +14,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,15 +32,7 @@ from benchmarks.report import CONTEXT, benchmark
 from datautils import get_dataset
 from datautils.loading import cores
 from datautils.photos import Photos
-from degradation import (
-    Draws,
-    GaussianNoise,
-    LinearOperator,
-    MatrixDegradation,
-    MissingPatches,
-    MotionBlur,
-    Problem,
-)
+from degradation import Draws, GaussianNoise, LinearOperator, Problem, get_family
 from metrics.evaluate import seconds_now
 from networks import PRESETS, Denoiser, NetworkConfig, cpu, make_config
 from networks.dropout import seeded
@@ -54,15 +43,15 @@ from samplers import CountingDenoiser, make_sampler, sampler_names
 from training.data import training_batches
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-FAMILIES: dict[str, tuple[Any, Any]] = {
-    "none": (MissingPatches(), None),  # a network that sees H†y alone
-    "mask": (MissingPatches(), None),
-    "matrix": (MatrixDegradation(), None),
-    "blur-2": (MotionBlur(), 2),
-    "blur-4": (MotionBlur(), 4),
-    "blur-8": (MotionBlur(), 8),
+FAMILIES = {  # with a structure
+    "none": (get_family("MissingPatches"), None),  # a network that sees H†y alone
+    "mask": (get_family("MissingPatches"), None),
+    "matrix": (get_family("MatrixDegradation"), None),
+    "blur-2": (get_family("MotionBlur"), 2),
+    "blur-4": (get_family("MotionBlur"), 4),
+    "blur-8": (get_family("MotionBlur"), 8),
 }
-PLAIN = (MissingPatches, MatrixDegradation, MotionBlur)  # families that have a plain form
+PLAIN = ("MissingPatches", "MatrixDegradation", "MotionBlur")  # families with a plain form
 SHAPE, BATCH, STACK = (3, 64, 64), 8, 32  # of operators
 COMPARED = ("mask", "matrix", "blur-4")
 PATHS = ("eager", "compiled", "plain")
@@ -131,9 +120,9 @@ def workload(
 
 
 def measure(
-    stage: str, preset: str, divide: int, batch: int, precision: str, family: str, path: str
+    stage: str, family: str, path: str, preset: str, divide: int, batch: int, precision: str
 ) -> dict[str, Any]:
-    """A row of the table, measured in this process."""
+    """What is found in this process."""
     cpu.tune()
     config, (drawn, structure) = configuration(preset, divide, family), FAMILIES[family]
     operator = drawn.sample(config.image_shape, structure, range(batch), DEVICE)
@@ -154,8 +143,6 @@ def measure(
         seconds = shortest(work)
     tflop = (3 if stage == "step" else 1) * batch * gflop / 1e3
     return {
-        "stage": stage, "preset": preset, "divide": divide, "batch": batch,
-        "precision": precision, "family": family, "path": path,
         "seconds": seconds, "images_per_second": batch / seconds,
         "tflop_per_second": tflop / seconds, "gflop_an_image": gflop,
         "peak_mib": peak_memory(), "compile_seconds": compiling,
@@ -195,16 +182,13 @@ def alone(function: Callable[..., Any], *arguments: Any) -> Any:
 
 
 def compare(
-    stage: str, preset: str, divide: int, batch: int, precision: str,
-    families: Sequence[str], paths: Sequence[str],
-) -> tuple[str, dict[str, Any]]:  # fmt: skip
+    stage: str, families: Sequence[str], paths: Sequence[str], precision: str, **given: Any
+) -> tuple[str, dict[str, Any]]:
     """Measure every family on every path; the ceiling is the faster of two large products."""
     speeds = alone(product_speeds, precision)
-    cells = [(family, path) for family in families for path in paths]
-    rows = [
-        alone(measure, stage, preset, divide, batch, precision, *cell)
-        for cell in each(cells, stage, "cells")
-    ]
+    given |= {"stage": stage, "precision": precision}
+    cells = [given | {"family": family, "path": path} for family in families for path in paths]
+    rows = [cell | alone(partial(measure, **cell)) for cell in each(cells, stage, "cells")]
     ceiling = max(speeds.values())
     plain = {row["family"]: row["seconds"] for row in rows if row["path"] == "plain"}
     lines = [
@@ -233,7 +217,7 @@ def operator_row(name: str, family: Any, x: Tensor, copy: float) -> dict[str, An
     ours = family.sample(SHAPE, structure, range(batch), DEVICE)
     y, plain = ours.H(x), None
     forward, inverse = shortest(lambda: ours.H(x)), shortest(lambda: ours.H_pinv(y))
-    if type(family) in PLAIN:
+    if name in PLAIN:
         other = plain_operator(family, structure, ours, range(batch))
         plain = 1e3 * shortest(lambda: other.H_pinv(other.H(x)))
     return {
@@ -250,7 +234,8 @@ def operator_row(name: str, family: Any, x: Tensor, copy: float) -> dict[str, An
 def sampler_rows(
     denoiser: Denoiser, names: Sequence[str], family: str, batch: int, precision: str
 ) -> list[dict[str, Any]]:
-    """A row for each sampler, at default options, on operators of one family."""
+    """A row for each sampler, at default options, on operators of one family: evaluations of an
+    image, milliseconds of the network and of the sampler itself for each of them."""
     drawn, structure = FAMILIES[family]
     shape, dtype = denoiser.config.image_shape, DTYPES[precision]
     operator = drawn.sample(shape, structure, range(batch), DEVICE)
@@ -261,24 +246,17 @@ def sampler_rows(
         network = 1e3 * shortest(lambda: denoiser(x, 2.0, given))
     rows = []
     for name in each(names, family, "samplers"):
-        row = {"family": family, "sampler": name, "denoiser_ms": network}
-        row |= sampler_cost(name, problem)
-        rows.append(row | {"share": row["sampler_ms"] / network})
+        draws = Draws(range(batch), DEVICE)
+        noise = draws.normal(shape, "latent")
+        free = CountingDenoiser(lambda x, sigma, given: 0.9 * x, batch)  # costs nothing
+        start = seconds_now(DEVICE)
+        make_sampler(name)(free, noise, problem, draws)
+        own = 1e3 * (seconds_now(DEVICE) - start) / free.calls
+        rows.append({
+            "family": family, "sampler": name, "denoiser_ms": network, "evaluations": free.calls,
+            "backward_passes": free.backward_passes, "sampler_ms": own, "share": own / network,
+        })  # fmt: skip
     return rows
-
-
-def sampler_cost(name: str, problem: Problem) -> dict[str, Any]:
-    """Evaluations of an image, and milliseconds for each of them, of a run whose denoiser costs
-    nothing."""
-    draws = Draws(range(len(problem)), DEVICE)
-    noise = draws.normal(problem.degradation.image_shape, "latent")
-    counter = CountingDenoiser(lambda x, sigma, given: 0.9 * x, len(problem))
-    start = seconds_now(DEVICE)
-    make_sampler(name)(counter, noise, problem, draws)
-    return {
-        "evaluations": counter.calls, "backward_passes": counter.backward_passes,
-        "sampler_ms": 1e3 * (seconds_now(DEVICE) - start) / counter.calls,
-    }  # fmt: skip
 
 
 # ---- data
@@ -294,31 +272,12 @@ def images_per_second(batches: Iterator[Any], first: int) -> float:
     return count / (seconds_now(DEVICE) - start)
 
 
-def data_rows(home: Path, side: int, count: int, batch: int = 32) -> list[dict[str, Any]]:
-    """Crops of the photos as PNG files, in a folder and in a zip, in the order of training."""
-    photos, folder = Photos(side, "train", size=count), home / "images"
-    folder.mkdir()
-    for i in range(count):
-        Image.fromarray(photos[i][0].movedim(0, -1).numpy()).save(folder / f"{i:06d}.png")
-    shutil.make_archive(str(folder), "zip", folder)
-    plain = images_per_second(((x, None) for x in plain_batches(folder, batch)), 4)
-    rows = [{"source": "plain", "one_process": plain, "all_workers": None}]
-    for name, path in (("folder", folder), ("zip", home / "images.zip")):
-        dataset = get_dataset("datautils.imagedir.ImageDir", "train", path=path)
-        one, every = (
-            images_per_second(training_batches(dataset, batch, 0, 0, workers), 4 * max(1, workers))
-            for workers in (0, cores())
-        )
-        rows.append({"source": name, "one_process": one, "all_workers": every})
-    return rows
-
-
 # ---- the commands
 
 
 @click.group(context_settings=CONTEXT)
 def main() -> None:
-    """Speed against the plain reference path."""
+    """Speed against the plain reference path, in the same run."""
 
 
 def comparison(function: Callable[..., Any]) -> click.Command:
@@ -357,12 +316,11 @@ def operators() -> Any:
     copy = shortest(x.clone)
     rows = [operator_row(*named, x, copy) for named in families().items()]
     matrix = F.normalize(torch.randn(BATCH, 128, math.prod(SHAPE), device=DEVICE), dim=-1)
+    matrices = get_family("MatrixDegradation")
     building = {  # drawn and factorised; plain, one that is drawn already
         "plain_ms": 1e3 * shortest(lambda: PlainMatrix(matrix, SHAPE)),
-        "ms": 1e3 * shortest(
-            lambda: MatrixDegradation().sample(SHAPE, None, range(BATCH), DEVICE)
-        ),
-    }  # fmt: skip
+        "ms": 1e3 * shortest(lambda: matrices.sample(SHAPE, None, range(BATCH), DEVICE)),
+    }
     cells = [
         [r["family"], r["structure"], r["measurements"], r["H_ms"], r["H_pinv_ms"], r["copies"],
          r["plain_ms"] and r["plain_ms"] / (r["H_ms"] + r["H_pinv_ms"])]
@@ -402,13 +360,28 @@ def samplers(preset: str, batch: int, precision: str, names: Sequence[str]) -> A
 @click.option("--side", type=click.IntRange(8), default=64)
 @click.option("--images", type=click.IntRange(1), default=3000)
 def data(side: int, images: int) -> Any:
-    """Images a second; the files lie in the system's cache, so no disk is measured."""
+    """Images a second, in the order of training, of crops of the photos as PNG files in a folder
+    and in a zip. The files lie in the system's cache, so no disk is measured."""
     torch.set_num_threads(1)
+    photos = Photos(side, "train", size=images)
     with tempfile.TemporaryDirectory() as home:
-        rows = data_rows(Path(home), side, images)
+        folder = Path(home, "images")
+        folder.mkdir()
+        for i in range(images):
+            Image.fromarray(photos[i][0].movedim(0, -1).numpy()).save(folder / f"{i:06d}.png")
+        archive = shutil.make_archive(str(folder), "zip", folder)
+        plain = images_per_second(((x, None) for x in plain_batches(folder, 32)), 4)
+        rows = [{"source": "plain", "one_process": plain, "all_workers": None}]
+        for name, path in (("folder", folder), ("zip", archive)):
+            dataset = get_dataset("ImageDir", "train", path=path)
+            one, every = (
+                images_per_second(training_batches(dataset, 32, 0, 0, workers), 4 * max(1, workers))
+                for workers in (0, cores())
+            )
+            rows.append({"source": name, "one_process": one, "all_workers": every})
     headers = ["source", "images/s, one process", "times plain", f"images/s, {cores()} workers"]
-    cells = [[r["source"], r["one_process"], r["one_process"] / rows[0]["one_process"],
-              r["all_workers"]] for r in rows]  # fmt: skip
+    cells = [[r["source"], r["one_process"], r["one_process"] / plain, r["all_workers"]]
+             for r in rows]  # fmt: skip
     return table(headers, cells), {"side": side, "workers": cores(), "rows": rows}
 
 

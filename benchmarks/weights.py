@@ -58,15 +58,6 @@ def draw_images(count: int, reference: Path, folder: Path) -> None:
             draw(options)
 
 
-def drawn_distances(folder: Path) -> dict[str, float]:
-    """The Fréchet distance of the drawn images, by network."""
-    found = {}
-    for net in NETS:
-        (cell,) = values_in(folder / net.stem)["none"].values()
-        found[net.stem] = cell["fd"]["mean"]
-    return found
-
-
 def restore(count: int, data: dict[str, Any], reference: Path, folder: Path) -> None:
     """Restore the images under every family with every network and sampler."""
     # The Gaussian is fitted to the training emoji, which do not ship.
@@ -126,7 +117,10 @@ def main(images: str, path: str | None, outdir: Path) -> Any:
     restore(count, data, reference, gen)
     if place().rank:
         return None
-    values, distances = values_in(gen), drawn_distances(drawn)
+    values, distances = values_in(gen), {}
+    for net in NETS:
+        (cell,) = values_in(drawn / net.stem)["none"].values()
+        distances[net.stem] = cell["fd"]["mean"]
     text = table(*metrics_rows(values, METRICS))
     text += "\n" + table(["drawn by", "fd"], [list(pair) for pair in distances.items()])
     return text, {
