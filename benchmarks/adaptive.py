@@ -11,8 +11,9 @@ from typing import Any
 import click
 import torch
 
+from benchmarks.pictures import draw_curves, family_axes
 from benchmarks.report import benchmark, save_picture
-from benchmarks.sampler_quality import family_axes, means, quality_table, value_rows
+from benchmarks.sampler_quality import means, quality_table, value_rows
 from benchmarks.weights import FAMILIES, NETS
 from commands.methods import load_frozen
 from datautils.emoji import Emoji
@@ -30,18 +31,18 @@ def figure_of(curves: Sequence[dict[str, Any]], rows: Sequence[dict[str, Any]]) 
     """PSNR and detail against evaluations, and the evaluations of each image by default."""
     figure, axes = family_axes(FAMILIES, PANELS.values(), (13, 8.4))
     for column, family in zip(axes.T, FAMILIES, strict=True):
-        for method, colour in (("dpm", "#8d99ae"), ("adaptive", "#d1495b")):
-            own = [c for c in curves if (c["family"], c["sampler"]) == (family, method)]
-            for axis, key in zip(column[:2], PANELS, strict=False):
-                x, y = [c["evaluations"] for c in own], [c[key] for c in own]
-                axis.plot(x, y, "o-", color=colour, label=method, lw=1.6, ms=4)
+        for axis, key in zip(column[:2], PANELS, strict=False):
+            own = [c for c in curves if c["family"] == family]
+            draw_curves(axis, {
+                name: [(c["evaluations"], c[key]) for c in own if c["sampler"] == name]
+                for name in ("dpm", "adaptive")
+            })  # fmt: skip
         usual = [r for r in rows if (r["family"], r["setting"]) == (family, Adaptive().spread)]
         x, y = [r["evaluations"] for r in usual], [r["psnr"] for r in usual]
-        column[2].plot(x, y, "o", color="#d1495b", ms=4, alpha=0.6)
+        column[2].plot(x, y, "o", color="tab:orange", ms=4, alpha=0.6)
+        column[2].grid(alpha=0.25)
         column[1].set_xlabel("evaluations, mean over the images")
         column[2].set_xlabel("evaluations of an image by default")
-        for axis in column:
-            axis.grid(alpha=0.25)
     axes[0, 0].legend(fontsize=8, frameon=False)
     figure.tight_layout()
     return figure

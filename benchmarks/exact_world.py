@@ -16,11 +16,11 @@ from dataclasses import replace
 from typing import Any
 
 import click
-import matplotlib.pyplot as plt
 import torch
 from torch import Tensor
 from torch.utils.data import TensorDataset
 
+from benchmarks.pictures import draw_curves, family_axes
 from benchmarks.posterior import FLOOR, Run, exact_run, image_errors, image_runs, problem_of, solve
 from benchmarks.report import benchmark, save_picture
 from datautils.photos import Photos
@@ -150,25 +150,23 @@ def distances_table(rows: Sequence[dict[str, Any]], key: str) -> str:
 
 def draw(rows: Sequence[dict[str, Any]], key: str) -> Any:
     """The error of each trained way against the images it has seen; level lines for the others."""
-    figure, axes = plt.subplots(1, len(FAMILIES), figsize=(13, 3.8), sharey=True)
+    figure, (axes,) = family_axes(FAMILIES, ["distance to the exact posterior"], (13, 3.8))
     seen = {way: sorted({r["images"] for r in rows if r["method"] == way}) for way in WAYS}
     counts = sorted({r["images"] for r in rows if r["images"]})
     for axis, family in zip(axes, FAMILIES, strict=True):
-        for way, colour in zip(WAYS, ("#8d99ae", "#d1495b", "#6f9ac8", "#1b2a41"), strict=True):
-            if seen[way]:
-                values = [mean_of(rows, way, family, key, n) for n in seen[way]]
-                axis.plot(seen[way], values, "o-", color=colour, label=way, lw=1.8, ms=4)
+        draw_curves(axis, {
+            way: [(n, mean_of(rows, way, family, key, n)) for n in numbers]
+            for way, numbers in seen.items() if numbers
+        })  # fmt: skip
         level, best = min((mean_of(rows, m, family, key, 0), m) for m in ZERO_SHOT)
         axis.axhline(level, color="#888888", ls="--", lw=1)
         axis.annotate(f"best zero-shot: {best}", (0.02, level), (0, -9), fontsize=8,
                       xycoords=("axes fraction", "data"), textcoords="offset points")  # fmt: skip
         axis.axhline(mean_of(rows, FLOOR, family, key, 0), color="#888888", ls=":", lw=1)
-        axis.set(xscale="log", yscale="log", xlabel="images seen", title=family)
+        axis.set(xscale="log", yscale="log", xlabel="images seen")
         axis.set_xticks(counts, [f"{count:,}" for count in counts])
         axis.set_yticks(_TICKS, _TICKS)
         axis.minorticks_off()
-        axis.grid(alpha=0.25)
-    axes[0].set_ylabel("distance to the exact posterior")
     axes[0].legend(fontsize=8, frameon=False)
     figure.suptitle("Sliced Wasserstein distance of samples; dotted: exact samples", fontsize=10)
     figure.tight_layout()

@@ -26,7 +26,7 @@ import torch
 from scipy.stats import t as student_t
 from torch import Tensor
 
-from benchmarks.posterior_pictures import draw_evaluations, draw_marginals
+from benchmarks.pictures import draw_evaluations, draw_marginals
 from benchmarks.report import CONTEXT, benchmark, save_picture
 from datautils.photos import Photos
 from degradation import (
@@ -61,7 +61,6 @@ MIXTURE_OPTIONS: dict[str, dict[str, str]] = {
     "mgps": {"schedule": "mixture", "lr": "0.1", "noise_floor": "1e-6"},
     "mcgdiff": {"particles": "64"},
 }
-IMAGE_OPTIONS: dict[str, dict[str, str]] = {"daps": {"inner": "exact"}}
 
 
 @dataclass(frozen=True)
@@ -252,7 +251,7 @@ def image_runs(
 
 def image_sampler(name: str) -> Sampler:
     """With the options of this benchmark."""
-    return make_sampler(name, IMAGE_OPTIONS.get(name))
+    return make_sampler(name, {"inner": "exact"} if name == "daps" else None)
 
 
 def image_rows(
@@ -287,9 +286,6 @@ def image_table(rows: Sequence[Mapping[str, Any]]) -> str:
         seconds = statistics.fmean(row["seconds"] for row in own)
         cells.append([title_of(name), own[0]["evaluations"], *medians, seconds])
     return table(["sampler", "NFE", *_ERRORS.values(), "seconds"], cells)
-
-
-# ---- quality against the number of evaluations
 
 
 def evaluation_curves(

@@ -148,9 +148,6 @@ def plain_layers() -> Iterator[None]:
         cpu.use_onednn(onednn)
 
 
-# ---- data
-
-
 def plain_batches(folder: Path, batch: int) -> Iterator[Tensor]:
     """Batches `[batch, 3, h, w]` of a folder's PNG files, opened one by one, over and over."""
     paths = itertools.cycle(sorted(folder.rglob("*.png")))

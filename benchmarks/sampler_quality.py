@@ -8,15 +8,15 @@ growing numbers of steps and from the same noise.
 
 import math
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import click
-import matplotlib.pyplot as plt
 import torch
 from torch import Tensor
 
+from benchmarks.pictures import draw_curves, family_axes
 from benchmarks.report import benchmark, save_picture
 from commands.methods import Restorer, check_conditioning, check_objective, load_frozen
 from datautils import ImageDataset
@@ -39,7 +39,6 @@ SAMPLERS = ("euler", *HEUN, "dpm", "deis", "ddrm", "ddnm", "diffpir", "pigdm")
 MMSE = "mmse"
 SHARES = (0.25, 0.5, 1, 2, 4)
 PANELS = {"psnr": "PSNR (dB)", "detail": "detail, as a share of the photos'"}
-_INK, _GRID = "#1b2a41", "#d8dee9"
 
 
 def sampler_of(name: str, steps: int) -> Sampler:
@@ -115,9 +114,7 @@ def means(rows: Sequence[Mapping[str, Any]], setting: str) -> list[dict[str, Any
 
 def edges(x: Tensor) -> Tensor:
     """Sum of absolute differences of neighbouring pixels: `[B, C, h, w]` to `[B]`."""
-    x = x.double()
-    across, down = (x.diff(dim=dim).abs().sum((1, 2, 3)) for dim in (-1, -2))
-    return across + down
+    return sum(x.double().diff(dim=dim).abs().sum((1, 2, 3)) for dim in (-1, -2))
 
 
 def quality_table(rows: Sequence[Mapping[str, Any]], setting: str) -> str:
@@ -128,14 +125,23 @@ def quality_table(rows: Sequence[Mapping[str, Any]], setting: str) -> str:
 
 
 def figure_of(rows: Sequence[Mapping[str, Any]]) -> Any:
-    """PSNR and detail against evaluations, a column for each family."""
-    families = list(dict.fromkeys(row["family"] for row in rows))
+    """PSNR and detail against evaluations, a column for each family; a level for the MMSE
+    estimate."""
+    families, samplers = (dict.fromkeys(row[key] for row in rows) for key in ("family", "sampler"))
+    dashed = [name for name in samplers if zero_shot(name)]
     figure, axes = family_axes(families, PANELS.values(), (4.8 * len(families) + 1.6, 6.4))
     for column, family in zip(axes.T, families, strict=True):
-        own = [row for row in rows if row["family"] == family]
         for axis, key in zip(column, PANELS, strict=True):
-            draw_curves(axis, own, key)
-        column[1].axhline(1, color=_INK, lw=0.6)
+            curves = {name: [] for name in samplers}
+            for row in rows:
+                if row["family"] == family:
+                    curves[row["sampler"]].append((row["evaluations"], row[key]))
+            ((_, mmse),) = curves.pop(MMSE)
+            draw_curves(axis, curves, dashed)
+            axis.axhline(mmse, color="black", lw=1, ls=":", label="mmse")
+            axis.set(xscale="log", xticks=STEPS, xticklabels=STEPS)
+            axis.minorticks_off()
+        column[1].axhline(1, color="black", lw=0.6)
         column[1].set(yscale="log", yticks=SHARES, yticklabels=SHARES)
         column[1].minorticks_off()
         column[1].set_xlabel("evaluations of the denoiser")
@@ -145,34 +151,6 @@ def figure_of(rows: Sequence[Mapping[str, Any]]) -> Any:
     )  # fmt: skip
     figure.tight_layout()
     return figure
-
-
-def family_axes(families: Sequence[str], labels: Iterable[str], size: tuple[float, float]) -> Any:
-    """A figure (inches) and its axes: a titled column for each family, a row for each value."""
-    labels = list(labels)
-    figure, axes = plt.subplots(
-        len(labels), len(families), figsize=size, sharex="row", sharey="row", squeeze=False
-    )
-    for axis, family in zip(axes[0], families, strict=True):
-        axis.set_title(family, fontsize=10, loc="left", color=_INK)
-    for axis, label in zip(axes[:, 0], labels, strict=True):
-        axis.set_ylabel(label)
-    return figure, axes
-
-
-def draw_curves(axis: Any, rows: Sequence[Mapping[str, Any]], key: str) -> None:
-    """One value of one family, a curve for each sampler, a line for the MMSE estimate."""
-    names = list(dict.fromkeys(row["sampler"] for row in rows if row["sampler"] != MMSE))
-    for i, name in enumerate(names):
-        points = [(row["evaluations"], row[key]) for row in rows if row["sampler"] == name]
-        style = {"ls": "--" if zero_shot(name) else "-", "color": plt.get_cmap("tab10")(i)}
-        axis.plot(*zip(*points, strict=True), marker="o", ms=3.5, lw=1.6, label=name, **style)
-    (one,) = (row[key] for row in rows if row["sampler"] == MMSE)
-    axis.axhline(one, color=_INK, lw=1, ls=":", label="mmse")
-    axis.set(xscale="log", xticks=STEPS, xticklabels=STEPS)
-    axis.minorticks_off()
-    axis.grid(True, color=_GRID, lw=0.6)
-    axis.spines[["top", "right"]].set_visible(False)
 
 
 def zero_shot(name: str) -> bool:

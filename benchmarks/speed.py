@@ -204,9 +204,6 @@ def compare(
     return table(headers, lines), record
 
 
-# ---- operators
-
-
 @torch.no_grad()
 def operator_row(name: str, family: Any, x: Tensor, copy: float) -> dict[str, Any]:
     """H and H† of a stack of images `[B, K, C, h, w]` for each operator.
@@ -225,9 +222,6 @@ def operator_row(name: str, family: Any, x: Tensor, copy: float) -> dict[str, An
         "measurements": ours.rows.shape[1], "H_ms": 1e3 * forward, "H_pinv_ms": 1e3 * inverse,
         "copies": (forward + inverse) / copy / 2, "plain_ms": plain,
     }  # fmt: skip
-
-
-# ---- samplers
 
 
 @torch.no_grad()
@@ -257,9 +251,6 @@ def sampler_rows(
             "backward_passes": free.backward_passes, "sampler_ms": own, "share": own / network,
         })  # fmt: skip
     return rows
-
-
-# ---- data
 
 
 def images_per_second(batches: Iterator[Any], first: int) -> float:

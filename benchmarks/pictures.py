@@ -1,6 +1,6 @@
-"""Pictures of the benchmark of posteriors: marginals beside the exact ones, error against cost."""
+"""Pictures of the benchmarks: quality against cost, marginals beside the exact ones."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -14,7 +14,31 @@ _COLUMNS = 6
 _EXTENT = 21.0  # of the plane: the means reach 16
 _INK, _DOT, _GRID = "#1b2a41", "#d1495b", "#d8dee9"
 _HEAT = LinearSegmentedColormap.from_list("paper", ["#ffffff", "#c9d8ea", "#6f9ac8", "#1b4f8a"])
-_STYLES = ("-", "--", ":", "-.")
+
+
+def family_axes(families: Sequence[str], labels: Iterable[str], size: tuple[float, float]) -> Any:
+    """A figure (inches) and its axes: a titled column for each family, a row for each value."""
+    labels = list(labels)
+    figure, axes = plt.subplots(
+        len(labels), len(families), figsize=size, sharex="row", sharey="row", squeeze=False
+    )
+    for axis, family in zip(axes[0], families, strict=True):
+        axis.set_title(family, fontsize=10, loc="left", color=_INK)
+    for axis, label in zip(axes[:, 0], labels, strict=True):
+        axis.set_ylabel(label)
+    return figure, axes
+
+
+def draw_curves(
+    axis: Any, curves: Mapping[str, Sequence[tuple[float, float]]], dashed: Sequence[str] = ()
+) -> None:
+    """A curve through points (x, y) for each label."""
+    for i, (label, points) in enumerate(curves.items()):
+        line = "--" if label in dashed else ("-", "--", ":", "-.")[i // 10]
+        style = {"color": plt.get_cmap("tab10")(i % 10), "ls": line}
+        axis.plot(*zip(*points, strict=True), marker="o", ms=3.5, lw=1.6, label=label, **style)
+    axis.grid(True, color=_GRID, lw=0.6)
+    axis.spines[["top", "right"]].set_visible(False)
 
 
 def draw_marginals(
@@ -62,19 +86,15 @@ def draw_evaluations(curves: Mapping[str, Sequence[Mapping[str, Any]]], floor: s
         "told y: the exact conditional denoiser": oracles,
         "zero-shot: the denoiser of the prior": [n for n in curves if n not in (*oracles, floor)],
     }
-    colours, lowest = plt.get_cmap("tab10"), curves[floor][0]["sliced_wasserstein"]
     for axis, (title, names) in zip(axes, panels.items(), strict=True):
-        names = sorted(names, key=lambda name: -curves[name][-1]["sliced_wasserstein"])
-        for i, name in enumerate(names):  # the legend has them as they end, from top to bottom
-            x = [point["evaluations"] for point in curves[name]]
-            y = [point["sliced_wasserstein"] for point in curves[name]]
-            style = {"color": colours(i % 10), "ls": _STYLES[i // 10]}
-            axis.plot(x, y, marker="o", ms=3.5, lw=1.6, label=name, **style)
-        axis.axhline(lowest, color=_INK, lw=1, ls=(0, (4, 3)), label="exact samples")
+        ends = {name: curves[name][-1]["sliced_wasserstein"] for name in names}
+        draw_curves(axis, {  # the legend has them as they end, from top to bottom
+            name: [(point["evaluations"], point["sliced_wasserstein"]) for point in curves[name]]
+            for name in sorted(names, key=lambda name: -ends[name])
+        })  # fmt: skip
+        axis.axhline(curves[floor][0]["sliced_wasserstein"], color=_INK, lw=1, ls="--", label=floor)
         axis.set(xscale="log", yscale="log", xlabel="evaluations of the denoiser")
         axis.set_title(title, fontsize=10, loc="left", color=_INK)
-        axis.grid(True, which="major", color=_GRID, lw=0.6)
-        axis.spines[["top", "right"]].set_visible(False)
         axis.legend(fontsize=8, frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
     axes[0].set_ylabel("sliced Wasserstein distance to the posterior")
     figure.tight_layout()
