@@ -31,8 +31,8 @@ def figure_of(curves: Sequence[dict[str, Any]], rows: Sequence[dict[str, Any]]) 
     """PSNR and detail against evaluations, and the evaluations of each image by default."""
     figure, axes = family_axes(FAMILIES, PANELS.values(), (13, 8.4))
     for column, family in zip(axes.T, FAMILIES, strict=True):
+        own = [c for c in curves if c["family"] == family]
         for axis, key in zip(column[:2], PANELS, strict=False):
-            own = [c for c in curves if c["family"] == family]
             draw_curves(axis, {
                 name: [(c["evaluations"], c[key]) for c in own if c["sampler"] == name]
                 for name in ("dpm", "adaptive")

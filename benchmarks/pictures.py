@@ -7,6 +7,7 @@ import matplotlib.pyplot as plt
 import torch
 from matplotlib.colors import LinearSegmentedColormap
 from torch import Tensor
+from torch.distributions import Categorical, MixtureSameFamily, MultivariateNormal
 
 from networks import GaussianMixture
 
@@ -44,18 +45,19 @@ def draw_curves(
 def draw_marginals(
     exact: GaussianMixture, points: Mapping[str, Tensor], distances: Mapping[str, float]
 ) -> Any:
-    """The first two coordinates of samples `[n, 2]` by title, over the exact density; beside the
-    title their sliced distance."""
+    """The first two coordinates of samples `[n, 2]` by title, over the density of a posterior (a
+    batch of one); beside the title their sliced distance."""
     rows = -(-len(points) // _COLUMNS)
     figure, axes = plt.subplots(rows, _COLUMNS, figsize=(2.05 * _COLUMNS, 2.3 * rows))
     axis = torch.linspace(-_EXTENT, _EXTENT, 241, dtype=torch.float64)
-    density = marginal_density(exact, torch.cartesian_prod(axis, axis)).view(241, 241).mT
+    parts = MultivariateNormal(exact.means[0, :, :2], exact.covariances[0, :, :2, :2])
+    plane = MixtureSameFamily(Categorical(logits=exact.log_weights[0]), parts)
+    density = plane.log_prob(torch.cartesian_prod(axis, axis)).exp().view(241, 241).mT
     shade = (density / density.amax()).sqrt()  # faint modes show
     box = (-_EXTENT, _EXTENT, -_EXTENT, _EXTENT)
-    for cell in axes.flat:
+    for cell in axes.flat[len(points) :]:
         cell.axis("off")
     for cell, (title, x) in zip(axes.flat, points.items(), strict=False):
-        cell.axis("on")
         cell.imshow(shade, extent=box, origin="lower", cmap=_HEAT)
         inside = x[(x.abs() < _EXTENT).all(1)]
         cell.scatter(inside[:, 0], inside[:, 1], s=2.2, color=_DOT, alpha=0.45, linewidths=0)
@@ -67,15 +69,6 @@ def draw_marginals(
         cell.set_title(f"{distances[title]:.2f}", fontsize=9, loc="right", color=_DOT, pad=3)
     figure.subplots_adjust(0.01, 0.01, 0.99, 0.95, wspace=0.08, hspace=0.2)
     return figure
-
-
-def marginal_density(exact: GaussianMixture, points: Tensor) -> Tensor:
-    """The density `[n]` of the first two coordinates of a posterior (a batch of one)."""
-    covariances = exact.covariances[0, :, :2, :2].expand(exact.means.shape[1], 2, 2)
-    marginal = GaussianMixture.from_covariances(
-        exact.log_weights[0].exp(), exact.means[0, :, :2], covariances, (1, 1, 2)
-    )
-    return marginal.log_density(points.view(-1, 1, 1, 2)).exp()
 
 
 def draw_evaluations(curves: Mapping[str, Sequence[Mapping[str, Any]]], floor: str) -> Any:

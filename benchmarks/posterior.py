@@ -16,7 +16,7 @@ uniform singular values and noise below the largest of them.
 import math
 import statistics
 import time
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
@@ -50,7 +50,6 @@ from zero_shot import ZeroShot
 
 FLOOR = "exact samples"
 CROPS = 16_000  # to which a Gaussian is fitted
-Key = Hashable  # of a run: the name of its sampler, or that and a number of steps
 FACTORS = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1, 2, 4)  # of a sampler's own number of steps
 
 # Options of the mixture benchmark of the MCGdiff and MGPS papers, where they differ from images.
@@ -134,9 +133,10 @@ def mixture_sampler(name: str, d: int, **options: str) -> Sampler:
 
 
 def mixture_study(
-    d: int, rows: int, seed: int, count: int, samplers: Mapping[Key, Sampler]
-) -> tuple[dict[Key, Run], dict[Key, float]]:
-    """Runs on one problem and their distances, those of exact samples and of the prior's first."""
+    d: int, rows: int, seed: int, count: int, samplers: Mapping[Any, Sampler]
+) -> tuple[dict[Any, Run], dict[Any, float]]:
+    """Runs on one problem and their distances, by the keys of the samplers; those of exact samples
+    and of the prior's first."""
     prior, problem, exact = mixture_case(d, rows, seed)
     reference = exact_run(exact, count, "reference").x.flatten(1)
     plain_samples = prior.sample(Draws([derive_seed("prior", i) for i in range(count)]))
@@ -301,7 +301,7 @@ def evaluation_curves(
     seeds = each(range(problems), "evaluations", "problems")
     studies = [mixture_study(8, 2, seed, count, samplers) for seed in seeds]
 
-    def point(key: Key) -> dict[str, Any]:
+    def point(key: Any) -> dict[str, Any]:
         mean = statistics.fmean(distances[key] for _, distances in studies)
         return {"evaluations": studies[0][0][key].evaluations, "sliced_wasserstein": mean}
 

@@ -131,11 +131,11 @@ def figure_of(rows: Sequence[Mapping[str, Any]]) -> Any:
     dashed = [name for name in samplers if zero_shot(name)]
     figure, axes = family_axes(families, PANELS.values(), (4.8 * len(families) + 1.6, 6.4))
     for column, family in zip(axes.T, families, strict=True):
+        own = [row for row in rows if row["family"] == family]
         for axis, key in zip(column, PANELS, strict=True):
             curves = {name: [] for name in samplers}
-            for row in rows:
-                if row["family"] == family:
-                    curves[row["sampler"]].append((row["evaluations"], row[key]))
+            for row in own:
+                curves[row["sampler"]].append((row["evaluations"], row[key]))
             ((_, mmse),) = curves.pop(MMSE)
             draw_curves(axis, curves, dashed)
             axis.axhline(mmse, color="black", lw=1, ls=":", label="mmse")

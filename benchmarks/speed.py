@@ -47,9 +47,7 @@ FAMILIES = {  # with a structure
     "none": (get_family("MissingPatches"), None),  # a network that sees H†y alone
     "mask": (get_family("MissingPatches"), None),
     "matrix": (get_family("MatrixDegradation"), None),
-    "blur-2": (get_family("MotionBlur"), 2),
-    "blur-4": (get_family("MotionBlur"), 4),
-    "blur-8": (get_family("MotionBlur"), 8),
+    **{f"blur-{stride}": (get_family("MotionBlur"), stride) for stride in (2, 4, 8)},
 }
 PLAIN = ("MissingPatches", "MatrixDegradation", "MotionBlur")  # families with a plain form
 SHAPE, BATCH, STACK = (3, 64, 64), 8, 32  # of operators
@@ -122,7 +120,7 @@ def workload(
 def measure(
     stage: str, family: str, path: str, preset: str, divide: int, batch: int, precision: str
 ) -> dict[str, Any]:
-    """What is found in this process."""
+    """The values of a row of the table, measured in this process."""
     cpu.tune()
     config, (drawn, structure) = configuration(preset, divide, family), FAMILIES[family]
     operator = drawn.sample(config.image_shape, structure, range(batch), DEVICE)

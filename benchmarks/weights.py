@@ -106,7 +106,7 @@ def intervals(folder: Path) -> list[dict[str, Any]]:
 def main(images: str, path: str | None, outdir: Path) -> Any:
     """Restore held-out emoji with the weights that ship, and compare."""
     count, data_opt = parse_count(images), {"resolution": "32"} | ({"path": path} if path else {})
-    data: dict[str, Any] = {"data": "Emoji", "data_opt": data_opt}
+    data = {"data": "Emoji", "data_opt": data_opt}
     files = {net.stem: sha256_of(net) for net in NETS}
     asked = json.dumps([files, FAMILIES, STEPS, count, path])
     outdir /= hashlib.sha256(asked.encode()).hexdigest()[:12]  # what else was measured stays apart
@@ -120,7 +120,7 @@ def main(images: str, path: str | None, outdir: Path) -> Any:
     values, distances = values_in(gen), {}
     for net in NETS:
         (cell,) = values_in(drawn / net.stem)["none"].values()
-        distances[net.stem] = cell["fd"]["mean"]
+        distances[net.stem] = cell["fd"]["mean"]  # Fréchet, of the drawn images
     text = table(*metrics_rows(values, METRICS))
     text += "\n" + table(["drawn by", "fd"], [list(pair) for pair in distances.items()])
     return text, {
