@@ -110,11 +110,10 @@ def evaluate(
     }  # fmt: skip
     values = gen.evaluate(GenOptions(outdir=Path(outdir), **chosen | options), own)
     return [
-        Row(title, family, metric, cell[metric]["mean"], cell[metric].get("low"),
-            cell[metric].get("high"), cell[metric]["count"], cell["evaluations"],
-            cell["seconds_per_image"])
+        Row(title, family, metric, value["mean"], value.get("low"), value.get("high"),
+            value["count"], cell["evaluations"], cell["seconds_per_image"])
         for family, methods in values.items()
         for title, cell in methods.items()
-        for metric in cell
-        if isinstance(cell[metric], dict) and "count" in cell[metric]
+        for metric, value in cell.items()
+        if isinstance(value, dict) and "count" in value
     ]  # fmt: skip
