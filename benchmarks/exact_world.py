@@ -27,7 +27,8 @@ from datautils.photos import Photos
 from degradation import Draws, Problem, RandomDegradation, derive_seed, get_family
 from metrics.dataset import load_images
 from metrics.sliced import sliced_wasserstein
-from networks import Denoiser, GaussianMixture, LevelConfig, NetworkConfig, posterior
+from networks import Denoiser, GaussianMixture, LevelConfig, NetworkConfig
+from networks.conditioning import posterior, posterior_mean
 from networks.fitting import fit_gaussian, fit_mixture
 from runtime.progress import each
 from runtime.tables import fixed, table
@@ -125,9 +126,9 @@ def measure(
         for seen, denoiser in train(way, prior, images, depth):
             for family, problem, exact in cases:
                 run, mmse = sampled(denoiser, problem, count)
-                error = (mmse - exact.mean()).square().sum() / exact.covariance()[0].trace()
+                error = (mmse - posterior_mean(prior, problem)).square().sum()
                 row = {"method": way, "images": seen, "family": family, **errors_of(run, exact)}
-                rows.append(row | {"mmse": float(error.sqrt())})
+                rows.append(row | {"mmse": float((error / exact.covariance()[0].trace()).sqrt())})
     return rows
 
 
