@@ -11,22 +11,22 @@ exact posterior, beside exact samples (the floor) and zero-shot samplers with th
 """
 
 import statistics
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
 import click
-import matplotlib.pyplot as plt
 import torch
 from torch import Tensor
+from torch.utils.data import TensorDataset
 
-from benchmarks.posterior import FLOOR, Run, exact_run, image_errors, image_sampler, solve
-from benchmarks.report import CONTEXT, name_option, report, save_picture
+from benchmarks.pictures import draw_curves, family_axes
+from benchmarks.posterior import FLOOR, Run, exact_run, image_errors, image_runs, problem_of, solve
+from benchmarks.report import benchmark, save_picture
 from datautils.photos import Photos
-from degradation import Draws, GaussianNoise, Problem, RandomDegradation, derive_seed, get_family
+from degradation import Draws, Problem, RandomDegradation, derive_seed, get_family
+from metrics.dataset import load_images
 from metrics.distances import sliced_wasserstein
-from metrics.pixel import to_float
 from networks import (
     Denoiser,
     GaussianMixture,
@@ -72,22 +72,12 @@ def network(way: str, side: int, depth: int) -> Denoiser:
     return Denoiser(NetworkConfig(shape, 2, (level,), mapping_width=64, fused=fused))
 
 
-class PriorSamples:
+def prior_samples(prior: GaussianMixture, count: int) -> TensorDataset:
     """A data set of `count` images drawn from a prior: (float32 image `[C, h, w]`, −1)."""
-
-    num_classes = 0
-
-    def __init__(self, prior: GaussianMixture, count: int):
-        self.image_shape = prior.image_shape
-        seeds = [derive_seed("prior sample", i) for i in range(count)]
-        blocks = (seeds[i : i + 1024] for i in range(0, count, 1024))
-        self.images = torch.cat([prior.sample(Draws(block)).float() for block in blocks])
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        return self.images[index], -1
+    seeds = [derive_seed("prior sample", i) for i in range(count)]
+    blocks = (seeds[i : i + 1024] for i in range(0, count, 1024))
+    images = torch.cat([prior.sample(Draws(block)).float() for block in blocks])
+    return TensorDataset(images, torch.full((count,), -1))
 
 
 def train(
@@ -97,7 +87,8 @@ def train(
     config = replace(SETTINGS, duration=images)
     denoiser = network(way, prior.image_shape[-1], depth)
     trainer = Trainer(config, denoiser, RandomDegradation(), torch.device("cpu"))
-    batches = training_batches(PriorSamples(prior, images), config.batch, config.seed, 0, workers=0)
+    dataset = prior_samples(prior, images)
+    batches = training_batches(dataset, config.batch, config.seed, 0, workers=0)
     steps = images // config.batch
     for step in each(range(1, steps + 1), way, "steps"):
         trainer.step(*next(batches), step / steps)
@@ -107,18 +98,11 @@ def train(
 
 def problems_of(prior: GaussianMixture, count: int) -> list[tuple[str, Problem]]:
     """`count` problems of each family, of its images; every stride of the blurs in turn."""
-    found = []
-    for name in FAMILIES:
-        family = get_family(name)
-        structures = family.structures()
-        for i in range(count):
-            draws = Draws([derive_seed("held out", name, i)])
-            structure = structures[i % len(structures)]
-            operator = family.sample(prior.image_shape, structure, draws.seeds.tolist())
-            noise = GaussianNoise(NOISE)
-            problem = noise.measure(operator.to(torch.float64), prior.sample(draws), draws)
-            found.append((name, problem))
-    return found
+    return [
+        (name, problem_of(prior, get_family(name), i, derive_seed("held out", name, i), NOISE))
+        for name in FAMILIES
+        for i in range(count)
+    ]
 
 
 def errors_of(run: Run, exact: GaussianMixture) -> dict[str, float]:
@@ -131,54 +115,36 @@ def errors_of(run: Run, exact: GaussianMixture) -> dict[str, float]:
 def sampled(denoiser: Denoiser, problem: Problem, count: int) -> tuple[Run, Tensor]:
     """`count` samples of a problem by a trained network, and its MMSE estimate."""
     single = Problem(problem.degradation.to(torch.float32), problem.y.float(), NOISE)
-    seeds = [derive_seed("solve", i) for i in range(count)]
-    draws = Draws(seeds)
-    noise = draws.normal(problem.degradation.image_shape, "latent")
-    with torch.no_grad():
-        start = time.perf_counter()
-        x = DPM(num_steps=20)(denoiser, noise, single.expand(count), draws)
-        seconds = time.perf_counter() - start
-        mmse = MMSE()(denoiser, noise[:1], single, draws)
-    return Run(x.double(), 20, 0, seconds), mmse.double()
+    run = solve(DPM(num_steps=20), denoiser, denoiser, single, count)
+    return run, solve(MMSE(), denoiser, denoiser, single, 1).x
 
 
 def measure(
-    prior: GaussianMixture,
-    images: int,
-    problems: int,
-    count: int,
-    ways: Sequence[str],
-    depth: int,
+    prior: GaussianMixture, images: int, problems: int, count: int, ways: Sequence[str], depth: int
 ) -> list[dict[str, Any]]:
     """A row for each method, number of images seen, and problem."""
-    cases = [(name, p, posterior(prior, p)) for name, p in problems_of(prior, problems)]
     rows = []
+    cases = [(name, p, posterior(prior, p)) for name, p in problems_of(prior, problems)]
     for family, problem, exact in cases:
-        floor = exact_run(exact, count, "floor")
-        rows.append({"method": FLOOR, "images": 0, "family": family, **errors_of(floor, exact)})
-        for name in ZERO_SHOT:
-            run = solve(image_sampler(name), prior, exact, problem, count)
+        runs = image_runs(prior, exact, problem, ZERO_SHOT, count, family)
+        for name, run in runs.items():
             rows.append({"method": name, "images": 0, "family": family, **errors_of(run, exact)})
     for way in ways:
         for seen, denoiser in train(way, prior, images, depth):
             for family, problem, exact in cases:
                 run, mmse = sampled(denoiser, problem, count)
                 error = (mmse - posterior_mean(prior, problem)).square().sum()
-                rows.append({
-                    "method": way, "images": seen, "family": family, **errors_of(run, exact),
-                    "mmse": float((error / exact.covariance()[0].trace()).sqrt()),
-                })  # fmt: skip
+                row = {"method": way, "images": seen, "family": family, **errors_of(run, exact)}
+                rows.append(row | {"mmse": float((error / exact.covariance()[0].trace()).sqrt())})
     return rows
 
 
 def mean_of(
     rows: Sequence[dict[str, Any]], method: str, family: str, key: str, images: int
 ) -> float:
-    chosen = [
-        row[key] for row in rows
-        if (row["method"], row["family"], row["images"]) == (method, family, images)
-    ]  # fmt: skip
-    return statistics.fmean(chosen)
+    """Over the problems of a family."""
+    wanted = {"method": method, "family": family, "images": images}
+    return statistics.fmean(row[key] for row in rows if wanted.items() <= row.items())
 
 
 def distances_table(rows: Sequence[dict[str, Any]], key: str) -> str:
@@ -192,35 +158,30 @@ def distances_table(rows: Sequence[dict[str, Any]], key: str) -> str:
 
 def draw(rows: Sequence[dict[str, Any]], key: str) -> Any:
     """The error of each trained way against the images it has seen; level lines for the others."""
-    figure, axes = plt.subplots(1, len(FAMILIES), figsize=(13, 3.8), sharey=True)
-    ways = [m for m in dict.fromkeys(r["method"] for r in rows) if m in WAYS]
+    figure, (axes,) = family_axes(FAMILIES, ["distance to the exact posterior"], (13, 3.8))
+    seen = {way: sorted({r["images"] for r in rows if r["method"] == way}) for way in WAYS}
+    counts = sorted({r["images"] for r in rows if r["images"]})
     for axis, family in zip(axes, FAMILIES, strict=True):
-        for way, colour in zip(WAYS, ("#8d99ae", "#d1495b", "#6f9ac8", "#1b2a41"), strict=True):
-            if way in ways:
-                seen = sorted({r["images"] for r in rows if r["method"] == way})
-                values = [mean_of(rows, way, family, key, n) for n in seen]
-                axis.plot(seen, values, "o-", color=colour, label=way, lw=1.8, ms=4)
-        levels = {m: mean_of(rows, m, family, key, 0) for m in ZERO_SHOT}
-        best = min(levels, key=lambda m: levels[m])
-        axis.axhline(levels[best], color="#888888", ls="--", lw=1)
-        axis.annotate(f"best zero-shot: {best}", (0.02, levels[best]), (0, -9), fontsize=8,
+        draw_curves(axis, {
+            way: [(n, mean_of(rows, way, family, key, n)) for n in numbers]
+            for way, numbers in seen.items() if numbers
+        })  # fmt: skip
+        level, best = min((mean_of(rows, m, family, key, 0), m) for m in ZERO_SHOT)
+        axis.axhline(level, color="#888888", ls="--", lw=1)
+        axis.annotate(f"best zero-shot: {best}", (0.02, level), (0, -9), fontsize=8,
                       xycoords=("axes fraction", "data"), textcoords="offset points")  # fmt: skip
-        floor = mean_of(rows, FLOOR, family, key, 0)
-        axis.axhline(floor, color="#888888", ls=":", lw=1)
-        counts = sorted({r["images"] for r in rows if r["images"]})
-        axis.set(xscale="log", yscale="log", xlabel="images seen", title=family)
+        axis.axhline(mean_of(rows, FLOOR, family, key, 0), color="#888888", ls=":", lw=1)
+        axis.set(xscale="log", yscale="log", xlabel="images seen")
         axis.set_xticks(counts, [f"{count:,}" for count in counts])
         axis.set_yticks(_TICKS, _TICKS)
         axis.minorticks_off()
-        axis.grid(alpha=0.25)
-    axes[0].set_ylabel("distance to the exact posterior")
     axes[0].legend(fontsize=8, frameon=False)
     figure.suptitle("Sliced Wasserstein distance of samples; dotted: exact samples", fontsize=10)
     figure.tight_layout()
     return figure
 
 
-@click.command(context_settings=CONTEXT)
+@benchmark()
 @click.option("--images", type=click.IntRange(SETTINGS.batch), default=2**18)
 @click.option("--problems", type=click.IntRange(1), default=6, help="Of each family.")
 @click.option("--samples", type=click.IntRange(2), default=256, help="Of each problem.")
@@ -228,20 +189,12 @@ def draw(rows: Sequence[dict[str, Any]], key: str) -> Any:
 @click.option("--side", type=click.IntRange(8), default=8, help="Of the images, in pixels.")
 @click.option("--depth", type=click.IntRange(1), default=4, help="Blocks of the networks.")
 @click.option("--way", "ways", type=click.Choice(list(WAYS)), multiple=True, help="Only these.")
-@name_option
 def main(
-    images: int,
-    problems: int,
-    samples: int,
-    components: int,
-    side: int,
-    depth: int,
+    images: int, problems: int, samples: int, components: int, side: int, depth: int,
     ways: Sequence[str],
-    name: str | None,
-) -> None:
+) -> Any:  # fmt: skip
     """Train four networks on samples of a known prior, and compare them with exact posteriors."""
-    photos = Photos(side, "train", size=CROPS)
-    crops = to_float(torch.stack([photos[i][0] for i in range(CROPS)])).double()
+    crops = load_images(Photos(side, "train", size=CROPS), CROPS)
     prior = fit_gaussian(crops) if components == 1 else fit_mixture(crops, components)
     rows = measure(prior, images, problems, samples, ways or list(WAYS), depth)
     keys = ("sliced_wasserstein", "mean", "covariance", "mmse")
@@ -250,9 +203,7 @@ def main(
         "side": side, "noise_level": NOISE, "crops": CROPS, "components": components,
         "images": images, "depth": depth, "problems": problems, "samples": samples, "rows": rows,
     }  # fmt: skip
-    report(name, text, record)
-    if name is not None:
-        save_picture(name, draw(rows, "sliced_wasserstein"))
+    return text, record, lambda name: save_picture(name, draw(rows, "sliced_wasserstein"))
 
 
 if __name__ == "__main__":

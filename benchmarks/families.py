@@ -10,17 +10,7 @@ from torch import Tensor
 
 from benchmarks.report import save_picture
 from datautils.photos import Photos
-from degradation import (
-    FAMILIES,
-    Colourisation,
-    Draws,
-    Family,
-    FixedKernel,
-    FixedMask,
-    GaussianNoise,
-    MotionBlur,
-    get_family,
-)
+from degradation import FAMILIES, Draws, Family, GaussianNoise, get_family
 from metrics.pixel import to_float, to_uint8
 
 SHAPE = (3, 64, 64)
@@ -34,10 +24,11 @@ def families() -> dict[str, Family]:
     lines = torch.ones(1, 64, 64)
     lines[:, 20:44, ::3] = 0
     corner = torch.tensor([[1.0, 1, 1, 1, 1], [1, 0, 0, 0, 0], [1, 0, 0, 0, 0]]) / 7
-    given: dict[str, Family] = {"FixedMask": FixedMask(lines), "FixedKernel": FixedKernel(corner)}
+    options = {"FixedMask": {"mask": lines}, "FixedKernel": {"kernel": corner}}
     named = [name for name in FAMILIES if name not in ("NoDegradation", "RandomDegradation")]
-    found = {name: given.get(name) or get_family(name) for name in named}
-    return found | {"Colourisation, of=MotionBlur": Colourisation(of=MotionBlur())}
+    found = {name: get_family(name, options.get(name)) for name in named}
+    found["Colourisation, of=MotionBlur"] = get_family("Colourisation", {"of": "MotionBlur"})
+    return found
 
 
 def structure_of(family: Family) -> Hashable:

@@ -6,6 +6,7 @@ the ratio of the two median distances is about 1 or more. Distances are taken in
 features of EfficientNet-Lite0.
 """
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,9 @@ import click
 import torch
 from torch import Tensor
 
-from benchmarks.report import CONTEXT, DOCS, ROOT, name_option, report
-from datautils import ImageDataset, get_dataset
+from benchmarks.report import DOCS, benchmark
+from benchmarks.weights import DETECTOR, NETS
+from datautils import get_dataset
 from degradation import Draws, Problem
 from metrics.dataset import load_images
 from metrics.features import load_detector
@@ -25,8 +27,6 @@ from runtime.options import key_values
 from runtime.tables import table
 from samplers import DPM
 
-NET = ROOT / "checkpoints" / "emoji32-invfusion.safetensors"
-DETECTOR = "efficientnet-lite0"
 BATCH, SHOWN = 64, 12
 
 
@@ -34,11 +34,9 @@ BATCH, SHOWN = 64, 12
 def samples(net: Path, count: int) -> Tensor:
     """Images `[count, C, h, w]` in [-1, 1] that a network draws without a measurement."""
     denoiser = load_weights(net)
-    shape = denoiser.config.image_shape
-    parts = []
-    for start in range(0, count, BATCH):
-        seeds = list(range(start, min(start + BATCH, count)))
-        problem = Problem.without_measurement(len(seeds), shape, torch.full((len(seeds),), -1))
+    shape, parts = denoiser.config.image_shape, []
+    for seeds in torch.arange(count).split(BATCH):
+        problem = Problem.without_measurement(len(seeds), shape, torch.full_like(seeds, -1))
         draws = Draws(seeds)
         parts.append(DPM()(denoiser, draws.normal(shape, "latent"), problem, draws))
     return torch.cat(parts).clamp(-1, 1)
@@ -60,40 +58,36 @@ def compared(drawn: Tensor, heldout: Tensor, train: Tensor) -> tuple[list[dict],
         ours, theirs, known = (found[space] for found in vectors)
         distances, index = torch.cdist(ours, known).min(1)
         reference = torch.cdist(theirs, known).min(1).values
+        typical = reference.median()
         rows.append({
-            "space": space,
-            "samples": distances.median().item(),
-            "heldout": reference.median().item(),
-            "ratio": (distances.median() / reference.median()).item(),
-            "closest": (distances.min() / reference.median()).item(),
-            "closest_heldout": (reference.min() / reference.median()).item(),
+            "space": space, "samples": distances.median().item(), "heldout": typical.item(),
+            "ratio": (distances.median() / typical).item(),
+            "closest": (distances.min() / typical).item(),
+            "closest_heldout": (reference.min() / typical).item(),
         })  # fmt: skip
         nearest.append(train[index])
     return rows, nearest
 
 
-@click.command(context_settings=CONTEXT)
-@click.option("--net", type=click.Path(path_type=Path), default=NET)
+@benchmark()
+@click.option("--net", type=click.Path(path_type=Path), default=NETS[0])
 @click.option("--data", default="Emoji", help="Data set that the network was trained on.")
 @click.option("--data-opt", multiple=True, metavar="KEY=VALUE", default=("resolution=32",))
 @click.option("--images", default=256, help="Samples, and held-out images.")
-@name_option
-def main(net: Path, data: str, data_opt: tuple[str, ...], images: int, name: str | None) -> None:
+def main(net: Path, data: str, data_opt: tuple[str, ...], images: int) -> Any:
     """Compare samples with their nearest training images."""
-    sets: list[ImageDataset] = [
-        get_dataset(data, split, **key_values(data_opt, "--data-opt"))
-        for split in ("heldout", "train")
-    ]
-    heldout, train = load_images(sets[0], images), load_images(sets[1], len(sets[1]))
-    drawn = samples(net, images)
+    options = key_values(data_opt, "--data-opt")
+    known = get_dataset(data, "train", **options)
+    heldout = load_images(get_dataset(data, "heldout", **options), images)
+    train, drawn = load_images(known, len(known)), samples(net, images)
     rows, nearest = compared(drawn, heldout, train)
-    record: dict[str, Any] = {"net": net.name, "images": len(drawn), "train": len(train)}
+    record = {"net": net.name, "images": len(drawn), "train": len(train), "rows": rows}
     headers = ["space", "samples", "held-out", "ratio", "closest sample", "closest held-out"]
-    report(name, table(headers, [list(row.values()) for row in rows]), record | {"rows": rows})
-    if name is not None:
-        shown = [to_uint8(part[:SHOWN]) for part in (drawn, *nearest)]
-        titles = ["sample", "nearest in pixels", "nearest in features"]
-        write_grid(DOCS / f"{name}.png", list(zip(*shown, strict=True)), titles)
+    shown = [to_uint8(part[:SHOWN]) for part in (drawn, *nearest)]
+    titles = ["sample", "nearest in pixels", "nearest in features"]
+    grid = partial(write_grid, rows=list(zip(*shown, strict=True)), columns=titles)
+    text = table(headers, [list(row.values()) for row in rows])
+    return text, record, lambda name: grid(DOCS / f"{name}.png")
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ For each preset: parameters; operations of a forward pass and of both passes (ma
 convolutions alone, a multiply-add being two); bytes that autograd keeps of an image under a mask.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import click
@@ -14,7 +14,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.report import CONTEXT, name_option, report
+from benchmarks.report import benchmark
 from degradation import Draws, GaussianNoise, LinearOperator, MissingPatches, Problem
 from networks import PRESETS, Denoiser, make_config
 from networks.attention import use_backend
@@ -25,39 +25,32 @@ from training.loss import DenoisingLoss
 STATE = 20  # bytes a parameter: weights, gradients, two moments, one average, float32 each
 
 
-class Kept:
-    """Bytes that autograd keeps for the backward pass, each storage once."""
-
-    def __init__(self, parameters: Iterable[Tensor]):
-        self.known = {p.untyped_storage()._cdata for p in parameters}
-        self.bytes = 0
-
-    def pack(self, tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage._cdata not in self.known:
-            self.known.add(storage._cdata)
-            self.bytes += storage.nbytes()
-        return tensor
-
-
 def passes(preset: str, precision: str, batch: int) -> tuple[int, float, float, float]:
     """Parameters, operations forward and in both passes, bytes kept in between: of one batch."""
     config = make_config(preset)
     operator = MissingPatches().sample(config.image_shape, None, range(batch))
     clean = torch.zeros(batch, *config.image_shape)
     problem = GaussianNoise(0.0).measure(operator, clean, Draws(range(batch)))
+    kept: dict[int, int] = {}  # bytes of each storage
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        kept[storage._cdata] = storage.nbytes()
+        return tensor
+
     with FakeTensorMode(allow_non_fake_inputs=True), FlopCounterMode(display=False) as counter:
         module = DenoisingLoss(Denoiser(config)).train()
-        kept = Kept(module.parameters())
         with (
-            torch.autograd.graph.saved_tensors_hooks(kept.pack, lambda tensor: tensor),
+            torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
             torch.autocast("cpu", DTYPES[precision], precision != "fp32"),
         ):
             loss = module(clean, torch.ones(batch), clean, problem).sum()
         forward = counter.get_total_flops()
         loss.backward()
+        for parameter in module.parameters():  # there anyway
+            kept.pop(parameter.untyped_storage()._cdata, None)
         parameters = sum(p.numel() for p in module.parameters())
-        return parameters, forward, counter.get_total_flops(), kept.bytes
+        return parameters, forward, counter.get_total_flops(), sum(kept.values())
 
 
 def count(preset: str, precision: str) -> dict[str, Any]:
@@ -83,13 +76,12 @@ def products(denoiser: Denoiser, operator: LinearOperator) -> int:
     return counter.get_total_flops()
 
 
-@click.command(context_settings=CONTEXT)
+@benchmark()
 @click.option("--preset", "presets", type=click.Choice(list(PRESETS)), multiple=True)
-@name_option
-def main(presets: Sequence[str], name: str | None) -> None:
+def main(presets: Sequence[str]) -> Any:
     """Count what training needs: all presets, or those that are named."""
     counts = [count(p, precision) for p in presets or PRESETS for precision in ("fp32", "bf16")]
-    report(name, table(list(counts[0]), [list(c.values()) for c in counts]), {"counts": counts})
+    return table(list(counts[0]), [list(c.values()) for c in counts]), {"counts": counts}
 
 
 if __name__ == "__main__":

@@ -1,10 +1,7 @@
 """Samplers against exact posteriors, on priors whose denoiser is known in closed form.
 
-    python -m benchmarks.posterior mixture      sliced Wasserstein distance on 25 Gaussians
-    python -m benchmarks.posterior marginals    a picture of samples of one such problem
-    python -m benchmarks.posterior evaluations  the distance against the number of evaluations
-    python -m benchmarks.posterior images       posterior mean, covariance, credible intervals on a
-                                                Gaussian fitted to crops of the built-in photos
+`python -m benchmarks.posterior -h` lists the commands: on a mixture of 25 Gaussians, and on a
+Gaussian fitted to crops of the built-in photos.
 
 Tables are printed; with `--name NAME` they are also written to benchmarks/results/NAME.json, and
 pictures to docs/NAME.png. Samplers come from the registry: zero-shot ones get the prior's denoiser,
@@ -19,8 +16,9 @@ uniform singular values and noise below the largest of them.
 import math
 import statistics
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import click
@@ -28,25 +26,26 @@ import torch
 from scipy.stats import t as student_t
 from torch import Tensor
 
-from benchmarks.posterior_pictures import draw_evaluations, draw_marginals
-from benchmarks.report import CONTEXT, name_option, report, save_picture
+from benchmarks.pictures import draw_evaluations, draw_marginals
+from benchmarks.report import CONTEXT, benchmark, save_picture
 from datautils.photos import Photos
 from degradation import (
     FAMILIES,
     DenseMatrix,
     Draws,
+    Family,
     GaussianNoise,
     Problem,
     derive_seed,
     get_family,
 )
+from metrics.dataset import load_images
 from metrics.distances import sliced_wasserstein
-from metrics.pixel import to_float
 from networks import GaussianMixture, fit_gaussian, posterior
 from runtime.progress import each
 from runtime.tables import fixed, table
 from samplers import CountingDenoiser, Sampler, make_sampler, sampler_names
-from samplers.base import OnGrid
+from samplers.base import Denoiser, OnGrid
 from zero_shot import ZeroShot
 
 FLOOR = "exact samples"
@@ -61,7 +60,6 @@ MIXTURE_OPTIONS: dict[str, dict[str, str]] = {
     "mgps": {"schedule": "mixture", "lr": "0.1", "noise_floor": "1e-6"},
     "mcgdiff": {"particles": "64"},
 }
-IMAGE_OPTIONS: dict[str, dict[str, str]] = {"daps": {"inner": "exact"}}
 
 
 @dataclass(frozen=True)
@@ -74,18 +72,17 @@ class Run:
     seconds: float
 
 
-def solve(
-    sampler: Sampler, prior: GaussianMixture, exact: GaussianMixture, problem: Problem, count: int
-) -> Run:
-    """`count` samples of a problem (a batch of one) whose posterior is `exact`."""
+def solve(sampler: Sampler, prior: Denoiser, exact: Denoiser, problem: Problem, count: int) -> Run:
+    """`count` samples of a problem (a batch of one). A zero-shot sampler gets the denoiser of the
+    prior, any other the one that knows y."""
     denoiser = CountingDenoiser(prior if isinstance(sampler, ZeroShot) else exact, count)
     seeds = [derive_seed("solve", i) for i in range(count)]
-    noise = Draws(seeds).normal(problem.degradation.image_shape, "latent").double()
+    noise = Draws(seeds).normal(problem.degradation.image_shape, "latent").to(problem.y)
     start = time.perf_counter()
     with torch.no_grad():
         x = sampler(denoiser, noise, problem.expand(count), Draws(seeds))
     seconds = time.perf_counter() - start
-    return Run(x, denoiser.calls, denoiser.backward_passes, seconds)
+    return Run(x.double(), denoiser.calls, denoiser.backward_passes, seconds)
 
 
 def exact_run(exact: GaussianMixture, count: int, name: str) -> Run:
@@ -135,37 +132,38 @@ def mixture_sampler(name: str, d: int, **options: str) -> Sampler:
     return make_sampler(name, options)
 
 
-def mixture_study(d: int, rows: int, seed: int, count: int, names: Sequence[str]) -> dict[str, Any]:
-    """Distances of one problem, by sampler, beside those of the prior and of exact samples."""
+def mixture_study(
+    d: int, rows: int, seed: int, count: int, samplers: Mapping[Any, Sampler]
+) -> tuple[dict[Any, Run], dict[Any, float]]:
+    """Runs on one problem and their distances, by the keys of the samplers; those of exact samples
+    and of the prior's first."""
     prior, problem, exact = mixture_case(d, rows, seed)
     reference = exact_run(exact, count, "reference").x.flatten(1)
     plain_samples = prior.sample(Draws([derive_seed("prior", i) for i in range(count)]))
     runs = {FLOOR: exact_run(exact, count, "floor"), "prior": Run(plain_samples, 0, 0, 0.0)}
-    for name in names:
-        runs[name] = solve(mixture_sampler(name, d), prior, exact, problem, count)
-    distances = {name: sliced_wasserstein(r.x.flatten(1), reference) for name, r in runs.items()}
-    return {"distances": distances, "runs": runs}
+    runs |= {key: solve(s, prior, exact, problem, count) for key, s in samplers.items()}
+    return runs, {key: sliced_wasserstein(r.x.flatten(1), reference) for key, r in runs.items()}
 
 
 def interval(values: Sequence[float]) -> dict[str, Any]:
     """Mean and half the width of its 95 % confidence interval over problems, by Student's t."""
-    count, half = len(values), None
-    if count > 1:
-        half = float(student_t.ppf(0.975, count - 1)) * statistics.stdev(values) / math.sqrt(count)
+    count = len(values)
+    half = float(student_t.ppf(0.975, count - 1)) * statistics.stdev(values) / math.sqrt(count)
     return {"mean": statistics.fmean(values), "half_width": half, "count": count}
 
 
 def mixture_rows(d: int, problems: int, count: int, names: Sequence[str]) -> list[dict[str, Any]]:
     """A row for each sampler, with a cell for each number of measurements."""
     rows: dict[str, dict[str, Any]] = {}
+    samplers = {name: mixture_sampler(name, d) for name in names}
     cases = [(r, seed) for r in (1, 2, 4) for seed in range(problems)]
     for measured, seed in each(cases, f"d = {d}", "problems"):
-        study = mixture_study(d, measured, seed, count, names)
-        for name, run in study["runs"].items():
+        runs, distances = mixture_study(d, measured, seed, count, samplers)
+        for name, run in runs.items():
             row = rows.setdefault(name, {"sampler": name, "seconds": 0.0, "distances": {}})
             row |= {"evaluations": run.evaluations, "backward_passes": run.backward_passes}
             row["seconds"] += run.seconds / len(cases)
-            row["distances"].setdefault(measured, []).append(study["distances"][name])
+            row["distances"].setdefault(measured, []).append(distances[name])
     for row in rows.values():
         row["sliced_wasserstein"] = {m: interval(v) for m, v in row["distances"].items()}
     return list(rows.values())
@@ -175,38 +173,42 @@ def mixture_table(rows: Iterable[Mapping[str, Any]]) -> str:
     """Sliced distances with confidence intervals."""
     cells = []
     for row in rows:
-        values = [_interval_text(v) for v in row["sliced_wasserstein"].values()]
+        found = row["sliced_wasserstein"].values()
+        values = [f"{fixed(v['mean'])} ± {fixed(v['half_width'])}" for v in found]
         cells.append([title_of(row["sampler"]), row["evaluations"], *values, row["seconds"]])
     headers = ["sampler", "NFE", "1 measurement", "2 measurements", "4 measurements", "seconds"]
     return table(headers, cells)
 
 
-def _interval_text(value: Mapping[str, Any]) -> str:
-    half = value["half_width"]
-    return fixed(value["mean"]) + (f" ± {fixed(half)}" if half is not None else "")
-
-
 # ---- a Gaussian fitted to crops of photos
+
+
+def problem_of(
+    prior: GaussianMixture, family: Family, index: int, seed: int, noise_level: float
+) -> Problem:
+    """A problem (a batch of one) of an image drawn from the prior; structures take turns by the
+    index."""
+    structures, draws = family.structures(), Draws([seed])
+    operator = family.sample(prior.image_shape, structures[index % len(structures)], [seed])
+    noise = GaussianNoise(noise_level)
+    return noise.measure(operator.to(torch.float64), prior.sample(draws), draws)
 
 
 def image_problems(
     prior: GaussianMixture, noise_level: float, wanted: Sequence[str]
 ) -> dict[str, Problem]:
     """A problem of an image drawn from the prior for each family that has one of this size."""
-    shape, found = prior.image_shape, {}
+    found = {}
     for name in wanted or FAMILIES:
-        draws = Draws([derive_seed("image", name)])
         try:
             family = get_family(name)
-            family.check(shape)
+            family.check(prior.image_shape)
         except ValueError as error:
             print(f"left out: {error}")
             continue
-        operator = family.sample(shape, family.structures()[0], draws.seeds.tolist())
-        if operator.rows.any() and name != "RandomDegradation":
-            x = prior.sample(draws)
-            noise = GaussianNoise(noise_level)
-            found[name] = noise.measure(operator.to(torch.float64), x, draws)
+        problem = problem_of(prior, family, 0, derive_seed("image", name), noise_level)
+        if problem.degradation.rows.any() and name != "RandomDegradation":
+            found[name] = problem
     return found
 
 
@@ -236,6 +238,22 @@ def image_errors(run: Run, exact: GaussianMixture) -> dict[str, float]:
     return {name: float(value) for name, value in found.items()}
 
 
+def image_runs(
+    prior: GaussianMixture, exact: GaussianMixture, problem: Problem, names: Sequence[str],
+    count: int, title: str,
+) -> dict[str, Run]:  # fmt: skip
+    """Exact samples of a problem, then those of each sampler with the options of this benchmark."""
+    runs = {FLOOR: exact_run(exact, count, "floor")}
+    for name in each(names, title, "samplers"):
+        runs[name] = solve(image_sampler(name), prior, exact, problem, count)
+    return runs
+
+
+def image_sampler(name: str) -> Sampler:
+    """With the options of this benchmark."""
+    return make_sampler(name, {"inner": "exact"} if name == "daps" else None)
+
+
 def image_rows(
     prior: GaussianMixture, problems: Mapping[str, Problem], count: int, names: Sequence[str]
 ) -> list[dict[str, Any]]:
@@ -244,10 +262,7 @@ def image_rows(
     for family, problem in problems.items():
         exact = posterior(prior, problem)
         mse = float(exact.covariance()[0].diagonal().mean())
-        floor = exact_run(exact, count, "floor")
-        for name in each([FLOOR, *names], family, "samplers"):
-            known = name == FLOOR
-            run = floor if known else solve(image_sampler(name), prior, exact, problem, count)
+        for name, run in image_runs(prior, exact, problem, names, count, family).items():
             rows.append({
                 "family": family, "sampler": name, "evaluations": run.evaluations,
                 "backward_passes": run.backward_passes, "seconds": run.seconds,
@@ -256,12 +271,10 @@ def image_rows(
     return rows
 
 
-def image_sampler(name: str) -> Sampler:
-    """With the options of this benchmark."""
-    return make_sampler(name, IMAGE_OPTIONS.get(name))
-
-
-_ERRORS = ("mean", "covariance", "spread", "coverage_50", "coverage_90", "coverage_95", "psnr_loss")
+_ERRORS = {  # titles
+    "mean": "mean", "covariance": "covariance", "spread": "spread", "coverage_50": "50 %",
+    "coverage_90": "90 %", "coverage_95": "95 %", "psnr_loss": "PSNR loss (dB)",
+}  # fmt: skip
 
 
 def image_table(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -269,17 +282,10 @@ def image_table(rows: Sequence[Mapping[str, Any]]) -> str:
     cells = []
     for name in dict.fromkeys(row["sampler"] for row in rows):
         own = [row for row in rows if row["sampler"] == name]
-        medians = (statistics.median(row[key] for row in own) for key in _ERRORS)
+        medians = [fixed(statistics.median(row[key] for row in own), 3) for key in _ERRORS]
         seconds = statistics.fmean(row["seconds"] for row in own)
-        cells.append(
-            [title_of(name), own[0]["evaluations"], *(fixed(m, 3) for m in medians), seconds]
-        )
-    headers = ["sampler", "NFE", "mean", "covariance", "spread", "50 %", "90 %", "95 %",
-               "PSNR loss (dB)", "seconds"]  # fmt: skip
-    return table(headers, cells)
-
-
-# ---- quality against the number of evaluations
+        cells.append([title_of(name), own[0]["evaluations"], *medians, seconds])
+    return table(["sampler", "NFE", *_ERRORS.values(), "seconds"], cells)
 
 
 def evaluation_curves(
@@ -287,37 +293,29 @@ def evaluation_curves(
 ) -> dict[str, list[dict[str, Any]]]:
     """For each sampler, at multiples of its own number of steps: evaluations, and the mean sliced
     distance over problems in 8 dimensions with 2 measurements."""
-    cases = [mixture_case(8, 2, seed) for seed in range(problems)]
-    references = [exact_run(exact, count, "reference") for _, _, exact in cases]
+    samplers = {}
+    for name in names:
+        default = mixture_sampler(name, 8).num_steps
+        for steps in [max(4, round(default * f)) for f in FACTORS if default * f <= 1000]:
+            samplers[name, steps] = mixture_sampler(name, 8, num_steps=str(steps))
+    seeds = each(range(problems), "evaluations", "problems")
+    studies = [mixture_study(8, 2, seed, count, samplers) for seed in seeds]
 
-    def point(runs: Sequence[Run]) -> dict[str, Any]:
-        pairs = zip(runs, references, strict=True)
-        distances = [sliced_wasserstein(a.x.flatten(1), b.x.flatten(1)) for a, b in pairs]
-        mean = statistics.fmean(distances)
-        return {"evaluations": runs[0].evaluations, "sliced_wasserstein": mean}
+    def point(key: Any) -> dict[str, Any]:
+        mean = statistics.fmean(distances[key] for _, distances in studies)
+        return {"evaluations": studies[0][0][key].evaluations, "sliced_wasserstein": mean}
 
-    curves = {FLOOR: [point([exact_run(exact, count, "floor") for _, _, exact in cases])]}
-    for name in each(names, "evaluations", "samplers"):
-        default = mixture_sampler(name, 8).num_steps  # type: ignore[attr-defined]
-        wanted = [max(4, round(default * f)) for f in FACTORS if default * f <= 1000]
-        for steps in dict.fromkeys(wanted):
-            sampler = mixture_sampler(name, 8, num_steps=str(steps))
-            runs = [solve(sampler, prior, exact, problem, count) for prior, problem, exact in cases]
-            curves.setdefault(name, []).append({"num_steps": steps, **point(runs)})
+    curves = {FLOOR: [point(FLOOR)]}
+    for name, steps in samplers:
+        curves.setdefault(name, []).append({"num_steps": steps, **point((name, steps))})
     return curves
 
 
 # ---- the commands
 
-COUNT = click.IntRange(2)
 SAMPLING = [name for name in sampler_names("denoising") if name != "mmse"]
+COUNT = click.IntRange(2)
 problems_option = click.option("--problems", type=COUNT, default=3, help="Of each kind.")
-samples_option = click.option("--samples", type=COUNT, default=512, help="Of each problem.")
-sampler_option = click.option(
-    "--sampler", "names", type=click.Choice(SAMPLING),
-    multiple=True, callback=lambda ctx, parameter, names: chosen_samplers(names),
-    help="Only these; may be repeated.",
-)  # fmt: skip
 
 
 def chosen_samplers(names: Sequence[str]) -> list[str]:
@@ -332,77 +330,72 @@ def main() -> None:
     torch.set_num_threads(1)
 
 
-@main.command(context_settings=CONTEXT)
+def sampling(function: Callable[..., Any]) -> click.Command:
+    """A subcommand with samples of some samplers."""
+    sampler = click.option(
+        "--sampler", "names", type=click.Choice(SAMPLING), multiple=True,
+        callback=lambda ctx, parameter, names: chosen_samplers(names),
+        help="Only these; may be repeated.",
+    )  # fmt: skip
+    samples = click.option("--samples", type=COUNT, default=512, help="Of each problem.")
+    return benchmark(main)(samples(sampler(function)))
+
+
+@sampling
 @click.option("--dimension", type=click.Choice(["8", "80", "800"]), default="8")
 @problems_option
-@samples_option
-@sampler_option
-@name_option
-def mixture(
-    dimension: str, problems: int, samples: int, names: list[str], name: str | None
-) -> None:
+def mixture(dimension: str, problems: int, samples: int, names: list[str]) -> Any:
     """Sliced Wasserstein distance on the mixture of 25 Gaussians."""
     d = int(dimension)
     rows = mixture_rows(d, problems, samples, names)
-    options = {name: asdict(mixture_sampler(name, d)) for name in names}  # type: ignore[call-overload]
+    options = {name: asdict(mixture_sampler(name, d)) for name in names}
     record = {"dimension": d, "samples": samples, "rows": rows, "options": options}
-    report(name, mixture_table(rows), record)
+    return mixture_table(rows), record
 
 
-@main.command(context_settings=CONTEXT)
-@samples_option
-@sampler_option
-@name_option
-def marginals(samples: int, names: list[str], name: str | None) -> None:
+@sampling
+def marginals(samples: int, names: list[str]) -> Any:
     """Draw samples of the problem in 8 dimensions, among ten, whose posterior has most modes."""
-    exact = {seed: mixture_case(8, 1, seed)[2] for seed in range(10)}
-    modes = {seed: float((e.log_weights.exp() ** 2).sum()) for seed, e in exact.items()}
-    seed = min(modes, key=lambda seed: modes[seed])
-    study = mixture_study(8, 1, seed, samples, names)
-    points = {title_of(name): run.x.flatten(1)[:, :2] for name, run in study["runs"].items()}
-    distances = {title_of(name): value for name, value in study["distances"].items()}
-    print(table(["sampler", "sliced Wasserstein distance"], list(distances.items())))
-    if name is not None:
-        save_picture(name, draw_marginals(exact[seed], points, distances))
+    exact = [mixture_case(8, 1, seed)[2] for seed in range(10)]
+    seed = min(range(10), key=lambda seed: exact[seed].log_weights.exp().square().sum())
+    samplers = {name: mixture_sampler(name, 8) for name in names}
+    runs, found = mixture_study(8, 1, seed, samples, samplers)
+    points = {title_of(name): run.x.flatten(1)[:, :2] for name, run in runs.items()}
+    distances = {title_of(name): value for name, value in found.items()}
+    text = table(["sampler", "sliced Wasserstein distance"], list(distances.items()))
+    draw = partial(draw_marginals, exact[seed], points, distances)
+    return text, None, lambda name: save_picture(name, draw())
 
 
-@main.command(context_settings=CONTEXT)
+@sampling
 @click.option("--size", type=click.IntRange(1), default=8, help="Side of the crops, pixels.")
 @click.option("--noise-level", type=click.FloatRange(0), default=0.05, help="Of images in [-1, 1].")
 @click.option("--family", "families", type=click.Choice(list(FAMILIES)), multiple=True)
-@samples_option
-@sampler_option
-@name_option
 def images(
-    size: int, noise_level: float, families: Sequence[str], samples: int, names: list[str],
-    name: str | None,
-) -> None:  # fmt: skip
+    size: int, noise_level: float, families: Sequence[str], samples: int, names: list[str]
+) -> Any:
     """Mean, covariance and credible intervals on a Gaussian fitted to crops of photos."""
-    crops = Photos(size, "train", size=CROPS)
-    prior = fit_gaussian(to_float(torch.stack([crops[i][0] for i in range(len(crops))])))
+    crops = load_images(Photos(size, "train", size=CROPS), CROPS)
+    prior = fit_gaussian(crops)
     rows = image_rows(prior, image_problems(prior, noise_level, families), samples, names)
-    options = {name: asdict(image_sampler(name)) for name in names}  # type: ignore[call-overload]
+    options = {name: asdict(image_sampler(name)) for name in names}
     record = {"size": size, "noise_level": noise_level, "samples": samples, "crops": len(crops),
               "rows": rows, "options": options}  # fmt: skip
-    report(name, image_table(rows), record)
+    return image_table(rows), record
 
 
-@main.command(context_settings=CONTEXT)
+@sampling
 @problems_option
-@samples_option
-@sampler_option
-@name_option
-def evaluations(problems: int, samples: int, names: list[str], name: str | None) -> None:
+def evaluations(problems: int, samples: int, names: list[str]) -> Any:
     """Sliced Wasserstein distance against the number of evaluations, on the mixture."""
     curves = evaluation_curves(names, problems, samples)
     cells = [[title_of(name), point["evaluations"], point["sliced_wasserstein"]]
              for name, points in curves.items() for point in points]  # fmt: skip
-    options = {name: asdict(mixture_sampler(name, 8)) for name in names}  # type: ignore[call-overload]
+    options = {name: asdict(mixture_sampler(name, 8)) for name in names}
     record = {"problems": problems, "samples": samples, "curves": curves, "options": options}
-    report(name, table(["sampler", "NFE", "sliced Wasserstein distance"], cells), record)
-    if name is not None:
-        titled = {title_of(name): points for name, points in curves.items()}
-        save_picture(name, draw_evaluations(titled, FLOOR))
+    titled = {title_of(name): points for name, points in curves.items()}
+    text = table(["sampler", "NFE", "sliced Wasserstein distance"], cells)
+    return text, record, lambda name: save_picture(name, draw_evaluations(titled, FLOOR))
 
 
 if __name__ == "__main__":

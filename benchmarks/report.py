@@ -1,7 +1,8 @@
 """How every benchmark reports: a table on the terminal and, under a name, files."""
 
+import functools
 import io
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,18 +19,44 @@ RESULTS, DOCS = ROOT / "benchmarks" / "results", ROOT / "docs"
 CONTEXT = {"help_option_names": ["-h", "--help"], "show_default": True}
 
 
-name_option = click.option(
-    "--name",
-    help="Write benchmarks/results/NAME.json, and docs/NAME.png if there is a picture.",
-)  # fmt: skip
+def benchmark(group: Any = click) -> Callable[[Callable[..., Any]], click.Command]:
+    """Decorator that makes a function a command, of a group or by itself, with an option --name.
+
+    The function returns what `report` takes after the name, or None if there is nothing to report.
+    """
+
+    def decorate(function: Callable[..., Any]) -> click.Command:
+        @functools.wraps(function)
+        def call(name: str | None, **options: Any) -> None:
+            found = function(**options)
+            if found is not None:
+                report(name, *found)
+
+        command = group.command(context_settings=CONTEXT)(call)
+        files = "Write benchmarks/results/NAME.json, and docs/NAME.png if there is a picture."
+        command.params.append(click.Option(["--name"], help=files))
+        return command
+
+    return decorate
 
 
-def report(name: str | None, text: str, record: Mapping[str, Any]) -> None:
-    """Print a table; under a name also write results/NAME.json, with the machine's description."""
+def report(
+    name: str | None,
+    text: str,
+    record: Mapping[str, Any] | None,
+    draw: Callable[[str], None] | None = None,
+) -> None:
+    """Print a table; under a name also write files.
+
+    record: for results/NAME.json, which describes the machine too; draw: makes a picture of this
+    name.
+    """
     print(text)
-    if name is not None:
+    if name is not None and record is not None:
         full = {**record, "threads": torch.get_num_threads(), "environment": environment()}
         write_json(RESULTS / f"{name}.json", full)
+    if name is not None and draw is not None:
+        draw(name)
 
 
 def save_picture(name: str, figure: Any) -> None:

@@ -24,7 +24,7 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from benchmarks.report import CONTEXT, ROOT, name_option, report
+from benchmarks.report import ROOT, benchmark
 from runtime.tables import table
 from training.checkpoint import list_checkpoints
 from training.log import read_log
@@ -45,7 +45,7 @@ class Run:
     """A training run in its folder, by `train.py` alone or by torchrun."""
 
     def __init__(self, folder: Path, processes: int):
-        self.folder, self.processes = folder, processes
+        self.folder = folder
         launcher = ["-m", "torch.distributed.run", "--standalone", "--max-restarts=100",
                     f"--nproc_per_node={processes}"]  # fmt: skip
         self.command = [
@@ -90,8 +90,7 @@ class Run:
             if not waited(process, ready):
                 return
             yield {"kind": kind, "checkpoint": self.newest(), **end(process, kind, chance)}
-        if process.poll() is None:
-            process.wait()
+        process.wait()
 
 
 def waited(process: subprocess.Popen, ready: Any) -> bool:
@@ -122,14 +121,12 @@ def workers(agent: int) -> list[int]:
     if b"torch.distributed.run" not in Path(f"/proc/{agent}/cmdline").read_bytes():
         return []
     while True:  # while it starts them, there are none
-        found = []
         with contextlib.suppress(OSError):  # one has just ended
             lists = [path.read_text() for path in Path(f"/proc/{agent}/task").glob("*/children")]
-            for pid in " ".join(lists).split():
-                if b"train.py" in Path(f"/proc/{pid}/cmdline").read_bytes():
-                    found.append(int(pid))
-        if found:
-            return found
+            pids = [int(pid) for pid in " ".join(lists).split()]
+            found = [i for i in pids if b"train.py" in Path(f"/proc/{i}/cmdline").read_bytes()]
+            if found:
+                return found
         time.sleep(0.01)
 
 
@@ -138,8 +135,7 @@ def differences(one: Path, other: Path) -> Iterator[str]:
     names, logs = [], []
     for run in (one, other):
         names.append({str(path.relative_to(run)) for path in run.rglob("*.safetensors")})
-        lines = read_log(run)
-        logs.append([{k: v for k, v in line.items() if k not in CLOCK} for line in lines])
+        logs.append([{k: v for k, v in line.items() if k not in CLOCK} for line in read_log(run)])
     yield from names[0] ^ names[1]
     for name in names[0] & names[1]:
         a, b = load_file(one / name), load_file(other / name)
@@ -176,10 +172,9 @@ def kill_rows(run: dict[str, Any]) -> Iterator[list[Any]]:
             yield [run["processes"], kind, len(those), codes, slowest, len(run["differences"])]
 
 
-@click.command(context_settings=CONTEXT)
+@benchmark()
 @click.option("--kills", type=click.IntRange(1), default=20, help="Of each run.")
-@name_option
-def main(kills: int, name: str | None) -> None:
+def main(kills: int) -> Any:
     """Compare runs of one process and of two."""
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "config.yaml").write_text(yaml.safe_dump(CONFIG))
@@ -187,7 +182,7 @@ def main(kills: int, name: str | None) -> None:
     headers = ["processes", "killed by", "times", "exit code", "s to its end, at most",
                "differences"]  # fmt: skip
     text = table(headers, [row for run in runs for row in kill_rows(run)])
-    report(name, text, {"config": CONFIG, "runs": runs})
+    return text, {"config": CONFIG, "runs": runs}
 
 
 if __name__ == "__main__":

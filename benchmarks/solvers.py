@@ -6,8 +6,8 @@ networks of samplers are the weights that ship.
 
 import importlib
 import inspect
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -50,12 +50,8 @@ class Solver:
     """
 
     function: Callable[..., Tensor]
-    nfe: float = 0
-
-    @property
-    def cost(self) -> dict[str, float]:
-        """By the name it has in result files."""
-        return {"evaluations": self.nfe}
+    cost: Mapping[str, float] = field(default_factory=dict)
+    """Of an image, by the name it has in result files."""
 
     def __call__(self, problem: Problem, noise: Tensor, draws: Draws) -> Tensor:
         called = getattr(self.function, "forward", self.function)  # a module's own call hides it
@@ -104,23 +100,20 @@ def evaluate(
         samplers.insert(0, method)
     else:
         title = name or getattr(method, "__name__", type(method).__name__)
-        own[title] = Solver(method, nfe)
+        own[title] = Solver(method, {"evaluations": nfe})
     zero_shot = {isinstance(make_sampler(sampler), ZeroShot) for sampler in samplers}
     chosen = {
-        "data": "Emoji",
-        "data_opt": {"resolution": "32"},
-        "degradations": FAMILIES,
+        "data": "Emoji", "data_opt": {"resolution": "32"}, "degradations": FAMILIES,
         "baselines": ",".join(other for other in beside if other in BASELINES),
         "samplers": tuple(samplers),
         "nets": tuple(NETS[-1] if kind else NETS[0] for kind in sorted(zero_shot)),
-    }
+    }  # fmt: skip
     values = gen.evaluate(GenOptions(outdir=Path(outdir), **chosen | options), own)
     return [
-        Row(title, family, metric, cell[metric]["mean"], cell[metric].get("low"),
-            cell[metric].get("high"), cell[metric]["count"], cell["evaluations"],
-            cell["seconds_per_image"])
+        Row(title, family, metric, value["mean"], value.get("low"), value.get("high"),
+            value["count"], cell["evaluations"], cell["seconds_per_image"])
         for family, methods in values.items()
         for title, cell in methods.items()
-        for metric in cell
-        if isinstance(cell[metric], dict) and "count" in cell[metric]
+        for metric, value in cell.items()
+        if isinstance(value, dict) and "count" in value
     ]  # fmt: skip

@@ -1,10 +1,6 @@
 """Speed against the plain reference path (`benchmarks.reference_path`), in the same run.
 
-    python -m benchmarks.speed network      a forward pass of a preset, by family of operators
-    python -m benchmarks.speed training     a training step
-    python -m benchmarks.speed operators    H and H† of every family; building matrices
-    python -m benchmarks.speed samplers      evaluations of a sampler, and what it takes besides
-    python -m benchmarks.speed data         images a second from files
+`python -m benchmarks.speed -h` lists the commands.
 
 On the GPU if there is one; on a CPU under Linux. Tables are printed; `--name NAME` also writes
 results/NAME.json.
@@ -18,6 +14,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,25 +27,12 @@ from torch import Tensor
 import zero_shot  # noqa: F401  makes its names known
 from benchmarks.families import families, structure_of
 from benchmarks.memory import products
-from benchmarks.reference_path import (
-    PlainMatrix,
-    plain_batches,
-    plain_layers,
-    plain_operator,
-    plain_problem,
-)
-from benchmarks.report import CONTEXT, name_option, report
+from benchmarks.reference_path import PlainMatrix, plain_batches, plain_layers, plain_operator
+from benchmarks.report import CONTEXT, benchmark
 from datautils import get_dataset
 from datautils.loading import cores
 from datautils.photos import Photos
-from degradation import (
-    Draws,
-    GaussianNoise,
-    MatrixDegradation,
-    MissingPatches,
-    MotionBlur,
-    Problem,
-)
+from degradation import Draws, GaussianNoise, LinearOperator, Problem, get_family
 from metrics.evaluate import seconds_now
 from networks import PRESETS, Denoiser, NetworkConfig, cpu, make_config
 from networks.dropout import seeded
@@ -59,15 +43,13 @@ from samplers import CountingDenoiser, make_sampler, sampler_names
 from training.data import training_batches
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-FAMILIES: dict[str, tuple[Any, Any]] = {
-    "none": (MissingPatches(), None),  # a network that sees H†y alone
-    "mask": (MissingPatches(), None),
-    "matrix": (MatrixDegradation(), None),
-    "blur-2": (MotionBlur(), 2),
-    "blur-4": (MotionBlur(), 4),
-    "blur-8": (MotionBlur(), 8),
+FAMILIES = {  # with a structure
+    "none": (get_family("MissingPatches"), None),  # a network that sees H†y alone
+    "mask": (get_family("MissingPatches"), None),
+    "matrix": (get_family("MatrixDegradation"), None),
+    **{f"blur-{stride}": (get_family("MotionBlur"), stride) for stride in (2, 4, 8)},
 }
-PLAIN = (MissingPatches, MatrixDegradation, MotionBlur)  # families that have a plain form
+PLAIN = ("MissingPatches", "MatrixDegradation", "MotionBlur")  # families with a plain form
 SHAPE, BATCH, STACK = (3, 64, 64), 8, 32  # of operators
 COMPARED = ("mask", "matrix", "blur-4")
 PATHS = ("eager", "compiled", "plain")
@@ -90,10 +72,9 @@ def shortest(work: Callable[[], Any]) -> float:
 def configuration(preset: str, divide: int, family: str) -> NetworkConfig:
     """The preset; where its widths are divided, with heads of half the channels."""
     config = make_config(preset, "blind" if family == "none" else "invfusion")
-    if divide == 1:
-        return config
+    halved = 1 if divide == 1 else 2
     levels = (
-        replace(level, width=level.width // divide, d_head=level.d_head // 2)
+        replace(level, width=level.width // divide, d_head=level.d_head // halved)
         for level in config.levels
     )
     return replace(config, levels=tuple(levels))
@@ -111,14 +92,13 @@ def network_for(config: NetworkConfig) -> Denoiser:
 
 
 def workload(
-    stage: str, denoiser: Denoiser, problem: Callable[[Tensor], Problem],
-    batch: int, dtype: torch.dtype,
-) -> Callable[[], Any]:  # fmt: skip
+    stage: str, denoiser: Denoiser, operator: LinearOperator, batch: int, dtype: torch.dtype
+) -> Callable[[], Any]:
     """What is timed: a forward pass, or a step from the measurement to the optimiser."""
     clean = torch.randn(batch, *denoiser.config.image_shape, device=DEVICE)
     sigma, seeds = torch.full((batch,), 2.0, device=DEVICE), range(batch)
     autocast = torch.autocast(DEVICE.type, dtype, dtype != torch.float32)
-    given = problem(clean)
+    given = Problem(operator, operator.H(clean))
     optimizer = torch.optim.Adam(denoiser.parameters(), 1e-4, fused=True)
 
     def forward() -> None:
@@ -127,7 +107,8 @@ def workload(
 
     def step() -> None:
         with autocast, seeded(denoiser, seeds):
-            estimate = denoiser(clean + 2 * torch.randn_like(clean), sigma, problem(clean))
+            problem = Problem(operator, operator.H(clean))
+            estimate = denoiser(clean + 2 * torch.randn_like(clean), sigma, problem)
         (estimate - clean).square().mean().backward()
         optimizer.step()
         optimizer.zero_grad()
@@ -137,26 +118,20 @@ def workload(
 
 
 def measure(
-    stage: str, preset: str, divide: int, batch: int, precision: str, family: str, path: str
+    stage: str, family: str, path: str, preset: str, divide: int, batch: int, precision: str
 ) -> dict[str, Any]:
-    """A row of the table, measured in this process."""
+    """The values of a row of the table, measured in this process."""
     cpu.tune()
     config, (drawn, structure) = configuration(preset, divide, family), FAMILIES[family]
     operator = drawn.sample(config.image_shape, structure, range(batch), DEVICE)
     denoiser, compiling = network_for(config), None
     gflop = products(denoiser, operator) / batch / 1e9
-
-    def problem(clean: Tensor) -> Problem:
-        if path == "plain":
-            return plain_problem(plain, clean)
-        return Problem(operator, operator.H(clean))
-
     if path == "plain":
-        plain = plain_operator(drawn, structure, operator, range(batch))
+        operator = plain_operator(drawn, structure, operator, range(batch))
     elif stage == "forward":
         denoiser.cast_linear(DTYPES[precision])  # as commands do
     with plain_layers() if path == "plain" else contextlib.nullcontext():
-        work = workload(stage, denoiser, problem, batch, DTYPES[precision])
+        work = workload(stage, denoiser, operator, batch, DTYPES[precision])
         if path == "compiled":
             denoiser.compile()
             start = seconds_now(DEVICE)
@@ -166,8 +141,6 @@ def measure(
         seconds = shortest(work)
     tflop = (3 if stage == "step" else 1) * batch * gflop / 1e3
     return {
-        "stage": stage, "preset": preset, "divide": divide, "batch": batch,
-        "precision": precision, "family": family, "path": path,
         "seconds": seconds, "images_per_second": batch / seconds,
         "tflop_per_second": tflop / seconds, "gflop_an_image": gflop,
         "peak_mib": peak_memory(), "compile_seconds": compiling,
@@ -186,8 +159,8 @@ def peak_memory() -> float:
     """MiB: of tensors on a GPU, of the whole process on a CPU."""
     if DEVICE.type == "cuda":
         return torch.cuda.max_memory_allocated() / 2**20
-    (line,) = (x for x in Path("/proc/self/status").read_text().splitlines() if "VmHWM" in x)
-    return int(line.split()[1]) / 1024
+    _, _, peak = Path("/proc/self/status").read_text().partition("VmHWM:")
+    return int(peak.split()[0]) / 1024
 
 
 def product_speeds(precision: str) -> dict[str, float]:
@@ -207,14 +180,13 @@ def alone(function: Callable[..., Any], *arguments: Any) -> Any:
 
 
 def compare(
-    stage: str, preset: str, divide: int, batch: int, precision: str,
-    families: Sequence[str], paths: Sequence[str], name: str | None,
-) -> None:  # fmt: skip
+    stage: str, families: Sequence[str], paths: Sequence[str], precision: str, **given: Any
+) -> tuple[str, dict[str, Any]]:
     """Measure every family on every path; the ceiling is the faster of two large products."""
     speeds = alone(product_speeds, precision)
-    given = stage, preset, divide, batch, precision
-    cells = [(family, path) for family in families for path in paths]
-    rows = [alone(measure, *given, *cell) for cell in each(cells, stage, "cells")]
+    given |= {"stage": stage, "precision": precision}
+    cells = [given | {"family": family, "path": path} for family in families for path in paths]
+    rows = [cell | alone(partial(measure, **cell)) for cell in each(cells, stage, "cells")]
     ceiling = max(speeds.values())
     plain = {row["family"]: row["seconds"] for row in rows if row["path"] == "plain"}
     lines = [
@@ -227,10 +199,7 @@ def compare(
     headers = ["operator", "path", "s", "images/s", "of the ceiling", "times plain", "peak MiB",
                "compiling, s"]  # fmt: skip
     record = {"products_tflop_per_second": {precision: speeds}, "rows": rows}
-    report(name, table(headers, lines), record)
-
-
-# ---- operators
+    return table(headers, lines), record
 
 
 @torch.no_grad()
@@ -243,7 +212,7 @@ def operator_row(name: str, family: Any, x: Tensor, copy: float) -> dict[str, An
     ours = family.sample(SHAPE, structure, range(batch), DEVICE)
     y, plain = ours.H(x), None
     forward, inverse = shortest(lambda: ours.H(x)), shortest(lambda: ours.H_pinv(y))
-    if type(family) in PLAIN:
+    if name in PLAIN:
         other = plain_operator(family, structure, ours, range(batch))
         plain = 1e3 * shortest(lambda: other.H_pinv(other.H(x)))
     return {
@@ -253,59 +222,33 @@ def operator_row(name: str, family: Any, x: Tensor, copy: float) -> dict[str, An
     }  # fmt: skip
 
 
-def building_row(batch: int) -> dict[str, Any]:
-    """Drawing and factorising random matrices; plain, one that is drawn already."""
-    matrix = F.normalize(torch.randn(batch, 128, math.prod(SHAPE), device=DEVICE), dim=-1)
-    plain = shortest(lambda: PlainMatrix(matrix, SHAPE))
-    own = shortest(lambda: MatrixDegradation().sample(SHAPE, None, range(batch), DEVICE))
-    return {"plain_ms": 1e3 * plain, "ms": 1e3 * own}
-
-
-# ---- samplers
-
-
+@torch.no_grad()
 def sampler_rows(
-    denoiser: Denoiser, names: Sequence[str], batch: int, precision: str
+    denoiser: Denoiser, names: Sequence[str], family: str, batch: int, precision: str
 ) -> list[dict[str, Any]]:
-    """A row for each sampler and family, at default options."""
-    shape, rows = denoiser.config.image_shape, []
-    for family in COMPARED:
-        drawn, structure = FAMILIES[family]
-        operator = drawn.sample(shape, structure, range(batch), DEVICE)
-        draws = Draws(range(batch), DEVICE)
-        problem = GaussianNoise(0.05).measure(operator, draws.normal(shape, "clean"), draws)
-        network = evaluation_seconds(denoiser, problem, DTYPES[precision])
-        for name in each(names, family, "samplers"):
-            row = {"family": family, "sampler": name, "denoiser_ms": 1e3 * network}
-            cost = sampler_cost(name, problem)
-            rows.append(row | cost | {"share": cost["sampler_ms"] / row["denoiser_ms"]})
-    return rows
-
-
-@torch.no_grad()
-def evaluation_seconds(denoiser: Denoiser, problem: Problem, dtype: torch.dtype) -> float:
-    """Seconds of the network for one evaluation of a batch."""
-    x, given = torch.randn_like(problem.pinv()), problem.unconditional()
+    """A row for each sampler, at default options, on operators of one family: evaluations of an
+    image, milliseconds of the network and of the sampler itself for each of them."""
+    drawn, structure = FAMILIES[family]
+    shape, dtype = denoiser.config.image_shape, DTYPES[precision]
+    operator = drawn.sample(shape, structure, range(batch), DEVICE)
+    draws = Draws(range(batch), DEVICE)
+    problem = GaussianNoise(0.05).measure(operator, draws.normal(shape, "clean"), draws)
+    x, given = draws.normal(shape, "noisy"), problem.unconditional()
     with torch.autocast(DEVICE.type, dtype, dtype != torch.float32):
-        return shortest(lambda: denoiser(x, 2.0, given))
-
-
-@torch.no_grad()
-def sampler_cost(name: str, problem: Problem) -> dict[str, Any]:
-    """Evaluations of an image, and milliseconds for each of them, of a run whose denoiser costs
-    nothing."""
-    draws = Draws(range(len(problem)), DEVICE)
-    noise = draws.normal(problem.degradation.image_shape, "latent")
-    counter = CountingDenoiser(lambda x, sigma, given: 0.9 * x, len(problem))
-    start = seconds_now(DEVICE)
-    make_sampler(name)(counter, noise, problem, draws)
-    return {
-        "evaluations": counter.calls, "backward_passes": counter.backward_passes,
-        "sampler_ms": 1e3 * (seconds_now(DEVICE) - start) / counter.calls,
-    }  # fmt: skip
-
-
-# ---- data
+        network = 1e3 * shortest(lambda: denoiser(x, 2.0, given))
+    rows = []
+    for name in each(names, family, "samplers"):
+        draws = Draws(range(batch), DEVICE)
+        noise = draws.normal(shape, "latent")
+        free = CountingDenoiser(lambda x, sigma, given: 0.9 * x, batch)  # costs nothing
+        start = seconds_now(DEVICE)
+        make_sampler(name)(free, noise, problem, draws)
+        own = 1e3 * (seconds_now(DEVICE) - start) / free.calls
+        rows.append({
+            "family": family, "sampler": name, "denoiser_ms": network, "evaluations": free.calls,
+            "backward_passes": free.backward_passes, "sampler_ms": own, "share": own / network,
+        })  # fmt: skip
+    return rows
 
 
 def images_per_second(batches: Iterator[Any], first: int) -> float:
@@ -318,34 +261,15 @@ def images_per_second(batches: Iterator[Any], first: int) -> float:
     return count / (seconds_now(DEVICE) - start)
 
 
-def data_rows(home: Path, side: int, count: int, batch: int = 32) -> list[dict[str, Any]]:
-    """Crops of the photos as PNG files, in a folder and in a zip, in the order of training."""
-    photos, folder = Photos(side, "train", size=count), home / "images"
-    folder.mkdir()
-    for i in range(count):
-        Image.fromarray(photos[i][0].movedim(0, -1).numpy()).save(folder / f"{i:06d}.png")
-    shutil.make_archive(str(folder), "zip", folder)
-    plain = images_per_second(((x, None) for x in plain_batches(folder, batch)), 4)
-    rows = [{"source": "plain", "one_process": plain, "all_workers": None}]
-    for name, path in (("folder", folder), ("zip", home / "images.zip")):
-        dataset = get_dataset("datautils.imagedir.ImageDir", "train", path=path)
-        one, every = (
-            images_per_second(training_batches(dataset, batch, 0, 0, workers), 4 * max(1, workers))
-            for workers in (0, cores())
-        )
-        rows.append({"source": name, "one_process": one, "all_workers": every})
-    return rows
-
-
 # ---- the commands
 
 
 @click.group(context_settings=CONTEXT)
 def main() -> None:
-    """Speed against the plain reference path."""
+    """Speed against the plain reference path, in the same run."""
 
 
-def comparison(command: Callable[..., None]) -> Any:
+def comparison(function: Callable[..., Any]) -> click.Command:
     """A subcommand with the options of `compare`."""
     options = [
         click.option("--preset", type=click.Choice(list(PRESETS)), default="FFHQ64"),
@@ -356,33 +280,36 @@ def comparison(command: Callable[..., None]) -> Any:
                      default=COMPARED, help="May be repeated."),
         click.option("--path", "paths", type=click.Choice(PATHS), multiple=True, default=PATHS,
                      help="May be repeated."),
-        name_option,
     ]  # fmt: skip
     for option in reversed(options):
-        command = option(command)
-    return main.command(context_settings=CONTEXT)(command)
+        function = option(function)
+    return benchmark(main)(function)
 
 
 @comparison
-def network(**options: Any) -> None:
+def network(**options: Any) -> Any:
     """A forward pass, eager, compiled and plain."""
-    compare("forward", **options)
+    return compare("forward", **options)
 
 
 @comparison
-def training(**options: Any) -> None:
+def training(**options: Any) -> Any:
     """A training step: measurement, both passes, optimiser."""
-    compare("step", **options)
+    return compare("step", **options)
 
 
-@main.command(context_settings=CONTEXT)
-@name_option
-def operators(name: str | None) -> None:
+@benchmark(main)
+def operators() -> Any:
     """H and H† of 32 images of 64×64 for each of 8 operators, and the building of matrices."""
     x = torch.randn(BATCH, STACK, *SHAPE, device=DEVICE)
     copy = shortest(x.clone)
     rows = [operator_row(*named, x, copy) for named in families().items()]
-    building = building_row(BATCH)
+    matrix = F.normalize(torch.randn(BATCH, 128, math.prod(SHAPE), device=DEVICE), dim=-1)
+    matrices = get_family("MatrixDegradation")
+    building = {  # drawn and factorised; plain, one that is drawn already
+        "plain_ms": 1e3 * shortest(lambda: PlainMatrix(matrix, SHAPE)),
+        "ms": 1e3 * shortest(lambda: matrices.sample(SHAPE, None, range(BATCH), DEVICE)),
+    }
     cells = [
         [r["family"], r["structure"], r["measurements"], r["H_ms"], r["H_pinv_ms"], r["copies"],
          r["plain_ms"] and r["plain_ms"] / (r["H_ms"] + r["H_pinv_ms"])]
@@ -392,23 +319,22 @@ def operators(name: str | None) -> None:
     headers = ["family", "structure", "M", "H, ms", "H†, ms", "time of a copy each way",
                "times plain"]  # fmt: skip
     record = {"stack": [BATCH, STACK, *SHAPE], "runs": rows, "building": building}
-    report(name, table(headers, cells), record)
+    return table(headers, cells), record
 
 
-@main.command(context_settings=CONTEXT)
+@benchmark(main)
 @click.option("--preset", type=click.Choice(list(PRESETS)), default="FFHQ64")
 @click.option("--batch", type=click.IntRange(1), default=4, help="Images restored at once.")
 @click.option("--precision", type=click.Choice(list(DTYPES)), default="bf16")
 @click.option("--sampler", "names", type=click.Choice(sampler_names("denoising")), multiple=True)
-@name_option
-def samplers(
-    preset: str, batch: int, precision: str, names: Sequence[str], name: str | None
-) -> None:
+def samplers(preset: str, batch: int, precision: str, names: Sequence[str]) -> Any:
     """Evaluations of a sampler, and its own time beside that of an unconditional network."""
     cpu.tune()
     denoiser = Denoiser(make_config(preset, "unconditional")).to(DEVICE)
     denoiser.eval().requires_grad_(False).cast_linear(DTYPES[precision])
-    rows = sampler_rows(denoiser, names or sampler_names("denoising"), batch, precision)
+    wanted, rows = names or sampler_names("denoising"), []
+    for family in COMPARED:
+        rows += sampler_rows(denoiser, wanted, family, batch, precision)
     cells = [
         [r["sampler"], r["family"], r["evaluations"], r["denoiser_ms"], r["sampler_ms"],
          f"{100 * r['share']:.1f} %"]
@@ -416,22 +342,36 @@ def samplers(
     ]  # fmt: skip
     headers = ["sampler", "operator", "NFE", "network, ms", "sampler, ms an NFE", "share"]
     record = {"preset": preset, "batch": batch, "precision": precision, "rows": rows}
-    report(name, table(headers, cells), record)
+    return table(headers, cells), record
 
 
-@main.command(context_settings=CONTEXT)
+@benchmark(main)
 @click.option("--side", type=click.IntRange(8), default=64)
 @click.option("--images", type=click.IntRange(1), default=3000)
-@name_option
-def data(side: int, images: int, name: str | None) -> None:
-    """Images a second; the files lie in the system's cache, so no disk is measured."""
+def data(side: int, images: int) -> Any:
+    """Images a second, in the order of training, of crops of the photos as PNG files in a folder
+    and in a zip. The files lie in the system's cache, so no disk is measured."""
     torch.set_num_threads(1)
+    photos = Photos(side, "train", size=images)
     with tempfile.TemporaryDirectory() as home:
-        rows = data_rows(Path(home), side, images)
+        folder = Path(home, "images")
+        folder.mkdir()
+        for i in range(images):
+            Image.fromarray(photos[i][0].movedim(0, -1).numpy()).save(folder / f"{i:06d}.png")
+        archive = shutil.make_archive(str(folder), "zip", folder)
+        plain = images_per_second(((x, None) for x in plain_batches(folder, 32)), 4)
+        rows = [{"source": "plain", "one_process": plain, "all_workers": None}]
+        for name, path in (("folder", folder), ("zip", archive)):
+            dataset = get_dataset("ImageDir", "train", path=path)
+            one, every = (
+                images_per_second(training_batches(dataset, 32, 0, 0, workers), 4 * max(1, workers))
+                for workers in (0, cores())
+            )
+            rows.append({"source": name, "one_process": one, "all_workers": every})
     headers = ["source", "images/s, one process", "times plain", f"images/s, {cores()} workers"]
-    cells = [[r["source"], r["one_process"], r["one_process"] / rows[0]["one_process"],
-              r["all_workers"]] for r in rows]  # fmt: skip
-    report(name, table(headers, cells), {"side": side, "workers": cores(), "rows": rows})
+    cells = [[r["source"], r["one_process"], r["one_process"] / plain, r["all_workers"]]
+             for r in rows]  # fmt: skip
+    return table(headers, cells), {"side": side, "workers": cores(), "rows": rows}
 
 
 if __name__ == "__main__":

@@ -18,13 +18,6 @@ from runtime.tables import table
 MEMBERS = 10**6
 
 
-def write(path: Path) -> None:
-    """A zip file of tiny stored members."""
-    with zipfile.ZipFile(path, "w") as file:
-        for i in range(MEMBERS):
-            file.writestr(zipfile.ZipInfo(f"{i // 1000:05d}/img{i:08d}.png"), b"x")
-
-
 def memory(opener: Callable, path: Path) -> dict[str, int]:
     """MiB that `opener` keeps for a file, and takes at most meanwhile."""
     before = resident()
@@ -46,7 +39,9 @@ def main() -> None:
     record: dict = {"members": MEMBERS}
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "million.zip"
-        write(path)
+        with zipfile.ZipFile(path, "w") as file:
+            for i in range(MEMBERS):
+                file.writestr(zipfile.ZipInfo(f"{i // 1000:05d}/img{i:08d}.png"), b"x")
         for name, opener in (("zipfile", zipfile.ZipFile), ("archive", open_archive)):
             with multiprocessing.get_context("spawn").Pool(1) as pool:
                 record[name] = pool.apply(memory, (opener, path))

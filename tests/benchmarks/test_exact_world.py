@@ -41,12 +41,12 @@ def test_rows_table_and_picture(small: Path) -> None:
 def test_samples_are_those_of_the_prior() -> None:
     torch.manual_seed(0)
     prior = exact_world.fit_mixture(torch.rand(300, 3, 8, 8).double() * 4 - 2, 2)
-    samples = exact_world.PriorSamples(prior, 1500)
-    images = samples.images.double().flatten(1)
+    samples = exact_world.prior_samples(prior, 1500)
+    images = samples.tensors[0].double().flatten(1)
     assert (images.abs() > 1).any()  # not clipped to the range of pictures
     error = images.mean(0) - prior.sample(exact_world.Draws(list(range(1500)))).flatten(1).mean(0)
     assert error.abs().max() < 5 * (2 / 1500) ** 0.5 * images.std(0).max()
-    few = exact_world.PriorSamples(prior, 3)
+    few = exact_world.prior_samples(prior, 3)
     assert torch.equal(few[2][0], samples[2][0]) and few[2][1] == -1
 
 
@@ -75,7 +75,7 @@ def test_the_exact_denoiser_reaches_the_floor(monkeypatch: pytest.MonkeyPatch) -
         def forward(self, x: torch.Tensor, sigma: float, problem: object, *_: object):
             return exact(x.double(), sigma, problem).float()
 
-    monkeypatch.setattr(exact_world, "Draws", lambda seeds: _Noise(len(seeds)))
+    monkeypatch.setattr("benchmarks.posterior.Draws", lambda seeds: _Noise(len(seeds)))
     run, mmse = exact_world.sampled(Oracle(), problem, 200)
     monkeypatch.undo()
     errors = exact_world.errors_of(run, exact)

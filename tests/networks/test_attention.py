@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks.reference_path import dense_attention
+from benchmarks.reference_path import DenseNeighbourhood
 from networks.attention import BACKENDS, backend_in_use, make_attention, tiled, use_backend
 from networks.attention.fused import has_kernels
 
@@ -21,6 +21,11 @@ TILED = [(16, 16), (9, 13), (20, 27), (17, 40)]
 def attention(q: Tensor, streams: list[tuple[Tensor, Tensor]], kernel: int | None) -> Tensor:
     """Of the backend that is demanded, or the device's own."""
     return make_attention(*q.shape[1:3], kernel, len(streams), q.device)(q, streams)
+
+
+def dense_attention(q: Tensor, streams: list[tuple[Tensor, Tensor]], kernel: int | None) -> Tensor:
+    """By its definition."""
+    return DenseNeighbourhood(*q.shape[1:3], kernel, len(streams), q.device)(q, streams)
 
 
 def random_inputs(

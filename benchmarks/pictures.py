@@ -1,12 +1,13 @@
-"""Pictures of the benchmark of posteriors: marginals beside the exact ones, error against cost."""
+"""Pictures of the benchmarks: quality against cost, marginals beside the exact ones."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import matplotlib.pyplot as plt
 import torch
 from matplotlib.colors import LinearSegmentedColormap
 from torch import Tensor
+from torch.distributions import Categorical, MixtureSameFamily, MultivariateNormal
 
 from networks import GaussianMixture
 
@@ -14,24 +15,49 @@ _COLUMNS = 6
 _EXTENT = 21.0  # of the plane: the means reach 16
 _INK, _DOT, _GRID = "#1b2a41", "#d1495b", "#d8dee9"
 _HEAT = LinearSegmentedColormap.from_list("paper", ["#ffffff", "#c9d8ea", "#6f9ac8", "#1b4f8a"])
-_STYLES = ("-", "--", ":", "-.")
+
+
+def family_axes(families: Sequence[str], labels: Iterable[str], size: tuple[float, float]) -> Any:
+    """A figure (inches) and its axes: a titled column for each family, a row for each value."""
+    labels = list(labels)
+    figure, axes = plt.subplots(
+        len(labels), len(families), figsize=size, sharex="row", sharey="row", squeeze=False
+    )
+    for axis, family in zip(axes[0], families, strict=True):
+        axis.set_title(family, fontsize=10, loc="left", color=_INK)
+    for axis, label in zip(axes[:, 0], labels, strict=True):
+        axis.set_ylabel(label)
+    return figure, axes
+
+
+def draw_curves(
+    axis: Any, curves: Mapping[str, Sequence[tuple[float, float]]], dashed: Sequence[str] = ()
+) -> None:
+    """A curve through points (x, y) for each label."""
+    for i, (label, points) in enumerate(curves.items()):
+        line = "--" if label in dashed else ("-", "--", ":", "-.")[i // 10]
+        style = {"color": plt.get_cmap("tab10")(i % 10), "ls": line}
+        axis.plot(*zip(*points, strict=True), marker="o", ms=3.5, lw=1.6, label=label, **style)
+    axis.grid(True, color=_GRID, lw=0.6)
+    axis.spines[["top", "right"]].set_visible(False)
 
 
 def draw_marginals(
     exact: GaussianMixture, points: Mapping[str, Tensor], distances: Mapping[str, float]
 ) -> Any:
-    """The first two coordinates of samples `[n, 2]` by title, over the exact density; beside the
-    title their sliced distance."""
+    """The first two coordinates of samples `[n, 2]` by title, over the density of a posterior (a
+    batch of one); beside the title their sliced distance."""
     rows = -(-len(points) // _COLUMNS)
     figure, axes = plt.subplots(rows, _COLUMNS, figsize=(2.05 * _COLUMNS, 2.3 * rows))
     axis = torch.linspace(-_EXTENT, _EXTENT, 241, dtype=torch.float64)
-    density = marginal_density(exact, torch.cartesian_prod(axis, axis)).view(241, 241).mT
+    parts = MultivariateNormal(exact.means[0, :, :2], exact.covariances[0, :, :2, :2])
+    plane = MixtureSameFamily(Categorical(logits=exact.log_weights[0]), parts)
+    density = plane.log_prob(torch.cartesian_prod(axis, axis)).exp().view(241, 241).mT
     shade = (density / density.amax()).sqrt()  # faint modes show
     box = (-_EXTENT, _EXTENT, -_EXTENT, _EXTENT)
-    for cell in axes.flat:
+    for cell in axes.flat[len(points) :]:
         cell.axis("off")
     for cell, (title, x) in zip(axes.flat, points.items(), strict=False):
-        cell.axis("on")
         cell.imshow(shade, extent=box, origin="lower", cmap=_HEAT)
         inside = x[(x.abs() < _EXTENT).all(1)]
         cell.scatter(inside[:, 0], inside[:, 1], s=2.2, color=_DOT, alpha=0.45, linewidths=0)
@@ -45,15 +71,6 @@ def draw_marginals(
     return figure
 
 
-def marginal_density(exact: GaussianMixture, points: Tensor) -> Tensor:
-    """The density `[n]` of the first two coordinates of a posterior (a batch of one)."""
-    covariances = exact.covariances[0, :, :2, :2].expand(exact.means.shape[1], 2, 2)
-    marginal = GaussianMixture.from_covariances(
-        exact.log_weights[0].exp(), exact.means[0, :, :2], covariances, (1, 1, 2)
-    )
-    return marginal.log_density(points.view(-1, 1, 1, 2)).exp()
-
-
 def draw_evaluations(curves: Mapping[str, Sequence[Mapping[str, Any]]], floor: str) -> Any:
     """Distance against evaluations, by title: oracles, which know y, and zero-shot samplers."""
     oracles = [name for name in curves if name.endswith("(oracle)")]
@@ -62,24 +79,16 @@ def draw_evaluations(curves: Mapping[str, Sequence[Mapping[str, Any]]], floor: s
         "told y: the exact conditional denoiser": oracles,
         "zero-shot: the denoiser of the prior": [n for n in curves if n not in (*oracles, floor)],
     }
-    colours, lowest = plt.get_cmap("tab10"), curves[floor][0]["sliced_wasserstein"]
     for axis, (title, names) in zip(axes, panels.items(), strict=True):
-        axis.axhline(lowest, color=_INK, lw=1, ls=(0, (4, 3)), label="exact samples")
-        names = sorted(names, key=lambda name: -curves[name][-1]["sliced_wasserstein"])
-        for i, name in enumerate(names):  # the legend has them as they end, from top to bottom
-            x = [point["evaluations"] for point in curves[name]]
-            y = [point["sliced_wasserstein"] for point in curves[name]]
-            style = {"color": colours(i % 10), "ls": _STYLES[i // 10]}
-            axis.plot(x, y, marker="o", ms=3.5, lw=1.6, label=name, **style)
+        ends = {name: curves[name][-1]["sliced_wasserstein"] for name in names}
+        draw_curves(axis, {  # the legend has them as they end, from top to bottom
+            name: [(point["evaluations"], point["sliced_wasserstein"]) for point in curves[name]]
+            for name in sorted(names, key=lambda name: -ends[name])
+        })  # fmt: skip
+        axis.axhline(curves[floor][0]["sliced_wasserstein"], color=_INK, lw=1, ls="--", label=floor)
         axis.set(xscale="log", yscale="log", xlabel="evaluations of the denoiser")
         axis.set_title(title, fontsize=10, loc="left", color=_INK)
-        axis.grid(True, which="major", color=_GRID, lw=0.6)
-        axis.spines[["top", "right"]].set_visible(False)
-        handles, labels = axis.get_legend_handles_labels()
-        axis.legend(
-            handles[1:] + handles[:1], labels[1:] + labels[:1], fontsize=8, frameon=False,
-            loc="upper left", bbox_to_anchor=(1, 1),
-        )  # fmt: skip
+        axis.legend(fontsize=8, frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
     axes[0].set_ylabel("sliced Wasserstein distance to the posterior")
     figure.tight_layout()
     return figure
