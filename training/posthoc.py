@@ -17,7 +17,7 @@ from runtime.cli import SETTINGS, Command
 from runtime.errors import one_sentence_errors
 from runtime.files import check_output
 from runtime.records import record
-from training.averages import coefficients, power_exponent
+from training.schedule import coefficients, power_exponent
 
 
 def reconstruct(
