@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -151,10 +151,8 @@ def outdated(images: Sequence[int], newest: int, keep: int, keep_every: int) -> 
     """
     others = [n for n in sorted(images) if n != newest]
     old = others[: max(0, len(others) + 1 - keep)]
-    first: dict[int, int] = {}
-    for n in sorted(images):
-        if keep_every and n >= keep_every:
-            first.setdefault(n // keep_every, n)
+    later = [n for n in sorted(images, reverse=True) if keep_every and n >= keep_every]
+    first = {n // keep_every: n for n in later}
     return [n for n in old if n not in first.values()]
 
 
@@ -177,7 +175,9 @@ def find_checkpoint(folder: Path) -> tuple[Path, Progress, list[str]]:
             for name, expected in state.checksums.items():
                 if _checksum(path / name) != expected:
                     raise ValueError(f"{name} is damaged")
-                _check_tensors(path / name)
+                for key, tensor in load_file(path / name).items():  # no pickle is opened
+                    if not tensor.float().isfinite().all():
+                        raise ValueError(f"'{key}' in {name} is not finite")
             return path, state.progress, warnings
         except (OSError, ValueError, SafetensorError) as error:
             warnings.append(f"passing over checkpoint {path}: {error}")
@@ -197,16 +197,6 @@ def _read_state(path: Path) -> _State:
     if _record_checksum(values) != state.checksum:
         raise ValueError(f"{_STATE} is damaged")
     return state
-
-
-def _check_tensors(path: Path) -> None:
-    """Raise SafetensorError for another kind of file (a pickle is not opened), and ValueError if a
-    tensor is not finite."""
-    with safe_open(path, framework="pt") as file:
-        for name in file.keys():  # noqa: SIM118
-            tensor = file.get_tensor(name)
-            if tensor.is_floating_point() and not tensor.float().isfinite().all():
-                raise ValueError(f"'{name}' in {path.name} is not finite")
 
 
 def clear_unfinished(run: Path) -> None:

@@ -47,23 +47,17 @@ class TrainConfig:
 
     preset: str = option("Network preset (networks.PRESETS).", "FFHQ64")
     network: dict[str, Any] = option(
-        "Fields of the network that replace those of the preset (networks.NetworkConfig): "
-        "patch, mapping_width, levels ...",
-        {},
-        name="",
+        "Fields (networks.NetworkConfig) that replace those of the preset.", {}, name=""
     )
     init: str | None = option(
-        "Weights file to start from, of the same architecture: fine-tuning. By default random "
-        "ones.",
-        None,
+        "Weights file of the same architecture to start from: fine-tuning. Else random ones.", None
     )
     data_class: str = option("The data set.", "datautils.photos.Photos", name="")  # --data
     data: dict[str, Any] = option(
         "Option of the data set, such as path=FILE; in a file a mapping.", {}, name="--data-opt"
     )
     skip_broken: bool = option(
-        "Replace a broken image by the next sound one and count it, instead of ending the run.",
-        False,
+        "Replace a broken image by the next sound one and count it; else it ends the run.", False
     )
     degradation: str | None = option(
         "Family of operators to train on; none trains an unconditional denoiser.", None
@@ -74,9 +68,7 @@ class TrainConfig:
     )
     noise_level: float = option("Standard deviation of the noise on y; images are in [-1, 1].", 0.0)
     noise_range: tuple[float, ...] = option(
-        "Smallest and largest noise level instead: every image draws its own, and the network "
-        "knows it.",
-        (),
+        "Smallest and largest level instead: every image draws its own, the network knows it.", ()
     )
     clean_share: float = option("With noise_range: the share of the samples without noise.", 0.0)
     poisson_peak: float | None = option(
@@ -112,12 +104,10 @@ class TrainConfig:
     )
     betas: tuple[float, ...] = option("Coefficients of Adam: two numbers.", (0.9, 0.99))
     clip: float | None = option(
-        "Largest norm of the gradients, to which longer ones are scaled down; none leaves them.",
-        None,
+        "Largest norm of the gradients: longer ones are scaled down to it; none leaves them.", None
     )
     max_skipped: int = option(
-        "Steps in a row without finite gradients that are skipped; after more the run is given up.",
-        50,
+        "Steps in a row without finite gradients that are skipped; after more the run ends.", 50
     )
     P_mean: float = option("Mean of ln σ in training.", -0.8, name="--P_mean")
     P_std: float = option("Standard deviation of ln σ in training.", 1.6, name="--P_std")
@@ -130,9 +120,8 @@ class TrainConfig:
     ema_halflife: int = option("Half-life of the weight average.", 500 * 2**10)
     ema_ramp: float = option("The half-life is at most this share of the images seen.", 0.05)
     ema_sigma_rel: tuple[float, ...] = option(
-        "Relative widths of power-function averages that are kept beside it (EDM2), such as "
-        "0.05 and 0.1: of their snapshots `python -m training.posthoc` makes averages of any "
-        "width.",
+        "Relative widths of power-function averages beside it (EDM2), such as 0.05 and 0.1: of "
+        "their snapshots `python -m training.posthoc` makes averages of any width.",
         (),
     )
     snapshot_every: int = option("Snapshots of these averages, every so many images.", 2**23)
@@ -156,8 +145,7 @@ class TrainConfig:
     )
     trust_detector: bool = option("Run detectors that are TorchScript files, so programs.", False)
     measure_every: int = option(
-        "Fréchet distances of as many restorations as the reference has images; 0 leaves them out.",
-        2**22,
+        "Fréchet distances of as many restorations as the reference has images; 0: never.", 2**22
     )
     sheet_every: int | None = option(
         "A picture of restored held-out images, always the same ones, or of drawn ones if there is "
@@ -173,8 +161,7 @@ class TrainConfig:
     )
     workers: int = option("Processes that load data, for each training process.", 4)
     compile: bool = option(
-        "Compile the network: a minute or more for each structure of the operators, then faster.",
-        False,
+        "Compile the network: a minute for each structure of the operators, then faster.", False
     )
     recompute: tuple[float, ...] = option(
         "Levels of the network, 0 the finest, that keep no activations but compute them again "
@@ -182,8 +169,7 @@ class TrainConfig:
         (),
     )
     fsdp: bool = option(
-        "Share weights, gradients and averages out to the processes, for networks beyond one GPU.",
-        False,
+        "Share weights, gradients and averages out to the processes: networks beyond a GPU.", False
     )
     tensorboard: bool = option("Log to TensorBoard too, in the run's folder.", False)
     wandb: str | None = option("Log to this project of Weights & Biases too.", None)

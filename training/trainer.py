@@ -28,8 +28,26 @@ from training.checkpoint import Parts, Progress, check_origin, find_checkpoint, 
 from training.config import TrainConfig
 from training.data import step_samples
 from training.loss import LOSSES
-from training.precision import Meter, loss_scaler
 from training.schedule import ema_decay, learning_rate, power_decay, power_exponent
+
+
+class Meter:
+    """Means of loss and gradient norm since the last report, finite values only; on the device."""
+
+    def __init__(self, device: torch.device):
+        self.sums = torch.zeros(4, dtype=torch.float64, device=device)
+
+    def add(self, loss: Tensor, norm: Tensor) -> None:
+        """Take in a step's mean loss `[]` on this process and its gradient norm `[]`."""
+        values = torch.stack((loss.double(), norm.double()))
+        finite = values.isfinite()
+        self.sums += torch.cat((torch.where(finite, values, 0), finite.double()))
+
+    def means(self) -> tuple[float, float]:
+        """Mean loss and gradient norm, NaN if no step was finite. Sets the sums to zero."""
+        loss, norm, losses, norms = self.sums.tolist()
+        self.sums.zero_()
+        return loss / losses if losses else math.nan, norm / norms if norms else math.nan
 
 
 class Trainer:
@@ -42,7 +60,7 @@ class Trainer:
         self.noise = noise_of(config)
         self.progress = Progress()
         self.precision = resolve_precision(config.precision, device)
-        self.scaler, self.meter = loss_scaler(self.precision, device), Meter(device)
+        self.scaler, self.meter = _loss_scaler(self.precision, device), Meter(device)
         # Steps without finite gradients: all, in a row, most in a row.
         self.skips = torch.zeros(3, dtype=torch.int64, device=device)
 
@@ -298,6 +316,18 @@ class Trainer:
                 return average(x, sigma, problem)
 
         return estimate
+
+
+def _loss_scaler(precision: str, device: torch.device) -> torch.amp.GradScaler:
+    """Dynamic loss scaling for fp16; for other precisions a scale that stays 1.
+
+    Either way a step whose gradients are not finite is left out.
+    """
+    scaler = torch.amp.GradScaler(device.type, init_scale=65536.0 if precision == "fp16" else 1.0)
+    if precision != "fp16":
+        scaler.set_growth_factor(1.0)
+        scaler.set_backoff_factor(1.0)
+    return scaler
 
 
 def noise_of(config: TrainConfig) -> Noise:
