@@ -241,25 +241,24 @@ class TrainConfig:
             values = _read_yaml(path.parent / str(base)) | values
         if values.pop("mse_train", "false") == "true":  # of earlier versions
             values["objective"] = "mmse"
-        types = _types()
+        types: dict[str, Any] = {field.name: field.type for field in dataclasses.fields(cls)}
         for name in (*values, *overrides):
             if name not in types:
                 where = f"{path}: " if name in values else ""
                 raise ValueError(f"{where}unknown setting '{name}'; known are {', '.join(types)}")
+
+        def made(values: dict[str, Any]) -> Self:
+            return cls(**{name: read(value, types[name], name) for name, value in values.items()})
+
         optional = {name for name, kind in types.items() if type(None) in get_args(kind)}
         nothing = {k for k, v in overrides.items() if v in ("none", "null") and k in optional}
         try:
-            return cls._read(values | overrides | dict.fromkeys(nothing))
+            return made(values | overrides | dict.fromkeys(nothing))
         except ValueError as error:
             with suppress(ValueError):
-                cls._read(values)
+                made(values)
                 path = None  # the file alone is sound: the overrides are at fault
             raise ValueError(f"{path}: {error}" if path else str(error)) from None
-
-    @classmethod
-    def _read(cls, values: dict[str, Any]) -> Self:
-        types = _types()
-        return cls(**{name: read(value, types[name], name) for name, value in values.items()})
 
     def check_resumes(self, before: Self) -> None:
         """Raise ValueError if a setting differs that may not change when a run is resumed."""
@@ -289,10 +288,6 @@ class TrainConfig:
     def dump(self) -> str:
         """The resolved settings as YAML, without credentials."""
         return yaml.safe_dump(cleaned(dataclasses.asdict(self)), sort_keys=False)
-
-
-def _types() -> dict[str, Any]:
-    return {f.name: f.type for f in dataclasses.fields(TrainConfig)}
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:

@@ -21,7 +21,6 @@ from training import parallel
 from training.checkpoint import Background, Parts, Progress, clear_unfinished, save_checkpoint
 from training.data import training_batches
 from training.log import RunLog
-from training.trackers import trackers
 from training.trainer import Trainer, power_part
 
 WEIGHTS = "weights.safetensors"
@@ -52,13 +51,13 @@ def train(
     config, progress, first = trainer.config, trainer.progress, distributed.rank() == 0
     if first:
         clear_unfinished(folder)
-    sinks = trackers(config, folder, progress.images) if first else ()
     batches = training_batches(
         dataset, config.batch, config.seed, progress.step, config.workers, config.skip_broken
     )
+    log = RunLog(config, folder, progress.images)
     with (
         signals.deferred_termination(),
-        closing(RunLog(folder, config.duration, progress.images, sinks)) as log,
+        closing(log),
         distributed.Pulse() as pulse,
         Background() as writing,
         closing(batches),  # and with them the processes that load them
@@ -253,8 +252,6 @@ class _Run:
         self, progress: Progress, parts: Parts, checkpoint: bool, snapshot: bool
     ) -> None:
         config, summary = self.config, self._summary()
-        if not checkpoint:
-            parts = {name: part for name, part in parts.items() if name.startswith("power-")}
         copied = self.writing.copied(parts)
 
         def write() -> None:

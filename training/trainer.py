@@ -66,7 +66,13 @@ class Trainer:
 
         self.denoiser = denoiser.to(device).train()
         self.average = copy.deepcopy(self.denoiser).eval().requires_grad_(False)
-        self.denoiser.net.recompute = _recomputed(config, denoiser)
+        levels = range(len(denoiser.config.levels))
+        if wrong := [level for level in config.recompute if level not in levels]:
+            raise ValueError(
+                f"recompute={wrong[0]:g} is no level of the network {config.preset}: they are 0, "
+                f"the finest, to {levels[-1]}"
+            )
+        self.denoiser.net.recompute = frozenset(map(int, config.recompute))
         if config.compile:  # the average stays as it is: it sees batches of many sizes
             self.denoiser.compile()
         self.loss_module = LOSSES[config.objective](self.denoiser).to(device)
@@ -336,18 +342,6 @@ def noise_of(config: TrainConfig) -> Noise:
         lowest, highest = config.noise_range
         return DrawnNoise(lowest, highest, config.clean_share)
     return make_noise(config.noise_level, config.poisson_peak)
-
-
-def _recomputed(config: TrainConfig, denoiser: Denoiser) -> frozenset[int]:
-    """The levels of `recompute`. Raises ValueError if the network has no such level."""
-    levels = len(denoiser.config.levels)
-    for level in config.recompute:
-        if level not in range(levels):
-            raise ValueError(
-                f"recompute={level:g} is no level of the network {config.preset}: they are 0, the "
-                f"finest, to {levels - 1}"
-            )
-    return frozenset(map(int, config.recompute))
 
 
 def power_part(sigma_rel: float) -> str:

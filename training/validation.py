@@ -50,18 +50,18 @@ class HeldoutImages:
         return range(distributed.rank(), count, distributed.world_size())
 
     def restored(
-        self, indices: Sequence[int], methods: Mapping[str, Restore]
+        self, indices: Sequence[int], denoiser: Callable, samplers: Mapping[str, Callable]
     ) -> Iterator[Restored]:
-        """Restore the images `indices` under each family with each method, batch by batch."""
+        """Restore the images `indices` under each family with each sampler, batch by batch."""
+
+        def restoring(sampler: Callable) -> Restore:
+            return lambda problem, noise, draws: sampler(denoiser, noise, problem, draws)
+
+        methods = {name: restoring(sampler) for name, sampler in samplers.items()}
         return restorations(
             self.dataset, self.families, methods, noise=self.noise, indices=indices,
             batch=self.batch, seed=SEED, device=self.device, workers=self.workers,
         )  # fmt: skip
-
-
-def restoring(sampler: Sampler, denoiser: Callable) -> Restore:
-    """Restoration by a sampler that uses this denoiser."""
-    return lambda problem, noise, draws: sampler(denoiser, noise, problem, draws)
 
 
 @dataclass(frozen=True)
@@ -78,10 +78,9 @@ class Validation:
         Interrupted where a signal to end comes.
         """
         families, indices = self.images.families, self.images.share(self.count)
-        methods = {"mmse": restoring(self.estimator, denoiser)}
         values: dict[str, list[float]] = {name: [] for name in families}
         with suppress(signals.Interrupted):
-            for restored in self.images.restored(indices, methods):
+            for restored in self.images.restored(indices, denoiser, {"mmse": self.estimator}):
                 found = psnr(to_uint8(restored.x), restored.truth)
                 found[~restored.x.flatten(1).isfinite().all(1)] = math.nan
                 values[restored.group.degradation] += found[: len(restored.group.indices)].tolist()
@@ -109,7 +108,6 @@ class HeldoutDistances:
         Interrupted where a signal to end comes.
         """
         families, indices = self.images.families, self.images.share(self.count)
-        methods = {"sample": restoring(self.sampler, denoiser)}
         statistics = {
             family: {metric: FeatureStatistics() for metric in self.detectors}
             for family in families
@@ -118,7 +116,7 @@ class HeldoutDistances:
         total, first = len(indices) * len(families), distributed.rank() == 0
         bar = progress(total, "held out", "images", silent=not first)
         with suppress(signals.Interrupted), bar:
-            for restored in self.images.restored(indices, methods):
+            for restored in self.images.restored(indices, denoiser, {"sample": self.sampler}):
                 family, count = restored.group.degradation, len(restored.group.indices)
                 x = restored.x[:count]
                 finite = x.flatten(1).isfinite().all(1)
@@ -154,15 +152,15 @@ class Sheet:
 
     def __call__(self, denoiser: Callable, path: Path) -> None:
         """Draw the denoiser's restorations into the PNG file `path`."""
-        methods = {
-            "H†y": lambda problem, noise, draws: problem.pinv(),
-            "MMSE": restoring(self.estimator, denoiser),
+        samplers: dict[str, Callable] = {
+            "H†y": lambda denoiser, noise, problem, draws: problem.pinv(),
+            "MMSE": self.estimator,
         }
         if self.sampler is not None:
-            methods["sample"] = restoring(self.sampler, denoiser)
+            samplers["sample"] = self.sampler
         indices = range(min(self.count, len(self.images.dataset)))
         pictures: dict[tuple[str, int], dict[str, Tensor]] = {}
-        for restored in self.images.restored(indices, methods):
+        for restored in self.images.restored(indices, denoiser, samplers):
             family, x = restored.group.degradation, to_uint8(restored.x.nan_to_num())
             measured = restored.problem.degradation.measurement_image(restored.problem.y)
             for i, index in enumerate(restored.group.indices):
