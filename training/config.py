@@ -161,7 +161,7 @@ class TrainConfig:
     )
     workers: int = option("Processes that load data, for each training process.", 4)
     compile: bool = option(
-        "Compile the network: a minute for each structure of the operators, then faster.", False
+        "Compile the network: a minute or more for each structure of operators, then faster.", False
     )
     recompute: tuple[float, ...] = option(
         "Levels of the network, 0 the finest, that keep no activations but compute them again "
