@@ -51,18 +51,18 @@ def train(
     config, progress, first = trainer.config, trainer.progress, distributed.rank() == 0
     if first:
         clear_unfinished(folder)
-    batches = training_batches(
-        dataset, config.batch, config.seed, progress.step, config.workers, config.skip_broken
-    )
     log = RunLog(config, folder, progress.images)
     with (
         signals.deferred_termination(),
         closing(log),
         distributed.Pulse() as pulse,
         Background() as writing,
-        closing(batches),  # and with them the processes that load them
     ):
-        stopped = _Run(trainer, folder, heldout, log, pulse, writing, batches).go()
+        batches = training_batches(  # whose processes ignore signals if they start here
+            dataset, config.batch, config.seed, progress.step, config.workers, config.skip_broken
+        )
+        with closing(batches):
+            stopped = _Run(trainer, folder, heldout, log, pulse, writing, batches).go()
     distributed.barrier()
     if stopped:
         if first:
