@@ -247,16 +247,16 @@ class TrainConfig:
                 where = f"{path}: " if name in values else ""
                 raise ValueError(f"{where}unknown setting '{name}'; known are {', '.join(types)}")
 
-        def made(values: dict[str, Any]) -> Self:
-            return cls(**{name: read(value, types[name], name) for name, value in values.items()})
+        def typed(values: dict[str, Any]) -> dict[str, Any]:
+            return {name: read(value, types[name], name) for name, value in values.items()}
 
         optional = {name for name, kind in types.items() if type(None) in get_args(kind)}
         nothing = {k for k, v in overrides.items() if v in ("none", "null") and k in optional}
         try:
-            return made(values | overrides | dict.fromkeys(nothing))
+            return cls(**typed(values | overrides | dict.fromkeys(nothing)))
         except ValueError as error:
             with suppress(ValueError):
-                made(values)
+                cls(**typed(values))
                 path = None  # the file alone is sound: the overrides are at fault
             raise ValueError(f"{path}: {error}" if path else str(error)) from None
 

@@ -42,8 +42,7 @@ def reconstruct(
     sums: dict[str, Tensor] = {}
     factors = coefficients(times, exponents, time, exponent)
     for path, factor in zip(snapshots, factors, strict=True):
-        denoiser = load_weights(path)
-        assert isinstance(denoiser, Denoiser)  # a prior has no width
+        denoiser = _network(path)
         for name, p in denoiser.named_parameters():
             part = factor * p.detach().double()
             sums[name] = sums[name] + part if name in sums else part
@@ -51,6 +50,13 @@ def reconstruct(
         for name, p in denoiser.named_parameters():
             p.copy_(sums[name])
     return denoiser, read_summary(path) | {"sigma_rel": sigma_rel, "images": time}
+
+
+def _network(path: Path) -> Denoiser:
+    denoiser = load_weights(path)
+    if not isinstance(denoiser, Denoiser):
+        raise ValueError(f"{path} holds an analytic prior, not a snapshot of a network")
+    return denoiser
 
 
 @dataclass
