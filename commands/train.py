@@ -25,15 +25,20 @@ from runtime.files import check_folder, claimed, plain, regular, replacing
 from runtime.launcher import first_here
 from runtime.options import arguments
 from samplers import DPM, Heun, InDI, Sampler, one_step
-from training.checkpoint import list_checkpoints
+from training.checkpoint import Origin, list_checkpoints
 from training.config import TrainConfig
 from training.curves import draw_curves
 from training.loop import WEIGHTS, Heldout, train
-from training.origin import Origin
-from training.sheets import Samples, Sheet
 from training.trackers import check_trackers
 from training.trainer import Trainer, noise_of
-from training.validation import HeldoutDistances, HeldoutImages, Validation, members
+from training.validation import (
+    HeldoutDistances,
+    HeldoutImages,
+    Samples,
+    Sheet,
+    Validation,
+    members,
+)
 from zero_shot import Unrolled
 
 # What restores held-out images while a run of this objective trains, beside the MMSE estimate; a

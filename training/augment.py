@@ -8,7 +8,7 @@ network does not generate augmented images when it is sampled with zeros.
 import functools
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 import torch.nn.functional as F
@@ -98,31 +98,22 @@ def raw_numbers(draws: Draws) -> dict[str, Tensor]:
     for name in ("scale", "stretch"):
         raw[name] = draws.normal((), f"augment/{name}")
     raw["shift"] = draws.normal((2,), "augment/shift")
-    gates = "xflip", "yflip", "scale", "rotation", "stretch", "axis", "shift"
-    for name in ("rotation", "axis", *(f"{gate}/gate" for gate in gates)):
+    for name in ("rotation", "axis", *(f"{field.name}/gate" for field in fields(Parameters))):
         raw[name] = draws.uniform((), f"augment/{name}")
     return raw
 
 
 def parameters(raw: Mapping[str, Tensor], probability: float) -> Parameters:
     """Parameters from the numbers of `raw_numbers`, a pure function."""
-
-    def gated(name: str, value: Tensor, share: float = probability) -> Tensor:
-        gate = raw[f"{name}/gate"] < share
-        return torch.where(gate.view(-1, *[1] * (value.ndim - 1)), value, 0)
-
-    def angle(name: str) -> Tensor:
-        return (2 * raw[name] - 1) * math.pi
-
-    return Parameters(
-        xflip=gated("xflip", raw["xflip"], _XFLIP * probability),
-        yflip=gated("yflip", raw["yflip"]),
-        scale=gated("scale", raw["scale"]),
-        rotation=gated("rotation", angle("rotation")),
-        stretch=gated("stretch", raw["stretch"]),
-        axis=gated("axis", angle("axis"), _TURNED),
-        shift=gated("shift", raw["shift"]),
-    )
+    shares = {"xflip": _XFLIP * probability, "axis": _TURNED}
+    values = {}
+    for name in (field.name for field in fields(Parameters)):
+        value = raw[name]
+        if name in ("rotation", "axis"):
+            value = (2 * value - 1) * math.pi
+        acts = raw[f"{name}/gate"] < shares.get(name, probability)
+        values[name] = torch.where(acts.view(-1, *[1] * (value.ndim - 1)), value, 0)
+    return Parameters(**values)
 
 
 def augment(images: Tensor, draws: Draws, probability: float) -> tuple[Tensor, Tensor]:

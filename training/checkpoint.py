@@ -12,18 +12,19 @@ import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from datautils.identity import Identity
 from runtime.files import regular, write_tensors
 from runtime.records import parse_json, record
-from training.origin import Origin
 
 _STATE = "state.json"
 _COUNT = "[0-9]" * 12
@@ -33,6 +34,34 @@ _UNFINISHED = (
 )
 
 Parts = Mapping[str, Mapping[str, Tensor]]
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What a run was begun with: one that goes on with anything else would be another run."""
+
+    settings: dict[str, Any]
+    """`TrainConfig.fixed`."""
+    data: Identity
+
+
+def check_origin(before: Origin, now: Origin) -> None:
+    """Raise ValueError if a run goes on with other settings or images than it was begun with.
+
+    Settings that only one of them has are of another version, and are passed over.
+    """
+    changes = [
+        f"{name} is {now.settings[name]!r} in config.yaml, and was {value!r} in training"
+        for name, value in before.settings.items()
+        if name in now.settings and now.settings[name] != value
+    ]
+    if not changes and before.data != now.data:
+        changes = [f"the data set has {now.data}, and the run was trained on {before.data}"]
+    if changes:
+        raise ValueError(
+            f"{'; '.join(changes)}: set it back, or let the run go on as it is now with "
+            "--accept-changes"
+        )
 
 
 @dataclass
@@ -122,10 +151,8 @@ def outdated(images: Sequence[int], newest: int, keep: int, keep_every: int) -> 
     """
     others = [n for n in sorted(images) if n != newest]
     old = others[: max(0, len(others) + 1 - keep)]
-    first: dict[int, int] = {}
-    for n in sorted(images):
-        if keep_every and n >= keep_every:
-            first.setdefault(n // keep_every, n)
+    later = [n for n in sorted(images, reverse=True) if keep_every and n >= keep_every]
+    first = {n // keep_every: n for n in later}
     return [n for n in old if n not in first.values()]
 
 
@@ -148,7 +175,9 @@ def find_checkpoint(folder: Path) -> tuple[Path, Progress, list[str]]:
             for name, expected in state.checksums.items():
                 if _checksum(path / name) != expected:
                     raise ValueError(f"{name} is damaged")
-                _check_tensors(path / name)
+                for key, tensor in load_file(path / name).items():  # no pickle is opened
+                    if not tensor.float().isfinite().all():
+                        raise ValueError(f"'{key}' in {name} is not finite")
             return path, state.progress, warnings
         except (OSError, ValueError, SafetensorError) as error:
             warnings.append(f"passing over checkpoint {path}: {error}")
@@ -170,16 +199,6 @@ def _read_state(path: Path) -> _State:
     return state
 
 
-def _check_tensors(path: Path) -> None:
-    """Raise SafetensorError for another kind of file (a pickle is not opened), and ValueError if a
-    tensor is not finite."""
-    with safe_open(path, framework="pt") as file:
-        for name in file.keys():  # noqa: SIM118
-            tensor = file.get_tensor(name)
-            if tensor.is_floating_point() and not tensor.float().isfinite().all():
-                raise ValueError(f"'{name}' in {path.name} is not finite")
-
-
 def clear_unfinished(run: Path) -> None:
     """Remove what a killed run has left of files and checkpoints that it wrote or removed.
 
@@ -192,10 +211,10 @@ def clear_unfinished(run: Path) -> None:
             path.unlink(missing_ok=True)
 
 
-class Background:
+class Background(AbstractContextManager):
     """Writes in a thread what was copied before, one task at a time.
 
-    A failure is raised in the main thread, by the next call of any method.
+    A failure is raised in the main thread, by the next call of any method or the end of the block.
     """
 
     def __init__(self) -> None:
@@ -206,20 +225,21 @@ class Background:
     def copied(self, parts: Parts) -> Parts:
         """The parts on the CPU, in memory that the next call overwrites: it waits for the task."""
         self.wait()
-        on_gpu = False
-        for part, tensors in parts.items():
-            for name, tensor in tensors.items():
-                key = f"{part}/{name}"
-                if key not in self._host:
-                    self._host[key] = torch.empty_like(
-                        tensor, device="cpu", pin_memory=tensor.is_cuda, requires_grad=False,
-                        memory_format=torch.contiguous_format,
-                    )  # fmt: skip
-                self._host[key].copy_(tensor.detach(), non_blocking=True)
-                on_gpu |= tensor.is_cuda
-        if on_gpu:
+        copies = {
+            part: {name: self._copied(f"{part}/{name}", t) for name, t in tensors.items()}
+            for part, tensors in parts.items()
+        }
+        if torch.cuda.is_initialized():
             torch.cuda.synchronize()
-        return {p: {name: self._host[f"{p}/{name}"] for name in part} for p, part in parts.items()}
+        return copies
+
+    def _copied(self, key: str, tensor: Tensor) -> Tensor:
+        if key not in self._host:
+            self._host[key] = torch.empty_like(
+                tensor, device="cpu", pin_memory=tensor.is_cuda, requires_grad=False,
+                memory_format=torch.contiguous_format,
+            )  # fmt: skip
+        return self._host[key].copy_(tensor.detach(), non_blocking=True)
 
     def run(self, task: Callable[[], Any]) -> None:
         """Start a task, once the one before is done."""
@@ -236,6 +256,9 @@ class Background:
         task, self._task = self._task, None
         if task:
             task.result()
+
+    def __exit__(self, *error: object) -> None:
+        self.wait()
 
 
 def _remove(path: Path) -> None:

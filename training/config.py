@@ -5,7 +5,7 @@ import json
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self, get_args, get_origin
+from typing import Any, Self, get_args
 
 import yaml
 
@@ -13,28 +13,29 @@ from runtime.cli import option
 from runtime.credentials import cleaned
 from runtime.options import PRECISIONS, read
 from runtime.records import parse_yaml
-from training.averages import NARROWEST, WIDEST
 
-_POSITIVE = (
+_ABOVE_0 = (
     *("batch", "duration", "lr", "P_std", "log_every", "checkpoint_every", "snapshot_every"),
     *("ema_halflife", "keep_checkpoints", "validate_images", "sheet_images", "max_skipped"),
-    "components",
+    *("components", "batch_gpu", "max_minutes", "decay", "poisson_peak", "clip"),
 )
-_NOT_NEGATIVE = (
+_FROM_0 = (
     *("noise_level", "seed", "ramp", "workers", "ema_ramp", "validate_every", "measure_every"),
     "keep_every",
 )
+_SHARES = ("mmse_share", "clean_share", "label_dropout", "cooldown", "augment")
+# What may change when a run is resumed.
 _FREE = (
     *("duration", "max_minutes", "workers", "batch_gpu", "log_every", "validate_every"),
-    *("checkpoint_every", "keep_checkpoints", "ref_path", "detectors", "measure_every"),
-    *("trust_detector", "skip_broken"),
-    *("keep_every", "snapshot_every", "sheet_every", "sheet_images", "max_skipped"),
-    *("compile", "recompute", "fsdp", "tensorboard", "wandb"),
+    *("checkpoint_every", "keep_checkpoints", "keep_every", "snapshot_every", "sheet_every"),
+    *("sheet_images", "measure_every", "ref_path", "detectors", "trust_detector", "skip_broken"),
+    *("max_skipped", "compile", "recompute", "fsdp", "tensorboard", "wandb"),
 )
-OBJECTIVES = ("denoising", "mmse", "indi", "unrolled", "nppc")
 # Options of classes, which alone know their types: `config: no` may be a text.
-_OF_CLASSES = {"data", "degradation_opt", "detectors"}
-_SHARES = ("mmse_share", "clean_share", "label_dropout", "cooldown", "augment")
+_OF_CLASSES = ("data", "degradation_opt")
+OBJECTIVES = ("denoising", "mmse", "indi", "unrolled", "nppc")
+NARROWEST = 1e-4  # of the widths σ_rel of power-function averages
+WIDEST = 12**-0.5  # that of the plain mean over all of training, γ = 0
 
 
 @dataclass(frozen=True)
@@ -46,23 +47,17 @@ class TrainConfig:
 
     preset: str = option("Network preset (networks.PRESETS).", "FFHQ64")
     network: dict[str, Any] = option(
-        "Fields of the network that replace those of the preset (networks.NetworkConfig): "
-        "patch, mapping_width, levels ...",
-        {},
-        name="",
+        "Fields (networks.NetworkConfig) that replace those of the preset.", {}, name=""
     )
     init: str | None = option(
-        "Weights file to start from, of the same architecture: fine-tuning. By default random "
-        "ones.",
-        None,
+        "Weights file of the same architecture to start from: fine-tuning. Else random ones.", None
     )
     data_class: str = option("The data set.", "datautils.photos.Photos", name="")  # --data
     data: dict[str, Any] = option(
         "Option of the data set, such as path=FILE; in a file a mapping.", {}, name="--data-opt"
     )
     skip_broken: bool = option(
-        "Replace a broken image by the next sound one and count it, instead of ending the run.",
-        False,
+        "Replace a broken image by the next sound one and count it; else it ends the run.", False
     )
     degradation: str | None = option(
         "Family of operators to train on; none trains an unconditional denoiser.", None
@@ -73,9 +68,7 @@ class TrainConfig:
     )
     noise_level: float = option("Standard deviation of the noise on y; images are in [-1, 1].", 0.0)
     noise_range: tuple[float, ...] = option(
-        "Smallest and largest noise level instead: every image draws its own, and the network "
-        "knows it.",
-        (),
+        "Smallest and largest level instead: every image draws its own, the network knows it.", ()
     )
     clean_share: float = option("With noise_range: the share of the samples without noise.", 0.0)
     poisson_peak: float | None = option(
@@ -111,12 +104,10 @@ class TrainConfig:
     )
     betas: tuple[float, ...] = option("Coefficients of Adam: two numbers.", (0.9, 0.99))
     clip: float | None = option(
-        "Largest norm of the gradients, to which longer ones are scaled down; none leaves them.",
-        None,
+        "Largest norm of the gradients: longer ones are scaled down to it; none leaves them.", None
     )
     max_skipped: int = option(
-        "Steps in a row without finite gradients that are skipped; after more the run is given up.",
-        50,
+        "Steps in a row without finite gradients that are skipped; after more the run ends.", 50
     )
     P_mean: float = option("Mean of ln σ in training.", -0.8, name="--P_mean")
     P_std: float = option("Standard deviation of ln σ in training.", 1.6, name="--P_std")
@@ -129,9 +120,8 @@ class TrainConfig:
     ema_halflife: int = option("Half-life of the weight average.", 500 * 2**10)
     ema_ramp: float = option("The half-life is at most this share of the images seen.", 0.05)
     ema_sigma_rel: tuple[float, ...] = option(
-        "Relative widths of power-function averages that are kept beside it (EDM2), such as "
-        "0.05 and 0.1: of their snapshots `python -m training.posthoc` makes averages of any "
-        "width.",
+        "Relative widths of power-function averages beside it (EDM2), such as 0.05 and 0.1: of "
+        "their snapshots `python -m training.posthoc` makes averages of any width.",
         (),
     )
     snapshot_every: int = option("Snapshots of these averages, every so many images.", 2**23)
@@ -155,8 +145,7 @@ class TrainConfig:
     )
     trust_detector: bool = option("Run detectors that are TorchScript files, so programs.", False)
     measure_every: int = option(
-        "Fréchet distances of as many restorations as the reference has images; 0 leaves them out.",
-        2**22,
+        "Fréchet distances of as many restorations as the reference has images; 0: never.", 2**22
     )
     sheet_every: int | None = option(
         "A picture of restored held-out images, always the same ones, or of drawn ones if there is "
@@ -172,8 +161,7 @@ class TrainConfig:
     )
     workers: int = option("Processes that load data, for each training process.", 4)
     compile: bool = option(
-        "Compile the network: a minute or more for each structure of the operators, then faster.",
-        False,
+        "Compile the network: a minute or more for each structure of operators, then faster.", False
     )
     recompute: tuple[float, ...] = option(
         "Levels of the network, 0 the finest, that keep no activations but compute them again "
@@ -181,62 +169,60 @@ class TrainConfig:
         (),
     )
     fsdp: bool = option(
-        "Share weights, gradients and averages out to the processes, for networks beyond one GPU.",
-        False,
+        "Share weights, gradients and averages out to the processes: networks beyond a GPU.", False
     )
     tensorboard: bool = option("Log to TensorBoard too, in the run's folder.", False)
     wandb: str | None = option("Log to this project of Weights & Biases too.", None)
 
     def __post_init__(self) -> None:
-        for name in _POSITIVE:
-            _require(getattr(self, name) > 0, name, getattr(self, name), "a number above 0")
-        for name in _NOT_NEGATIVE:
-            _require(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
-        _require(self.sheets >= 0, "sheet_every", self.sheets, "0 or more")
-        for name in _SHARES:
-            _require(0 <= getattr(self, name) <= 1, name, getattr(self, name), "between 0 and 1")
-        for name in ("batch_gpu", "max_minutes", "decay", "poisson_peak", "clip"):
+        for name in _ABOVE_0:
             value = getattr(self, name)
-            _require(value is None or value > 0, name, value, "a number above 0, or null")
+            self._require(value is None or value > 0, name, "a number above 0")
+        for name in _FROM_0:
+            self._require(getattr(self, name) >= 0, name, "0 or more")
+        for name in _SHARES:
+            self._require(0 <= getattr(self, name) <= 1, name, "between 0 and 1")
+        for name, value in vars(self).items():
+            self._require(value != "", name, "a text of at least one letter")
+        self._require(self.sheets >= 0, "sheet_every", "0 or more")
+        self._require(self.seed < 2**63, "seed", "below 2^63")
+        self._require(self.objective in OBJECTIVES, "objective", " or ".join(OBJECTIVES))
+        self._require(self.precision in PRECISIONS, "precision", " or ".join(PRECISIONS))
         sound = len(self.betas) == 2 and all(0 <= beta < 1 for beta in self.betas)
-        _require(sound, "betas", self.betas, "two numbers from 0 to below 1")
-        for width in self.ema_sigma_rel:
-            _require(
-                NARROWEST <= width <= WIDEST, "ema_sigma_rel", width,
-                f"from {NARROWEST} to {WIDEST:.4f}",
-            )  # fmt: skip
-        if len({f"{width:g}" for width in self.ema_sigma_rel}) < len(self.ema_sigma_rel):
-            raise ValueError(f"ema_sigma_rel={self.ema_sigma_rel} must be widths that differ")
-        for name, kind in _types().items():
-            if kind in (str, str | None):
-                _require(getattr(self, name) != "", name, "''", "a text of at least one letter")
-        if self.compile and self.fsdp:
-            raise ValueError("compile makes one graph of what fsdp gathers block by block: leave "
-                             "out one of them")  # fmt: skip
-        _require(self.seed < 2**63, "seed", self.seed, "below 2^63")
-        if self.degradation_opt and not self.degradation:
-            raise ValueError(
-                f"degradation_opt={self.degradation_opt} are options of no degradation"
-            )
+        self._require(sound, "betas", "two numbers from 0 to below 1")
+        if self.noise_range:
+            sound = len(self.noise_range) == 2 and 0 <= self.noise_range[0] < self.noise_range[1]
+            self._require(sound, "noise_range", "two rising numbers from 0 on")
+        widths = self.ema_sigma_rel
+        sound = all(NARROWEST <= width <= WIDEST for width in widths)
+        sound = sound and len({f"{width:g}" for width in widths}) == len(widths)
+        accepted = f"widths from {NARROWEST} to {WIDEST:.4f} that differ"
+        self._require(sound, "ema_sigma_rel", accepted)
+        self._check_contradictions()
+
+    def _require(self, sound: bool, name: str, accepted: str) -> None:
+        if not sound:
+            raise ValueError(f"{name}={getattr(self, name)!r} must be {accepted}")
+
+    def _check_contradictions(self) -> None:
         kinds = ("noise_level", "noise_range", "poisson_peak")
         given = [f"{name}={getattr(self, name)}" for name in kinds if getattr(self, name)]
         if len(given) > 1:
             raise ValueError(f"{' and '.join(given)} are two kinds of noise: give one of them")
-        if self.noise_range:
-            sound = len(self.noise_range) == 2 and 0 <= self.noise_range[0] < self.noise_range[1]
-            _require(sound, "noise_range", self.noise_range, "two rising numbers from 0 on")
         if self.clean_share and not self.noise_range:
             raise ValueError(f"clean_share={self.clean_share} goes with a noise_range")
+        if self.compile and self.fsdp:
+            raise ValueError("compile makes one graph of what fsdp gathers in blocks: choose one")
+        if self.degradation_opt and not self.degradation:
+            raise ValueError(f"degradation_opt={self.degradation_opt} goes with a degradation")
         if self.blind and not self.degradation:
             raise ValueError("blind leaves H out of a conditional network: give a degradation")
-        _require(self.objective in OBJECTIVES, "objective", self.objective, " or ".join(OBJECTIVES))
         if self.objective != "denoising" and not self.degradation:
             raise ValueError(f"objective={self.objective} starts from y: give a degradation")
         if self.objective == "unrolled" and self.blind:
             raise ValueError("objective=unrolled is for an unconditional network: leave out blind")
         if self.detectors and not self.ref_path:
             raise ValueError("detectors measure distances to a reference: give a ref_path")
-        _require(self.precision in PRECISIONS, "precision", self.precision, " or ".join(PRECISIONS))
 
     @property
     def sheets(self) -> int:
@@ -255,24 +241,24 @@ class TrainConfig:
             values = _read_yaml(path.parent / str(base)) | values
         if values.pop("mse_train", "false") == "true":  # of earlier versions
             values["objective"] = "mmse"
-        types = _types()
+        types: dict[str, Any] = {field.name: field.type for field in dataclasses.fields(cls)}
         for name in (*values, *overrides):
             if name not in types:
                 where = f"{path}: " if name in values else ""
                 raise ValueError(f"{where}unknown setting '{name}'; known are {', '.join(types)}")
-        nothing = {k for k, v in overrides.items() if v in ("none", "null") and _optional(types[k])}
+
+        def typed(values: dict[str, Any]) -> dict[str, Any]:
+            return {name: read(value, types[name], name) for name, value in values.items()}
+
+        optional = {name for name, kind in types.items() if type(None) in get_args(kind)}
+        nothing = {k for k, v in overrides.items() if v in ("none", "null") and k in optional}
         try:
-            return cls._read(values | overrides | dict.fromkeys(nothing))
+            return cls(**typed(values | overrides | dict.fromkeys(nothing)))
         except ValueError as error:
             with suppress(ValueError):
-                cls._read(values)
+                cls(**typed(values))
                 path = None  # the file alone is sound: the overrides are at fault
             raise ValueError(f"{path}: {error}" if path else str(error)) from None
-
-    @classmethod
-    def _read(cls, values: dict[str, Any]) -> Self:
-        types = _types()
-        return cls(**{name: read(value, types[name], name) for name, value in values.items()})
 
     def check_resumes(self, before: Self) -> None:
         """Raise ValueError if a setting differs that may not change when a run is resumed."""
@@ -294,28 +280,14 @@ class TrainConfig:
         values = {k: v for k, v in dataclasses.asdict(self).items() if k not in _FREE}
         values["data_class"] = DATASETS.get(self.data_class, self.data_class)
         values["data"] = {k: v for k, v in self.data.items() if not k.endswith("path")}
-        for name in _OF_CLASSES & values.keys():
+        for name in _OF_CLASSES:
             values[name] = _guessed(values[name])
         text = json.dumps(cleaned(values), default=str)
         return json.loads(text.replace('"degradation.', '"'))
 
     def dump(self) -> str:
         """The resolved settings as YAML, without credentials."""
-        lists = {
-            name: list(getattr(self, name))
-            for name, kind in _types().items()
-            if get_origin(kind) is tuple
-        }
-        values = cleaned(dataclasses.asdict(self) | lists)
-        return yaml.safe_dump(values, sort_keys=False)
-
-
-def _optional(kind: Any) -> bool:
-    return type(None) in get_args(kind)
-
-
-def _types() -> dict[str, Any]:
-    return {f.name: f.type for f in dataclasses.fields(TrainConfig)}
+        return yaml.safe_dump(cleaned(dataclasses.asdict(self)), sort_keys=False)
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
@@ -343,8 +315,3 @@ def _guessed(value: Any) -> Any:
         return parse_yaml(value) if isinstance(value, str) else value
     except ValueError:
         return value
-
-
-def _require(condition: bool, name: str, value: Any, accepted: str) -> None:
-    if not condition:
-        raise ValueError(f"{name}={value} must be {accepted}")

@@ -21,7 +21,7 @@ def sample_order(size: int, batch: int, seed: int, step: int = 0) -> Iterator[li
     epoch, order = -1, torch.empty(0, dtype=torch.int64)
     for now in itertools.count(step):
         indices = []
-        for sample in step_samples(now, batch, distributed.rank(), distributed.world_size()):
+        for sample in step_samples(now, batch):
             if sample // size != epoch:
                 epoch = sample // size
                 generator = torch.Generator().manual_seed(derive_seed(seed, "order", epoch))
@@ -30,21 +30,15 @@ def sample_order(size: int, batch: int, seed: int, step: int = 0) -> Iterator[li
         yield indices
 
 
-def step_samples(step: int, batch: int, rank: int, world: int) -> range:
-    """Global numbers of the samples of one step that fall to one process."""
-    share = batch // world
-    start = step * batch + rank * share
+def step_samples(step: int, batch: int) -> range:
+    """Global numbers of the samples of one step that fall to this process."""
+    share = batch // distributed.world_size()
+    start = step * batch + distributed.rank() * share
     return range(start, start + share)
 
 
 def training_batches(
-    dataset: ImageDataset,
-    batch: int,
-    seed: int,
-    step: int,
-    workers: int,
-    *,
-    skip_broken: bool = False,
+    dataset: ImageDataset, batch: int, seed: int, step: int, workers: int, skip_broken: bool = False
 ) -> Batches:
     """Batches (uint8 images `[n, C, h, w]`, int64 labels `[n]`) of this process, from `step` on.
 

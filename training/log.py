@@ -3,7 +3,6 @@
 import json
 import os
 import sys
-from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +12,8 @@ from runtime import distributed
 from runtime.files import plain, replacing, writing
 from runtime.progress import progress
 from runtime.records import parse_json, record
-from training.trackers import Tracker, flat
+from training.config import TrainConfig
+from training.trackers import flat, trackers
 
 _SECONDS = 30.0  # between two lines of progress: a run may take days
 
@@ -21,11 +21,12 @@ _SECONDS = 30.0  # between two lines of progress: a run may take days
 class RunLog:
     """Progress bar and one JSON object a line in `log.jsonl`; rank 0 only."""
 
-    def __init__(self, folder: Path, total: int, images: int = 0, trackers: Sequence[Tracker] = ()):
+    def __init__(self, config: TrainConfig, folder: Path, images: int):
+        """images: those seen by a run that goes on."""
         self.silent = distributed.rank() != 0
         if self.silent:
             return
-        self.trackers = trackers
+        self.trackers = trackers(config, folder, images)
         self.path = path = folder / "log.jsonl"
         lines = _whole_lines(path) if images else []
         # A resumed run goes on where its checkpoint was made: what came later is run again.
@@ -33,7 +34,7 @@ class RunLog:
             self.before = [line for line in lines if line["images"] <= images]
             temporary.write_text("".join(json.dumps(line) + "\n" for line in self.before))
         self.file = path.open("a")
-        self.bar = progress(total, "training", "images", initial=images, seconds=_SECONDS)
+        self.bar = progress(config.duration, "training", "images", initial=images, seconds=_SECONDS)
 
     def close(self) -> None:
         """End the bar, and the trackers."""

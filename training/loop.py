@@ -9,20 +9,19 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
+from torch import Tensor
 
 from datautils import ImageDataset
+from datautils.loading import Batches
 from networks import save_weights
 from runtime import distributed, signals
 from runtime.errors import DivergedError
 from runtime.tables import fixed
 from training import parallel
-from training.checkpoint import Background, Progress, clear_unfinished, save_checkpoint
-from training.config import TrainConfig
+from training.checkpoint import Background, Parts, Progress, clear_unfinished, save_checkpoint
 from training.data import training_batches
 from training.log import RunLog
-from training.trackers import trackers
-from training.trainer import Parts, Trainer, power_part
+from training.trainer import Trainer, power_part
 
 WEIGHTS = "weights.safetensors"
 SNAPSHOTS = "snapshots"
@@ -41,7 +40,7 @@ class Heldout:
 
 
 def train(
-    trainer: Trainer, dataset: ImageDataset, folder: Path, heldout: Heldout | None = None
+    trainer: Trainer, dataset: ImageDataset, folder: Path, heldout: Heldout = Heldout()
 ) -> Path:
     """Run until the images or the minutes of the configuration are used up.
 
@@ -49,70 +48,72 @@ def train(
     averaged weights, whose path it returns. SIGTERM or Ctrl-C ends the run after the step, with a
     checkpoint and exit code 75.
     """
-    images, first = trainer.progress.images, distributed.rank() == 0
+    config, progress, first = trainer.config, trainer.progress, distributed.rank() == 0
     if first:
         clear_unfinished(folder)
-    sinks = trackers(trainer.config, folder, images) if first else ()
+    log = RunLog(config, folder, progress.images)
     with (
         signals.deferred_termination(),
-        closing(RunLog(folder, trainer.config.duration, images, sinks)) as log,
+        closing(log),
         distributed.Pulse() as pulse,
+        Background() as writing,
     ):
-        run = _Run(trainer, dataset, folder, heldout or Heldout(), log, pulse)
-        try:
-            stopped = run.go()
-        finally:
-            run.batches.close()  # and with them the processes that load them
-            run.writing.wait()
+        batches = training_batches(  # whose processes ignore signals if they start here
+            dataset, config.batch, config.seed, progress.step, config.workers, config.skip_broken
+        )
+        with closing(batches):
+            stopped = _Run(trainer, folder, heldout, log, pulse, writing, batches).go()
     distributed.barrier()
     if stopped:
         if first:
-            print(f"stopped after {trainer.progress.images} images: --resume {folder} goes on")
+            print(f"stopped after {progress.images} images: --resume {folder} goes on")
         sys.exit(signals.RESUMABLE)
     return folder / WEIGHTS
 
 
+@dataclass
 class _Run:
     """A run on its way."""
 
-    def __init__(
-        self,
-        trainer: Trainer,
-        dataset: ImageDataset,
-        folder: Path,
-        heldout: Heldout,
-        log: RunLog,
-        pulse: distributed.Pulse,
-    ):
-        self.trainer, self.folder, self.heldout = trainer, folder, heldout
-        self.log, self.pulse, self.writing = log, pulse, Background()
-        self.config, self.progress = trainer.config, trainer.progress
+    trainer: Trainer
+    folder: Path
+    heldout: Heldout
+    log: RunLog
+    pulse: distributed.Pulse
+    writing: Background
+    batches: Batches
+
+    def __post_init__(self) -> None:
+        self.config, self.progress = self.trainer.config, self.trainer.progress
         self.losses: list[float] = []  # of every report
         self.saved = self.progress.images  # the count of the newest checkpoint
         self.start = time.monotonic() - self.progress.seconds
         self.reported = self.progress.images, time.monotonic()  # where the last report was made
-        config = self.config
-        self.batches = training_batches(
-            dataset, config.batch, config.seed, self.progress.step, config.workers,
-            skip_broken=config.skip_broken,
-        )  # fmt: skip
         self.broken_before = self.progress.broken
         self.said: set[str] = set()  # what is wrong with broken images
 
     def go(self) -> bool:
         """Train to the end; whether a signal came before it."""
         images, config, first = self.progress.images, self.config, distributed.rank() == 0
-        fraction = _fraction(config, images, distributed.value_of_first(self._seconds()))
+        fraction = self._fraction(distributed.value_of_first(self._seconds()))
         over = fraction >= 1
         self.log.say(f"precision: {self.trainer.precision}")
-        self._warn_of_a_short_run()
-        if over:
-            self._save_weights()
+        if config.duration < config.ramp:
+            self.log.say(
+                f"warning: the run ends at {config.duration / config.ramp:.2%} of the ramp of the "
+                f"learning rate ({config.ramp} images); a short run needs a shorter --ramp"
+            )
+        if over:  # when it is resumed: the kill may have come before the weights were written
+            _, parts = self.trainer.state()
+            if first:
+                _check_finite("average", parts["average"], images)
+                self._export(WEIGHTS, parts["average"], self._summary())
+            self.log.say(f"weights: {self.folder / WEIGHTS}")
         stop = self._look(over, resumed=images > 0)
         while not over and not stop:
             self.trainer.step(*next(self.batches), fraction)
             asked, seconds = self.pulse.beat(signals.asked_to_end(), self._seconds() * first)
-            fraction, stop = _fraction(config, self.progress.images, seconds), bool(asked)
+            fraction, stop = self._fraction(seconds), bool(asked)
             over = fraction >= 1
             self.log.advance(config.batch, fraction)
             if self._due(config.log_every) or over:
@@ -128,18 +129,16 @@ class _Run:
         """Of the run, those before a resume included."""
         return time.monotonic() - self.start
 
+    def _fraction(self, seconds: float) -> float:
+        """Share of the run that is over, by images or minutes."""
+        minutes, images = self.config.max_minutes, self.progress.images
+        spent = seconds / 60 / minutes if minutes else 0.0
+        return min(max(images / self.config.duration, spent), 1.0)
+
     def _due(self, every: int) -> bool:
         """Whether this step passed a multiple of `every` images; 0 is never."""
         images = self.progress.images
         return every > 0 and images // every > (images - self.config.batch) // every
-
-    def _warn_of_a_short_run(self) -> None:
-        duration, ramp = self.config.duration, self.config.ramp
-        if duration < ramp:
-            self.log.say(
-                f"warning: the run ends at {duration / ramp:.2%} of the ramp of the "
-                f"learning rate ({ramp} images); a short run needs a shorter --ramp"
-            )
 
     # ---- numbers ---------------------------------------------------------------------------------
 
@@ -192,9 +191,8 @@ class _Run:
         ]
         try:
             for name, look, every in looks:
-                if look is None or not (self._due(every) or over):
-                    continue
-                if name != "heldout_psnr" and not images:
+                due = (self._due(every) or over) and (images or name == "heldout_psnr")
+                if look is None or not due:
                     continue
                 if resumed and distributed.value_of_first(self.log.holds(name, images)):
                     continue
@@ -259,31 +257,26 @@ class _Run:
         copied = self.writing.copied(parts)
 
         def write() -> None:
-            _check_finite(copied, progress.images)  # before an older checkpoint is pruned
+            for name, part in copied.items():  # before an older checkpoint is pruned
+                _check_finite(name, part, progress.images)
             if snapshot:
                 for sigma_rel in config.ema_sigma_rel:
                     name = power_part(sigma_rel)
-                    path = self.folder / SNAPSHOTS / f"{progress.images:012d}-{name}.safetensors"
-                    denoiser = parallel.denoiser_of(self.trainer.denoiser, copied[name])
-                    save_weights(path, denoiser, summary | {"sigma_rel": sigma_rel})
+                    path = f"{SNAPSHOTS}/{progress.images:012d}-{name}.safetensors"
+                    self._export(path, copied[name], summary | {"sigma_rel": sigma_rel})
             if checkpoint:
                 folder = self.folder / "checkpoints"
                 save_checkpoint(
                     folder, progress, copied, config.keep_checkpoints, config.keep_every
                 )
-                average = parallel.denoiser_of(self.trainer.denoiser, copied["average"])
-                save_weights(self.folder / WEIGHTS, average, summary)
+                self._export(WEIGHTS, copied["average"], summary)
 
         self.writing.run(write)
 
-    def _save_weights(self) -> None:
-        """For a run that is over when it is resumed: the kill may have come before they were."""
-        tensors = {k: parallel.whole(t) for k, t in self.trainer.average.state_dict().items()}
-        if distributed.rank() == 0:
-            _check_finite({"average": tensors}, self.progress.images)
-            denoiser = parallel.denoiser_of(self.trainer.denoiser, tensors)
-            save_weights(self.folder / WEIGHTS, denoiser, self._summary())
-            self.log.say(f"weights: {self.folder / WEIGHTS}")
+    def _export(self, name: str, tensors: Mapping[str, Tensor], summary: dict[str, Any]) -> None:
+        """Write a weights file of these tensors into the folder of the run."""
+        denoiser = parallel.denoiser_of(self.trainer.denoiser, tensors)
+        save_weights(self.folder / name, denoiser, summary)
 
     def _summary(self) -> dict[str, Any]:
         config, progress = self.config, self.progress
@@ -306,18 +299,11 @@ class _Run:
         }
 
 
-def _check_finite(parts: Mapping[str, Any], images: int) -> None:
-    """Raise DivergedError if a tensor of the weights is not finite: they are never written."""
-    for name, part in parts.items():
-        for key, tensor in part.items():
-            if isinstance(tensor, torch.Tensor) and not tensor.isfinite().all():
-                raise DivergedError(
-                    f"'{key}' of the {name} is not finite after {images} images: lower the "
-                    "learning rate; what was written before stays"
-                )
-
-
-def _fraction(config: TrainConfig, images: int, seconds: float) -> float:
-    """Share of the run that is over, by images or minutes."""
-    spent = seconds / 60 / config.max_minutes if config.max_minutes else 0.0
-    return min(max(images / config.duration, spent), 1.0)
+def _check_finite(part: str, tensors: Mapping[str, Tensor], images: int) -> None:
+    """Raise DivergedError if a tensor is not finite: it is never written."""
+    for key, tensor in tensors.items():
+        if not tensor.isfinite().all():
+            raise DivergedError(
+                f"'{key}' of the {part} is not finite after {images} images: lower the learning "
+                "rate; what was written before stays"
+            )

@@ -1,5 +1,6 @@
 """The training losses: denoising with learned uncertainty (EDM2, 2.2; paper, Eq. 6), rivals."""
 
+from functools import partial
 from types import SimpleNamespace
 from typing import NamedTuple
 
@@ -14,13 +15,10 @@ from training.config import TrainConfig
 from zero_shot import Unrolled
 
 
-def draw_sigma(
-    draws: Draws, P_mean: float, P_std: float, mmse_share: float = 0.0, mmse_sigma: float = 100.0
-) -> Tensor:
-    """Noise levels `[B]`: ln σ ~ N(P_mean, P_std²), but mmse_sigma for a share of the samples."""
+def draw_sigma(draws: Draws, P_mean: float, P_std: float, mmse_share: float = 0.0) -> Tensor:
+    """Noise levels `[B]`: ln σ ~ N(P_mean, P_std²), but 100 for a share of the samples."""
     sigma = (draws.normal((), "sigma") * P_std + P_mean).exp()
-    chosen = draws.uniform((), "sigma/mmse") < mmse_share
-    return torch.where(chosen, mmse_sigma, sigma)
+    return torch.where(draws.uniform((), "sigma/mmse") < mmse_share, 100.0, sigma)
 
 
 class Told(NamedTuple):
@@ -37,6 +35,8 @@ class DenoisingLoss(nn.Module):
     """Steps of the run that are done, which the trainer says."""
     weighted = True
     """By the learned uncertainty; else the loss is the error itself."""
+    sees_image = True
+    """The input has the image; else it is σε alone."""
 
     def __init__(self, denoiser: Denoiser):
         super().__init__()
@@ -72,8 +72,9 @@ class DenoisingLoss(nn.Module):
 
     def error(self, images: Tensor, sigma: Tensor, noise: Tensor, told: Told) -> Tensor:
         """The error `[B]` whose weight is learned, arguments as those of `forward`."""
-        noisy = images + sigma[:, None, None, None] * noise
-        return (self.denoiser(noisy, sigma, *told) - images).square().flatten(1).mean(1)
+        x = sigma[:, None, None, None] * noise
+        x = images + x if self.sees_image else x
+        return (self.denoiser(x, sigma, *told) - images).square().flatten(1).mean(1)
 
 
 class MMSELoss(DenoisingLoss):
@@ -82,14 +83,10 @@ class MMSELoss(DenoisingLoss):
     The noise level is that of the sampler `MMSE`, σ = 100.
     """
 
-    weighted = False
+    weighted = sees_image = False
 
     def levels(self, draws: Draws, config: TrainConfig) -> Tensor:
         return draw_sigma(draws, config.P_mean, config.P_std, mmse_share=1.0)
-
-    def error(self, images: Tensor, sigma: Tensor, noise: Tensor, told: Told) -> Tensor:
-        estimate = self.denoiser(sigma[:, None, None, None] * noise, sigma, *told)
-        return (estimate - images).square().flatten(1).mean(1)
 
 
 class InDILoss(DenoisingLoss):
@@ -133,10 +130,8 @@ class UnrolledLoss(DenoisingLoss):
     def error(self, images: Tensor, sigma: Tensor, noise: Tensor, told: Told) -> Tensor:
         start, *drawn = noise.unbind(1)
         rng = SimpleNamespace(randn_like=lambda x: drawn.pop())
-        restored = self.sampler(
-            lambda x, level, problem: self.denoiser(x, level, problem, told.augment_labels),
-            start, told.problem, rng,
-        )  # fmt: skip
+        denoiser = partial(self.denoiser, augment_labels=told.augment_labels)
+        restored = self.sampler(denoiser, start, told.problem, rng)
         return (restored - images).square().flatten(1).mean(1)
 
 

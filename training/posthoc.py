@@ -17,7 +17,7 @@ from runtime.cli import SETTINGS, Command
 from runtime.errors import one_sentence_errors
 from runtime.files import check_output
 from runtime.records import record
-from training.averages import coefficients, power_exponent
+from training.schedule import coefficients, power_exponent
 
 
 def reconstruct(
@@ -30,12 +30,17 @@ def reconstruct(
     none is that early, or the width is out of range.
     """
     exponent = power_exponent(sigma_rel)
-    snapshots = _snapshots(folder, images)
+    snapshots = _snapshots(folder)
+    counts = [snapshot.images for snapshot in snapshots.values()]
+    time = max(counts) if images is None else images
+    if not min(counts) <= time <= max(counts):
+        span = f"{min(counts)} to {max(counts)}"
+        raise ValueError(f"images={time} must lie between the snapshots, {span}")
+    snapshots = {path: s for path, s in snapshots.items() if s.images <= time}
     times = [snapshot.images for snapshot in snapshots.values()]
-    time = max(times) if images is None else images
     exponents = [power_exponent(snapshot.sigma_rel) for snapshot in snapshots.values()]
-    factors = coefficients(times, exponents, time, exponent)
     sums: dict[str, Tensor] = {}
+    factors = coefficients(times, exponents, time, exponent)
     for path, factor in zip(snapshots, factors, strict=True):
         denoiser = _network(path)
         for name, p in denoiser.named_parameters():
@@ -44,8 +49,7 @@ def reconstruct(
     with torch.no_grad():
         for name, p in denoiser.named_parameters():
             p.copy_(sums[name])
-    summary = read_summary(list(snapshots)[-1])
-    return denoiser, summary | {"sigma_rel": sigma_rel, "images": time}
+    return denoiser, read_summary(path) | {"sigma_rel": sigma_rel, "images": time}
 
 
 def _network(path: Path) -> Denoiser:
@@ -62,26 +66,23 @@ class _Snapshot:
     images: int
     sigma_rel: float
 
+    def __post_init__(self) -> None:
+        if self.images <= 0:
+            raise ValueError(f"it has {self.images} images")
 
-def _snapshots(folder: Path, images: int | None) -> dict[Path, _Snapshot]:
-    """Path and record of each snapshot up to a count of images, oldest first."""
+
+def _snapshots(folder: Path) -> dict[Path, _Snapshot]:
+    """Path and record of each snapshot, oldest first."""
     paths = sorted((folder / "snapshots").glob("*.safetensors"))
     if not paths:
         raise ValueError(
             f"{folder} holds no snapshots: train with --ema-sigma-rel 0.05,0.1 to keep some"
         )
-    found = {}
-    for path in paths:
-        what = f"{path} is no snapshot of a run, remove it: its summary"
-        found[path] = record(_Snapshot, read_summary(path), what, others=True)
-        if found[path].images <= 0:
-            raise ValueError(f"{what} has {found[path].images} images")
-    early = {path: s for path, s in found.items() if images is None or s.images <= images}
-    last = max(snapshot.images for snapshot in found.values())
-    if not early or (images is not None and images > last):
-        first = min(snapshot.images for snapshot in found.values())
-        raise ValueError(f"images={images} must lie between the snapshots, {first} to {last}")
-    return early
+    what = "{} is no snapshot of a run, remove it: its summary"
+    return {
+        path: record(_Snapshot, read_summary(path), what.format(path), others=True)
+        for path in paths
+    }
 
 
 @click.command(cls=Command, context_settings=SETTINGS | {"show_default": True})

@@ -24,39 +24,55 @@ from runtime import distributed, signals
 from runtime.errors import DivergedError
 from training import parallel
 from training.augment import augment
-from training.averages import power_decay, power_exponent
-from training.checkpoint import Progress, find_checkpoint, load_parts
+from training.checkpoint import Parts, Progress, check_origin, find_checkpoint, load_parts
 from training.config import TrainConfig
 from training.data import step_samples
 from training.loss import LOSSES
-from training.origin import check_origin
-from training.precision import Meter, loss_scaler
-from training.schedule import ema_decay, learning_rate, update_average
+from training.schedule import ema_decay, learning_rate, power_decay, power_exponent
 
-Parts = dict[str, dict[str, Tensor]]
+
+class Meter:
+    """Means of loss and gradient norm since the last report, finite values only; on the device."""
+
+    def __init__(self, device: torch.device):
+        self.sums = torch.zeros(4, dtype=torch.float64, device=device)
+
+    def add(self, loss: Tensor, norm: Tensor) -> None:
+        """Take in a step's mean loss `[]` on this process and its gradient norm `[]`."""
+        values = torch.stack((loss.double(), norm.double()))
+        finite = values.isfinite()
+        self.sums += torch.cat((torch.where(finite, values, 0), finite.double()))
+
+    def means(self) -> tuple[float, float]:
+        """Mean loss and gradient norm, NaN if no step was finite. Sets the sums to zero."""
+        loss, norm, losses, norms = self.sums.tolist()
+        self.sums.zero_()
+        return loss / losses if losses else math.nan, norm / norms if norms else math.nan
 
 
 class Trainer:
     """A denoiser, its averages, the optimiser, and one step of training them."""
 
     def __init__(
-        self,
-        config: TrainConfig,
-        denoiser: Denoiser,
-        family: Family,
-        device: torch.device,
+        self, config: TrainConfig, denoiser: Denoiser, family: Family, device: torch.device
     ):
         self.config, self.family, self.device = config, family, device
         self.noise = noise_of(config)
         self.progress = Progress()
         self.precision = resolve_precision(config.precision, device)
-        self.scaler, self.meter = loss_scaler(self.precision, device), Meter(device)
+        self.scaler, self.meter = _loss_scaler(self.precision, device), Meter(device)
         # Steps without finite gradients: all, in a row, most in a row.
         self.skips = torch.zeros(3, dtype=torch.int64, device=device)
 
         self.denoiser = denoiser.to(device).train()
         self.average = copy.deepcopy(self.denoiser).eval().requires_grad_(False)
-        self.denoiser.net.recompute = _recomputed(config, denoiser)
+        levels = range(len(denoiser.config.levels))
+        if wrong := [level for level in config.recompute if level not in levels]:
+            raise ValueError(
+                f"recompute={wrong[0]:g} is no level of the network {config.preset}: they are 0, "
+                f"the finest, to {levels[-1]}"
+            )
+        self.denoiser.net.recompute = frozenset(map(int, config.recompute))
         if config.compile:  # the average stays as it is: it sees batches of many sizes
             self.denoiser.compile()
         self.loss_module = LOSSES[config.objective](self.denoiser).to(device)
@@ -91,9 +107,7 @@ class Trainer:
         config, progress = self.config, self.progress
         self.loss_module.step = progress.step
         structure = self.family.structure(derive_seed(config.seed, "step", progress.step))
-        samples = step_samples(
-            progress.step, config.batch, distributed.rank(), distributed.world_size()
-        )
+        samples = step_samples(progress.step, config.batch)
         seeds = [derive_seed(config.seed, "sample", progress.step, i) for i in samples]
         size = config.batch_gpu or len(images)
         if not self._settled:
@@ -141,18 +155,9 @@ class Trainer:
 
     def _update(self, fraction: float) -> Tensor:
         """Step of the optimiser and the averages; returns the norm of the gradients `[]`."""
-        config, progress, optimizer = self.config, self.progress, self.optimizer
-        rate = learning_rate(
-            progress.images,
-            fraction,
-            lr=config.lr,
-            batch=config.batch,
-            ramp=config.ramp,
-            decay=config.decay,
-            cooldown=config.cooldown,
-        )
+        config, optimizer = self.config, self.optimizer
         for group in optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = learning_rate(config, self.progress.images, fraction)
         gradients = [p.grad for p in self.parameters if p.grad is not None]
         norm = parallel.whole(torch.nn.utils.get_total_norm(gradients))
         # A norm beyond float32 is as bad as a gradient that is not finite: the scaler skips both.
@@ -172,15 +177,14 @@ class Trainer:
 
     @torch.no_grad()
     def _average(self) -> None:
+        """average ← β·average + (1 − β)·weights in place, for the averages of all widths."""
         images, config = self.progress.images, self.config
         weights = parallel.local(self.weights.values())
-        decay = ema_decay(
-            images, batch=config.batch, halflife=config.ema_halflife, ramp=config.ema_ramp
-        )
-        update_average(parallel.local(self.average.parameters()), weights, decay)
-        for sigma_rel, average in self.powers.items():
+        average, decay = parallel.local(self.average.parameters()), ema_decay(config, images)
+        torch._foreach_lerp_(average, weights, 1 - decay)
+        for sigma_rel, power in self.powers.items():
             decay = power_decay(images, batch=config.batch, exponent=power_exponent(sigma_rel))
-            update_average(parallel.local(average.values()), weights, decay)
+            torch._foreach_lerp_(parallel.local(power.values()), weights, 1 - decay)
 
     def _count(self, finite: Tensor) -> None:
         skipped, row, most = self.skips.unbind()
@@ -218,23 +222,19 @@ class Trainer:
         scale = self.scaler.state_dict()
         progress.scaler = {"scale": scale["scale"], "good": scale["_growth_tracker"]}
         progress.meters = distributed.gather(self.meter.sums.tolist())
-        parts: Parts = {
+        return progress, {name: self._whole(part) for name, part in self._parts().items()}
+
+    def _parts(self) -> Parts:
+        """What a checkpoint keeps, by part and name: the tensors that are in use, no copies."""
+        moments = self.optimizer.state_dict()["state"]
+        parts = {
             "model": self.loss_module.state_dict(),
             "average": self.average.state_dict(),
-            "optimizer": self._moments(),
+            "optimizer": {f"{i}/{key}": t for i, own in moments.items() for key, t in own.items()},
         }
-        for sigma_rel in self.powers:
-            parts[power_part(sigma_rel)] = self.power_state(sigma_rel)
-        return progress, {name: self._whole(part) for name, part in parts.items()}
-
-    def _moments(self) -> dict[str, Tensor]:
-        """The state of the optimiser as named tensors."""
-        state = self.optimizer.state_dict()["state"]
-        return {f"{i}/{key}": value for i, entry in state.items() for key, value in entry.items()}
-
-    def power_state(self, sigma_rel: float) -> dict[str, Tensor]:
-        """The power-function average of this width, with the network's buffers."""
-        return self.denoiser.state_dict() | self.powers[sigma_rel]
+        for sigma_rel, power in self.powers.items():  # with the buffers of the network
+            parts[power_part(sigma_rel)] = self.denoiser.state_dict() | power
+        return parts
 
     def _whole(self, part: Mapping[str, Tensor]) -> dict[str, Tensor]:
         kept = {}
@@ -251,7 +251,7 @@ class Trainer:
         Raises ValueError if there is none, or, unless accept_changes, if the run was begun with
         another origin than that of `progress`; and OSError on a process that cannot read it.
         """
-        found = error = None
+        found: Any = None
         origin = self.progress.origin
         if distributed.rank() == 0:
             try:
@@ -259,11 +259,11 @@ class Trainer:
                 before = found[1].origin
                 if before and origin and not accept_changes:
                     check_origin(before, origin)
-            except (ValueError, OSError) as none:
-                error = str(none)
-        error, found = distributed.value_of_first((error, found))
-        if error is not None:
-            raise ValueError(error)
+            except (ValueError, OSError) as error:
+                found = str(error)
+        found = distributed.value_of_first(found)
+        if isinstance(found, str):
+            raise ValueError(found)
         path, self.progress, warnings = found
         if origin and not self.progress.origin:
             warnings.append(
@@ -285,11 +285,8 @@ class Trainer:
 
     def _load(self, path: Path, parts: Parts) -> None:
         try:
-            parallel.fill(self.loss_module.state_dict(), parts["model"])
-            parallel.fill(self.average.state_dict(), parts["average"])
-            for sigma_rel in self.powers:
-                parallel.fill(self.power_state(sigma_rel), parts[power_part(sigma_rel)])
-            parallel.fill(self._moments(), parts["optimizer"])
+            for name, part in self._parts().items():
+                parallel.fill(part, parts[name])
         except (ValueError, KeyError):
             raise ValueError(
                 f"the checkpoint {path} belongs to a network of another architecture"
@@ -327,24 +324,24 @@ class Trainer:
         return estimate
 
 
+def _loss_scaler(precision: str, device: torch.device) -> torch.amp.GradScaler:
+    """Dynamic loss scaling for fp16; for other precisions a scale that stays 1.
+
+    Either way a step whose gradients are not finite is left out.
+    """
+    scaler = torch.amp.GradScaler(device.type, init_scale=65536.0 if precision == "fp16" else 1.0)
+    if precision != "fp16":
+        scaler.set_growth_factor(1.0)
+        scaler.set_backoff_factor(1.0)
+    return scaler
+
+
 def noise_of(config: TrainConfig) -> Noise:
     """The noise of a run's measurements."""
     if config.noise_range:
         lowest, highest = config.noise_range
         return DrawnNoise(lowest, highest, config.clean_share)
     return make_noise(config.noise_level, config.poisson_peak)
-
-
-def _recomputed(config: TrainConfig, denoiser: Denoiser) -> frozenset[int]:
-    """The levels of `recompute`. Raises ValueError if the network has no such level."""
-    levels = len(denoiser.config.levels)
-    for level in config.recompute:
-        if level not in range(levels):
-            raise ValueError(
-                f"recompute={level:g} is no level of the network {config.preset}: they are 0, the "
-                f"finest, to {levels - 1}"
-            )
-    return frozenset(map(int, config.recompute))
 
 
 def power_part(sigma_rel: float) -> str:

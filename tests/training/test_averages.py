@@ -9,8 +9,8 @@ import torch
 from runner import Runner
 
 from networks import Denoiser, load_weights, make_config, read_summary, save_weights
-from training.averages import WIDEST, coefficients, power_decay, power_exponent
 from training.posthoc import main, reconstruct
+from training.schedule import WIDEST, coefficients, power_decay, power_exponent
 
 BATCH = 4
 

@@ -7,15 +7,16 @@ import pytest
 import torch
 
 from runtime import distributed
+from training.config import TrainConfig
 from training.data import sample_order
-from training.schedule import ema_decay, learning_rate, update_average
+from training.schedule import ema_decay, learning_rate
 
 # ---- schedules -----------------------------------------------------------------------------------
 
 
-def rate(images: int, progress: float = 0.0, **options: float | None) -> float:
+def rate(images: int, fraction: float = 0.0, **options: float | None) -> float:
     settings: dict = {"lr": 3.0, "batch": 8, "ramp": 0, "decay": None, "cooldown": 0.0}
-    return learning_rate(images, progress, **settings | options)
+    return learning_rate(TrainConfig(**settings | options), images, fraction)
 
 
 @pytest.mark.parametrize(
@@ -37,10 +38,10 @@ def test_learning_rate_decays_as_an_inverse_square_root_of_steps(images, expecte
 
 
 @pytest.mark.parametrize(
-    ("progress", "expected"), [(0, 3), (0.6, 3), (0.7, 2.25), (0.8, 1.5), (0.9, 0.75), (1, 0)]
+    ("fraction", "expected"), [(0, 3), (0.6, 3), (0.7, 2.25), (0.8, 1.5), (0.9, 0.75), (1, 0)]
 )
-def test_learning_rate_falls_linearly_to_zero_in_the_cooldown(progress, expected):
-    assert rate(8, progress, cooldown=0.4) == pytest.approx(expected, abs=1e-12)
+def test_learning_rate_falls_linearly_to_zero_in_the_cooldown(fraction, expected):
+    assert rate(8, fraction, cooldown=0.4) == pytest.approx(expected, abs=1e-12)
 
 
 def test_learning_rate_is_never_negative():
@@ -52,25 +53,18 @@ def test_ramp_decay_and_cooldown_multiply():
     assert both == pytest.approx(3 * 0.5 * 0.5 * 0.5, rel=1e-12)
 
 
+def decay(images: int, ramp: float = 0.05) -> float:
+    return ema_decay(TrainConfig(batch=8, ema_halflife=800, ema_ramp=ramp), images)
+
+
 def test_old_weights_count_half_after_a_halflife():
-    decay = ema_decay(10**9, batch=8, halflife=800, ramp=0.05)
-    assert decay**100 == pytest.approx(0.5, rel=1e-12)
+    assert decay(10**9) ** 100 == pytest.approx(0.5, rel=1e-12)
 
 
 def test_halflife_is_at_most_a_share_of_the_images_seen():
-    early = ema_decay(1000, batch=8, halflife=800, ramp=0.05)
-    assert early == pytest.approx(0.5 ** (8 / 50), rel=1e-12)
-    assert ema_decay(16_000, batch=8, halflife=800, ramp=0.05) == pytest.approx(0.5**0.01)
-    assert ema_decay(1000, batch=8, halflife=800, ramp=0) == pytest.approx(0.5**0.01)
-
-
-def test_average_moves_in_place_by_one_minus_decay():
-    average, weights = [torch.ones(3), torch.zeros(2, 2)], [torch.zeros(3), torch.full((2, 2), 8.0)]
-    places = [tensor.data_ptr() for tensor in average]
-    update_average(iter(average), iter(weights), 0.75)
-    assert [tensor.data_ptr() for tensor in average] == places
-    torch.testing.assert_close(average, [torch.full((3,), 0.75), torch.full((2, 2), 2.0)])
-    assert weights[0].eq(0).all()
+    assert decay(1000) == pytest.approx(0.5 ** (8 / 50), rel=1e-12)
+    assert decay(16_000) == pytest.approx(0.5**0.01)
+    assert decay(1000, ramp=0) == pytest.approx(0.5**0.01)
 
 
 # ---- the order of samples ------------------------------------------------------------------------

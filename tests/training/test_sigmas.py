@@ -33,8 +33,8 @@ def test_a_share_of_the_sigmas_is_that_of_the_mmse_estimate():
 
 @pytest.mark.parametrize(("share", "expected"), [(0.0, 0.0), (1.0, 1.0)])
 def test_a_share_of_none_or_all_is_exact(share, expected):
-    sigma = draw_sigma(Draws(range(1000)), -0.8, 1.6, mmse_share=share, mmse_sigma=7.0)
-    assert sigma.eq(7).double().mean() == expected
+    sigma = draw_sigma(Draws(range(1000)), -0.8, 1.6, mmse_share=share)
+    assert sigma.eq(100).double().mean() == expected
 
 
 def test_sigma_of_a_sample_depends_on_its_seed_alone():

@@ -25,9 +25,8 @@ from training import curves
 from training.checkpoint import list_checkpoints
 from training.config import TrainConfig
 from training.log import read_log
-from training.sheets import Sheet
 from training.trackers import WeightsAndBiases, flat
-from training.validation import HeldoutImages, members
+from training.validation import HeldoutImages, Sheet, members
 
 TRAIN = [
     "--preset=tiny", "--data-opt=resolution=16", "--data-opt=size=8", "-b", "4", "--ramp=0",
