@@ -14,13 +14,7 @@ from degradation.blur import (
 from degradation.channels import ChannelProduct
 from degradation.convolution import StridedConvolution
 from degradation.deepinv import to_deepinv
-from degradation.families import (
-    FAMILIES,
-    NoDegradation,
-    RandomDegradation,
-    family_class,
-    get_family,
-)
+from degradation.families import FAMILIES, NoDegradation, RandomDegradation, get_family
 from degradation.family import Family
 from degradation.hadamard import BlockHadamard
 from degradation.inpainting import (
