@@ -12,9 +12,9 @@ from degradation.base import LinearOperator
 def to_deepinv(operator: LinearOperator) -> Any:
     """A `deepinv.physics.LinearPhysics` with A, A_adjoint and A_dagger of an operator.
 
-    A maps a batch of as many images as there are operators, or a whole multiple (block after
-    block), `[n, C, h, w]`, to `[n, C', h', w']` where the measurement is a picture, else to
-    `[n, M]`. A_dagger is H†, at noise level 0. Raises ImportError if deepinv is not installed.
+    A maps as many images as there are operators, or a whole multiple (block after block),
+    `[n, C, h, w]`, to `[n, C', h', w']` where the measurement is a picture, else to `[n, M]`.
+    A_dagger is H† at noise level 0. Raises ImportError if deepinv is not installed.
     """
     return _physics_class()(operator)
 
