@@ -19,10 +19,8 @@ from degradation.randomness import Draws
 class Blur(Family):
     """Convolutions with kernels that `kernels` draws; the stride is the structure."""
 
-    shared: ClassVar[bool] = False
-    """Whether all images have the same kernel."""
-    grows: ClassVar[bool] = False
-    """Whether the kernel grows with the image."""
+    shared: ClassVar[bool] = False  # whether all images have the same kernel
+    grows: ClassVar[bool] = False  # whether the kernel grows with the image
 
     def structure(self, seed: int) -> int:
         return choice(seed, "stride", self.structures())

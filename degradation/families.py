@@ -90,10 +90,7 @@ class _Families(Registry):
 FAMILIES = _Families(
     "degradation",
     (Family, LinearOperator),
-    {
-        Family | None: _family,
-        tuple[Family, ...]: lambda text: tuple(map(_family, text.split(","))),
-    },
+    {Family | None: _family, tuple[Family, ...]: lambda text: tuple(map(_family, text.split(",")))},
 )
 FAMILIES |= {
     family.__name__: family

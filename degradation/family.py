@@ -18,8 +18,7 @@ class Family:
     What must be equal for operators to share a batch is the *structure*; the rest is content.
     """
 
-    local: ClassVar[bool] = True
-    """Whether a measurement depends on few neighbouring pixels, so that tiles can be restored."""
+    local: ClassVar[bool] = True  # whether each measurement sees few pixels: tiles can be restored
 
     def parts(self) -> "tuple[Family, ...]":
         """The families of a mixture; any other family is its only part."""

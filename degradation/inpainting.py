@@ -20,8 +20,7 @@ class _Masks(Family):
     """Masks of each image, or one for all."""
 
     def masks(self, image_shape: Shape, seeds: Sequence[int]) -> Tensor:
-        """The masks of `sample`, `[B or 1, 1 or C, h, w]`, on the CPU: their check would wait for a
-        GPU."""
+        """`[B or 1, 1 or C, h, w]` on the CPU: their check would wait for a GPU."""
         raise NotImplementedError
 
     def sample(

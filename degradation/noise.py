@@ -26,10 +26,7 @@ class Noise:
     def measure(
         self, degradation: LinearOperator, x: Tensor, draws: Draws, labels: Tensor | None = None
     ) -> Problem:
-        """The problem y = Hx + n of clean images x `[B, C, h, w]` in [-1, 1] with these classes.
-
-        The noise is drawn from each image's seed.
-        """
+        """The problem y = Hx + n of clean images x `[B, C, h, w]` in [-1, 1] with these classes."""
         y, level = self.added(degradation, degradation.H(x), draws)
         return Problem(degradation, y, level, labels)
 
@@ -71,8 +68,8 @@ class GaussianNoise(Noise):
 class DrawnNoise(Noise):
     """White noise with a level of its own for each image, to train one network for all of them.
 
-    The standard deviation is uniform in [lowest, highest], or 0 for a share of the images; a
-    run's settings (`TrainConfig`) hold them in range.
+    The standard deviation is uniform in [lowest, highest], or 0 for a share of the images. A run's
+    settings (`TrainConfig`) hold them in range.
     """
 
     lowest: float
@@ -131,8 +128,7 @@ class PoissonNoise(Noise):
     def level_of(self, degradation: LinearOperator, y: Tensor) -> Tensor:
         """√(2 (v + 1)/λ), root mean square over the existing rows, with y in the place of v: `[B]`.
 
-        The mean of y is v (but for those below −1), so its square is right on average. At least
-        that of one photon in all, because a measurement without photons is not exact.
+        At least that of one photon in all, because a measurement without photons is not exact.
         """
         rows = degradation.rows
         count = rows.sum(1)
