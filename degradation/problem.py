@@ -82,7 +82,7 @@ class Problem:
 
     def project(self, x: Tensor) -> Tensor:
         """x + H†(y − Hx) with H† regularised by the noise level, `[B, C, h, w]`."""
-        return self.fuse(x, 1.0)
+        return x + self.degradation.H_pinv(self.residual(x), self.noise_level)
 
     def fuse(self, x: Tensor, sigma: float | Tensor) -> Tensor:
         """x = x0 + σε and y in one image: the mean of x0 of which only these are known.
