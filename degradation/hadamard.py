@@ -54,7 +54,8 @@ class BlockHadamard(Diagonalisable):
     def Ut(self, y: Tensor) -> Tensor:
         return full_precision(y)
 
-    U = Ut
+    def U(self, z: Tensor) -> Tensor:
+        return full_precision(z)
 
     @property
     def rows(self) -> Tensor:

@@ -104,7 +104,7 @@ class _Solve(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, y: Tensor, sigma: Tensor, system: _System) -> Tensor:
         ctx.system = system
-        x = least_squares(*system[:2], y, sigma, *system[2:])
+        x = least_squares(system.forward, system.adjoint, y, sigma, *system[2:])
         ctx.save_for_backward(sigma, *((y, x) if ctx.needs_input_grad[1] else ()))
         return x
 

@@ -48,7 +48,14 @@ class Mask(Diagonalisable):
     def Ut(self, y: Tensor) -> Tensor:
         return self.V(y).flatten(-3)
 
-    U, H, H_adjoint = Ut, Vt, V
+    def U(self, z: Tensor) -> Tensor:
+        return self.Ut(z)
+
+    def H(self, x: Tensor) -> Tensor:
+        return self.Vt(x)
+
+    def H_adjoint(self, y: Tensor) -> Tensor:
+        return self.V(y)
 
     def H_pinv(self, y: Tensor, noise_level: float | Tensor = 0.0) -> Tensor:
         x = self.unflatten(full_precision(y))
@@ -86,7 +93,8 @@ class NullOperator(Diagonalisable):
     def Ut(self, y: Tensor) -> Tensor:
         return full_precision(y) * per_image(self.zero, y)
 
-    U = Ut
+    def U(self, z: Tensor) -> Tensor:
+        return self.Ut(z)
 
     @property
     def rows(self) -> Tensor:

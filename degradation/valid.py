@@ -20,7 +20,7 @@ class _Axis(NamedTuple):
     """Valid samples along one axis: `first` + i sees the `length` pixels from `start` + s·i on."""
 
     first: int
-    count: int
+    number: int
     start: int
     length: int
 
@@ -63,7 +63,7 @@ class _Valid(LinearOperator):
         seen = (kernel.abs() > _NOTHING * kernel.abs().amax((1, 2), keepdim=True)).any(0)
         rows, down = _axis(h, stride, seen.any(1))
         columns, across = _axis(w, stride, seen.any(0))
-        if not rows.count or not columns.count:
+        if not rows.number or not columns.number:
             raise ValueError(
                 f"blur over {rows.length}×{columns.length} pixels leaves no sample inside {h}×{w} "
                 "pixels: take a smaller kernel or stride, or a network of larger images"
@@ -74,7 +74,7 @@ class _Valid(LinearOperator):
     def _picked(self, picture: Tensor) -> Tensor:
         """The valid samples `[..., r, c]` of pictures on the coarse grid `[..., h/s, w/s]`."""
         rows, columns = self.axes
-        return picture.narrow(-2, rows.first, rows.count).narrow(-1, columns.first, columns.count)
+        return picture.narrow(-2, rows.first, rows.number).narrow(-1, columns.first, columns.number)
 
     def _padded(self, samples: Tensor) -> Tensor:
         """Transpose of `_picked`: zeros where a sample is not valid."""
@@ -84,7 +84,7 @@ class _Valid(LinearOperator):
     @property
     def rows(self) -> Tensor:
         device = getattr(self, self.tensors[0]).device
-        grid = [axis.count for axis in self.axes]
+        grid = [axis.number for axis in self.axes]
         ones = torch.ones(len(self), self.image_shape[0], *grid, device=device)
         return self._padded(ones).flatten(1) > 0
 
@@ -109,7 +109,7 @@ class ValidConvolution(_Valid, Diagonalisable):
     def __init__(self, kernel: Tensor, stride: int, image_shape: Shape, tol: float = 0.02):
         weights = self._place(kernel, stride, image_shape)
         h, w = image_shape[1:]
-        count = self.axes[0].count * self.axes[1].count
+        count = self.axes[0].number * self.axes[1].number
         if count > MAX_ROWS or len(kernel) * count * h * w * 8 > MAX_BYTES:
             raise ValueError(
                 f"blur with stride {stride} has {count} samples inside {h}×{w} pixels, too many "
@@ -147,7 +147,7 @@ class ValidConvolution(_Valid, Diagonalisable):
 
     def U(self, z: Tensor) -> Tensor:
         samples = by_channel(self.left, self.planes(z))
-        return self._padded(samples.unflatten(-1, (-1, self.axes[1].count))).flatten(-3)
+        return self._padded(samples.unflatten(-1, (-1, self.axes[1].number))).flatten(-3)
 
 
 class ValidRegion(_Valid, Iterative):
