@@ -8,7 +8,7 @@ from torch import Tensor
 
 from commands.cli import check_once, options_by_name
 from datautils.decode import read_kernel, read_mask
-from degradation import Family, family_class, get_family
+from degradation import FAMILIES, Family, get_family
 
 _READERS = {"mask": read_mask, "kernel": read_kernel}
 _ONE, _SEVERAL = Family | None, tuple[Family, ...]  # types of options that are families
@@ -22,7 +22,7 @@ def family_of(name: str, options: Mapping[str, Any]) -> Family:
     "of.strides": "4"}; of several families they name theirs: {"members": "Box,MotionBlur",
     "members.MotionBlur.strides": "4"}.
     """
-    types = {f.name: f.type for f in dataclasses.fields(family_class(name))}
+    types = {f.name: f.type for f in dataclasses.fields(FAMILIES.find(name))}
     values: dict[str, Any] = {}
     inner: dict[str, dict[str, Any]] = {}
     for key, value in options.items():

@@ -13,14 +13,7 @@ from degradation.blur import (
 )
 from degradation.channels import ChannelProduct
 from degradation.convolution import StridedConvolution
-from degradation.deepinv import to_deepinv
-from degradation.families import (
-    FAMILIES,
-    NoDegradation,
-    RandomDegradation,
-    family_class,
-    get_family,
-)
+from degradation.families import FAMILIES, NoDegradation, RandomDegradation, get_family
 from degradation.family import Family
 from degradation.hadamard import BlockHadamard
 from degradation.inpainting import (
@@ -42,7 +35,7 @@ from degradation.noise import (
     check_noise,
     make_noise,
 )
-from degradation.physics import FromPhysics, PhysicsFamily
+from degradation.physics import FromPhysics, PhysicsFamily, to_deepinv
 from degradation.problem import Problem
 from degradation.projections import Colourisation, Hadamard, MatrixDegradation
 from degradation.randomness import Draws, derive_seed

@@ -8,6 +8,9 @@ from typing import Self
 import torch
 from torch import Tensor
 
+Shape = tuple[int, int, int]  # (C, h, w) of an image
+Device = torch.device | str
+
 
 def per_image(value: Tensor, like: Tensor) -> Tensor:
     """View `[B, ...]` values so that they broadcast against a stack `[B, K, ...]` as well."""
@@ -53,11 +56,12 @@ class LinearOperator:
     Two forms go through every method, told apart by the number of dimensions: one image for each
     operator, `[B, C, h, w]` with measurements `[B, M]`, or a stack of K images that share it,
     `[B, K, C, h, w]` with `[B, K, M]`. `tensors` names the attributes that hold one entry for each
-    image of the batch.
+    image of the batch, `operators` those that hold another batch of as many operators.
     """
 
-    image_shape: tuple[int, int, int]
+    image_shape: Shape
     tensors: tuple[str, ...] = ()
+    operators: tuple[str, ...] = ()
 
     def H(self, x: Tensor) -> Tensor:
         """Measure: `[B, (K,) C, h, w]` to `[B, (K,) M]`."""
@@ -119,6 +123,8 @@ class LinearOperator:
         other = copy.copy(self)
         for name in self.tensors:
             setattr(other, name, fn(getattr(self, name)))
+        for name in self.operators:
+            setattr(other, name, getattr(self, name)._map(fn))
         return other
 
     # ---- helpers for operators ----------------------------------------------------------------
@@ -128,20 +134,24 @@ class LinearOperator:
         """Number of values of an image, C·h·w."""
         return math.prod(self.image_shape)
 
-    def flatten(self, x: Tensor) -> Tensor:
-        """Images `[B, (K,) C, h, w]` to vectors `[B, (K,) C·h·w]`."""
-        self.check_shape(x)
-        return full_precision(x).flatten(-3)
-
-    def check_shape(self, x: Tensor) -> None:
-        """Raise ValueError for images of another shape."""
+    def checked(self, x: Tensor) -> Tensor:
+        """Images in float32 or float64. Raises ValueError for another shape."""
         shape = tuple(x.shape[-3:])
         if shape != self.image_shape:
             raise ValueError(f"this operator acts on images {self.image_shape}, not {shape}")
+        return full_precision(x)
+
+    def flatten(self, x: Tensor) -> Tensor:
+        """Images `[B, (K,) C, h, w]` to vectors `[B, (K,) C·h·w]`."""
+        return self.checked(x).flatten(-3)
 
     def unflatten(self, x: Tensor) -> Tensor:
         """Vectors `[B, (K,) C·h·w]` to images."""
         return x.unflatten(-1, self.image_shape)
+
+    def planes(self, v: Tensor) -> Tensor:
+        """Vectors `[B, (K,) C·n]` by channel, `[B, (K,) C, n]`."""
+        return full_precision(v).unflatten(-1, (self.image_shape[0], -1))
 
 
 class Diagonalisable(LinearOperator):

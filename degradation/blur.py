@@ -8,8 +8,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from degradation.base import Device, Shape
 from degradation.convolution import StridedConvolution
-from degradation.family import Device, Family, Shape, check_span, choice, uniform_between
+from degradation.family import Family, check_span, choice, uniform_between
 from degradation.motion import motion_kernels
 from degradation.randomness import Draws
 
@@ -18,10 +19,11 @@ from degradation.randomness import Draws
 class Blur(Family):
     """Convolutions with kernels that `kernels` draws; the stride is the structure."""
 
-    shared: ClassVar[bool] = False
-    """Whether all images have the same kernel."""
-    grows: ClassVar[bool] = False
-    """Whether the kernel grows with the image."""
+    shared: ClassVar[bool] = False  # whether all images have the same kernel
+    grows: ClassVar[bool] = False  # whether the kernel grows with the image
+
+    def structure(self, seed: int) -> int:
+        return choice(seed, "stride", self.structures())
 
     def kernels(self, image_shape: Shape, structure: int, seeds: Sequence[int]) -> Tensor:
         """The kernels of `sample`, `[B, kh, kw]` on the CPU, centre at (kh // 2, kw // 2)."""
@@ -45,9 +47,6 @@ class _Strided(Blur):
         if not self.strides or min(self.strides) < 1:
             raise ValueError(f"strides must be whole numbers of at least 1, not {self.strides}")
 
-    def structure(self, seed: int) -> int:
-        return choice(seed, "stride", self.strides)
-
     def structures(self) -> tuple[int, ...]:
         return self.strides
 
@@ -62,8 +61,8 @@ class MotionBlur(_Strided):
     grows: ClassVar[bool] = True
 
     def kernels(self, image_shape: Shape, structure: int, seeds: Sequence[int]) -> Tensor:
-        size = (image_shape[1] // 2, image_shape[2] // 2)
-        return motion_kernels(Draws(seeds), size, smooth=float(structure))
+        _, h, w = image_shape
+        return motion_kernels(Draws(seeds), (h // 2, w // 2), smooth=structure)
 
 
 @dataclass(frozen=True)
@@ -103,9 +102,8 @@ class Bicubic(_Strided):
 
     def kernels(self, image_shape: Shape, structure: int, seeds: Sequence[int]) -> Tensor:
         offsets = torch.arange(-2 * structure, 3 * structure)
-        taps = _cubic((offsets - (structure - 1) / 2) / structure)
-        kernel = _separable(offsets, (taps / taps.sum())[None], image_shape)
-        return kernel.expand(len(seeds), -1, -1)
+        taps = _cubic((offsets - (structure - 1) / 2) / structure)[None]
+        return _separable(offsets, taps / taps.sum(), image_shape).expand(len(seeds), -1, -1)
 
 
 @dataclass(frozen=True)
@@ -120,8 +118,7 @@ class GaussianBlur(_Strided):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        valid = all(0 < sigma <= 100 for sigma in self.sigma)
-        check_span("sigma", self.sigma, "in (0, 100]", valid)
+        check_span("sigma", self.sigma, "in (0, 100]", all(0 < s <= 100 for s in self.sigma))
 
     def kernels(self, image_shape: Shape, structure: int, seeds: Sequence[int]) -> Tensor:
         sigma = uniform_between(Draws(seeds), self.sigma, "sigma")[:, None]
@@ -144,9 +141,8 @@ class UniformBlur(_Strided):
             raise ValueError(f"sides must be odd numbers of at least 1, not {self.sides}")
 
     def kernels(self, image_shape: Shape, structure: int, seeds: Sequence[int]) -> Tensor:
-        largest = max(self.sides)
-        if largest > min(image_shape[1:]):
-            h, w = image_shape[1:]
+        (_, h, w), largest = image_shape, max(self.sides)
+        if largest > min(h, w):
             raise ValueError(f"sides must be at most those of an image of {h}×{w}, not {largest}")
         picked = Draws(seeds).integers(0, len(self.sides) - 1, (1,), "side")
         side = torch.tensor(self.sides)[picked]
@@ -163,16 +159,12 @@ class FixedKernel(Blur):
     stride: int = 1
 
     def __post_init__(self) -> None:
-        if self.kernel.ndim != 2 or not self.kernel.isfinite().all() or not self.kernel.any():
-            raise ValueError(
-                "kernel must be [kh, kw] finite numbers that are not all zero, "
-                f"not of shape {list(self.kernel.shape)}"
-            )
+        kernel = self.kernel
+        if kernel.ndim != 2 or not kernel.isfinite().all() or not kernel.any():
+            wanted = "[kh, kw] finite numbers that are not all zero"
+            raise ValueError(f"kernel must be {wanted}, not of shape {list(kernel.shape)}")
         if self.stride < 1:
             raise ValueError(f"stride must be a whole number of at least 1, not {self.stride}")
-
-    def structure(self, seed: int) -> int:
-        return self.stride
 
     def structures(self) -> tuple[int, ...]:
         return (self.stride,)
@@ -184,14 +176,11 @@ class FixedKernel(Blur):
 def _separable(offsets: Tensor, taps: Tensor, image_shape: Shape) -> Tensor:
     """Kernels `[B, h, w]`, the image's size, of a sample that sees pixel s·i + offsets[t] of an
     axis with weight taps[:, t]; what is longer than the image goes round its circle."""
-    rows, columns = (_on_circle(offsets, taps, n) for n in image_shape[1:])
+    rows, columns = (  # a kernel runs against the offsets, from n // 2
+        torch.zeros(len(taps), n).index_add(1, (n // 2 - offsets) % n, taps)
+        for n in image_shape[1:]
+    )
     return rows[:, :, None] * columns[:, None, :]
-
-
-def _on_circle(offsets: Tensor, taps: Tensor, n: int) -> Tensor:
-    """Taps `[B, T]` along n pixels, `[B, n]`: a kernel runs against the offsets, from n // 2."""
-    place = (n // 2 - offsets) % n
-    return torch.zeros(len(taps), n).index_add(1, place, taps)
 
 
 def _cubic(x: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ from torch import Tensor
 
 from degradation.base import (
     Diagonalisable,
+    Shape,
     by_channel,
     full_precision,
     per_image,
@@ -24,20 +25,13 @@ class StridedConvolution(Diagonalisable):
     times the largest are dropped, from H too.
 
     With the polyphase components x_ab = x[a::s, b::s] and k_ab[p, q] = k[s·p − a, s·q − b], the
-    measurement is Σ k_ab ∗ x_ab on the coarse grid, so everything is s² small real FFTs and a sum.
-    HHᵀ is the convolution with spectrum G = Σ |K_ab|²; s = √G in the real orthonormal Hartley
-    coordinates of the coarse grid. Where that grid is small, the rows of H for one colour are a
-    small matrix, and a product with it is faster than the transforms; so are the orthonormal rows
-    N = (HHᵀ)^-½·H, with which H† = Nᵀ·(HHᵀ)^-½ divides by s once, as the transforms do.
+    measurement is Σ k_ab ∗ x_ab on the coarse grid: s² small real FFTs and a sum. HHᵀ is the
+    convolution with spectrum G = Σ |K_ab|², and s = √G in the real orthonormal Hartley coordinates
+    of the coarse grid. Where that grid is small, products with two matrices are faster: the rows of
+    H for one colour, and N = (HHᵀ)^-½·H, with which H† = Nᵀ·(HHᵀ)^-½ divides by s once.
     """
 
-    def __init__(
-        self,
-        kernel: Tensor,
-        stride: int,
-        image_shape: tuple[int, int, int],
-        tol: float = 0.02,
-    ):
+    def __init__(self, kernel: Tensor, stride: int, image_shape: Shape, tol: float = 0.02):
         self.image_shape = image_shape
         h, w = image_shape[1:]
         check_blur(kernel, stride, (h, w))
@@ -48,7 +42,9 @@ class StridedConvolution(Diagonalisable):
                 "kernel, or larger images"
             )
         self.stride, self.coarse = stride, (h // stride, w // stride)
-        phases = polyphase(_reflect(_centred(kernel.double(), h, w)), stride)
+        padded = torch.nn.functional.pad(kernel.double(), (0, w - kw, 0, h - kh))
+        centred = padded.roll((-(kh // 2), -(kw // 2)), (-2, -1))  # the centre at (0, 0)
+        phases = polyphase(_reflect(centred), stride)
         spectrum = torch.fft.fft2(phases).conj()  # K_ab [B, s², h/s, w/s], on the full coarse grid
         power = spectrum.abs().square().sum(1)
         values = ((power + _reflect(power)) / 2).sqrt()  # symmetric, so pairs ±f stay together
@@ -71,18 +67,20 @@ class StridedConvolution(Diagonalisable):
     # ---- direct forms -------------------------------------------------------------------------
 
     def H(self, x: Tensor) -> Tensor:
-        self.check_shape(x)
-        x = full_precision(x)
+        x = self.checked(x)
         if self.small:
             return by_channel(self.matrix, x.flatten(-2)).flatten(-2)
         return self.measure_phases(polyphase(x, self.stride))
 
     def H_adjoint(self, y: Tensor) -> Tensor:
-        return self._spread(self.planes(y))
+        if self.small:
+            return self._spread(self.matrix, self.planes(y))
+        return merge_phases(self.phases_pinv(y, None), self.stride)
 
     def H_pinv(self, y: Tensor, noise_level: float | Tensor = 0.0) -> Tensor:
         if self.small:
-            return self._combine(by_channel(self.gain_matrix(noise_level), self.planes(y)))
+            seen = by_channel(self.gain_matrix(noise_level), self.planes(y))
+            return self._spread(self.normal, seen)
         return merge_phases(self.phases_pinv(y, self.inverse(noise_level)), self.stride)
 
     @property
@@ -100,25 +98,24 @@ class StridedConvolution(Diagonalisable):
 
     def Vt(self, x: Tensor) -> Tensor:
         if self.small:
-            self.check_shape(x)
-            planes = full_precision(x).flatten(-2)
-            return self._kept(self._hartley(by_channel(self.normal, planes).flatten(-2)))
+            seen = by_channel(self.normal, self.checked(x).flatten(-2))
+            return self._kept(self._hartley(seen.flatten(-2)))
         return self._scaled(self._hartley(self.H(x)))
 
     def V(self, z: Tensor) -> Tensor:
         if self.small:
-            return self._combine(self.planes(self._hartley(self._kept(full_precision(z)))))
-        return self.H_adjoint(self._hartley(self._scaled(full_precision(z))))
+            return self._spread(self.normal, self.planes(self._hartley(self._kept(z))))
+        return self.H_adjoint(self._hartley(self._scaled(z)))
 
     def Ut(self, y: Tensor) -> Tensor:
-        return self._kept(self._hartley(full_precision(y)))
+        return self._kept(self._hartley(y))
 
     def U(self, z: Tensor) -> Tensor:
-        return self._hartley(self._kept(full_precision(z)))
+        return self._hartley(self._kept(z))
 
     def _hartley(self, y: Tensor) -> Tensor:
         """Re F − Im F of the orthonormal transform: real, symmetric and its own inverse."""
-        spectrum = torch.fft.fft2(self.measurement_image(y), norm="ortho")
+        spectrum = torch.fft.fft2(self.measurement_image(full_precision(y)), norm="ortho")
         return (spectrum.real - spectrum.imag).flatten(-3)
 
     def _scaled(self, z: Tensor) -> Tensor:
@@ -141,50 +138,37 @@ class StridedConvolution(Diagonalisable):
         coarse = (self._kernel(spectra) * spectra).sum(-3)
         return torch.fft.irfft2(coarse, s=self.coarse).flatten(-3)
 
-    def phases_pinv(self, y: Tensor, inverse: Tensor) -> Tensor:
-        """The polyphase components of Hᵀ(HHᵀ + σ²I)⁻¹y, `inverse` the spectrum of the inverse."""
+    def phases_pinv(self, y: Tensor, inverse: Tensor | None) -> Tensor:
+        """The polyphase components of Hᵀ(HHᵀ + σ²I)⁻¹y, `inverse` the spectrum of the inverse;
+        without it those of Hᵀy."""
         coarse = torch.fft.rfft2(self.planes(y).unflatten(-1, self.coarse))
-        coarse = coarse * per_image(inverse[:, None, :, : coarse.shape[-1]], coarse)
-        return self._spread_spectrum(coarse)
-
-    def planes(self, y: Tensor) -> Tensor:
-        """Measurements by colour, `[B, (K,) C, h/s·w/s]`."""
-        return full_precision(y).unflatten(-1, (self.image_shape[0], -1))
-
-    def _combine(self, planes: Tensor) -> Tensor:
-        """Nᵀ of what each colour has of the orthonormal rows, as images."""
-        return by_channel(self.normal.mT, planes).unflatten(-1, self.image_shape[1:])
-
-    def _spread(self, planes: Tensor) -> Tensor:
-        """Hᵀ of measurements by colour, as images."""
-        if self.small:
-            planes = by_channel(self.matrix.mT, planes)
-            return planes.unflatten(-1, self.image_shape[1:])
-        planes = planes.unflatten(-1, self.coarse)
-        return merge_phases(self._spread_spectrum(torch.fft.rfft2(planes)), self.stride)
-
-    def _spread_spectrum(self, coarse: Tensor) -> Tensor:
+        if inverse is not None:
+            coarse = coarse * per_image(inverse[:, None, :, : coarse.shape[-1]], coarse)
         coarse = coarse.unsqueeze(-3)
         return torch.fft.irfft2(self._kernel(coarse).conj() * coarse, s=self.coarse)
 
+    def _spread(self, rows: Tensor, planes: Tensor) -> Tensor:
+        """Transposed rows of each colour times what it has of them, as images."""
+        return by_channel(rows.mT, planes).unflatten(-1, self.image_shape[1:])
+
     def _kernel(self, like: Tensor) -> Tensor:
         """K_ab, broadcast over the channels: `[B, (1,) 1, s², h/s, w/(2s)+1]` complex."""
-        spectrum = torch.view_as_complex(self.spectrum).unsqueeze(1)
-        return per_image(spectrum, like)
+        return per_image(torch.view_as_complex(self.spectrum).unsqueeze(1), like)
 
     def gain_matrix(self, noise_level: float | Tensor) -> Tensor:
         """(HHᵀ)^½·(HHᵀ + σ²I)⁻¹ of one colour, `[B, n, n]`: with Nᵀ before it H†."""
-        return _circulant(regularised_gain(self.values, noise_level))
+        gain = regularised_gain(self.values, noise_level)[..., : self.coarse[1] // 2 + 1]
+        return _circulant(torch.fft.irfft2(gain, s=self.coarse))
 
     def inverse(self, noise_level: float | Tensor) -> Tensor:
         """Spectrum of (HHᵀ + σ²I)⁻¹ where H is not zero, `[B, h/s, w/s]`."""
-        values = self.values
-        return regularised_gain(values, noise_level) / torch.where(values > 0, values, 1)
+        safe = torch.where(self.values > 0, self.values, 1)
+        return regularised_gain(self.values, noise_level) / safe
 
     def _rows(self, spectrum: Tensor) -> Tensor:
         """The matrix `[B, h/s·w/s, h·w]` of one colour from the spectra K_ab."""
         h, w = self.coarse
-        rows = _circulant_of(torch.fft.irfft2(spectrum, s=self.coarse))  # [B, s², n, n]
+        rows = _circulant(torch.fft.irfft2(spectrum, s=self.coarse))  # [B, s², n, n]
         rows = rows.unflatten(-1, (h, w)).unflatten(1, (self.stride, self.stride))
         return rows.permute(0, 3, 4, 1, 5, 2).flatten(2)
 
@@ -198,18 +182,10 @@ def check_blur(kernel: Tensor, stride: int, size: tuple[int, int]) -> None:
         raise ValueError(f"kernels must be [B, kh, kw], not {tuple(kernel.shape)}")
 
 
-def _circulant(spectrum: Tensor) -> Tensor:
-    """The matrix `[B, n, n]` of a circular convolution with a real, even spectrum `[B, h, w]`."""
-    return _circulant_of(
-        torch.fft.irfft2(spectrum[..., : spectrum.shape[-1] // 2 + 1], s=spectrum.shape[-2:])
-    )
-
-
-def _circulant_of(kernel: Tensor) -> Tensor:
+def _circulant(kernel: Tensor) -> Tensor:
     """Matrices `[..., n, n]` with entry (m, q) = kernel[m − q], circular kernels `[..., h, w]`."""
-    h, w = kernel.shape[-2:]
-    rows, columns = (torch.arange(n, device=kernel.device) for n in (h, w))
-    rows, columns = ((axis[:, None] - axis) % len(axis) for axis in (rows, columns))
+    axes = (torch.arange(n, device=kernel.device) for n in kernel.shape[-2:])
+    rows, columns = ((axis[:, None] - axis) % len(axis) for axis in axes)
     matrix = kernel[..., rows[:, None, :, None], columns[None, :, None, :]]
     return matrix.flatten(-2).flatten(-3, -2)
 
@@ -224,13 +200,6 @@ def merge_phases(x: Tensor, stride: int) -> Tensor:
     """Inverse of `polyphase`: `[..., s², h/s, w/s]` to `[..., h, w]`."""
     x = x.unflatten(-3, (stride, stride)).movedim((-4, -3), (-3, -1))
     return x.flatten(-4, -3).flatten(-2, -1)
-
-
-def _centred(kernel: Tensor, h: int, w: int) -> Tensor:
-    """Zero-pad to h×w with the centre of the kernel at index (0, 0)."""
-    kh, kw = kernel.shape[-2:]
-    padded = torch.nn.functional.pad(kernel, (0, w - kw, 0, h - kh))
-    return padded.roll((-(kh // 2), -(kw // 2)), (-2, -1))
 
 
 def _reflect(x: Tensor) -> Tensor:

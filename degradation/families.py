@@ -2,12 +2,12 @@
 
 import functools
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from degradation import blur, inpainting, projections
-from degradation.base import LinearOperator
-from degradation.family import Device, Family, Shape, choice
+from degradation.base import Device, LinearOperator, Shape
+from degradation.family import Family, choice
 from degradation.mask import NullOperator
 from runtime.registry import Registry
 
@@ -26,13 +26,9 @@ class NoDegradation(Family):
 class RandomDegradation(Family):
     """The training mixture of the paper, or any other: one of its members, uniformly."""
 
-    members: tuple[Family, ...] = field(
-        default_factory=lambda: (
-            blur.MotionBlur(),
-            inpainting.MissingPatches(),
-            projections.MatrixDegradation(),
-            NoDegradation(),
-        )
+    members: tuple[Family, ...] = (
+        *(blur.MotionBlur(), inpainting.MissingPatches()),
+        *(projections.MatrixDegradation(), NoDegradation()),
     )
 
     def __post_init__(self) -> None:
@@ -54,11 +50,7 @@ class RandomDegradation(Family):
         return tuple((i, inner) for i, m in enumerate(self.members) for inner in m.structures())
 
     def sample(
-        self,
-        image_shape: Shape,
-        structure: tuple[int, Any],
-        seeds: Sequence[int],
-        device: Device = "cpu",
+        self, image_shape: Shape, structure: Any, seeds: Sequence[int], device: Device = "cpu"
     ) -> LinearOperator:
         member, inner = structure
         return self.members[member].sample(image_shape, inner, seeds, device)
@@ -82,7 +74,9 @@ def _family_of(operator: type[LinearOperator]) -> type[Family]:
 
 
 class _Families(Registry):
-    """Families by name. An operator of the user's own stands for the family of it alone."""
+    """The families by their names on the command line: `MotionBlur`, `degradation.MotionBlur`, or
+    `module.Class` for a family of the user, such as a `PhysicsFamily`, or for an operator
+    `Class(batch, image_shape)`, which is a family of one."""
 
     def find(self, name: str) -> type[Family]:
         found = super().find(name)
@@ -105,44 +99,22 @@ FAMILIES = _Families(
 FAMILIES |= {
     family.__name__: family
     for family in (
-        inpainting.MissingPatches,
-        inpainting.Box,
-        inpainting.MissingBox,
-        blur.MotionBlur,
-        blur.SRConv,
-        projections.MatrixDegradation,
-        NoDegradation,
-        RandomDegradation,
-        inpainting.RandomPixels,
-        inpainting.CentreBox,
-        inpainting.HalfImage,
-        inpainting.FixedMask,
-        blur.AveragePool,
-        blur.Bicubic,
-        blur.GaussianBlur,
-        blur.UniformBlur,
-        blur.FixedKernel,
-        projections.Hadamard,
-        projections.Colourisation,
+        *(inpainting.MissingPatches, inpainting.Box, inpainting.MissingBox),
+        *(blur.MotionBlur, blur.SRConv),
+        *(projections.MatrixDegradation, NoDegradation, RandomDegradation),
+        *(inpainting.RandomPixels, inpainting.CentreBox, inpainting.HalfImage),
+        *(inpainting.FixedMask, blur.AveragePool, blur.Bicubic),
+        *(blur.GaussianBlur, blur.UniformBlur, blur.FixedKernel),
+        *(projections.Hadamard, projections.Colourisation),
     )
 }
-
-
-def family_class(name: str) -> type[Family]:
-    """The class of a command-line name: `MotionBlur`, `degradation.MotionBlur`, or `module.Class`
-    for a family of the user, such as a `PhysicsFamily`, or for an operator `Class(batch,
-    image_shape)`, which is a family of one.
-
-    Raises ValueError with the names that are most like it.
-    """
-    return FAMILIES.find(name)
 
 
 def get_family(name: str, options: Mapping[str, Any] | None = None) -> Family:
     """The family of a command-line name, with options given as text: {"strides": "2,4"}.
 
     A family is given by its name ("MotionBlur"), several by theirs and commas between; a tensor,
-    or any other value that is no text, as it is. Raises ValueError for an unknown
-    name, an unknown or missing option (with the known ones), and a value out of range.
+    or any other value that is no text, as it is. Raises ValueError for an unknown name (with the
+    most like it), an unknown or missing option (with the known ones), and a value out of range.
     """
     return FAMILIES.build(name, options)

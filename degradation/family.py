@@ -4,15 +4,11 @@ from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-import torch
 from torch import Tensor
 
-from degradation.base import LinearOperator
+from degradation.base import Device, LinearOperator, Shape
 from degradation.randomness import Draws
 from runtime.errors import is_out_of_memory
-
-Shape = tuple[int, int, int]
-Device = torch.device | str
 
 
 @dataclass(frozen=True, eq=False)  # a family of tensors equals itself alone
@@ -22,8 +18,7 @@ class Family:
     What must be equal for operators to share a batch is the *structure*; the rest is content.
     """
 
-    local: ClassVar[bool] = True
-    """Whether a measurement depends on few neighbouring pixels, so that tiles can be restored."""
+    local: ClassVar[bool] = True  # whether each measurement sees few pixels: tiles can be restored
 
     def parts(self) -> "tuple[Family, ...]":
         """The families of a mixture; any other family is its only part."""
@@ -50,6 +45,7 @@ class Family:
     def check(self, image_shape: Shape) -> None:
         """Raise ValueError if an operator of the family does not exist for this shape, or is
         too large for the memory."""
+        name = type(self).__name__
         for structure in self.structures():
             try:
                 operator = self.sample(image_shape, structure, [0])
@@ -57,14 +53,11 @@ class Family:
                 if not is_out_of_memory(error):
                     raise
                 raise ValueError(
-                    f"there is not memory enough for one operator of {type(self).__name__} on "
-                    f"images {image_shape}"
+                    f"there is not memory enough for one operator of {name} on images {image_shape}"
                 ) from None
             if not isinstance(operator, LinearOperator):
-                raise ValueError(
-                    f"{type(self).__name__}.sample must return a LinearOperator, "
-                    f"not {type(operator).__name__}"
-                )
+                found = type(operator).__name__
+                raise ValueError(f"{name}.sample must return a LinearOperator, not {found}")
 
 
 def choice(seed: int, stream: str, options: tuple) -> Any:

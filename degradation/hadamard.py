@@ -6,7 +6,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from degradation.base import Diagonalisable, full_precision, per_image
+from degradation.base import Diagonalisable, Shape, full_precision, per_image
 
 _RADIX = 64  # a pass is a product with a matrix of at most this size
 
@@ -22,7 +22,7 @@ class BlockHadamard(Diagonalisable):
 
     tensors = ("signs", "index", "unit")
 
-    def __init__(self, signs: Tensor, index: Tensor, image_shape: tuple[int, int, int]):
+    def __init__(self, signs: Tensor, index: Tensor, image_shape: Shape):
         self.image_shape = image_shape
         n = self.numel
         if n % 2:
@@ -74,13 +74,13 @@ def walsh_hadamard(x: Tensor) -> Tensor:
     It is symmetric and its own inverse, and a Kronecker product of small ones: a pass applies one
     of them to the last digits of the index and moves these to the front.
     """
-    n, left = x.shape[-1], x.shape[-1]
+    left = x.shape[-1]
     # A compiler keeps the matrices itself.
     constant = _hadamard.__wrapped__ if torch.compiler.is_compiling() else _hadamard
     with torch.autocast(x.device.type, enabled=False):
         while left > 1:
             radix = min(_RADIX, left)
-            digits = x.unflatten(-1, (n // radix, radix))
+            digits = x.unflatten(-1, (-1, radix))
             x = (digits @ constant(radix, x.device, x.dtype)).mT.flatten(-2)
             left //= radix
     return x

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from degradation.family import Device, Family, Shape, check_share, check_span, uniform_between
+from degradation.base import Device, Shape
+from degradation.family import Family, check_share, check_span, uniform_between
 from degradation.mask import Mask
 from degradation.randomness import Draws
 
@@ -19,8 +20,7 @@ class _Masks(Family):
     """Masks of each image, or one for all."""
 
     def masks(self, image_shape: Shape, seeds: Sequence[int]) -> Tensor:
-        """The masks of `sample`, `[B or 1, 1 or C, h, w]`, on the CPU: their check would wait for a
-        GPU."""
+        """`[B or 1, 1 or C, h, w]` on the CPU: their check would wait for a GPU."""
         raise NotImplementedError
 
     def sample(
@@ -52,24 +52,18 @@ class MissingPatches(_Masks):
         if h * w == 1:
             raise ValueError("an image of one pixel has no patches to hide")
         mask = torch.zeros(len(seeds), h, w)
-        pending = torch.arange(len(seeds))
-        attempt = 0
+        pending, attempt = torch.arange(len(seeds)), 0
         while len(pending):
-            drawn = self._drawn([seeds[i] for i in pending.tolist()], (h, w), f"mask/{attempt}")
-            mask[pending] = drawn
-            visible = drawn.flatten(1).mean(1)
-            pending = pending[(visible == 0) | (visible == 1)]
+            draws, stream = Draws([seeds[i] for i in pending.tolist()]), f"mask/{attempt}"
+            side = 2 ** draws.integers(0, int(math.log2(min(h, w))), (1, 1), stream + "/side")
+            p = self.max_visible * draws.uniform((1, 1), stream + "/p")
+            patch = torch.arange(h)[:, None] // side * w + torch.arange(w) // side  # [B, h, w]
+            lot = draws.uniform((h * w,), stream).gather(1, patch.flatten(1)).unflatten(1, (h, w))
+            mask[pending] = (lot < p).float()
+            visible = (lot < p).flatten(1)
+            pending = pending[visible.all(1) | ~visible.any(1)]
             attempt += 1
         return mask.unsqueeze(1)
-
-    def _drawn(self, seeds: Sequence[int], size: tuple[int, int], stream: str) -> Tensor:
-        h, w = size
-        draws = Draws(seeds)
-        side = 2 ** draws.integers(0, int(math.log2(min(h, w))), (1, 1), stream + "/side")
-        p = self.max_visible * draws.uniform((1, 1), stream + "/p")
-        patch = torch.arange(h)[:, None] // side * w + torch.arange(w) // side  # [B, h, w]
-        lot = draws.uniform((h * w,), stream)
-        return (lot.gather(1, patch.flatten(1)).unflatten(1, size) < p).float()
 
 
 @dataclass(frozen=True)
@@ -77,10 +71,8 @@ class Box(_Masks):
     """Out-painting: one rectangle, between two distinct cuts of each axis, is visible (A.3.4)."""
 
     def masks(self, image_shape: Shape, seeds: Sequence[int]) -> Tensor:
-        draws = Draws(seeds)
-        rows, columns = (
-            _interval(draws, n, axis) for n, axis in zip(image_shape[1:], "hw", strict=True)
-        )
+        draws, (_, h, w) = Draws(seeds), image_shape
+        rows, columns = _interval(draws, h, "h"), _interval(draws, w, "w")
         return rows[:, None, :, None] & columns[:, None, None, :]
 
 
@@ -112,8 +104,7 @@ class RandomPixels(_Masks):
     visible: tuple[float, ...] = (0.05, 0.5)
 
     def __post_init__(self) -> None:
-        valid = all(0 < p < 1 for p in self.visible)
-        check_span("visible", self.visible, "in (0, 1)", valid)
+        check_span("visible", self.visible, "in (0, 1)", all(0 < p < 1 for p in self.visible))
 
     def masks(self, image_shape: Shape, seeds: Sequence[int]) -> Tensor:
         h, w = image_shape[1:]
@@ -177,10 +168,8 @@ class HalfImage(_Masks):
         masks[2, ..., : h // 2, :] = 0
         masks[3, ..., h - h // 2 :, :] = 0
         if self.side == "random":
-            side = Draws(seeds).integers(0, 3, (), "side")
-        else:
-            side = torch.full((len(seeds),), _SIDES.index(self.side))
-        return masks[side]
+            return masks[Draws(seeds).integers(0, 3, (), "side")]
+        return masks[[_SIDES.index(self.side)]]
 
 
 @dataclass(frozen=True, eq=False)

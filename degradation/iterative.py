@@ -1,7 +1,6 @@
 """Operators that are known by H and Hᵀ alone: H† by conjugate gradients."""
 
-from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,25 +12,22 @@ from degradation.solve import Linear, least_squares
 class Iterative(LinearOperator):
     """A linear operator without an SVD: a subclass gives `_measure`, `_spread`, `norm` and `rows`.
 
-    H_pinv is Hᵀ(HHᵀ + σ²I)⁻¹y with σ the noise level, but at least `floor` times ‖H‖: where a
-    singular value is as small as that, H† shrinks its direction, by half there and entirely further
-    below. So H H_pinv(y) is y to a few `floor` only; with floor 0 it is the least-squares solution
-    of smallest norm, for which many steps can be needed. Conjugate gradients stop, for each image
-    by itself, where the solution is exact for an H and a y that differ by `tol`, or by the
-    precision of the numbers (`least_squares`). A warning says if `max_iter` steps are too few. A
+    H_pinv is Hᵀ(HHᵀ + σ²I)⁻¹y with σ the noise level, but at least `floor` times ‖H‖: it shrinks a
+    direction whose singular value is as small as that by half, and smaller ones entirely. With
+    floor 0 it is the least-squares solution of smallest norm, for which many steps can be needed.
+    Conjugate gradients stop, for each image by itself, where the solution is exact for an H and a y
+    that differ by `tol` (`least_squares`). A warning says if `max_iter` steps are too few. A
     measurement that holds NaN has an H_pinv of NaN.
 
-    All maps are differentiable: the gradient of H is Hᵀ, that of H_pinv, by y and by the noise
-    level where that is above the floor, another solution by conjugate gradients. What the subclass
-    calls need not be differentiable itself.
+    All maps are differentiable, though what the subclass calls need not be: the gradient of H is
+    Hᵀ, that of H_pinv, by y and by a noise level above the floor, another least-squares solution.
     """
 
     tol: float = 1e-6
     max_iter: int = 500
     floor: float = 1e-3
     norm: Tensor
-    """‖H‖ `[B]`, roughly: what the floor and the rounding are measured by. Its type is that of the
-    arithmetic."""
+    """‖H‖ `[B]`, roughly, in the type of the arithmetic."""
 
     def _measure(self, x: Tensor) -> Tensor:
         """Hx of stacks: `[B, K, C, h, w]` to `[B, K, M]`."""
@@ -42,8 +38,7 @@ class Iterative(LinearOperator):
         raise NotImplementedError
 
     def H(self, x: Tensor) -> Tensor:
-        self.check_shape(x)
-        return self._on_stacks(lambda v: _Apply.apply(v, self._system()), x.flatten(-3))
+        return self._on_stacks(lambda v: _Apply.apply(v, self._system()), self.flatten(x))
 
     def H_adjoint(self, y: Tensor) -> Tensor:
         system = self._system().transposed()
@@ -73,30 +68,20 @@ class Iterative(LinearOperator):
             with torch.autocast(y.device.type, enabled=False):
                 return self._spread(y).flatten(-3)
 
-        return _System(measure, spread, self.norm[:, None, None], self.tol, self.max_iter)
+        return _System(measure, spread, self.max_iter, self.tol, self.norm[:, None, None])
 
 
-@dataclass(frozen=True)
-class _System:
-    """A linear map A of vectors `[B, K, n]` to `[B, K, m]`, and how its least squares are solved.
-
-    norm: `[B, 1, 1]`.
-    """
+class _System(NamedTuple):
+    """A linear map A of vectors `[B, K, n]` to `[B, K, m]`, and the options of `least_squares`."""
 
     forward: Linear
     adjoint: Linear
-    norm: Tensor
-    tol: float
     max_iter: int
+    tol: float
+    norm: Tensor
 
     def transposed(self) -> "_System":
-        return replace(self, forward=self.adjoint, adjoint=self.forward)
-
-    def solve(self, y: Tensor, sigma: Tensor) -> Tensor:
-        """`least_squares` of this map. sigma: `[B, 1, 1]`."""
-        return least_squares(
-            self.forward, self.adjoint, y, sigma, self.max_iter, self.tol, self.norm
-        )
+        return self._replace(forward=self.adjoint, adjoint=self.forward)
 
 
 class _Apply(torch.autograd.Function):
@@ -119,20 +104,17 @@ class _Solve(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, y: Tensor, sigma: Tensor, system: _System) -> Tensor:
         ctx.system = system
-        x = system.solve(y, sigma)
-        if ctx.needs_input_grad[1]:
-            ctx.save_for_backward(y, sigma, x)
-        else:
-            ctx.save_for_backward(sigma)
+        x = least_squares(system.forward, system.adjoint, y, sigma, *system[2:])
+        ctx.save_for_backward(sigma, *((y, x) if ctx.needs_input_grad[1] else ()))
         return x
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor | None, None]:
-        if not ctx.needs_input_grad[1]:
-            (sigma,) = ctx.saved_tensors
-            return _Solve.apply(grad, sigma, ctx.system.transposed()), None, None
-        y, sigma, x = ctx.saved_tensors
+        sigma, *known = ctx.saved_tensors
         back = _Solve.apply(grad, sigma, ctx.system.transposed())
+        if not known:
+            return back, None, None
+        y, x = known
         residual = y - _Apply.apply(x, ctx.system)
         slope = (back * residual).sum((1, 2), keepdim=True)
         by_sigma = torch.where(sigma > 0, -2 * slope / torch.where(sigma > 0, sigma, 1), 0)

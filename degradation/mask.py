@@ -3,7 +3,14 @@
 import torch
 from torch import Tensor
 
-from degradation.base import Diagonalisable, full_precision, per_image, regularised_gain
+from degradation.base import (
+    Device,
+    Diagonalisable,
+    Shape,
+    full_precision,
+    per_image,
+    regularised_gain,
+)
 
 
 class Mask(Diagonalisable):
@@ -14,19 +21,14 @@ class Mask(Diagonalisable):
 
     tensors = ("mask",)
 
-    def __init__(self, mask: Tensor, image_shape: tuple[int, int, int] | None = None):
-        shape = image_shape or (3, mask.shape[-2], mask.shape[-1])
-        if mask.ndim == 4 and mask.shape[2:] != shape[1:]:
-            h, w = mask.shape[2:]
-            raise ValueError(
-                f"the mask has {h}×{w} pixels (height × width), and the images have "
-                f"{shape[1]}×{shape[2]}"
-            )
-        if mask.ndim != 4 or mask.shape[1] not in (1, shape[0]):
-            raise ValueError(
-                f"a mask for images {shape} must be [B, 1 or {shape[0]}, {shape[1]}, {shape[2]}], "
-                f"not {tuple(mask.shape)}"
-            )
+    def __init__(self, mask: Tensor, image_shape: Shape | None = None):
+        shape = c, h, w = image_shape or (3, mask.shape[-2], mask.shape[-1])
+        if mask.ndim == 4 and mask.shape[2:] != (h, w):
+            size = "{}×{} pixels (height × width)".format(*mask.shape[2:])
+            raise ValueError(f"the mask has {size}, and the images have {h}×{w}")
+        if mask.ndim != 4 or mask.shape[1] not in (1, c):
+            wanted, found = f"[B, 1 or {c}, {h}, {w}]", tuple(mask.shape)
+            raise ValueError(f"a mask for images {shape} must be {wanted}, not {found}")
         if not ((mask == 0) | (mask == 1)).all():
             raise ValueError("a mask holds 0 (hidden) and 1 (visible) only")
         self.image_shape = shape
@@ -37,15 +39,14 @@ class Mask(Diagonalisable):
         return self.flatten(self.mask.expand(-1, *self.image_shape))
 
     def Vt(self, x: Tensor) -> Tensor:
-        self.check_shape(x)
-        return self.flatten(x * per_image(self.mask, x))
+        return (self.checked(x) * per_image(self.mask, x)).flatten(-3)
 
     def V(self, z: Tensor) -> Tensor:
         x = self.unflatten(full_precision(z))
         return x * per_image(self.mask, x)
 
     def Ut(self, y: Tensor) -> Tensor:
-        return self.flatten(self.V(y))
+        return self.V(y).flatten(-3)
 
     def U(self, z: Tensor) -> Tensor:
         return self.Ut(z)
@@ -73,9 +74,7 @@ class NullOperator(Diagonalisable):
 
     tensors = ("zero",)
 
-    def __init__(
-        self, batch: int, image_shape: tuple[int, int, int], device: torch.device | str = "cpu"
-    ):
+    def __init__(self, batch: int, image_shape: Shape, device: Device = "cpu"):
         self.image_shape = image_shape
         self.zero = torch.zeros(batch, 1, device=device)
 

@@ -1,12 +1,9 @@
 """Any linear operator with few rows, given as a dense matrix."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 import torch
 from torch import Tensor
 
-from degradation.base import Diagonalisable, apply_matrix, full_precision
+from degradation.base import Diagonalisable, Shape, apply_matrix, full_precision
 
 # Below this ratio of singular values float32 products cost accuracy: Vᵀ is then made in float64.
 _WELL_CONDITIONED = 0.1
@@ -17,44 +14,32 @@ class DenseMatrix(Diagonalisable):
 
     matrix: `[B, M, C·h·w]`; a row of zeros does not exist. The SVD comes from a float64
     eigendecomposition of the Gram matrix WWᵀ = U diag(s²) Uᵀ. Directions with s below `tol` times
-    the largest singular value are dropped, from H too: dependent rows lose them.
+    the largest singular value are dropped, from H too.
 
     W itself is kept where it is well conditioned, so that nothing large is computed to build the
-    operator: Vᵀ = (diag(1/s) Uᵀ) W. Otherwise Vᵀ takes its place. Either way every map is a product
-    with the large tensor and one with a small matrix. With copy=False W is the caller's own tensor,
-    which must not change afterwards.
+    operator: Vᵀ = (diag(1/s) Uᵀ) W. Otherwise Vᵀ takes its place. With copy=False W is the caller's
+    own tensor, which must not change afterwards.
     """
 
     tensors = ("large", "to_z", "to_y", "left", "values", "present")
 
-    def __init__(
-        self,
-        matrix: Tensor,
-        image_shape: tuple[int, int, int],
-        tol: float = 1e-3,
-        copy: bool = True,
-    ):
+    def __init__(self, matrix: Tensor, image_shape: Shape, tol: float = 1e-3, copy: bool = True):
         self.image_shape = image_shape
         if matrix.ndim != 3 or matrix.shape[-1] != self.numel or not matrix.shape[1]:
             raise ValueError(
                 f"a matrix for images {self.image_shape} must be [B, M, {self.numel}], "
                 f"not {tuple(matrix.shape)}"
             )
-        given, matrix = matrix, full_precision(matrix)
-        if copy and matrix is given:
-            matrix = matrix.clone()
+        matrix = full_precision(matrix.clone() if copy else matrix)
         self.large = matrix  # W, or Vᵀ [B, M, C·h·w]
         lengths = torch.linalg.vector_norm(matrix, dim=-1)
         if not lengths.isfinite().all():
             raise ValueError("a matrix must hold finite numbers")
         self.present = lengths > 0
         with torch.autocast(matrix.device.type, enabled=False):
-            s, U = _decompose(_gram(matrix, self.present), tol)
-            kept = U * (s > 0)[:, None]
-            to_z = (kept * _inverse(s)[:, None]).mT  # Vᵀ = to_z · large, [B, R, M]
-            to_y = kept @ kept.mT  # H = to_y · large, [B, M, M]
-            self.values, self.left = s, kept
-            self.to_z, self.to_y = to_z, to_y
+            gram = _gram(matrix, self.present)
+            self.values, self.left, self.to_z = _decompose(gram, tol)  # Vᵀ = to_z · large
+            self.to_y = self.left @ self.left.mT  # H = to_y · large
             self._rework(tol)
         for name in ("values", "left", "to_z", "to_y"):
             setattr(self, name, getattr(self, name).to(matrix.dtype))
@@ -67,17 +52,15 @@ class DenseMatrix(Diagonalisable):
         return apply_matrix(self.to_y, apply_matrix(self.large, self.flatten(x)))
 
     def H_adjoint(self, y: Tensor) -> Tensor:
-        return self.unflatten(
-            apply_matrix(self.large.mT, apply_matrix(self.to_y.mT, full_precision(y)))
-        )
+        seen = apply_matrix(self.to_y.mT, full_precision(y))
+        return self.unflatten(apply_matrix(self.large.mT, seen))
 
     def Vt(self, x: Tensor) -> Tensor:
         return apply_matrix(self.to_z, apply_matrix(self.large, self.flatten(x)))
 
     def V(self, z: Tensor) -> Tensor:
-        return self.unflatten(
-            apply_matrix(self.large.mT, apply_matrix(self.to_z.mT, full_precision(z)))
-        )
+        seen = apply_matrix(self.to_z.mT, full_precision(z))
+        return self.unflatten(apply_matrix(self.large.mT, seen))
 
     def Ut(self, y: Tensor) -> Tensor:
         return apply_matrix(self.left.mT, full_precision(y))
@@ -102,14 +85,13 @@ class DenseMatrix(Diagonalisable):
         if not poor.any():
             return
         exact = self.large[poor].double()
-        s, U = _decompose(torch.bmm(exact, exact.mT), tol)
-        kept = U * (s > 0)[:, None]
-        right = torch.bmm((kept * _inverse(s)[:, None]).mT, exact)
+        s, left, to_z = _decompose(torch.bmm(exact, exact.mT), tol)
+        right = torch.bmm(to_z, exact)
         self.large = self.large.index_put((poor.nonzero()[:, 0],), right.to(self.large))
         self.values, self.left = self.values.clone(), self.left.clone()
-        self.values[poor], self.left[poor] = s, kept
+        self.values[poor], self.left[poor] = s, left
         self.to_z[poor] = torch.diag_embed((s > 0).to(s))
-        self.to_y[poor] = kept * s[:, None]
+        self.to_y[poor] = left * s[:, None]
 
 
 def _gram(matrix: Tensor, present: Tensor) -> Tensor:
@@ -117,37 +99,22 @@ def _gram(matrix: Tensor, present: Tensor) -> Tensor:
     if matrix.device.type != "cpu":
         return torch.bmm(matrix, matrix.mT).double()
     gram = matrix.new_zeros(len(matrix), matrix.shape[1], matrix.shape[1])
-    # The rows that exist are usually the first ones. A CPU leaves out the others.
-    for full, part, count in zip(matrix, gram, _last(present), strict=True):
+    # The rows that exist are usually the first ones. A CPU leaves out those after the last of them.
+    counts = (present * torch.arange(1, present.shape[1] + 1)).amax(-1).tolist()
+    for full, part, count in zip(matrix, gram, counts, strict=True):
         part[:count, :count] = full[:count] @ full[:count].mT
     return gram.double()
 
 
-def _last(present: Tensor) -> list[int]:
-    """The number of rows up to the last one that exists, for each image."""
-    index = torch.arange(1, present.shape[1] + 1, device=present.device)
-    return (present * index).amax(-1).tolist()
-
-
-def _decompose(gram: Tensor, tol: float) -> tuple[Tensor, Tensor]:
-    """s `[B, M]`, 0 for a direction that is dropped, and U `[B, M, M]` of Gram matrices."""
-    with _one_thread():
-        squares, U = torch.linalg.eigh(gram)
-    s = squares.clamp(min=0).sqrt()
-    return s * (s > tol * s.amax(-1, keepdim=True)), U
-
-
-def _inverse(s: Tensor) -> Tensor:
-    """1 / s, and 0 for 0."""
-    return torch.where(s > 0, 1 / torch.where(s > 0, s, 1), 0)
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """LAPACK on small matrices is ten times faster on one thread than on two."""
+def _decompose(gram: Tensor, tol: float) -> tuple[Tensor, Tensor, Tensor]:
+    """s `[B, M]`, U and diag(1/s) Uᵀ `[B, M, M]` of Gram matrices; a dropped direction is 0."""
     threads = torch.get_num_threads()
-    torch.set_num_threads(1)
+    torch.set_num_threads(1)  # LAPACK on small matrices is ten times faster so than on two
     try:
-        yield
+        squares, U = torch.linalg.eigh(gram)
     finally:
         torch.set_num_threads(threads)
+    s = squares.clamp(min=0).sqrt()
+    s = s * (s > tol * s.amax(-1, keepdim=True))
+    U = U * (s > 0)[:, None]
+    return s, U, (U * (1 / torch.where(s > 0, s, 1))[:, None]).mT

@@ -1,8 +1,7 @@
 """Random motion-blur kernels: the path of a shaken camera, drawn as a line and smoothed.
 
 The distribution is that of the `motionblur` library (Levi Borodenko), which the paper uses for its
-strided motion blur (appendix A.3.2). This is an independent, vectorised implementation in which
-every kernel is a function of its seed alone.
+strided motion blur (appendix A.3.2). Here every kernel is a function of its seed alone.
 """
 
 import functools
@@ -48,7 +47,8 @@ def motion_paths(draws: Draws, size: tuple[int, int]) -> MotionPaths:
     steps, valid = _steps(draws, total, (1 - intensity + 0.1) * diagonal)
 
     max_angle = math.pi * intensity * u[3]
-    flip_rate = _beta_2_20(u[4], u[5])
+    # Beta(2, 20): the second smallest of 21 uniform numbers.
+    flip_rate = 1 - u[4] ** (1 / 21) * u[5] ** (1 / 20)
     first = (2 * u[6] - 1) * max_angle
     headings = _headings(draws, steps.shape[1], intensity, max_angle, flip_rate, first)
 
@@ -68,19 +68,16 @@ def motion_kernels(draws: Draws, size: tuple[int, int], smooth: float) -> Tensor
     ("same", zeros outside), the stride of the operator; 0 for none. The centre of mass of the path
     is at index (kh // 2, kw // 2).
 
-    Every factor is non-negative, so nothing need be clamped. What differs from the library:
+    What differs from the library:
     - lines are anti-aliased and at least one pixel wide (the library asks for width 0 on small
-      canvases, which draws one pixel or nothing at all, depending on the version of Pillow);
+      canvases, which draws one pixel or nothing);
     - the canvas is not rounded to 8 bits, its Gaussian is exact and sees zeros outside the canvas;
     - two by two pixels are averaged to one, where the library applies a Lanczos filter;
     - the centre is exact: the library's is 1/4 of a pixel away, and its sizes are (width, height).
     """
-    paths = motion_paths(draws, size)
-    diagonal = 2 * math.hypot(*size)
-    canvas = draw_lines(
-        paths.points, paths.valid, (2 * size[0], 2 * size[1]), max(1, int(diagonal / 150))
-    )
-    blur = int(diagonal / 100)
+    paths, diagonal = motion_paths(draws, size), 2 * math.hypot(*size)
+    width, blur = max(1, int(diagonal / 150)), int(diagonal / 100)
+    canvas = draw_lines(paths.points, paths.valid, (2 * size[0], 2 * size[1]), width)
     rows, columns = (_reduction(length, blur, float(smooth)) for length in size)
     return _normalise(rows @ canvas @ columns.T).to(draws.seeds.device)
 
@@ -96,13 +93,11 @@ def draw_lines(points: Tensor, valid: Tensor, canvas: tuple[int, int], width: in
     reach = (width + 1) / 2
     radius = math.ceil(reach)  # see _segments
     around = torch.arange(-radius, radius + 1)
-    middle = [2 * (side // 4) + 0.5 for side in canvas]
-    y = (sample.imag + middle[0]).round().long()[:, None] + around
-    x = (sample.real + middle[1]).round().long()[:, None] + around
+    top, left = (2 * (side // 4) + 0.5 for side in canvas)  # of the middle
+    y = (sample.imag + top).round().long()[:, None] + around
+    x = (sample.real + left).round().long()[:, None] + around
 
-    distance = _distance(
-        y - middle[0] - start.imag[:, None], x - middle[1] - start.real[:, None], step
-    )
+    distance = _distance(y - top - start.imag[:, None], x - left - start.real[:, None], step)
     brightness = (reach - distance).clamp(0, 1)
     inside = ((y >= 0) & (y < canvas[0]))[:, :, None] & ((x >= 0) & (x < canvas[1]))[:, None, :]
     index = (image[:, None] * canvas[0] + y)[:, :, None] * canvas[1] + x[:, None, :]
@@ -112,11 +107,10 @@ def draw_lines(points: Tensor, valid: Tensor, canvas: tuple[int, int], width: in
 
 
 def _segments(points: Tensor, valid: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Samples on the segments of all paths, at most one pixel apart, which say where to draw.
+    """Number of the path, start and vector of the segment, and position of samples `[samples]`.
 
-    Number of the path, start and vector of the segment, and position of each sample `[samples]`. A
-    pixel at distance r from a segment is within r + 1/2 of one of its samples, hence among the
-    2 ceil(r) + 1 squared pixels around the one that the sample is on.
+    They lie on all segments, at most one pixel apart. A pixel at distance r from a segment is
+    among the 2 ceil(r) + 1 squared pixels around one of its samples.
     """
     exists = valid[:, 1:]
     start = points[:, :-1][exists].to(torch.complex64)
@@ -141,12 +135,11 @@ def _distance(dy: Tensor, dx: Tensor, step: Tensor) -> Tensor:
 def _steps(draws: Draws, total: Tensor, longest: Tensor) -> tuple[Tensor, Tensor]:
     """Lengths `[B, N]` of the steps and which exist: until their sum reaches `total`.
 
-    A step is Beta(1, 30) x longest. The library draws again what is not below `total`; that is a
-    Beta distribution cut off there, which its inverse distribution function gives at once.
+    A step is Beta(1, 30) x longest, cut off at `total`: the library draws again what is above.
     """
     u = draws.uniform((MAX_STEPS,), "motion/steps").double()
     accepted = 1 - (1 - (total / longest).clamp(max=1)) ** 30
-    steps = longest[:, None] * _beta_1_30(u * accepted[:, None])
+    steps = longest[:, None] * (1 - (1 - u * accepted[:, None]) ** (1 / 30))
     before = F.pad(steps.cumsum(1)[:, :-1], (1, 0))
     valid = before < total[:, None]
     count = int(valid.sum(1).max())
@@ -167,16 +160,6 @@ def _headings(
     headings = turns.cumprod(1) * size
     headings[:, :1] = first[:, None]
     return headings
-
-
-def _beta_1_30(u: Tensor) -> Tensor:
-    """Inverse distribution function of Beta(1, 30)."""
-    return 1 - (1 - u) ** (1 / 30)
-
-
-def _beta_2_20(u: Tensor, v: Tensor) -> Tensor:
-    """Beta(2, 20) from two uniform numbers: the second smallest of 21 uniform numbers."""
-    return 1 - u ** (1 / 21) * v ** (1 / 20)
 
 
 def _triangular(u: Tensor, mode: Tensor, right: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from degradation.base import LinearOperator
+from degradation.base import LinearOperator, Shape
 from degradation.family import Family
 from degradation.mask import Mask
 from degradation.problem import Problem
@@ -26,17 +26,12 @@ class Noise:
     def measure(
         self, degradation: LinearOperator, x: Tensor, draws: Draws, labels: Tensor | None = None
     ) -> Problem:
-        """The problem y = Hx + n of clean images x `[B, C, h, w]` in [-1, 1] with these classes.
-
-        The noise is drawn from each image's seed.
-        """
+        """The problem y = Hx + n of clean images x `[B, C, h, w]` in [-1, 1] with these classes."""
         y, level = self.added(degradation, degradation.H(x), draws)
         return Problem(degradation, y, level, labels)
 
-    def added(
-        self, degradation: LinearOperator, y: Tensor, draws: Draws
-    ) -> tuple[Tensor, Tensor | float]:
-        """y `[B, M]` with noise, and the standard deviation of this noise, a number or `[B]`."""
+    def added(self, degradation: LinearOperator, y: Tensor, draws: Draws) -> tuple[Tensor, Tensor]:
+        """y `[B, M]` with noise, and the standard deviation `[B]` of this noise."""
         raise NotImplementedError
 
     def level_of(self, degradation: LinearOperator, y: Tensor) -> Tensor:
@@ -60,21 +55,21 @@ class GaussianNoise(Noise):
         if not 0 <= self.level < float("inf"):
             raise ValueError(f"the noise level must be a number ≥ 0, not {self.level}")
 
-    def added(self, degradation: LinearOperator, y: Tensor, draws: Draws) -> tuple[Tensor, float]:
+    def added(self, degradation: LinearOperator, y: Tensor, draws: Draws) -> tuple[Tensor, Tensor]:
         if self.level:
             y = y + self.level * _white(y, draws) * degradation.rows
-        return y, self.level
+        return y, self.level_of(degradation, y)
 
     def level_of(self, degradation: LinearOperator, y: Tensor) -> Tensor:
-        return torch.full((len(y),), self.level, device=y.device)
+        return torch.full((len(y),), self.level, dtype=y.dtype, device=y.device)
 
 
 @dataclass(frozen=True)
 class DrawnNoise(Noise):
     """White noise with a level of its own for each image, to train one network for all of them.
 
-    The standard deviation is uniform in [lowest, highest], or 0 for a share of the images; a
-    run's settings (`TrainConfig`) hold them in range.
+    The standard deviation is uniform in [lowest, highest], or 0 for a share of the images. A run's
+    settings (`TrainConfig`) hold them in range.
     """
 
     lowest: float
@@ -104,33 +99,27 @@ class PoissonNoise(Noise):
 
     λ = `peak` is the expected number of photons where v is white (1); where it is black (−1) there
     are none. v has to be an intensity, a weighted mean of pixels: pixels that are visible, or blur
-    with weights that are not negative and sum to 1. `check` raises ValueError for other operators;
-    `measure` relies on it having run (`check_noise`), and raises one only where a v lies clearly
-    outside [-1, 1].
+    with weights that are not negative and sum to 1. `check` raises ValueError for other operators.
+    `measure` relies on it, and raises one only where a v lies clearly outside [-1, 1].
 
-    Blur whose small singular values are dropped is a mean only nearly: around bright edges on black
-    many v lie below −1 by a few thousandths of the range, as if by a negative number of photons.
-    They are taken for −1, so there the mean of y is above v by as much.
+    Blur without its small singular values is such a mean only nearly. Around bright edges on black
+    v falls below −1 by a few thousandths, and is taken for −1.
     """
 
     peak: float
 
     def __post_init__(self) -> None:
         if not 0 < self.peak <= _MOST_PHOTONS:
-            raise ValueError(
-                f"the peak must be a number of photons above 0, at most {_MOST_PHOTONS:g}, not "
-                f"{self.peak}"
-            )
+            accepted = f"a number of photons above 0, at most {_MOST_PHOTONS:g}"
+            raise ValueError(f"the peak must be {accepted}, not {self.peak}")
 
     def added(self, degradation: LinearOperator, y: Tensor, draws: Draws) -> tuple[Tensor, Tensor]:
         """By the inverse distribution function of uniform numbers."""
         rows = degradation.rows
         if (torch.where(rows, y, 0).abs() > 1 + 2 * _BELOW).any():
             raise ValueError(_refusal(degradation) + "; the images must be in [-1, 1]")
-        first, second = (
-            draws.uniform(y.shape[1:], f"photons/{part}")[rows].double() for part in "ab"
-        )
-        uniform = first + (second - 0.5) * 2.0**-23  # 23 bits each: tails to 1e-14
+        a, b = (draws.uniform(y.shape[1:], f"photons/{part}")[rows].double() for part in "ab")
+        uniform = a + (b - 0.5) * 2.0**-23  # 23 bits each: tails to 1e-14
         mean = (self.peak / 2 * (y[rows].double() + 1)).clamp(min=0)
         counts = poisson_quantile(uniform, mean)
         y = y.masked_scatter(rows, (2 / self.peak * counts - 1).to(y))
@@ -139,8 +128,7 @@ class PoissonNoise(Noise):
     def level_of(self, degradation: LinearOperator, y: Tensor) -> Tensor:
         """√(2 (v + 1)/λ), root mean square over the existing rows, with y in the place of v: `[B]`.
 
-        The mean of y is v (but for those below −1), so its square is right on average. At least
-        that of one photon in all, because a measurement without photons is not exact.
+        At least that of one photon in all, because a measurement without photons is not exact.
         """
         rows = degradation.rows
         count = rows.sum(1)
@@ -153,37 +141,27 @@ class PoissonNoise(Noise):
         rows = degradation.rows
         if isinstance(degradation, Mask) or not rows.any():
             return
-        shape = (len(degradation), *degradation.image_shape)
-        white = degradation.H(torch.ones(shape, dtype=_precision(degradation), device=rows.device))
+        shape, B = degradation.image_shape, len(degradation)
+        white = degradation.H(torch.ones(B, *shape).to(degradation.largest_gain))
         one = torch.nn.functional.one_hot(rows.byte().argmax(1), rows.shape[1]) * rows
         weights = degradation.H_adjoint(one.to(white)).flatten(1)
         mean = ((white - 1).abs() < _UNIT)[rows].all()
-        negative = weights.clamp(max=0).norm(dim=1)
-        images = _random_images(degradation.image_shape, rows.device).to(white)
-        seen = degradation.H(images.expand(len(rows), *images.shape))
+        negative = weights.clamp(max=0).norm(dim=1) > _NEGATIVE * weights.norm(dim=1)
+        seen = degradation.H(_random_images(shape, rows.device).to(white).expand(B, -1, *shape))
         darker = (seen < -_BELOW) & rows[:, None]
-        if not mean or (negative > _NEGATIVE * weights.norm(dim=1)).any() or darker.any():
+        if not mean or negative.any() or darker.any():
             raise ValueError(_refusal(degradation))
 
 
 def _refusal(degradation: LinearOperator) -> str:
+    name = type(degradation).__name__
     return (
-        f"Poisson noise needs measurements that are intensities, and "
-        f"{type(degradation).__name__} here gives others: use masks, or blur with weights that are "
-        "not negative and sum to 1"
+        f"Poisson noise needs measurements that are intensities, and {name} here gives others: "
+        "use masks, or blur with weights that are not negative and sum to 1"
     )
 
 
-def _precision(degradation: LinearOperator) -> torch.dtype:
-    """The real type that an operator computes in."""
-    for name in degradation.tensors:
-        dtype: torch.dtype = getattr(degradation, name).dtype
-        if dtype.is_floating_point or dtype.is_complex:
-            return dtype.to_real()
-    return torch.float32
-
-
-def _random_images(shape: tuple[int, int, int], device: torch.device) -> Tensor:
+def _random_images(shape: Shape, device: torch.device) -> Tensor:
     """Images `[32, C, h, w]` of squares of 0 and 1, most of them of one pixel. Of these, that many
     all miss a row of one positive and one negative weight once in a thousand times."""
     (channels, h, w), images = shape, []
@@ -215,7 +193,7 @@ def _check_range(level: float) -> None:
         )
 
 
-def check_noise(noise: Noise, family: Family, image_shape: tuple[int, int, int]) -> None:
+def check_noise(noise: Noise, family: Family, image_shape: Shape) -> None:
     """Raise ValueError if an operator of a family cannot be measured with this noise: the first
     few of each structure are tried."""
     if isinstance(noise, PoissonNoise):
@@ -238,6 +216,6 @@ def poisson_quantile(uniform: Tensor, mean: Tensor) -> Tensor:
     for _ in range(steps):
         middle = ((low + high) / 2).floor()
         enough = torch.special.gammaincc(middle.clamp(min=0) + 1, mean) >= uniform
-        enough = enough & (middle >= 0)
+        enough &= middle >= 0
         low, high = torch.where(enough, low, middle), torch.where(enough, middle, high)
     return high

@@ -1,22 +1,25 @@
-"""Any other physics: objects with A and A_adjoint, such as those of deepinv, as operators."""
+"""Any other physics, objects with A and A_adjoint, as operators; and our operators as physics of
+deepinv (https://deepinv.github.io), for its samplers and losses."""
 
 import copy
+import importlib
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any, Protocol, Self, runtime_checkable
 
 import torch
 from torch import Tensor
 
-from degradation.base import per_image
-from degradation.family import Device, Family, Shape
+from degradation.base import Device, LinearOperator, Shape, per_image
+from degradation.family import Family
 from degradation.iterative import Iterative
 from degradation.randomness import Draws
+from degradation.solve import Linear
 
 _POWER_STEPS = 32  # of the iteration for ‖H‖: a few per cent are enough for a floor
-_ADJOINT = 1e-3  # largest relative error of ‖Ax‖² = ⟨x, AᵀAx⟩
-_PENROSE = 1e-3  # largest relative error of an A_dagger that is called exact
+_IDENTITY = 1e-3  # largest relative error of what A_adjoint and an exact A_dagger must fulfil
 _ROUNDING = 8  # times the precision of the numbers: a row of H this small is rounding
 
 
@@ -37,10 +40,10 @@ class FromPhysics(Iterative):
     """The operator of one physics that `batch` images share, or of a list of B, one for each.
 
     Complex measurements become real ones with a last axis of 2; `measurement_shape` is the form of
-    y as a picture, by default what A returns. Rows of H that are zero do not exist (`rows`): they
-    are found by measuring two images of random numbers, up to rounding. tol, max_iter and floor are
-    those of conjugate gradients (`Iterative`). exact_dagger: `A_dagger` is the pseudo-inverse, and
-    replaces them at noise level 0; it has to be differentiable if gradients are wanted.
+    y as a picture, by default what A returns. Rows of H that leave two images of random numbers at
+    zero, up to rounding, do not exist. tol, max_iter and floor are those of `Iterative`.
+    exact_dagger: `A_dagger` is the pseudo-inverse, and replaces conjugate gradients at noise level
+    0; it has to be differentiable if gradients are wanted.
 
     Raises ValueError if an object has no A or A_adjoint, A_adjoint is not the adjoint of A,
     A_dagger not the pseudo-inverse it is said to be, the measurements do not fit together, or a
@@ -70,21 +73,24 @@ class FromPhysics(Iterative):
                 raise ValueError(
                     f"a physics has the methods A and A_adjoint, {type(member).__name__} has not"
                 )
-        self.image_shape = image_shape
+        self.image_shape, self.physics = image_shape, members
         self.tol, self.max_iter, self.floor = tol, max_iter, floor
         self.exact_dagger = exact_dagger
-        self.physics = members
-        homes = [_home(member) for member in members]
-        device, dtype = homes[0]
+        (device, dtype), *_ = [_home(member) for member in members]  # each is checked
         self.members = tuple(range(len(members)))
         self.index = torch.arange(len(members), device=device)
         self._probe(dtype)
-        self.measurement_shape = self._pictured(measurement_shape)
+        self.measurement_shape = tuple(measurement_shape or self.native_shape)
+        if math.prod(self.measurement_shape) != self.native_shape.numel():
+            raise ValueError(
+                f"measurement_shape {self.measurement_shape} does not fit measurements of the form "
+                f"{tuple(self.native_shape)}"
+            )
         self._check_adjoint()
         self.norm = self._largest()
         if exact_dagger:
             self._check_dagger()
-        if len(members) == 1 and batch > 1:
+        if len(members) == 1:
             for name in self.tensors:
                 value = getattr(self, name)
                 setattr(self, name, value.expand(batch, *value.shape[1:]))
@@ -97,7 +103,7 @@ class FromPhysics(Iterative):
         exact = torch.as_tensor(noise_level, device=self.norm.device) == 0
         if not exact.any():
             return super().H_pinv(y, noise_level)
-        x = self.unflatten(self._on_stacks(lambda v: self._dagger(v).flatten(-3), y))
+        x = self.unflatten(self._on_stacks(self._dagger, y))
         if exact.all():
             return x
         return torch.where(per_image(exact.view(-1, 1, 1, 1), x), x, super().H_pinv(y, noise_level))
@@ -116,12 +122,12 @@ class FromPhysics(Iterative):
     def to(self, *args, **kwargs) -> Self:
         """Move or cast, the physics too: a copy of it if anything changes."""
         other = super().to(*args, **kwargs)
-        if (other.norm.device, other.norm.dtype) != (self.norm.device, self.norm.dtype):
-            device, dtype = other.norm.device, other.norm.dtype
+        device, dtype = other.norm.device, other.norm.dtype
+        if (device, dtype) != (self.norm.device, self.norm.dtype):
             other.physics = tuple(_moved(member, device, dtype) for member in self.physics)
         return other
 
-    def _map(self, fn: Callable[[Tensor], Tensor]) -> Self:
+    def _map(self, fn: Linear) -> Self:
         other = super()._map(fn)
         if len(self.physics) > 1:
             other.members = tuple(other.index.tolist())  # once: a device is waited for
@@ -133,20 +139,19 @@ class FromPhysics(Iterative):
         return self._each("A", x, self._real)
 
     def _spread(self, y: Tensor) -> Tensor:
-        return self._each("A_adjoint", self._native(y), _real_part)
+        return self._each("A_adjoint", self._native(y), torch.real)  # ⟨Ax, y⟩ is real
 
     def _dagger(self, y: Tensor) -> Tensor:
         with torch.autocast(y.device.type, enabled=False):
-            return self._each("A_dagger", self._native(y), _real_part)
+            return self._each("A_dagger", self._native(y), torch.real).flatten(-3)
 
-    def _each(self, name: str, v: Tensor, convert: Any) -> Tensor:
+    def _each(self, name: str, v: Tensor, convert: Linear) -> Tensor:
         """A map of the physics of each operator, of stacks `[B, K, ...]`; all at once if shared."""
-        if len(self.physics) == 1:
-            out = convert(getattr(self.physics[0], name)(v.flatten(0, 1)))
-            return out.unflatten(0, v.shape[:2])
-        members = [self.physics[i] for i in self.members]
-        parts = [getattr(m, name)(part) for m, part in zip(members, v, strict=True)]
-        return torch.stack([convert(part) for part in parts])
+        maps = [getattr(member, name) for member in self.physics]
+        if len(maps) == 1:
+            return convert(maps[0](v.flatten(0, 1))).unflatten(0, v.shape[:2])
+        parts = zip(self.members, v, strict=True)
+        return torch.stack([convert(maps[i](part)) for i, part in parts])
 
     def _real(self, y: Tensor) -> Tensor:
         """What A returns, `[n, ...]`, as real vectors `[n, M]`."""
@@ -185,52 +190,39 @@ class FromPhysics(Iterative):
         self.exists = seen.abs().amax(1) > _ROUNDING * torch.finfo(seen.dtype).eps * scale
         self.norm = torch.ones(len(self.physics), device=y.device, dtype=dtype)
 
-    def _pictured(self, shape: Sequence[int] | None) -> tuple[int, ...]:
-        if shape is not None and math.prod(shape) != self.native_shape.numel():
-            raise ValueError(
-                f"measurement_shape {tuple(shape)} does not fit measurements of the form "
-                f"{tuple(self.native_shape)}"
-            )
-        return tuple(self.native_shape if shape is None else shape)
-
     @torch.no_grad()
     def _largest(self) -> Tensor:
         """‖H‖ `[P]` of each physics, by power iteration on HᵀH."""
         x = self._random_image(self.norm.dtype, "power").flatten(2)
-        system, size = self._system(), torch.ones_like(x[..., :1])
+        there, back, *_ = self._system()
         for _ in range(_POWER_STEPS):
-            x = system.adjoint(system.forward(x))
+            x = back(there(x))
             size = x.norm(dim=-1, keepdim=True)
             x = x / size.clamp(min=torch.finfo(x.dtype).tiny)
         return size[:, 0, 0].sqrt()
 
     @torch.no_grad()
     def _check_adjoint(self) -> None:
-        """‖Ax‖² = ⟨x, AᵀAx⟩ and ‖Aᵀy‖² = ⟨y, AAᵀy⟩ for each physics. Independent x and y would not
-        tell: ⟨Ax, y⟩ is small beside ‖Ax‖‖y‖, the more so the larger the image."""
+        """‖Ax‖² = ⟨x, AᵀAx⟩ and ‖Aᵀy‖² = ⟨y, AAᵀy⟩ for each physics. ⟨Ax, y⟩ = ⟨x, Aᵀy⟩ would not
+        tell: of random x and y both are small beside ‖Ax‖‖y‖."""
         x = self._random_image(self.norm.dtype, "adjoint").flatten(2)
-        there, back = (system := self._system()).forward, system.adjoint
+        there, back, *_ = self._system()
         y = self._random_like(there(x), 1, "adjoint")
         for v, first, second in ((x, there, back), (y, back, there)):
             image = first(v)
             energy = image.square().sum(-1)
-            wrong = ~((energy - (v * second(image)).sum(-1)).abs() <= _ADJOINT * energy)
-            if wrong.any():
-                raise ValueError(
-                    f"A_adjoint of {self._named(wrong)} is not the adjoint of its A: "
-                    "conjugate gradients need the exact one"
-                )
+            self._require(
+                (energy - (v * second(image)).sum(-1)).abs() <= _IDENTITY * energy,
+                "A_adjoint of {} is not the adjoint of its A: conjugate gradients need the exact "
+                "one",
+            )
 
     @torch.no_grad()
     def _check_dagger(self) -> None:
         """The Penrose identities on random vectors, for each physics: AA†A = A and A†AA† = A†, and
         that the projections P = A†A and AA† are orthogonal, ⟨Pv, v − Pv⟩ = 0."""
         x = self._random_image(self.norm.dtype, "dagger").flatten(2)
-        measure = self._system().forward
-
-        def dagger(y: Tensor) -> Tensor:
-            return self._dagger(y).flatten(-3)
-
+        measure, dagger = self._system().forward, self._dagger
         y = measure(x)
         z = self._random_like(y, 2, "dagger")
         back = dagger(z)
@@ -242,22 +234,22 @@ class FromPhysics(Iterative):
             ((found * (z - found)).sum(-1).abs(), found.square().sum(-1)),
         )
         for error, scale in identities:
-            wrong = ~(error <= _PENROSE * scale)
-            if wrong.any():
-                raise ValueError(
-                    f"A_dagger of {self._named(wrong)} is not the pseudo-inverse of its A: "
-                    "leave out exact_dagger, and conjugate gradients take its place"
-                )
+            self._require(
+                error <= _IDENTITY * scale,
+                "A_dagger of {} is not the pseudo-inverse of its A: leave out exact_dagger, and "
+                "conjugate gradients take its place",
+            )
 
     def _random_like(self, y: Tensor, seed: int, stream: str) -> Tensor:
         """Random measurements, the same ones for each physics."""
         return Draws([seed], y.device).normal(y.shape[2:], f"physics/{stream}").to(y).expand_as(y)
 
-    def _named(self, wrong: Tensor) -> str:
-        """The first physics that is wrong, `[P, 1]`."""
-        number = int(wrong[:, 0].byte().argmax())
-        name = type(self.physics[number]).__name__
-        return name if len(self.physics) == 1 else f"{name} (physics {number} of the list)"
+    def _require(self, right: Tensor, sentence: str) -> None:
+        """Raise ValueError, which names the first physics that is not right, `[P, 1]`."""
+        if not right.all():
+            number = int(right[:, 0].byte().argmin())
+            place = f" (physics {number} of the list)" if len(self.physics) > 1 else ""
+            raise ValueError(sentence.format(type(self.physics[number]).__name__ + place))
 
 
 @dataclass(frozen=True, eq=False)
@@ -269,17 +261,14 @@ class PhysicsFamily(Family):
 
     physics: Physics | Sequence[Physics]
     options: dict[str, Any] = field(default_factory=dict)
-    _made: dict[tuple[Shape, str], FromPhysics] = field(
-        default_factory=dict, init=False, repr=False
-    )
+    _made: dict[Any, FromPhysics] = field(default_factory=dict, init=False, repr=False)
 
     def sample(
         self, image_shape: Shape, structure: Any, seeds: Sequence[int], device: Device = "cpu"
     ) -> FromPhysics:
         key = image_shape, str(device)
         if key not in self._made:
-            operator = FromPhysics(self.physics, image_shape, **self.options)
-            self._made[key] = operator.to(device)
+            self._made[key] = FromPhysics(self.physics, image_shape, **self.options).to(device)
         operator = self._made[key]
         if len(operator) == 1:
             return operator.expand(len(seeds))
@@ -312,12 +301,62 @@ def _moved(physics: Physics, device: torch.device, dtype: torch.dtype) -> Physic
     def move(t: Tensor) -> Tensor:
         if t.is_complex():
             return t.to(device, dtype.to_complex())
-        return t.to(device, dtype) if t.is_floating_point() else t.to(device)
+        return t.to(device, dtype if t.is_floating_point() else t.dtype)
 
     moved: Any = copy.deepcopy(physics)._apply(move)
     return moved
 
 
-def _real_part(x: Tensor) -> Tensor:
-    """Images of a physics that computes in complex numbers: ⟨Ax, y⟩ is the real inner product."""
-    return x.real if x.is_complex() else x
+def to_deepinv(operator: LinearOperator) -> Any:
+    """A `deepinv.physics.LinearPhysics` with A, A_adjoint and A_dagger of an operator.
+
+    A maps as many images as there are operators, or a whole multiple (block after block),
+    `[n, C, h, w]`, to `[n, C', h', w']` where the measurement is a picture, else to `[n, M]`.
+    A_dagger is H† at noise level 0. Raises ImportError if deepinv is not installed.
+    """
+    return _physics_class()(operator)
+
+
+@cache
+def _physics_class() -> type:
+    """Made where it is needed: deepinv takes a second to import, and is optional."""
+    try:
+        base: Any = importlib.import_module("deepinv.physics").LinearPhysics
+    except (ImportError, RuntimeError) as error:  # what a torchvision for another torch raises
+        raise ImportError(
+            "to_deepinv needs the package deepinv (pip install 'deepinv>=0.5') and a torchvision "
+            f"that fits this torch; importing it said: {error}"
+        ) from error
+
+    class OperatorPhysics(base):
+        """A x = Hx with H of InvFusion."""
+
+        def __init__(self, operator: LinearOperator):
+            self.operator = operator  # first: the constructor below moves the module
+            super().__init__(img_size=operator.image_shape, device=operator.rows.device)
+
+        def A(self, x: Tensor, **kwargs: Any) -> Tensor:
+            operator = self._of(len(x))
+            y = operator.H(x)
+            picture = operator.measurement_image(y)
+            return y if picture is None else picture
+
+        def A_adjoint(self, y: Tensor, **kwargs: Any) -> Tensor:
+            return self._of(len(y)).H_adjoint(y.flatten(1))
+
+        def A_dagger(self, y: Tensor, **kwargs: Any) -> Tensor:
+            return self._of(len(y)).H_pinv(y.flatten(1))
+
+        def _of(self, n: int) -> LinearOperator:
+            times, rest = divmod(n, len(self.operator))
+            if rest or not times:
+                raise ValueError(f"{n} images for {len(self.operator)} operators")
+            return self.operator if times == 1 else self.operator.expand(times)
+
+        def _apply(self, fn: Any, *args: Any, **kwargs: Any) -> Any:
+            """`.to(...)` of a module moves the operator as well."""
+            super()._apply(fn, *args, **kwargs)
+            self.operator = self.operator.to(self._device_holder.device)
+            return self
+
+    return OperatorPhysics

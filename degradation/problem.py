@@ -7,11 +7,11 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from degradation.base import LinearOperator
+from degradation.base import Device, LinearOperator, Shape
 from degradation.mask import NullOperator
 
 
-@dataclass(eq=False, init=False)
+@dataclass(eq=False)
 class Problem:
     """A batch of B inverse problems y = Hx + n. It does not change once it is made.
 
@@ -23,38 +23,26 @@ class Problem:
 
     degradation: LinearOperator
     y: Tensor
-    noise_level: Tensor
-    class_labels: Tensor | None
-    prepared: Any
+    noise_level: Tensor = 0.0  # type: ignore[assignment]
+    class_labels: Tensor | None = None
+    prepared: Any = None
 
-    def __init__(
-        self,
-        degradation: LinearOperator,
-        y: Tensor,
-        noise_level: float | Tensor = 0.0,
-        class_labels: Tensor | None = None,
-        prepared: Any = None,
-    ):
-        precision = torch.float64 if y.dtype == torch.float64 else torch.float32
-        level = torch.as_tensor(noise_level, dtype=precision, device=y.device)
-        self.degradation, self.y = degradation, y
-        self.noise_level = level.expand(len(y)).contiguous()
-        self.class_labels, self.prepared = class_labels, prepared
+    def __post_init__(self) -> None:
+        precision = torch.float64 if self.y.dtype == torch.float64 else torch.float32
+        level = torch.as_tensor(self.noise_level, dtype=precision, device=self.y.device)
+        self.noise_level = level.expand(len(self.y)).contiguous()
 
     @classmethod
     def without_measurement(
         cls,
         batch: int,
-        image_shape: tuple[int, int, int],
+        image_shape: Shape,
         class_labels: Tensor | None = None,
-        device: torch.device | str = "cpu",
+        device: Device = "cpu",
     ) -> Self:
         """The unconditional problem of plain generation."""
-        return cls(
-            NullOperator(batch, image_shape, device),
-            torch.zeros(batch, 1, device=device),
-            class_labels=class_labels,
-        )
+        nothing = NullOperator(batch, image_shape, device)
+        return cls(nothing, torch.zeros(batch, 1, device=device), class_labels=class_labels)
 
     def __len__(self) -> int:
         return len(self.y)
@@ -67,20 +55,18 @@ class Problem:
         """The batch n times over in n blocks: several samples of each problem."""
         return self._map(self.degradation.expand(n), lambda t: t.repeat(n, *[1] * (t.ndim - 1)))
 
-    def to(self, device: torch.device | str) -> Self:
+    def to(self, device: Device) -> Self:
         """Move to a device."""
         return self._map(self.degradation.to(device), lambda t: t.to(device))
 
     def _map(self, degradation: LinearOperator, fn: Callable[[Tensor], Tensor]) -> Self:
-        labels = self.class_labels
-        labels = None if labels is None else fn(labels)
+        labels = None if self.class_labels is None else fn(self.class_labels)
         return type(self)(degradation, fn(self.y), fn(self.noise_level), labels)
 
     def unconditional(self) -> Self:
         """Only the class labels remain: what zero-shot samplers call the denoiser with."""
-        return self.without_measurement(
-            len(self), self.degradation.image_shape, self.class_labels, self.y.device
-        )
+        shape = self.degradation.image_shape
+        return self.without_measurement(len(self), shape, self.class_labels, self.y.device)
 
     def with_classes(self, class_labels: Tensor | None) -> Self:
         """The same measurements with other class labels."""

@@ -8,9 +8,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from degradation.base import diagonalisable
+from degradation.base import Device, Shape, diagonalisable
 from degradation.channels import ChannelProduct
-from degradation.family import Device, Family, Shape, check_share
+from degradation.family import Family, check_share
 from degradation.hadamard import BlockHadamard
 from degradation.mask import Mask
 from degradation.matrix import DenseMatrix
@@ -28,9 +28,8 @@ class MatrixDegradation(Family):
 
     def __post_init__(self) -> None:
         if not 1 <= self.min_rows <= self.max_rows:
-            raise ValueError(
-                f"1 ≤ min_rows ≤ max_rows must hold, not {self.min_rows} and {self.max_rows}"
-            )
+            given = f"{self.min_rows} and {self.max_rows}"
+            raise ValueError(f"1 ≤ min_rows ≤ max_rows must hold, not {given}")
 
     def sample(
         self, image_shape: Shape, structure: Any, seeds: Sequence[int], device: Device = "cpu"

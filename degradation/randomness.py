@@ -1,8 +1,8 @@
 """Counter-based random numbers: every draw is a function of (seed of the image, stream, position).
 
 The generator is Philox-4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3",
-SC 2011) in 64-bit integer tensor arithmetic. It keeps no state, so an image gets the same numbers
-on every device (normals to rounding), in any batch, order and number of processes.
+SC 2011). It keeps no state, so an image gets the same numbers on every device (normals to
+rounding), in any batch, order and number of processes.
 """
 
 import hashlib
@@ -16,20 +16,18 @@ from torch import Tensor
 _WORD = 0xFFFFFFFF
 _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 _WEYL = (0x9E3779B9, 0xBB67AE85)
-_BLOCK = 1 << 17  # counters worked on at a time: the intermediate tensors stay in the cache
-_GPU_BLOCK = 1 << 22  # and on a GPU, where they take some hundred bytes each
 
 Convert = Callable[[list[Tensor]], Tensor]  # of random words
 
 
-def philox(counter: Sequence[Tensor], key: Sequence[Tensor], rounds: int = 10) -> list[Tensor]:
+def philox(counter: Sequence[Tensor], key: Sequence[Tensor]) -> list[Tensor]:
     """Philox-4x32: four 32-bit counter words and two key words to four random words.
 
     All words are int64 tensors with values in [0, 2^32), of shapes that broadcast together.
     """
     c0, c1, c2, c3 = counter
     k0, k1 = key
-    for _ in range(rounds):
+    for _ in range(10):
         # The 64-bit product of two 32-bit words wraps in int64; its halves stay right.
         p0, p1 = c0 * _MULTIPLIERS[0], c2 * _MULTIPLIERS[1]
         c0 = ((p1 >> 32) & _WORD) ^ c1 ^ k0
@@ -41,8 +39,11 @@ def philox(counter: Sequence[Tensor], key: Sequence[Tensor], rounds: int = 10) -
 
 def derive_seed(*parts: int | str) -> int:
     """A seed in [0, 2^63) that is a hash of its parts, such as (run seed, step, sample index)."""
-    digest = hashlib.blake2b(repr(parts).encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "little") >> 1
+    return _hash(repr(parts)) >> 1
+
+
+def _hash(text: str) -> int:
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
 
 
 class Draws:
@@ -91,53 +92,45 @@ class Draws:
 
         Row r of an image is a sub-stream of its own, so no row depends on how many there are.
         """
-        rows = torch.zeros(len(self), most, width, device=self.seeds.device)
-        fill = _fill_each if rows.device.type == "cpu" else _fill_together
-        fill(rows, self.seeds, counts, stream)  # what does not exist is not drawn
+        device = self.seeds.device
+        rows = torch.zeros(len(self), most, width, device=device)
+        exists = torch.arange(most) < counts.cpu()[:, None]
+        images, numbers = exists.nonzero(as_tuple=True)  # what does not exist is not drawn
+        for part in torch.arange(len(images)).split(max(1, 4 * _block(device) // width)):
+            image, row = images[part].to(device), numbers[part].to(device)
+            rows[image, row] = _numbers(self.seeds[image], row[:, None], width, stream, _to_normal)
         return rows
 
     def _draw(self, shape: Sequence[int], stream: str, convert: Convert) -> Tensor:
-        out = torch.empty(len(self), math.prod(shape), device=self.seeds.device)
         row = torch.zeros(1, 1, dtype=torch.int64, device=self.seeds.device)
-        _fill(out, self.seeds, row, stream, convert)
-        return out.reshape(len(self), *shape)
+        numbers = _numbers(self.seeds, row, math.prod(shape), stream, convert)
+        return numbers.reshape(len(self), *shape)
 
 
-def _fill(out: Tensor, seeds: Tensor, row: Tensor, stream: str, convert: Convert) -> None:
-    """Fill `[len(seeds), count]`; the counter is (position, row, hash of the stream)."""
+def _block(device: torch.device) -> int:
+    """Counters worked on at a time, of some hundred bytes each: on a CPU they fit in its cache."""
+    return 1 << (17 if device.type == "cpu" else 22)
+
+
+def _numbers(seeds: Tensor, row: Tensor, count: int, stream: str, convert: Convert) -> Tensor:
+    """`[len(seeds), count]` numbers; the counter is (position, row, hash of the stream)."""
+    out = torch.empty(len(seeds), count, device=seeds.device)
     if not out.numel():
-        return
-    name = int.from_bytes(hashlib.blake2b(stream.encode(), digest_size=8).digest(), "little")
+        return out
+    name = _hash(stream)
     low, high = (
         torch.full((), w, dtype=torch.int64, device=seeds.device)  # filled there, not copied
         for w in (name & _WORD, name >> 32)
     )
     k0, k1 = seeds[:, None] & _WORD, (seeds[:, None] >> 32) & _WORD
-    total = (out.shape[1] + 3) // 4
-    size = max(1, (_BLOCK if seeds.device.type == "cpu" else _GPU_BLOCK) // len(seeds))
+    total = (count + 3) // 4
+    size = max(1, _block(seeds.device) // len(seeds))
     for start in range(0, total, size):
         position = torch.arange(start, min(start + size, total), device=seeds.device)
         part = out[:, 4 * start : 4 * (start + len(position))]
         values = convert(philox([position, row, low, high], (k0, k1))).flatten(1)
         part.copy_(values[:, : part.shape[1]])
-
-
-def _fill_each(rows: Tensor, seeds: Tensor, counts: Tensor, stream: str) -> None:
-    """The first counts[i] of the rows `[B, most, width]` with normal numbers, image by image."""
-    row = torch.arange(rows.shape[1], device=rows.device)[:, None]
-    for out, seed, count in zip(rows, seeds, counts.tolist(), strict=True):
-        _fill(out[:count], seed.expand(count), row[:count], stream, _to_normal)
-
-
-def _fill_together(rows: Tensor, seeds: Tensor, counts: Tensor, stream: str) -> None:
-    """The same in few large steps: a GPU would spend its time on starting small ones."""
-    exists = torch.arange(rows.shape[1]) < counts.cpu()[:, None]
-    images, numbers = exists.nonzero(as_tuple=True)
-    for part in torch.arange(len(images)).split(max(1, 4 * _GPU_BLOCK // rows.shape[2])):
-        image, row = images[part].to(rows.device), numbers[part].to(rows.device)
-        values = torch.empty(len(part), rows.shape[2], device=rows.device)
-        _fill(values, seeds[image], row[:, None], stream, _to_normal)
-        rows[image, row] = values
+    return out
 
 
 def _to_uniform(words: list[Tensor]) -> Tensor:

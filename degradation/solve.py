@@ -27,12 +27,10 @@ def least_squares(
     has ‖r‖ ≤ tol ‖y‖ or ‖[A; σI]ᵀr‖ ≤ tol ‖A‖ ‖r‖: x is then exact for an A and a y that differ by
     about `tol` (Paige and Saunders, LSQR, 1982, section 6), and its error along a singular value s
     is about tol ‖A‖/s of x. A `tol` below the rounding of the numbers counts as that. Warns if
-    `max_iter` steps are not enough; without `tol` it makes `max_iter` steps, or as many as rounding
-    allows.
+    `max_iter` steps are not enough; without `tol` it makes as many, or as rounding allows.
 
     Conjugate gradients for least squares (Björck, Numerical Methods for Least Squares Problems,
-    1996, algorithm 7.4.1) with a damping σ: all steps are the same for one image alone as in a
-    batch, where rows that are done wait.
+    1996, algorithm 7.4.1) with a damping σ. Rows that are done wait for the others.
     """
     variance, residual, left = sigma.square(), y, _energy(y)
     direction = slope = adjoint(y)

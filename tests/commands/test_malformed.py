@@ -24,7 +24,6 @@ import restore
 import train
 from datautils import prepare
 from degradation import FAMILIES
-from degradation.families import family_class
 from networks import Denoiser, GaussianMixture, load_weights, make_config, save_weights
 from runtime.cli import flag
 from samplers.base import SAMPLERS
@@ -305,7 +304,7 @@ def test_values_of_sampler_options(here: Path) -> None:
 def test_values_of_family_options(here: Path, seed: int) -> None:
     rng, faults = np.random.default_rng(seed), []
     for family in FAMILIES:
-        for option in family_class(family).__dataclass_fields__:
+        for option in FAMILIES[family].__dataclass_fields__:
             for value in rng.permutation(WORDS)[:2]:
                 words = [*PHOTO, f"--degradation={family}", f"--degradation-opt={option}={value}"]
                 faults.append(judge(restore.main, words, restored))

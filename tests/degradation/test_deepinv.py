@@ -20,7 +20,7 @@ from degradation import (
     ValidRegion,
     to_deepinv,
 )
-from degradation import deepinv as ours
+from degradation import physics as ours
 from networks import Denoiser, make_config
 from samplers import Heun
 from training.config import TrainConfig

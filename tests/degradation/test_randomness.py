@@ -204,15 +204,11 @@ def test_rows_equal_rows_drawn_alone():
         assert own[count:].eq(0).all()
 
 
-def test_rows_drawn_together_are_those_drawn_one_by_one(monkeypatch):
-    monkeypatch.setattr(randomness, "_GPU_BLOCK", 60)  # several parts, several blocks
-    seeds, counts = torch.tensor([7, 8, 9, 10]), torch.tensor([3, 0, 5, 1])
-    found = []
-    for fill in (randomness._fill_each, randomness._fill_together):
-        rows = torch.zeros(4, 6, 50)
-        fill(rows, seeds, counts, "matrix")
-        found.append(rows)
-    assert found[0].any() and torch.equal(*found)
+def test_rows_do_not_depend_on_how_many_are_drawn_at_a_time(monkeypatch):
+    draws, counts = Draws([7, 8, 9, 10]), torch.tensor([3, 0, 5, 1])
+    together = draws.normal_rows(counts, 6, 50, "matrix")
+    monkeypatch.setattr(randomness, "_block", lambda device: 60)  # several parts, several blocks
+    assert together.any() and torch.equal(draws.normal_rows(counts, 6, 50, "matrix"), together)
 
 
 def test_rows_are_independent_normal_streams():
