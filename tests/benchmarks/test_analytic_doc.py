@@ -40,8 +40,10 @@ def test_samplers_that_are_named_exist():
         ("exact-world-long", 2**18, ""),
         ("exact-world-deep", 0, ", 8 blocks"),
         ("exact-world-mixture", -1, ""),
-        ("exact-world-mixture-long", 0, ", longer"),
+        ("exact-world-mixture-solvers", -1, ""),
+        ("exact-world-mixture-deep", -1, ", 8 blocks"),
         ("exact-world-16", -1, ""),
+        ("exact-world-16-solvers", -1, ""),
     ],
 )
 def test_the_table_of_trained_networks_is_that_of_the_result(name, longer_than, variant):
