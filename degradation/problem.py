@@ -23,7 +23,7 @@ class Problem:
 
     degradation: LinearOperator
     y: Tensor
-    noise_level: Tensor = 0.0  # type: ignore[assignment]
+    noise_level: Tensor = 0.0  # type: ignore[assignment]  # or a number; kept as a tensor
     class_labels: Tensor | None = None
     prepared: Any = None
 

@@ -71,16 +71,13 @@ def reference_config(
     if _FIRST not in tensors:
         raise ValueError("it is no network of this kind: it has no tensor 'patch_in.proj.weight'")
     classes = tensors.get("net.class_emb.weight")  # the last row is "no class"
-    known = PRESETS[preset]
+    count = 0 if classes is None else len(classes) - 1
+    known = make_config(preset, "unconditional", image_shape, count)
     if any(".feature_degradation." in name for name in tensors):
-        conditioning = "invfusion"
-    elif tensors[_FIRST].shape[-1] == 2 * known.image_shape[0] * known.patch**2:
-        conditioning = "blind"
-    else:
-        conditioning = "unconditional"
-    return make_config(
-        preset, conditioning, image_shape, 0 if classes is None else len(classes) - 1
-    )
+        return make_config(preset, "invfusion", image_shape, count)
+    if tensors[_FIRST].shape[-1] == 2 * known.image_shape[0] * known.patch**2:
+        return make_config(preset, "blind", image_shape, count)
+    return known
 
 
 @click.command(cls=Command, context_settings=SETTINGS)

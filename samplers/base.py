@@ -243,7 +243,7 @@ def make_sampler(name: str, options: Mapping[str, Any] | None = None) -> Sampler
         or (found.sample is OnGrid.sample and found.step is OnGrid.step)
     )
     if unfinished or not dataclasses.is_dataclass(found):
-        raise ValueError(f"sampler '{name}' must be a dataclass with a step or a __call__")
+        raise ValueError(f"sampler '{name}' must be a dataclass with a step, sample or __call__")
     return SAMPLERS.build(name, options)
 
 

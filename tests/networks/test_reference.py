@@ -77,6 +77,13 @@ def test_the_tensors_tell_the_conditioning_and_the_classes(conditioning: str, cl
     assert reference_config(authors_layout(ours), "tiny") == ours.config
 
 
+def test_grey_networks_and_unknown_presets() -> None:
+    ours = Denoiser(make_config("tiny", "blind", (1, 16, 16)))
+    assert reference_config(authors_layout(ours), "tiny", (1, 16, 16)) == ours.config
+    with pytest.raises(ValueError, match="unknown network 'nope'"):
+        reference_config(authors_layout(ours), "nope")
+
+
 def test_rotary_frequencies_and_counters_of_wrappers_may_be_missing_or_there() -> None:
     ours = random_denoiser()
     state = {k: v for k, v in authors_layout(ours).items() if not k.endswith("pos_emb.freqs")}

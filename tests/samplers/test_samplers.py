@@ -385,7 +385,7 @@ def test_wrong_names_and_options_are_refused(name, options, text):
 
 def test_a_sampler_without_a_step_is_refused():
     for name in ("samplers.base.Sampler", "samplers.base.OnGrid"):
-        with pytest.raises(ValueError, match="must be a dataclass with a step or a __call__"):
+        with pytest.raises(ValueError, match="must be a dataclass with a step, sample or __call__"):
             make_sampler(name)
 
 
@@ -397,7 +397,7 @@ def test_a_new_sampler_is_one_decorated_dataclass(monkeypatch):
     class Start(Sampler):
         scale: float = 1.0
 
-        def __call__(self, denoiser, noise, problem, rng):
+        def sample(self, run, noise):
             return self.scale * noise
 
     assert "start" in sampler_names()
