@@ -146,7 +146,8 @@ def mixture_study(
 
 
 def interval(values: Sequence[float]) -> dict[str, Any]:
-    """Mean and half the width of its 95 % confidence interval over problems, by Student's t."""
+    """Mean and half the width of its 95 % confidence interval over problems, two or more
+    (Student's t)."""
     count = len(values)
     half = float(student_t.ppf(0.975, count - 1)) * statistics.stdev(values) / math.sqrt(count)
     return {"mean": statistics.fmean(values), "half_width": half, "count": count}

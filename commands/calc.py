@@ -70,6 +70,11 @@ def _build(options: CalcOptions, device: torch.device) -> Comparison:
     if not names:
         raise ValueError(f"--metrics names none: give some of {', '.join((*_PAIRED, *_OF_SETS))}")
     of_images = options.ref.is_dir() or options.ref.suffix == ".zip"
+    if not options.ref.exists():
+        raise ValueError(
+            f"{options.ref} is not there: --ref takes a folder or a zip file of images, or a "
+            ".safetensors or .npz file of statistics"
+        )
     paired = [name for name in names if name in _PAIRED]
     if paired and not of_images:
         raise ValueError(

@@ -32,7 +32,7 @@ def calibrated(
 ) -> tuple[Found, list[str]]:
     """Bring the processes' shares together; the first writes samples.csv and the pictures.
 
-    Returns what metrics.json says, and the names of the files; of no methods neither.
+    Returns what metrics.json says, and the names of the files. Both are empty without methods.
     """
     keys = itertools.product(degradations, methods)
     totals = {key: distributed.sum_tensor(records.histograms[key]) for key in keys}

@@ -77,8 +77,9 @@ def build(options: GenOptions, device: torch.device) -> Evaluation:
     classes = denoiser.config.num_classes
     if options.classes and not classes:
         raise ValueError(f"--class: {net} was trained without classes")
-    if (label := max(options.classes, default=-1)) >= classes:
-        raise ValueError(f"--class {label} must lie between 0 and {classes - 1}")
+    for label in options.classes:
+        if not 0 <= label < classes:
+            raise ValueError(f"--class {label} must lie between 0 and {classes - 1}")
     methods.check_guidance(options.cfg, denoiser, net)
     check_new(options.outdir, results_of(options))
     count, shape = options.images or _IMAGES, denoiser.config.image_shape

@@ -23,9 +23,10 @@ _OURS = (".lock", UNFINISHED)
 
 
 @contextmanager
-def working_folder(outdir: Path, results: Sequence[str]) -> Iterator[Path]:
-    """A folder inside `outdir`, shared by all processes. It is removed at the end; if the block is
-    cut off, what is kept in it (`metrics.keeping`) stays for the next run.
+def working_folder(outdir: Path, results: Sequence[str], resumes: bool = False) -> Iterator[Path]:
+    """A folder inside `outdir`, shared by all processes. It is removed at the end.
+
+    resumes: if the block is cut off, what is kept in it (`metrics.keeping`) stays for the next run.
 
     Folders that were made for it go too if nothing was left there. Ends the program with one
     sentence where another command writes into `outdir`, or has left its `results` there meanwhile.
@@ -38,18 +39,18 @@ def working_folder(outdir: Path, results: Sequence[str]) -> Iterator[Path]:
                 stack.callback(_remove, made)
                 stack.enter_context(claimed(outdir, "writes into"))
                 check_new(outdir, results)
-                stack.callback(_clear, folder)
-                _clear(folder)
+                stack.callback(_clear, folder, resumes)
+                _clear(folder, resumes)
                 folder.mkdir(exist_ok=True)
         yield folder
         if distributed.rank() == 0:
             shutil.rmtree(folder / KEPT, ignore_errors=True)
 
 
-def _clear(folder: Path) -> None:
+def _clear(folder: Path, resumes: bool) -> None:
     """Remove a working folder, but for what is kept in it."""
     for path in folder.glob("*"):
-        if path.name != KEPT:
+        if not resumes or path.name != KEPT:
             shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink()
     _remove([folder / KEPT, folder])
     if (folder / KEPT).exists() and sys.exc_info()[0]:

@@ -111,7 +111,10 @@ def run(
     with distributed.process_group() as device:
         with one_sentence_errors():
             evaluation = build(options, device)
-        with data_errors(), working_folder(options.outdir, results_of(options)) as folder:
+        with (
+            data_errors(),
+            working_folder(options.outdir, results_of(options), resumes=True) as folder,
+        ):
             return finish(evaluation, folder, *_measured(evaluation, folder))
 
 

@@ -186,8 +186,10 @@ def _task(
     blur: TileBlur | None = None,
     y: Tensor | None = None,
 ) -> Task:
-    """The task of a clean photo, which is measured here, or of one that was measured: then y is
-    what the operator leaves of it, if it is not given."""
+    """The task of a clean photo, which is measured here, or of one that was measured.
+
+    y: the measurement of the second; without it, the operator is applied to the photo.
+    """
     noise, device = noise_of(request), operator.rows.device
     noise.check(operator)
     labels = None

@@ -123,7 +123,7 @@ def load(name: str, scale: str = "paper") -> Table | Figure:
     """A table or figure by name, on the settings of a scale, which its titles name.
 
     A setting of the small scale stands for several: of blocks that became the same, the first is
-    left, and nothing is as published. Raises ValueError if it is not there or not sound.
+    left, and published figures are left out. Raises ValueError if it is not there or not sound.
     """
     if name not in names():
         raise ValueError(f"there is no '{name}': known are {', '.join(names())}, list and all")

@@ -90,8 +90,10 @@ def sliced_wasserstein(a: Tensor, b: Tensor, slices: int = 500) -> float:
 
     Projected onto a line, that is the mean distance of the samples in their order (Bonneel et al.,
     "Sliced and Radon Wasserstein barycenters of measures", 2015, with p = 1). The directions are
-    the same in every call.
+    the same in every call. Raises ValueError for sets of different shapes.
     """
+    if a.shape != b.shape:
+        raise ValueError(f"two sets of one shape are needed, not {[*a.shape]} and {[*b.shape]}")
     directions = Draws(range(slices)).normal(a.shape[1:], "directions").to(a)
     directions = directions / directions.norm(dim=1, keepdim=True)
     first, second = ((x @ directions.mT).sort(0).values for x in (a, b))

@@ -45,7 +45,7 @@ class Samples:
     """All samples of a group."""
 
     images: Tensor  # uint8 [K, P, C, h, w]
-    finite: Tensor  # bool [P]: all samples of an image are
+    finite: Tensor  # bool [P]: whether all samples of an image are finite
     seconds: float  # of all but the first
 
 

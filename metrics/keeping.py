@@ -40,8 +40,8 @@ class Kept:
     def __init__(self, method: Restore, folder: Path, settings: dict[str, Any]):
         self.method, self.folder = method, folder
         self.settings = json.dumps(settings, sort_keys=True, default=str)
-        self.cost: dict[str, float] = {}  # of the last batch, and the next one its seconds,
-        self.seconds = 0.0  # also if they were spent by an earlier run
+        self.cost: dict[str, float] = {}  # of the last batch
+        self.seconds = 0.0  # of the last batch, also if an earlier run spent them
         self.found = 0  # batches of an earlier run that were used
 
     def __call__(self, problem: Problem, noise: Tensor, draws: Draws) -> Tensor:

@@ -209,7 +209,8 @@ class Reference:
                 f"{self.path} has no features of single images, which a kernel distance needs: "
                 "write a new one with `calculate_metrics.py ref`"
             )
-        if None not in (image_shape, self.image_shape) and image_shape != self.image_shape:
+        shape = image_shape and tuple(image_shape)
+        if None not in (shape, self.image_shape) and shape != self.image_shape:
             raise ValueError(f"{self.path} is of images {self.image_shape}, not {image_shape}")
         any_count = allow_any_count or kernel or None in (images, self.images)
         if images != self.images and not any_count:

@@ -104,10 +104,11 @@ class _Run:
                 f"learning rate ({config.ramp} images); a short run needs a shorter --ramp"
             )
         if over:  # when it is resumed: the kill may have come before the weights were written
-            _, parts = self.trainer.state()
+            average = self.trainer.average.state_dict()
+            average = {name: parallel.whole(tensor) for name, tensor in average.items()}
             if first:
-                _check_finite("average", parts["average"], images)
-                self._export(WEIGHTS, parts["average"], self._summary())
+                _check_finite("average", average, images)
+                self._export(WEIGHTS, average, self._summary())
             self.log.say(f"weights: {self.folder / WEIGHTS}")
         stop = self._look(over, resumed=images > 0)
         while not over and not stop:
