@@ -43,8 +43,13 @@ class NPPC(MMSE):
     def components(
         self, denoiser: ComponentDenoiser, noise: Tensor, problem: Problem
     ) -> Components:
-        """Mean, components and standard deviations from unit noise `[B, C, h, w]`."""
+        """Mean, components and standard deviations from unit noise `[B, C, h, w]`.
+
+        Raises ValueError if the network was not trained for them.
+        """
         mean, raw = denoiser.components(self.sigma * noise, self.sigma, problem)
+        if not raw.shape[1]:
+            raise ValueError("the network gives no components: it was not trained for nppc")
         found = orthogonal(raw)
         deviations, order = found.flatten(2).norm(dim=2).sort(descending=True)
         return Components(mean, found[torch.arange(len(order))[:, None], order], deviations)

@@ -214,7 +214,9 @@ class TrainConfig:
         if self.compile and self.fsdp:
             raise ValueError("compile makes one graph of what fsdp gathers in blocks: choose one")
         if self.degradation_opt and not self.degradation:
-            raise ValueError(f"degradation_opt={self.degradation_opt} goes with a degradation")
+            raise ValueError(
+                f"degradation_opt={self.degradation_opt} are options of no degradation"
+            )
         if self.blind and not self.degradation:
             raise ValueError("blind leaves H out of a conditional network: give a degradation")
         if self.objective != "denoising" and not self.degradation:

@@ -15,7 +15,9 @@ from runner import Runner
 import calculate_metrics
 import restore
 import train
+from degradation import Problem
 from networks import Denoiser, load_weights, make_config, save_weights
+from samplers import NPPC
 
 SMALL = ["--data-opt=resolution=16", "--data-opt=size=8", "--degradation=Box", "--precision=fp32"]
 
@@ -104,12 +106,28 @@ def test_a_photo_is_restored_with_its_components() -> None:
     names = {path.name for path in Path("restored").iterdir()}
     assert {"mmse.png", "components.png", "restore.json"} <= names
     assert not any(name.startswith(("sample", "std")) for name in names)
-    metrics = json.loads(Path("restored/restore.json").read_text())["metrics"]
+    record = json.loads(Path("restored/restore.json").read_text())
+    assert record["settings"]["sampler"] == "NPPC"
+    metrics = record["metrics"]
     first, second = metrics["standard_deviations"]
     assert first > second > 0
     assert metrics["evaluations"] == {"mmse": 1}
     # Two rows: a title, a component, and five images along it.
     assert shape("restored/components.png") == (2, 6)
+
+
+def test_what_draws_no_samples_is_asked_for_none() -> None:
+    network("net.safetensors", 3)
+    result = restored("--components=2", "--sampler=dpm")
+    assert result.exit_code == 2 and "leave out --sampler" in result.stderr
+    result = restored("--sampler=nppc", "--samples=2")
+    assert result.exit_code == 2 and "give --samples 0" in result.stderr
+    plain = make_config("tiny", "invfusion")
+    with pytest.raises(ValueError, match="not trained for nppc"):
+        NPPC().components(
+            Denoiser(plain), gaussian(1, *plain.image_shape),
+            Problem.without_measurement(1, plain.image_shape),
+        )  # fmt: skip
 
 
 def test_the_estimate_is_the_same_with_and_without_components() -> None:

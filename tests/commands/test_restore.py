@@ -287,7 +287,7 @@ def test_a_failure_while_writing_leaves_finished_pictures_alone(
         raise OSError("no space left on the device")
 
     monkeypatch.setattr("commands.sheet.write_metrics", fail)
-    arguments = ["--sampler=mmse", "--samples=1"]
+    arguments = ["--sampler=dpm", "--sampler-opt=num_steps=2", "--samples=1"]
     result = Runner().invoke(restore.main, [f"--net={nets['plain']}", *ASKED, *arguments])
     assert result.exit_code == 2 and "no space left" in result.stderr
     assert {path.suffix for path in Path("out").iterdir()} == {".png"}
