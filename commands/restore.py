@@ -25,7 +25,7 @@ from runtime import signals
 from runtime.errors import one_sentence_errors
 from runtime.memory import check_memory
 from runtime.tables import table
-from samplers import MMSE, Heun, check_operator, evaluations_of
+from samplers import Heun, check_operator, evaluations_of
 
 _FEW = 16  # steps of Heun's, below which samples have too much detail (docs/samplers.md)
 _COPIES = 6  # of every sample at once: noise, levels, estimates, projections
@@ -80,11 +80,6 @@ def _build(options: RestoreOptions, device: torch.device) -> Restoration:
     methods.check_conditioning(net, denoiser, name, sampler, "the photo")
     if options.samples:
         methods.check_objective(net, denoiser, name, sampler)
-        if isinstance(sampler, MMSE):
-            raise ValueError(
-                f"--sampler {name} gives one estimate, which is written anyway, and no samples: "
-                "give --samples 0"
-            )
     task = pose(options, denoiser.config.image_shape, device)
     if options.components and len(task.tiling) > 1:
         height, width = task.tiling.side

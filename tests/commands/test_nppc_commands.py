@@ -120,8 +120,6 @@ def test_what_draws_no_samples_is_asked_for_none() -> None:
     network("net.safetensors", 3)
     result = restored("--components=2", "--sampler=dpm")
     assert result.exit_code == 2 and "leave out --sampler" in result.stderr
-    result = restored("--sampler=nppc", "--samples=2")
-    assert result.exit_code == 2 and "give --samples 0" in result.stderr
     plain = make_config("tiny", "invfusion")
     with pytest.raises(ValueError, match="not trained for nppc"):
         NPPC().components(
