@@ -168,7 +168,7 @@ def draw(rows: Sequence[dict[str, Any]], key: str) -> Any:
         })  # fmt: skip
         level, best = min((mean_of(rows, m, family, key, 0), m) for m in ZERO_SHOT)
         axis.axhline(level, color="#888888", ls="--", lw=1)
-        axis.annotate(f"best zero-shot: {best}", (0.02, level), (0, -9), fontsize=8,
+        axis.annotate(f"best zero-shot: {best}", (0.02, level), (0, 3), fontsize=8,
                       xycoords=("axes fraction", "data"), textcoords="offset points")  # fmt: skip
         axis.axhline(mean_of(rows, FLOOR, family, key, 0), color="#888888", ls=":", lw=1)
         axis.set(xscale="log", yscale="log", xlabel="images seen")

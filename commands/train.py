@@ -77,7 +77,7 @@ def run(
             if config.label_dropout and not dataset.num_classes:
                 raise ValueError(
                     f"label_dropout={config.label_dropout} hides classes, but {config.data_class} "
-                    "has none"
+                    "has none: give --label-drop 0"
                 )
             noise = noise_of(config)
             check_noise(noise, family, dataset.image_shape)
