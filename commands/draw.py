@@ -27,6 +27,7 @@ from networks.precision import resolve_precision
 from runtime import distributed
 from runtime.files import writing
 from runtime.tables import table
+from samplers import MMSE, InDI
 
 _METRICS = tuple(metric for metric, found in DISTANCES.items() if not found.projected)
 _IMAGES, _PICTURES = 50_000, 64
@@ -74,6 +75,8 @@ def build(options: GenOptions, device: torch.device) -> Evaluation:
     (net,) = options.nets
     denoiser = methods.load_frozen(net, device, precision, options.recompute, options.compiled)
     methods.check_objective(net, denoiser, name, sampler)
+    if isinstance(sampler, MMSE | InDI):  # of a measurement
+        raise ValueError(f"--sampler {name} draws no images: give one such as heun or dpm")
     classes = denoiser.config.num_classes
     if options.classes and not classes:
         raise ValueError(f"--class: {net} was trained without classes")

@@ -72,6 +72,12 @@ def run(
             family.check(dataset.image_shape)
             if config.objective == "unrolled":
                 check_operators({"unrolled": Unrolled()}, {"": family}, dataset.image_shape)
+                if config.init is None and distributed.rank() == 0:
+                    print(
+                        "unrolled begins from random weights, in the paper from those of an "
+                        "unconditional network: give them by --init FILE",
+                        file=sys.stderr,
+                    )
             if config.compile:
                 check_compiler(device)
             if config.label_dropout and not dataset.num_classes:

@@ -100,14 +100,10 @@ def open_archive(path: str | os.PathLike[str]) -> Archive:
             return Folder(path, _files_below(path))
         if path.exists():
             return Zip(regular(path))
-    except DataError:
-        raise
     except OSError as error:
         raise DataError(
             f"{error.filename or path} cannot be read: {error.strerror or error}"
         ) from None
-    except (zipfile.BadZipFile, NotImplementedError, ValueError, OverflowError, struct.error):
-        raise DataError(f"{path} is no zip file, or a damaged one: it should be {_KINDS}") from None
     raise DataError(f"{path} is not there: it should be {_KINDS}")
 
 
@@ -129,8 +125,13 @@ class Zip(Archive):
     """
 
     def __init__(self, path: Path):
-        with zipfile.ZipFile(path) as archive:
-            members = {_name(info): info for info in archive.infolist()}
+        try:
+            with zipfile.ZipFile(path) as archive:
+                members = {_name(info): info for info in archive.infolist()}
+        except (zipfile.BadZipFile, NotImplementedError, ValueError, OverflowError, struct.error):
+            raise DataError(
+                f"{path} is no zip file, or a damaged one: it should be {_KINDS}"
+            ) from None
         super().__init__(path, members)
         kept = [members[name] for name in (*self.names, self.labels) if name is not None]
         for info in kept:

@@ -50,7 +50,9 @@ class Denoiser(nn.Module):
 
     The output is c_skip·x + c_out·F(c_in·x, H†y), the coefficients those of EDM for images of
     standard deviation sigma_data. A network with `fused` has x and y in one image in place of x
-    (`Problem.fuse`, EPS).
+    (`Problem.fuse`, EPS), and y in its output too: of images that are white noise of sigma_data,
+    c_skip·x is the posterior mean given x, with standard deviation c_out, and the output is that
+    given x and y as long as F is 0. Without noise on y it agrees with y, whatever F is.
     """
 
     def __init__(self, config: NetworkConfig):
@@ -117,9 +119,9 @@ class Denoiser(nn.Module):
             sigma = sigma.to(x.device, torch.float32).expand(len(x))
         else:  # filled on the device: nothing is copied to it
             sigma = torch.full((len(x),), float(sigma), device=x.device)
+        noisy = x
         if self.config.fused:
-            with torch.autocast(x.device.type, enabled=False):
-                x = problem.fuse(x, sigma).float()
+            x = _fused(problem, x, sigma)
         total = (sigma.square() + self.config.sigma_data**2).sqrt()[:, None, None, None]
         inputs = x / total
         if self.config.in_mult == 2:
@@ -127,8 +129,11 @@ class Denoiser(nn.Module):
         features = problem.prepared.features
         out = self.net(inputs, sigma.log() / 4, problem, augment_labels, features).float()
         mean, rest = out.tensor_split([channels], 1)
-        c_out = self.output_scale(sigma)[:, None, None, None]
-        estimate = (self.config.sigma_data / total).square() * x + c_out * mean
+        c_out = self.output_scale(sigma)
+        c_skip = (self.config.sigma_data / total).square()
+        estimate = c_skip * noisy + c_out[:, None, None, None] * mean
+        if self.config.fused:
+            estimate = _fused(problem, estimate, c_out)
         return estimate, rest.unflatten(1, (-1, channels))
 
     def log_variance(self, sigma: Tensor) -> Tensor:
@@ -146,3 +151,8 @@ class Denoiser(nn.Module):
                 raise ValueError(f"{name} is of images {tuple(shape)}, but the network of {ours}")
         if len(x) != len(problem):
             raise ValueError(f"x has {len(x)} images, but the problem {len(problem)}")
+
+
+def _fused(problem: Problem, x: Tensor, sigma: Tensor) -> Tensor:
+    with torch.autocast(x.device.type, enabled=False):
+        return problem.fuse(x, sigma).float()

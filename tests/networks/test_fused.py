@@ -9,8 +9,8 @@ from helpers import dense, gaussian
 from torch import Tensor
 from zero_shot_cases import SHAPE, make_prior, operators
 
-from degradation import FromPhysics, Mask, Problem
-from networks import Denoiser, make_config
+from degradation import FromPhysics, Mask, Problem, get_family
+from networks import Denoiser, GaussianMixture, make_config, posterior_mean
 from samplers import MMSE, Heun
 
 NUMEL = 48
@@ -92,3 +92,23 @@ def test_a_network_learns_and_restores_from_it(conditioning: str) -> None:
     with torch.no_grad():
         for sampler in (Heun(num_steps=2), MMSE()):
             assert sampler(denoiser, x, problem, None).isfinite().all()
+
+
+@pytest.mark.parametrize("name", ["MotionBlur", "MissingPatches", "MatrixDegradation"])
+def test_its_output_has_y_too(name: str) -> None:
+    """White images: a network of zero gives E[x0 | x, y]. Any gives Hx = y if y has no noise."""
+    config = dataclasses.replace(make_config("tiny"), fused=True)
+    denoiser, family, shape = Denoiser(config), get_family(name), config.image_shape
+    op = family.sample(shape, family.structure(3), [0])
+    x, image = gaussian(1, *shape, seed=2).float(), gaussian(1, *shape, seed=3).float()
+    noisy, sigma = Problem(op, op.H(image), 0.2), torch.tensor([0.7])
+    variance = 1 / (1 / config.sigma_data**2 + 1 / sigma**2)
+    given_x = (variance / sigma**2 * x).flatten()[None, None]
+    white = GaussianMixture(torch.zeros(1, 1), given_x, variance.expand_as(given_x), None, shape)
+    expected = posterior_mean(white, noisy).float()
+    torch.testing.assert_close(denoiser(x, sigma, noisy), expected, rtol=1e-4, atol=1e-4)
+    with torch.no_grad():
+        denoiser.net.patch_out.proj.weight.normal_()
+    exact = Problem(op, op.H(image))
+    residual = exact.residual(denoiser(x, sigma, exact))
+    torch.testing.assert_close(residual, 0 * residual, rtol=0, atol=1e-4)
