@@ -99,12 +99,21 @@ def open_archive(path: str | os.PathLike[str]) -> Archive:
         if path.is_dir():
             return Folder(path, _files_below(path))
         if path.exists():
-            return Zip(regular(path))
+            return _zip(regular(path))
     except OSError as error:
         raise DataError(
             f"{error.filename or path} cannot be read: {error.strerror or error}"
         ) from None
     raise DataError(f"{path} is not there: it should be {_KINDS}")
+
+
+def _zip(path: Path) -> "Zip":
+    try:
+        return Zip(path)
+    except DataError:
+        raise
+    except (zipfile.BadZipFile, NotImplementedError, ValueError, OverflowError, struct.error):
+        raise DataError(f"{path} is no zip file, or a damaged one: it should be {_KINDS}") from None
 
 
 class Folder(Archive):
@@ -125,13 +134,8 @@ class Zip(Archive):
     """
 
     def __init__(self, path: Path):
-        try:
-            with zipfile.ZipFile(path) as archive:
-                members = {_name(info): info for info in archive.infolist()}
-        except (zipfile.BadZipFile, NotImplementedError, ValueError, OverflowError, struct.error):
-            raise DataError(
-                f"{path} is no zip file, or a damaged one: it should be {_KINDS}"
-            ) from None
+        with zipfile.ZipFile(path) as archive:
+            members = {_name(info): info for info in archive.infolist()}
         super().__init__(path, members)
         kept = [members[name] for name in (*self.names, self.labels) if name is not None]
         for info in kept:
