@@ -14,7 +14,7 @@ override DEMO := experiments/demo
 FAMILIES = --degradation MotionBlur --degradation MissingPatches --degradation MatrixDegradation --degradation Box
 TRAINED  = --baselines pinv,fill --sampler dpm --sampler mmse
 ZERO_SHOT = --sampler ddrm --sampler ddnm --sampler pigdm --sampler dps
-STEPS = --sampler-opt dpm.num_steps=12
+STEPS = --sampler-opt dpm.num_steps=12 --sampler-opt dpm.eta=1
 ZERO_SHOT_STEPS = $(foreach s,ddrm=20 ddnm=20 pigdm=10 dps=10,--sampler-opt $(subst =,.num_steps=,$(s)))
 NETS = $(foreach net,$(wildcard checkpoints/$(1)-*.safetensors),--net $(net))
 DEMO_EMOJI = $(PY) calculate_metrics.py gen $(call NETS,emoji32) --data Emoji --images 32 \

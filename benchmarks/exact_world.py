@@ -39,7 +39,7 @@ from networks import (
 )
 from runtime.progress import each
 from runtime.tables import fixed, table
-from samplers import DPM, MMSE
+from samplers import DPM, MMSE, Sampler
 from training.config import TrainConfig
 from training.data import training_batches
 from training.trainer import Trainer
@@ -112,16 +112,19 @@ def errors_of(run: Run, exact: GaussianMixture) -> dict[str, float]:
     return {**image_errors(run, exact), "sliced_wasserstein": distance}
 
 
-def sampled(denoiser: Denoiser, problem: Problem, count: int) -> tuple[Run, Tensor]:
+def sampled(
+    denoiser: Denoiser, sampler: Sampler, problem: Problem, count: int
+) -> tuple[Run, Tensor]:
     """`count` samples of a problem by a trained network, and its MMSE estimate."""
     single = Problem(problem.degradation.to(torch.float32), problem.y.float(), NOISE)
-    run = solve(DPM(num_steps=20), denoiser, denoiser, single, count)
+    run = solve(sampler, denoiser, denoiser, single, count)
     return run, solve(MMSE(), denoiser, denoiser, single, 1).x
 
 
 def measure(
-    prior: GaussianMixture, images: int, problems: int, count: int, ways: Sequence[str], depth: int
-) -> list[dict[str, Any]]:
+    prior: GaussianMixture, images: int, problems: int, count: int, ways: Sequence[str],
+    depth: int, sampler: Sampler,
+) -> list[dict[str, Any]]:  # fmt: skip
     """A row for each method, number of images seen, and problem."""
     rows = []
     cases = [(name, p, posterior(prior, p)) for name, p in problems_of(prior, problems)]
@@ -132,7 +135,7 @@ def measure(
     for way in ways:
         for seen, denoiser in train(way, prior, images, depth):
             for family, problem, exact in cases:
-                run, mmse = sampled(denoiser, problem, count)
+                run, mmse = sampled(denoiser, sampler, problem, count)
                 error = (mmse - posterior_mean(prior, problem)).square().sum()
                 row = {"method": way, "images": seen, "family": family, **errors_of(run, exact)}
                 rows.append(row | {"mmse": float((error / exact.covariance()[0].trace()).sqrt())})
@@ -188,20 +191,24 @@ def draw(rows: Sequence[dict[str, Any]], key: str) -> Any:
 @click.option("--components", type=click.IntRange(1), default=1, help="Gaussians of the prior.")
 @click.option("--side", type=click.IntRange(8), default=8, help="Of the images, in pixels.")
 @click.option("--depth", type=click.IntRange(1), default=4, help="Blocks of the networks.")
+@click.option("--steps", type=click.IntRange(2), default=20, help="Of the sampler `dpm`.")
+@click.option("--eta", type=click.FloatRange(0), default=0.0, help="Its noise: 1 is the SDE.")
 @click.option("--way", "ways", type=click.Choice(list(WAYS)), multiple=True, help="Only these.")
 def main(
     images: int, problems: int, samples: int, components: int, side: int, depth: int,
-    ways: Sequence[str],
+    steps: int, eta: float, ways: Sequence[str],
 ) -> Any:  # fmt: skip
     """Train four networks on samples of a known prior, and compare them with exact posteriors."""
     crops = load_images(Photos(side, "train", size=CROPS), CROPS)
     prior = fit_gaussian(crops) if components == 1 else fit_mixture(crops, components)
-    rows = measure(prior, images, problems, samples, ways or list(WAYS), depth)
+    sampler = DPM(num_steps=steps, eta=eta)
+    rows = measure(prior, images, problems, samples, ways or list(WAYS), depth, sampler)
     keys = ("sliced_wasserstein", "mean", "covariance", "mmse")
     text = "\n\n".join(f"{key}\n{distances_table(rows, key)}" for key in keys)
     record = {
         "side": side, "noise_level": NOISE, "crops": CROPS, "components": components,
-        "images": images, "depth": depth, "problems": problems, "samples": samples, "rows": rows,
+        "images": images, "depth": depth, "problems": problems, "samples": samples,
+        "steps": steps, "eta": eta, "rows": rows,
     }  # fmt: skip
     return text, record, lambda name: save_picture(name, draw(rows, "sliced_wasserstein"))
 

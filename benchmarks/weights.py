@@ -27,7 +27,7 @@ from metrics.means import paired_difference
 from metrics.records import read_rows
 from metrics.report import metrics_rows
 from runtime.launcher import place
-from runtime.options import parse_count
+from runtime.options import parse_count, texts
 from runtime.tables import table
 
 NETS = tuple(
@@ -35,7 +35,10 @@ NETS = tuple(
     for kind in ("invfusion", "invfusion-eps", "palette", "unconditional")
 )
 FAMILIES = ("MotionBlur", "MissingPatches", "MatrixDegradation", "Box")
-STEPS = {"dpm": 20, "ddrm": 25, "ddnm": 50, "pigdm": 50, "dps": 100}
+SAMPLERS = {  # with their options
+    "dpm": {"num_steps": 20, "eta": 1}, "ddrm": {"num_steps": 25}, "ddnm": {"num_steps": 50},
+    "pigdm": {"num_steps": 50}, "dps": {"num_steps": 100},
+}  # fmt: skip
 PAIRED = ("psnr", "ssim", "consistency")
 METRICS = ("psnr", "ssim", "consistency", "fd", "cfd")
 OURS = ("InvFusion", "InvFusion + EPS")
@@ -52,7 +55,7 @@ def draw_images(count: int, reference: Path, folder: Path) -> None:
     for net in NETS:
         options = GenOptions(
             nets=(net,), outdir=folder / net.stem, images=count, metrics="fd", ref=reference,
-            samplers=("dpm",), sampler_opt={"num_steps": str(STEPS["dpm"])},
+            samplers=("dpm",), sampler_opt=texts(SAMPLERS["dpm"]),
         )  # fmt: skip
         if not (options.outdir / "metrics.json").exists():
             draw(options)
@@ -64,8 +67,9 @@ def restore(count: int, data: dict[str, Any], reference: Path, folder: Path) -> 
     baselines = "pinv,fill,gaussian" if "path" in data["data_opt"] else "pinv,fill"
     options = GenOptions(
         nets=NETS, outdir=folder, degradations=FAMILIES, images=count, metrics=",".join(METRICS),
-        ref=reference, samplers=("mmse", *STEPS), baselines=baselines, pictures=8,
-        sampler_opt={f"{name}.num_steps": str(steps) for name, steps in STEPS.items()}, **data,
+        ref=reference, samplers=("mmse", *SAMPLERS), baselines=baselines, pictures=8,
+        sampler_opt=texts({f"{s}.{k}": v for s, own in SAMPLERS.items() for k, v in own.items()}),
+        **data,
     )  # fmt: skip
     if not (folder / "metrics.json").exists():
         evaluate(options)
@@ -108,7 +112,7 @@ def main(images: str, path: str | None, outdir: Path) -> Any:
     count, data_opt = parse_count(images), {"resolution": "32"} | ({"path": path} if path else {})
     data = {"data": "Emoji", "data_opt": data_opt}
     files = {net.stem: sha256_of(net) for net in NETS}
-    asked = json.dumps([files, FAMILIES, STEPS, count, path])
+    asked = json.dumps([files, FAMILIES, SAMPLERS, count, path])
     outdir /= hashlib.sha256(asked.encode()).hexdigest()[:12]  # what else was measured stays apart
     reference, drawn, gen = outdir / "ref.safetensors", outdir / "drawn", outdir / "gen"
     if not reference.exists():
@@ -124,7 +128,7 @@ def main(images: str, path: str | None, outdir: Path) -> Any:
     text = table(*metrics_rows(values, METRICS))
     text += "\n" + table(["drawn by", "fd"], [list(pair) for pair in distances.items()])
     return text, {
-        "images": count, "steps": STEPS, "values": values, "drawn_fd": distances,
+        "images": count, "samplers": SAMPLERS, "values": values, "drawn_fd": distances,
         "sha256": files, "paired": intervals(gen),
     }  # fmt: skip
 

@@ -268,7 +268,7 @@ class RestoreOptions(Request):
     sampler: str | None = option(
         "Sampler, such as dpm, or module.Class of your own; `python -m samplers` lists all.",
         None,
-        shown="dpm with num_steps=8",
+        shown="dpm with num_steps=8, eta=1",
     )
     sampler_opt: dict[str, str] = option("Option of the sampler.", {})
     sampler_preset: str | None = option(_PRESET, None)

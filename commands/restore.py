@@ -69,7 +69,7 @@ def _build(options: RestoreOptions, device: torch.device) -> Restoration:
     net = options.net or _shipped()
     name, sampler_opt = options.sampler, options.sampler_opt
     if name is None:
-        name, sampler_opt = "dpm", {"num_steps": "8"} | sampler_opt
+        name, sampler_opt = "dpm", {"num_steps": "8", "eta": "1"} | sampler_opt
     sampler = methods.samplers_of([name], sampler_opt, options.sampler_preset)[name]
     wanted = chosen("baseline", options.baselines, ["aseqdip"])
     baselines = methods.aseqdip_of(wanted, options.baseline_opt)

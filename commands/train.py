@@ -44,7 +44,7 @@ from zero_shot import Unrolled
 # What restores held-out images while a run of this objective trains, beside the MMSE estimate; a
 # sheet is a look and no measurement: few steps are enough.
 _SAMPLERS: dict[str, Sampler] = {"denoising": Heun(), "indi": InDI()}
-_SHEETS: dict[str, Sampler] = {"denoising": DPM(8), "indi": InDI(8)}
+_SHEETS: dict[str, Sampler] = {"denoising": DPM(8, eta=1), "indi": InDI(8)}
 
 
 def run(

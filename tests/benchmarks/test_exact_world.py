@@ -46,6 +46,10 @@ def test_samples_are_those_of_the_prior() -> None:
     assert (images.abs() > 1).any()  # not clipped to the range of pictures
     error = images.mean(0) - prior.sample(exact_world.Draws(list(range(1500)))).flatten(1).mean(0)
     assert error.abs().max() < 5 * (2 / 1500) ** 0.5 * images.std(0).max()
+    directions = torch.linalg.eigh(prior.covariance()[0]).eigenvectors[:, -5:]
+    wanted = directions.T @ prior.covariance()[0] @ directions
+    found = (images @ directions).T.cov()
+    assert (found - wanted).abs().max() < 0.2 * wanted.max()  # 5 standard deviations
     few = exact_world.prior_samples(prior, 3)
     assert torch.equal(few[2][0], samples[2][0]) and few[2][1] == -1
 
@@ -76,7 +80,7 @@ def test_the_exact_denoiser_reaches_the_floor(monkeypatch: pytest.MonkeyPatch) -
             return exact(x.double(), sigma, problem).float()
 
     monkeypatch.setattr("benchmarks.posterior.Draws", lambda seeds: _Noise(len(seeds)))
-    run, mmse = exact_world.sampled(Oracle(), problem, 200)
+    run, mmse = exact_world.sampled(Oracle(), exact_world.DPM(), problem, 200)
     monkeypatch.undo()
     errors = exact_world.errors_of(run, exact)
     floor = exact_world.errors_of(exact_world.exact_run(exact, 200, "floor"), exact)

@@ -16,7 +16,8 @@ def test_the_weights_are_compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(report, "RESULTS", tmp_path)
     monkeypatch.setattr(weights, "NETS", (*weights.NETS[:2], weights.NETS[3]))
     monkeypatch.setattr(weights, "FAMILIES", ("MissingPatches",))
-    monkeypatch.setattr(weights, "STEPS", {"dpm": 2, "ddrm": 2})
+    few = {"num_steps": 2}
+    monkeypatch.setattr(weights, "SAMPLERS", {"dpm": few, "ddrm": few})
     arguments = ["--images=4", f"--outdir={tmp_path}/out", "--name=n"]
     for _ in range(2):  # the second time nothing is left to do
         result = Runner().invoke(weights.main, arguments, catch_exceptions=False)
