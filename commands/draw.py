@@ -32,6 +32,7 @@ from samplers import MMSE, InDI
 _METRICS = tuple(metric for metric, found in DISTANCES.items() if not found.projected)
 _IMAGES, _PICTURES = 50_000, 64
 _COLUMNS = 8  # of grid.png
+_FROM_Y = ("mmse", "indi", "nppc")  # objectives of networks that start from y
 
 
 @dataclass
@@ -74,9 +75,12 @@ def build(options: GenOptions, device: torch.device) -> Evaluation:
     precision = resolve_precision(options.precision, device)
     (net,) = options.nets
     denoiser = methods.load_frozen(net, device, precision, options.recompute, options.compiled)
+    if isinstance(sampler, MMSE | InDI) or methods.objective_of(denoiser) in _FROM_Y:
+        raise ValueError(
+            f"{net} by --sampler {name} estimates images and draws none: give weights of the "
+            "objective denoising, and a sampler such as heun or dpm"
+        )
     methods.check_objective(net, denoiser, name, sampler)
-    if isinstance(sampler, MMSE | InDI):  # of a measurement
-        raise ValueError(f"--sampler {name} draws no images: give one such as heun or dpm")
     classes = denoiser.config.num_classes
     if options.classes and not classes:
         raise ValueError(f"--class: {net} was trained without classes")

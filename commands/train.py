@@ -72,7 +72,8 @@ def run(
             family.check(dataset.image_shape)
             if config.objective == "unrolled":
                 check_operators({"unrolled": Unrolled()}, {"": family}, dataset.image_shape)
-                if config.init is None and distributed.rank() == 0:
+                begins = config.init is None and not (resume and _begun(folder))
+                if begins and distributed.rank() == 0:
                     print(
                         "unrolled begins from random weights, in the paper from those of an "
                         "unconditional network: give them by --init FILE",

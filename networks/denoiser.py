@@ -49,10 +49,12 @@ class Denoiser(nn.Module):
     """D(x, σ; H, y) ≈ E[x0 | x, y] with x = x0 + σ·ε (EDM, Table 1; paper, Eq. 6).
 
     The output is c_skip·x + c_out·F(c_in·x, H†y), the coefficients those of EDM for images of
-    standard deviation sigma_data. A network with `fused` has x and y in one image in place of x
-    (`Problem.fuse`, EPS), and y in its output too: of images that are white noise of sigma_data,
-    c_skip·x is the posterior mean given x, with standard deviation c_out, and the output is that
-    given x and y as long as F is 0. Without noise on y it agrees with y, whatever F is.
+    standard deviation sigma_data.
+
+    With `fused`, F sees x and y in one image (`Problem.fuse`, EPS), and the output is combined
+    with y in the same way, as if its error were white with standard deviation c_out. For images of
+    white noise, a network F = 0 gives E[x0 | x, y] so. If y has no noise, the output agrees with
+    it, for operators by iterations up to their tolerance.
     """
 
     def __init__(self, config: NetworkConfig):
@@ -119,11 +121,9 @@ class Denoiser(nn.Module):
             sigma = sigma.to(x.device, torch.float32).expand(len(x))
         else:  # filled on the device: nothing is copied to it
             sigma = torch.full((len(x),), float(sigma), device=x.device)
-        noisy = x
-        if self.config.fused:
-            x = _fused(problem, x, sigma)
+        seen = _fused(problem, x, sigma) if self.config.fused else x
         total = (sigma.square() + self.config.sigma_data**2).sqrt()[:, None, None, None]
-        inputs = x / total
+        inputs = seen / total
         if self.config.in_mult == 2:
             inputs = torch.cat((inputs, problem.prepared.pinv), 1)
         features = problem.prepared.features
@@ -131,10 +131,15 @@ class Denoiser(nn.Module):
         mean, rest = out.tensor_split([channels], 1)
         c_out = self.output_scale(sigma)
         c_skip = (self.config.sigma_data / total).square()
-        estimate = c_skip * noisy + c_out[:, None, None, None] * mean
+        estimate = c_skip * x + c_out[:, None, None, None] * mean
+        components = rest.unflatten(1, (-1, channels))
         if self.config.fused:
             estimate = _fused(problem, estimate, c_out)
-        return estimate, rest.unflatten(1, (-1, channels))
+            level = problem.noise_level / c_out  # the estimate has no error where y is exact
+            components = components - problem.degradation.H_pinv(
+                problem.degradation.H(components), level
+            )
+        return estimate, components
 
     def log_variance(self, sigma: Tensor) -> Tensor:
         """u(σ) `[B]` of the loss λ(σ)/e^u·‖D − x0‖² + u (EDM2, section 2.2)."""

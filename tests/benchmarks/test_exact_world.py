@@ -11,6 +11,7 @@ from exact_gaussian import Generator
 
 from benchmarks import exact_world, report
 from networks import Denoiser, posterior, posterior_mean
+from samplers import DPM
 
 
 @pytest.fixture
@@ -28,9 +29,12 @@ def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.mark.drawn
 def test_rows_table_and_picture(small: Path) -> None:
     options = ["--images=64", "--problems=1", "--samples=4", "--way=EPS", "--name=n"]
+    options += ["--steps=3", "--eta=1"]
     result = CliRunner().invoke(exact_world.main, options, catch_exceptions=False)
     assert result.exit_code == 0, result.output
-    rows = json.loads((small / "n.json").read_text())["rows"]
+    record = json.loads((small / "n.json").read_text())
+    assert (record["steps"], record["eta"]) == (3, 1)
+    rows = record["rows"]
     found = {(row["method"], row["images"]) for row in rows}
     assert found == {("exact samples", 0), ("ddrm", 0), ("EPS", 4), ("EPS", 16), ("EPS", 64)}
     assert len(rows) == 2 * len(found)
@@ -80,7 +84,7 @@ def test_the_exact_denoiser_reaches_the_floor(monkeypatch: pytest.MonkeyPatch) -
             return exact(x.double(), sigma, problem).float()
 
     monkeypatch.setattr("benchmarks.posterior.Draws", lambda seeds: _Noise(len(seeds)))
-    run, mmse = exact_world.sampled(Oracle(), exact_world.DPM(), problem, 200)
+    run, mmse = exact_world.sampled(Oracle(), DPM(), problem, 200)
     monkeypatch.undo()
     errors = exact_world.errors_of(run, exact)
     floor = exact_world.errors_of(exact_world.exact_run(exact, 200, "floor"), exact)

@@ -16,8 +16,8 @@ def test_the_weights_are_compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(report, "RESULTS", tmp_path)
     monkeypatch.setattr(weights, "NETS", (*weights.NETS[:2], weights.NETS[3]))
     monkeypatch.setattr(weights, "FAMILIES", ("MissingPatches",))
-    few = {"num_steps": 2}
-    monkeypatch.setattr(weights, "SAMPLERS", {"dpm": few, "ddrm": few})
+    samplers = {"dpm": {"num_steps": 2, "eta": 1}, "ddrm": {"num_steps": 2}}
+    monkeypatch.setattr(weights, "SAMPLERS", samplers)
     arguments = ["--images=4", f"--outdir={tmp_path}/out", "--name=n"]
     for _ in range(2):  # the second time nothing is left to do
         result = Runner().invoke(weights.main, arguments, catch_exceptions=False)

@@ -168,6 +168,18 @@ def test_a_network_of_another_objective_is_refused(
     assert not Path("out").exists()
 
 
+@pytest.mark.parametrize(
+    ("objective", "sampler"), [("denoising", "mmse"), ("indi", "indi"), ("mmse", "heun")]
+)
+def test_an_estimate_is_no_drawn_image(objective: str, sampler: str) -> None:
+    config = dataclasses.replace(make_config("tiny", "blind"), objective=objective)
+    save_weights("net.safetensors", Denoiser(config), {})
+    arguments = ["gen", "--net=net.safetensors", "--images=2", "--outdir=out"]
+    result = Runner().invoke(calculate_metrics.main, [*arguments, f"--sampler={sampler}"])
+    assert result.exit_code == 2 and "draws none: give weights of" in result.stderr
+    assert not Path("out").exists()
+
+
 def test_networks_of_two_objectives_share_a_table() -> None:
     for objective in ("denoising", "indi"):
         config = dataclasses.replace(make_config("tiny", "blind"), objective=objective)

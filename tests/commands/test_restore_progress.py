@@ -123,9 +123,9 @@ def test_samples_do_not_depend_on_how_many_are_drawn_at_once(shipped: Path) -> N
     for name in ("mmse", "sample-1", "sample-3", "std"):
         one, every = (np.asarray(Image.open(f"{out}/{name}.png")) for out in ("one", "all"))
         assert np.abs(one.astype(int) - every).max() <= 1
-    counts = [
-        json.loads(Path(out, "restore.json").read_text())["metrics"] for out in ("one", "all")
-    ]
+    records = [json.loads(Path(out, "restore.json").read_text()) for out in ("one", "all")]
+    assert all(record["settings"]["sampler_options"]["eta"] == 1 for record in records)
+    counts = [record["metrics"] for record in records]
     assert counts[0]["evaluations"] == counts[1]["evaluations"] == {"mmse": 1, "samples": 8}
     assert [count["network_calls"]["samples"] for count in counts] == [24, 8]
 

@@ -201,3 +201,12 @@ def test_files_of_other_extensions_are_counted_in_one_line(where: Path):
     other = where.with_name(f"none{where.suffix}")
     with pytest.raises(DataError, match=r"holds no image: .*\.jpg.* are read, there are 1 \.heic$"):
         open_archive(make(other, {"x.heic": b""}))
+
+
+def test_a_bug_in_a_folder_is_no_damaged_zip_file(tmp_path: Path, monkeypatch):
+    def fail(path: Path) -> list[str]:
+        raise ValueError("a bug")
+
+    monkeypatch.setattr("datautils.archive._files_below", fail)
+    with pytest.raises(ValueError, match=r"^a bug$"):
+        open_archive(tmp_path)

@@ -112,3 +112,21 @@ def test_its_output_has_y_too(name: str) -> None:
     exact = Problem(op, op.H(image))
     residual = exact.residual(denoiser(x, sigma, exact))
     torch.testing.assert_close(residual, 0 * residual, rtol=0, atol=1e-4)
+
+
+def test_rows_of_a_batch_have_their_own_levels() -> None:
+    torch.manual_seed(0)
+    config = dataclasses.replace(make_config("tiny"), fused=True, out_mult=3)
+    denoiser, shape = Denoiser(config), config.image_shape
+    with torch.no_grad():
+        denoiser.net.patch_out.proj.weight.normal_(std=0.1)
+    op = get_family("MissingPatches").sample(shape, 4, [0, 1])
+    x, y = gaussian(2, *shape, seed=2).float(), op.H(gaussian(2, *shape, seed=3).float())
+    problem, sigma = Problem(op, y, torch.tensor([0.0, 0.3])), torch.tensor([0.5, 40.0])
+    both = denoiser.components(x, sigma, problem)
+    for i in range(2):
+        alone = denoiser.components(x[[i]], sigma[i].item(), problem[[i]])
+        torch.testing.assert_close(both[0][[i]], alone[0], rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(both[1][[i]], alone[1], rtol=1e-4, atol=1e-4)
+    assert both[1].abs().max() > 0  # components leave what is known exactly as it is
+    torch.testing.assert_close(op.H(both[1])[0], torch.zeros_like(op.H(both[1])[0]))
