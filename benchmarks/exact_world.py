@@ -5,7 +5,7 @@
 The prior is a Gaussian or a mixture, fitted to crops of the built-in photos (of `--side` pixels).
 Images are drawn from it, so that no network can overfit, and the posterior of every problem is
 known. The same small network is trained in four ways that differ in two switches: whether it
-applies H to its features (InvFusion, not Palette), and whether it gets x and y in one image (EPS).
+applies H to its features (InvFusion, not Palette), and whether input and output have y (EPS).
 After 1/16, 1/4 and all of the images, samples and the MMSE estimate of each are compared with the
 exact posterior, beside exact samples (the floor) and zero-shot samplers with the exact denoiser.
 """
@@ -55,7 +55,7 @@ ZERO_SHOT = (
     "ddrm", "ddnm", "ddnm_plus", "pigdm", "dps", "dds", "daps", "diffpir", "reddiff", "pnpdm",
     "mcgdiff", "mgps",
 )  # fmt: skip
-WAYS = {  # in two switches: Feature Degradation Layers; x and y in one image
+WAYS = {  # in two switches: Feature Degradation Layers; y in input and output
     "Palette": (False, False),
     "InvFusion": (True, False),
     "EPS": (False, True),

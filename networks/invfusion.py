@@ -77,7 +77,7 @@ class NetworkConfig:
     mapping_d_ff: int | None = None  # 3·width
     noise_conditioning: bool = False  # the noise level of y is an input
     objective: str = "denoising"  # what it is trained for (training/loss.py)
-    fused: bool = False  # gets x and y in one image, as EPS does, instead of x
+    fused: bool = False  # sees x and y in one image, and has y in its output (EPS)
     sigma_data: float = 0.5  # standard deviation of pixels
     logvar_channels: int = 128  # random features of u(σ)
 
