@@ -75,10 +75,11 @@ def build(options: GenOptions, device: torch.device) -> Evaluation:
     precision = resolve_precision(options.precision, device)
     (net,) = options.nets
     denoiser = methods.load_frozen(net, device, precision, options.recompute, options.compiled)
-    if isinstance(sampler, MMSE | InDI) or methods.objective_of(denoiser) in _FROM_Y:
+    objective = methods.objective_of(denoiser)
+    if isinstance(sampler, MMSE | InDI) or objective in _FROM_Y:
         raise ValueError(
-            f"{net} by --sampler {name} estimates images and draws none: give weights of the "
-            "objective denoising, and a sampler such as heun or dpm"
+            f"{net} (objective {objective}) by --sampler {name} estimates images and draws none: "
+            "give weights of the objective denoising, and a sampler such as heun or dpm"
         )
     methods.check_objective(net, denoiser, name, sampler)
     classes = denoiser.config.num_classes
