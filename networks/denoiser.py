@@ -135,10 +135,10 @@ class Denoiser(nn.Module):
         components = rest.unflatten(1, (-1, channels))
         if self.config.fused:
             estimate = _fused(problem, estimate, c_out)
-            level = problem.noise_level / c_out  # the estimate has no error where y is exact
-            components = components - problem.degradation.H_pinv(
-                problem.degradation.H(components), level
-            )
+            if components.shape[1]:  # the estimate has no error where y is exact
+                known = problem.degradation.H(components)
+                level = problem.noise_level / c_out
+                components = components - problem.degradation.H_pinv(known, level)
         return estimate, components
 
     def log_variance(self, sigma: Tensor) -> Tensor:

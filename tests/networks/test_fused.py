@@ -130,3 +130,16 @@ def test_rows_of_a_batch_have_their_own_levels() -> None:
         torch.testing.assert_close(both[1][[i]], alone[1], rtol=1e-4, atol=1e-4)
     assert both[1].abs().max() > 0  # components leave what is known exactly as it is
     torch.testing.assert_close(op.H(both[1])[0], torch.zeros_like(op.H(both[1])[0]))
+
+
+def test_a_network_takes_operators_without_an_svd() -> None:
+    torch.manual_seed(0)
+    config = dataclasses.replace(make_config("tiny"), fused=True)
+    denoiser, shape = Denoiser(config), config.image_shape
+    with torch.no_grad():
+        denoiser.net.patch_out.proj.weight.normal_(std=0.1)
+    mask = (gaussian(1, 1, 16, 16, seed=2) > 0).float()
+    x, y = gaussian(1, *shape, seed=4).float(), gaussian(1, *shape, seed=5).float() * mask
+    plain, known = FromPhysics(Plain(mask), shape, 1), Mask(mask, shape)
+    found, expected = (denoiser(x, 0.7, Problem(op, y.flatten(1), 0.3)) for op in (plain, known))
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
