@@ -1,4 +1,4 @@
-"""`restore.py`: what it leaves of a photo, and mistakes told in one sentence."""
+"""`restore.py`: what it leaves of a photo; a mistake ends with an error message."""
 
 import math
 import shutil

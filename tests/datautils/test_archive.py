@@ -1,4 +1,4 @@
-"""Folders and zip files: names, contents, and damage told in one sentence."""
+"""Folders and zip files: their names and contents; a damaged one raises an error."""
 
 import contextlib
 import gc

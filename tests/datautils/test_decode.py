@@ -1,4 +1,4 @@
-"""Pictures of every kind become upright RGB; what cannot be decoded is told in one sentence."""
+"""Pictures of every kind become upright RGB; one that cannot be decoded raises an error."""
 
 import contextlib
 import io

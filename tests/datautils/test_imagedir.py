@@ -1,4 +1,4 @@
-"""Images from folders and zip files: splits, sizes, labels; faults told in one sentence."""
+"""Images from folders and zip files: splits, sizes, labels; faults raise errors."""
 
 import json
 import re

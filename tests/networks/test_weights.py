@@ -1,4 +1,4 @@
-"""Weights files: what goes in comes out, and a damaged file is refused in a sentence."""
+"""Weights files: what goes in comes out, and a damaged file raises an error."""
 
 import dataclasses
 import json
