@@ -147,7 +147,7 @@ class _Run:
         trainer, progress = self.trainer, self.progress
         trainer.check_skips()
         self._note_broken()
-        loss, norm = trainer.meter.means()
+        loss, norm = trainer.means()
         loss = sum(distributed.gather(loss)) / distributed.world_size()
         (images, since), now = self.reported, time.monotonic()
         speed = (progress.images - images) / (now - since)

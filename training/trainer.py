@@ -31,25 +31,6 @@ from training.loss import LOSSES
 from training.schedule import ema_decay, learning_rate, power_decay, power_exponent
 
 
-class Meter:
-    """Means of loss and gradient norm since the last report, finite values only; on the device."""
-
-    def __init__(self, device: torch.device):
-        self.sums = torch.zeros(4, dtype=torch.float64, device=device)
-
-    def add(self, loss: Tensor, norm: Tensor) -> None:
-        """Take in a step's mean loss `[]` on this process and its gradient norm `[]`."""
-        values = torch.stack((loss.double(), norm.double()))
-        finite = values.isfinite()
-        self.sums += torch.cat((torch.where(finite, values, 0), finite.double()))
-
-    def means(self) -> tuple[float, float]:
-        """Mean loss and gradient norm, NaN if no step was finite. Sets the sums to zero."""
-        loss, norm, losses, norms = self.sums.tolist()
-        self.sums.zero_()
-        return loss / losses if losses else math.nan, norm / norms if norms else math.nan
-
-
 class Trainer:
     """A denoiser, its averages, the optimiser, and one step of training them."""
 
@@ -60,7 +41,9 @@ class Trainer:
         self.noise = noise_of(config)
         self.progress = Progress()
         self.precision = resolve_precision(config.precision, device)
-        self.scaler, self.meter = _loss_scaler(self.precision, device), Meter(device)
+        self.scaler = _loss_scaler(self.precision, device)
+        # Of loss and gradient norm since the last report: sums of finite values, and their numbers.
+        self.sums = torch.zeros(4, dtype=torch.float64, device=device)
         # Steps without finite gradients: all, in a row, most in a row.
         self.skips = torch.zeros(3, dtype=torch.int64, device=device)
 
@@ -122,8 +105,14 @@ class Trainer:
             total += mean.detach()
         progress.step += 1
         progress.images += config.batch
-        self.meter.add(total, self._update(fraction))
+        self._update(total, fraction)
         return total
+
+    def means(self) -> tuple[float, float]:
+        """Mean loss and gradient norm of the steps since it was asked, NaN if none was finite."""
+        loss, norm, losses, norms = self.sums.tolist()
+        self.sums.zero_()
+        return loss / losses if losses else math.nan, norm / norms if norms else math.nan
 
     def _settle(self, images: Tensor, labels: Tensor) -> None:
         """A backward pass, always the same, in which DDP orders the gradients; no weight changes.
@@ -153,7 +142,7 @@ class Trainer:
         with self.autocast(), seeded(self.denoiser, seeds):
             return self.loss(clean, sigma, noise, problem, augment_labels)
 
-    def _update(self, fraction: float) -> Tensor:
+    def _update(self, loss: Tensor, fraction: float) -> Tensor:
         """Step of the optimiser and the averages; returns the norm of the gradients `[]`."""
         config, optimizer = self.config, self.optimizer
         for group in optimizer.param_groups:
@@ -171,7 +160,7 @@ class Trainer:
         self.scaler.step(optimizer)
         self.scaler.update()
         optimizer.zero_grad()
-        self._count(norm.isfinite())
+        self._count(torch.stack((loss, norm)).double())
         self._average()
         return norm
 
@@ -186,10 +175,13 @@ class Trainer:
             decay = power_decay(images, batch=config.batch, exponent=power_exponent(sigma_rel))
             torch._foreach_lerp_(parallel.local(power.values()), weights, 1 - decay)
 
-    def _count(self, finite: Tensor) -> None:
+    def _count(self, values: Tensor) -> None:
+        """values: loss and gradient norm of a step."""
+        finite = values.isfinite()
+        self.sums += torch.cat((torch.where(finite, values, 0), finite.double()))
         skipped, row, most = self.skips.unbind()
-        row = torch.where(finite, 0, row + 1)
-        self.skips = torch.stack((skipped + ~finite, row, torch.maximum(most, row)))
+        row = torch.where(finite[1], 0, row + 1)
+        self.skips = torch.stack((skipped + ~finite[1], row, torch.maximum(most, row)))
         if self.progress.step % self.config.max_skipped == 0:
             self.check_skips()
 
@@ -221,7 +213,7 @@ class Trainer:
         progress = copy.deepcopy(self.progress)
         scale = self.scaler.state_dict()
         progress.scaler = {"scale": scale["scale"], "good": scale["_growth_tracker"]}
-        progress.meters = distributed.gather(self.meter.sums.tolist())
+        progress.meters = distributed.gather(self.sums.tolist())
         return progress, {name: self._whole(part) for name, part in self._parts().items()}
 
     def _parts(self) -> Parts:
@@ -300,7 +292,7 @@ class Trainer:
         self.skips.copy_(torch.tensor([progress.skipped, row, row]))
         if len(progress.meters) == distributed.world_size():  # else the report starts anew
             own = progress.meters[distributed.rank()][:4]  # older versions wrote one more
-            self.meter.sums.copy_(torch.tensor(own, dtype=torch.float64))
+            self.sums.copy_(torch.tensor(own, dtype=torch.float64))
 
     def averaged(self) -> Callable:
         """The averaged denoiser (x, σ, problem) → estimate, in the precision of training.
