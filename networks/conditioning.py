@@ -25,8 +25,7 @@ def posterior(prior: GaussianMixture, problem: Problem) -> GaussianMixture:
 
     The prior is one mixture, or one for each problem: a posterior can be measured again. Without
     noise, y is taken to lie in the range of H; components that cannot explain it get no weight.
-    Takes an SVD of D×D for each problem and covariance. Raises ValueError for operators without
-    SVD.
+    Takes an SVD of D×D for each problem and covariance. Raises ValueError without an SVD of H.
     """
     parts = [_condition(*pair) for pair in _pairs(prior, problem)]
     log_weights, means, variances, basis = (torch.cat(of) for of in zip(*parts, strict=True))
@@ -109,8 +108,7 @@ def _estimate(prior: GaussianMixture, problem: Problem) -> Tensor:
 def _solve(gram: Tensor, innovation: Tensor) -> tuple[Tensor, Tensor]:
     """G⁻¹v and vᵀG⁻¹v + log det G, of matrices `[K or 1, r, r]` and vectors `[K, r]`.
 
-    Where G is singular G⁻¹ is its pseudo-inverse, and the directions beyond it have next to no
-    variance.
+    Where G is singular G⁻¹ is its pseudo-inverse, and other directions have next to no variance.
     """
     factor, failed = torch.linalg.cholesky_ex(gram)
     if not failed.any():

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 
 from degradation import Problem
-from networks.compiling import allow_graphs
 from networks.features import FeatureMap
 from networks.invfusion import InvFusion, NetworkConfig
 
@@ -39,10 +38,8 @@ class Inputs(NamedTuple):
     """What a network takes of a problem: it depends on H, y and the noise level alone."""
 
     owner: nn.Module
-    pinv: Tensor | None
-    """H†y `[B, C, h, w]`, None for a network that does not see it."""
-    features: Sequence[FeatureMap | None]
-    """The operator on the tokens of each level, None for a level without such layers."""
+    pinv: Tensor | None  # H†y `[B, C, h, w]`, of networks that see it
+    features: Sequence[FeatureMap | None]  # what `InvFusion.features` gives
 
 
 class Denoiser(nn.Module):
@@ -91,8 +88,8 @@ class Denoiser(nn.Module):
         iterations run as before. options: those of `torch.compile`. A compiled denoiser can be
         copied, but not pickled.
         """
-        allow_graphs()
-        options = {"fullgraph": True, "dynamic": False} | options
+        # Of graphs PyTorch allows eight; beyond them it fails.
+        options = {"fullgraph": True, "dynamic": False, "recompile_limit": 256} | options
         self.net.compiled = torch.compile(InvFusion.transform, **options)
 
     def cast_linear(self, dtype: torch.dtype) -> None:

@@ -21,8 +21,7 @@ class Dropout(nn.Dropout):
     Outside, torch's generator decides, as it does in `nn.Dropout`.
     """
 
-    keys: Tensor | None = None
-    """A generator's seed for each image, `[B]` int64 on the CPU."""
+    keys: Tensor | None = None  # a generator's seed for each image, `[B]` int64 on the CPU
 
     def forward(self, x: Tensor) -> Tensor:
         if self.keys is None or not self.training or self.p == 0:

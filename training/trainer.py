@@ -28,7 +28,7 @@ from training.checkpoint import Parts, Progress, check_origin, find_checkpoint, 
 from training.config import TrainConfig
 from training.data import step_samples
 from training.loss import LOSSES
-from training.schedule import ema_decay, learning_rate, power_decay, power_exponent
+from training.schedule import ema_decay, learning_rate, power_exponent
 
 
 class Trainer:
@@ -110,15 +110,13 @@ class Trainer:
 
     def means(self) -> tuple[float, float]:
         """Mean loss and gradient norm of the steps since it was asked, NaN if none was finite."""
-        loss, norm, losses, norms = self.sums.tolist()
+        loss, norm = (self.sums[:2] / self.sums[2:]).tolist()
         self.sums.zero_()
-        return loss / losses if losses else math.nan, norm / norms if norms else math.nan
+        return loss, norm
 
     def _settle(self, images: Tensor, labels: Tensor) -> None:
         """A backward pass, always the same, in which DDP orders the gradients; no weight changes.
-
-        Else the first step after a resume would add them up in another order than it did before.
-        """
+        Else the first step after a resume would add them up in another order than before."""
         structure = self.family.structure(derive_seed(self.config.seed, "settle"))
         self._loss(images, labels, structure, list(range(len(images)))).sum().backward()
         self.optimizer.zero_grad()
@@ -166,13 +164,13 @@ class Trainer:
 
     @torch.no_grad()
     def _average(self) -> None:
-        """average ← β·average + (1 − β)·weights in place, for the averages of all widths."""
+        """average ← β·average + (1 − β)·weights in place; for a width β = (1 − batch/n)^(γ + 1)."""
         images, config = self.progress.images, self.config
         weights = parallel.local(self.weights.values())
         average, decay = parallel.local(self.average.parameters()), ema_decay(config, images)
         torch._foreach_lerp_(average, weights, 1 - decay)
         for sigma_rel, power in self.powers.items():
-            decay = power_decay(images, batch=config.batch, exponent=power_exponent(sigma_rel))
+            decay = (1 - config.batch / images) ** (power_exponent(sigma_rel) + 1)
             torch._foreach_lerp_(parallel.local(power.values()), weights, 1 - decay)
 
     def _count(self, values: Tensor) -> None:
@@ -204,11 +202,8 @@ class Trainer:
         dtype = DTYPES[self.precision]
         return torch.autocast(self.device.type, dtype, enabled=dtype != torch.float32)
 
-    # ---- state -----------------------------------------------------------------------------------
-
     def state(self) -> tuple[Progress, Parts]:
-        """Counters and whole tensors; all processes have to ask, what it returns counts on the
-        first."""
+        """Counters and whole tensors, those on the first process alone; all have to ask."""
         self.check_skips()
         progress = copy.deepcopy(self.progress)
         scale = self.scaler.state_dict()
@@ -299,8 +294,7 @@ class Trainer:
 
         It raises Interrupted on a process to which a signal to end has come, so that no restoration
         of many evaluations is waited for; `check_interrupted` then tells the others. All processes
-        have to ask. Of a model that is shared out each then holds all weights: so they can be at
-        different images.
+        have to ask, and each then holds all weights: they can be at different images.
         """
         average: nn.Module = self.average
         if self.config.fsdp:
@@ -317,10 +311,7 @@ class Trainer:
 
 
 def _loss_scaler(precision: str, device: torch.device) -> torch.amp.GradScaler:
-    """Dynamic loss scaling for fp16; for other precisions a scale that stays 1.
-
-    Either way a step whose gradients are not finite is left out.
-    """
+    """Dynamic loss scaling for fp16, else by 1; steps without finite gradients are left out."""
     scaler = torch.amp.GradScaler(device.type, init_scale=65536.0 if precision == "fp16" else 1.0)
     if precision != "fp16":
         scaler.set_growth_factor(1.0)

@@ -218,10 +218,10 @@ def test_flex_attention_has_a_graph_for_every_batch_size(monkeypatch: pytest.Mon
         return graph.forward
 
     torch._dynamo.reset()
-    few = torch._dynamo.config.patch(recompile_limit=2, accumulated_recompile_limit=2)
+    few = torch._dynamo.config.patch(recompile_limit=2)
     flex._compiled.cache_clear()
     monkeypatch.setattr(torch, "compile", lambda f, **kw: compile(f, backend=backend, **kw))
-    monkeypatch.setattr(flex, "_attend", lambda q: flex._compiled())
+    monkeypatch.setattr(flex, "flex_attention", flex._compiled())
     attend = flex.FlexNeighbourhood(9, 8, 5, 1, torch.device("cpu"))
     with torch.no_grad(), few:
         for batch in range(1, 5):
