@@ -88,7 +88,7 @@ class Denoiser(nn.Module):
         iterations run as before. options: those of `torch.compile`. A compiled denoiser can be
         copied, but not pickled.
         """
-        # Of graphs PyTorch allows eight; beyond them it fails.
+        # By itself PyTorch allows eight graphs, and fails beyond them.
         options = {"fullgraph": True, "dynamic": False, "recompile_limit": 256} | options
         self.net.compiled = torch.compile(InvFusion.transform, **options)
 

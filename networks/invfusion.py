@@ -16,7 +16,7 @@ from degradation import Diagonalisable, Problem
 from degradation.base import full_precision
 from networks import layers
 from networks.attention import Attention, backend_in_use, make_attention
-from networks.dropout import Dropout, repeatable
+from networks.dropout import Dropout
 from networks.features import FeatureMap, feature_map, mix
 
 AUGMENT_DIM = 9  # numbers that describe a non-leaking augmentation (EDM, appendix F.2)
@@ -282,7 +282,10 @@ class InvFusion(nn.Module):
             recompute = i in self.recompute and torch.is_grad_enabled()
             for block, grid in zip(blocks, grids[stage], strict=True):
                 inputs = x, grid, cond, features[i]
-                x = _recomputed(block, *inputs) if recompute else block(*inputs)
+                if recompute:
+                    x = checkpoint(block, *inputs, use_reentrant=False)
+                else:
+                    x = block(*inputs)
             if stage < len(self.merges):
                 skips.append(x)
                 x = self.merges[i](x)
@@ -335,13 +338,6 @@ class InvFusion(nn.Module):
                 class_labels = torch.full_like(c_noise, -1, dtype=torch.int64)
             cond = cond + self.class_emb(torch.where(class_labels < 0, null, class_labels))
         return self.mapping(cond)
-
-
-def _recomputed(block: nn.Module, *inputs: Any) -> Tensor:
-    """A block whose activations the backward pass computes again, with the same dropout."""
-    # A compiler repeats what its graph did.
-    function = block if torch.compiler.is_compiling() else repeatable(block)
-    return checkpoint(function, *inputs, use_reentrant=False)
 
 
 def _forget_grids(network: InvFusion, keys: object) -> None:

@@ -34,10 +34,8 @@ def draw_curves(folders: Sequence[Path], path: Path) -> Path:
     logs = dict(zip(_names(folders), map(read_log, folders), strict=True))
     names = list(dict.fromkeys(name for log in logs.values() for name in _families(log)))
     count = 3 if names else 1  # without a degradation there is the loss alone
-    figure, row = plt.subplots(
-        1, count, figsize=(4.3 * count, 4), layout="constrained", squeeze=False
-    )
-    axes = row[0]
+    size = (4.3 * count, 4)
+    figure, (axes,) = plt.subplots(1, count, figsize=size, layout="constrained", squeeze=False)
     for i, (run, log) in enumerate(logs.items()):
         prefix = f"{run}: " if len(logs) > 1 else ""
         style = {"linestyle": _STYLES[i % len(_STYLES)]}

@@ -48,8 +48,9 @@ def train(
 ) -> Path:
     """Run until the images or the minutes of the configuration are used up.
 
-    Writes `log.jsonl`, `checkpoints/`, `snapshots/`, `sheets/` and, with every checkpoint, averaged
-    weights, whose path it returns. SIGTERM or Ctrl-C ends the run with a checkpoint and code 75.
+    Writes `log.jsonl`, `checkpoints/`, `snapshots/`, `sheets/` and, with every checkpoint, the
+    averaged weights, whose path it returns. SIGTERM or Ctrl-C ends the run after the step, with a
+    checkpoint and exit code 75.
     """
     config, progress, first = trainer.config, trainer.progress, distributed.rank() == 0
     if first:
@@ -144,6 +145,8 @@ class _Run:
         images = self.progress.images
         return every > 0 and images // every > (images - self.config.batch) // every
 
+    # ---- numbers ---------------------------------------------------------------------------------
+
     def _report(self) -> None:
         trainer, progress = self.trainer, self.progress
         trainer.check_skips()
@@ -177,6 +180,8 @@ class _Run:
             if sentence not in self.said:
                 self.log.say(f"warning: skipped: {sentence}")
                 self.said.add(sentence)
+
+    # ---- held-out images -------------------------------------------------------------------------
 
     def _look(self, over: bool, resumed: bool = False) -> bool:
         """Restore held-out images if that is due; whether a signal to end came meanwhile."""
@@ -222,6 +227,8 @@ class _Run:
             for family, cell in values.items():
                 text = ", ".join(f"{metric} {fixed(value)}" for metric, value in cell.items())
                 self.log.say(f"{images:>10} images: held-out {family} {text}")
+
+    # ---- files -----------------------------------------------------------------------------------
 
     def _write(self, over: bool, stop: bool) -> None:
         """Checkpoint and snapshots if they are due: copied here, written in a thread."""

@@ -18,7 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 from degradation import DrawnNoise, Draws, Family, Noise, derive_seed, make_noise
 from metrics.pixel import to_float
 from networks import Denoiser
-from networks.dropout import seeded
+from networks.dropout import seed_dropout
 from networks.precision import DTYPES, resolve_precision
 from runtime import distributed, signals
 from runtime.errors import DivergedError
@@ -137,7 +137,8 @@ class Trainer:
         problem = self.noise.measure(operator, clean, draws, torch.where(hidden, -1, labels))
         sigma = self.loss_module.levels(draws, config)
         noise = self.loss_module.noise(draws)
-        with self.autocast(), seeded(self.denoiser, seeds):
+        seed_dropout(self.denoiser, seeds)
+        with self.autocast():
             return self.loss(clean, sigma, noise, problem, augment_labels)
 
     def _update(self, loss: Tensor, fraction: float) -> Tensor:
