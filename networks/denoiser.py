@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from degradation import Problem
+from networks.compiling import allow_graphs
 from networks.features import FeatureMap
 from networks.invfusion import InvFusion, NetworkConfig
 
@@ -88,8 +89,8 @@ class Denoiser(nn.Module):
         iterations run as before. options: those of `torch.compile`. A compiled denoiser can be
         copied, but not pickled.
         """
-        # By itself PyTorch allows eight graphs, and fails beyond them.
-        options = {"fullgraph": True, "dynamic": False, "recompile_limit": 256} | options
+        allow_graphs()
+        options = {"fullgraph": True, "dynamic": False} | options
         self.net.compiled = torch.compile(InvFusion.transform, **options)
 
     def cast_linear(self, dtype: torch.dtype) -> None:

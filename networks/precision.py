@@ -1,14 +1,18 @@
 """The arithmetic of a network, by the names that options have for it."""
 
-import sys
+import functools
+import re
 import warnings
+from pathlib import Path
 
 import torch
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-_INSTRUCTIONS = {  # x86 with AVX-512, x86 with AMX, ARM
-    "bf16": ("avx512_bf16", "amx_bf16", "bf16"),
-    "fp16": ("avx512_fp16", "amx_fp16", "fp16_arith"),
+
+_CPU_INFO = Path("/proc/cpuinfo")
+_FLAGS = {  # x86 with AVX-512, x86 with AMX, ARM
+    "bf16": {"avx512_bf16", "amx_bf16", "bf16"},
+    "fp16": {"avx512_fp16", "amx_fp16", "asimdhp"},
 }
 
 
@@ -34,7 +38,10 @@ def resolve_precision(name: str, device: torch.device) -> str:
     return name
 
 
+@functools.cache
 def cpu_has(name: str) -> bool:
-    """Whether the CPU has instructions for "bf16" or "fp16"; known on Linux alone."""
-    there = torch.cpu.get_capabilities() if sys.platform == "linux" else {}
-    return any(there.get(instruction) for instruction in _INSTRUCTIONS[name])
+    """Whether Linux lists instructions for "bf16" or "fp16"; other systems list none."""
+    if not _CPU_INFO.exists():
+        return False
+    listed = re.findall(r"^(?:flags|Features)\s*:(.*)", _CPU_INFO.read_text(), re.M)
+    return any(_FLAGS[name] & set(flags.split()) for flags in listed)

@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
 from networks.attention.tiled import Streams, sequences, window_start
+from networks.compiling import allow_graphs
 
 
 class FlexNeighbourhood:
@@ -20,17 +21,21 @@ class FlexNeighbourhood:
         self.mask = _block_mask(h, w, min(kernel, h), min(kernel, w), streams, device)
 
     def __call__(self, q: Tensor, streams: Streams) -> Tensor:
-        compiles = q.is_cuda and not torch.compiler.is_compiling()  # what a graph around it does
-        function = _compiled() if compiles else flex_attention
-        attend = partial(function, block_mask=self.mask, scale=1.0)
+        attend = partial(_attend(q), block_mask=self.mask, scale=1.0)
         return sequences(attend, q, streams, streams[0][1].dtype)
+
+
+def _attend(q: Tensor) -> Any:
+    if not q.is_cuda or torch.compiler.is_compiling():  # a graph around it compiles it
+        return flex_attention
+    return _compiled()
 
 
 @cache
 def _compiled() -> Any:
     # A graph for each size of a batch; without one the scores of all tokens would be stored.
-    options: dict[str, Any] = {"fullgraph": True, "dynamic": False, "recompile_limit": 256}
-    return torch.compile(flex_attention, **options)
+    allow_graphs()
+    return torch.compile(flex_attention, dynamic=False, fullgraph=True)
 
 
 @cache

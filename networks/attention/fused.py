@@ -28,8 +28,10 @@ class FusedNeighbourhood:
     """Needs natten 0.21.5 or newer; a window must not be larger than the map."""
 
     def __init__(self, h: int, w: int, kernel: int, streams: int, device: torch.device):
-        import natten
-
+        try:
+            import natten
+        except ImportError:
+            raise ValueError("attention by natten needs the package: pip install natten") from None
         self.natten: Any = natten
         self.kernel = min(kernel, h), min(kernel, w)
 

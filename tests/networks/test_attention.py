@@ -195,6 +195,11 @@ def test_natten_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     has_kernels.cache_clear()
     assert not has_kernels()
     has_kernels.cache_clear()
+    with (
+        use_backend("natten"),
+        pytest.raises(ValueError, match=r"pip install natten"),
+    ):
+        make_attention(32, 32, 7, 1, torch.device("cpu"))
 
 
 def test_an_old_natten_is_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -218,10 +223,10 @@ def test_flex_attention_has_a_graph_for_every_batch_size(monkeypatch: pytest.Mon
         return graph.forward
 
     torch._dynamo.reset()
-    few = torch._dynamo.config.patch(recompile_limit=2)
+    few = torch._dynamo.config.patch(recompile_limit=2, accumulated_recompile_limit=2)
     flex._compiled.cache_clear()
     monkeypatch.setattr(torch, "compile", lambda f, **kw: compile(f, backend=backend, **kw))
-    monkeypatch.setattr(flex, "flex_attention", flex._compiled())
+    monkeypatch.setattr(flex, "_attend", lambda q: flex._compiled())
     attend = flex.FlexNeighbourhood(9, 8, 5, 1, torch.device("cpu"))
     with torch.no_grad(), few:
         for batch in range(1, 5):
