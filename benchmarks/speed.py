@@ -35,7 +35,7 @@ from datautils.photos import Photos
 from degradation import Draws, GaussianNoise, LinearOperator, Problem, get_family
 from metrics.evaluate import seconds_now
 from networks import PRESETS, Denoiser, NetworkConfig, cpu, make_config
-from networks.dropout import seeded
+from networks.dropout import seed_dropout
 from networks.precision import DTYPES
 from runtime.progress import each
 from runtime.tables import table
@@ -106,7 +106,8 @@ def workload(
             denoiser(clean, sigma, given)
 
     def step() -> None:
-        with autocast, seeded(denoiser, seeds):
+        seed_dropout(denoiser, seeds)
+        with autocast:
             problem = Problem(operator, operator.H(clean))
             estimate = denoiser(clean + 2 * torch.randn_like(clean), sigma, problem)
         (estimate - clean).square().mean().backward()

@@ -5,6 +5,7 @@ import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -28,16 +29,15 @@ from samplers import DPM, Heun, InDI, Sampler, one_step
 from training.checkpoint import Origin, list_checkpoints
 from training.config import TrainConfig
 from training.curves import draw_curves
-from training.loop import WEIGHTS, Heldout, train
+from training.loop import WEIGHTS, Heldout, Measure, train
 from training.trackers import check_trackers
 from training.trainer import Trainer, noise_of
 from training.validation import (
-    HeldoutDistances,
     HeldoutImages,
-    Samples,
-    Sheet,
-    Validation,
-    members,
+    draw_restorations,
+    draw_samples,
+    heldout_distances,
+    heldout_psnr,
 )
 from zero_shot import Unrolled
 
@@ -225,11 +225,10 @@ def _heldout(
     config: TrainConfig, family: Family, dataset: ImageDataset, device: torch.device
 ) -> Heldout:
     """What the run looks at on the way; all of it is checked before the first step."""
-    psnr = distances = None
-    sheet: Samples | Sheet | None = None
+    psnr = distances = sheet = None
     if config.sheets and not config.degradation:
-        shape, classes = dataset.image_shape, dataset.num_classes
-        sheet = Samples(shape, classes, _SHEETS["denoising"], config.sheet_images, device)
+        sampler = _SHEETS["denoising"]
+        sheet = partial(draw_samples, dataset, config.sheet_images, sampler, device)
     validated = config.validate_every and config.degradation
     measured = config.measure_every and config.ref_path
     restored = config.sheets and config.degradation
@@ -237,7 +236,7 @@ def _heldout(
         return Heldout(sheet=sheet)
     images = HeldoutImages(
         get_dataset(config.data_class, "heldout", **config.data),
-        members(family),
+        {type(part).__name__: part for part in family.parts()},
         noise_of(config),
         config.batch_gpu or config.batch // distributed.world_size(),
         device,
@@ -248,19 +247,21 @@ def _heldout(
         # Without a measurement an estimate cannot be compared with anything.
         families = {name: f for name, f in images.families.items() if name != "NoDegradation"}
         several = replace(images, families=families)
-        psnr = Validation(several, config.validate_images, estimator)
+        psnr = partial(heldout_psnr, several, config.validate_images, estimator)
     if measured:
         sampler = _SAMPLERS.get(config.objective, estimator)
         distances = _distances(config, images, dataset, sampler)
     if restored:
-        few = _SHEETS.get(config.objective)
-        sheet = Sheet(images, estimator, few, config.sheet_images)
+        shown = {"MMSE": estimator}
+        if config.objective in _SHEETS:
+            shown["sample"] = _SHEETS[config.objective]
+        sheet = partial(draw_restorations, images, config.sheet_images, shown)
     return Heldout(psnr, distances, sheet)
 
 
 def _distances(
     config: TrainConfig, images: HeldoutImages, dataset: ImageDataset, sampler: Sampler
-) -> HeldoutDistances:
+) -> Measure:
     """Checked against the reference before the first step: a wrong path must not cost hours."""
     assert config.ref_path
     reference = load_reference(config.ref_path)
@@ -276,7 +277,7 @@ def _distances(
     )
     for detector in detectors.values():
         reference.check(detector, images=count, image_shape=dataset.image_shape)
-    return HeldoutDistances(images, reference, detectors, sampler, count)
+    return partial(heldout_distances, images, count, sampler, reference, detectors)
 
 
 def _record(config: TrainConfig, folder: Path, command: Sequence[str], trainer: Trainer) -> None:

@@ -76,9 +76,8 @@ class GaussianMixture:
         covariances: Tensor,
         image_shape: Sequence[int],
     ) -> Self:
-        """One mixture: weights `[K]`, means `[K, D]`, covariances `[K or 1, D, D]`, which may be
-        singular. Raises ValueError if one is not symmetric and positive semi-definite, and for
-        negative weights."""
+        """One mixture: weights `[K]`, means `[K, D]`, covariances `[K or 1, D, D]`. Raises
+        ValueError for negative weights, and unless all are symmetric, positive semi-definite."""
         covariances = covariances.double()
         values, vectors = torch.linalg.eigh(covariances)
         scale = values.abs().amax(-1, keepdim=True)
@@ -121,8 +120,6 @@ class GaussianMixture:
         """The arguments of the constructor that are there, by name."""
         return {name: vars(self)[name] for name in _STATE if vars(self)[name] is not None}
 
-    # ---- moments and samples ------------------------------------------------------------------
-
     def mean(self) -> Tensor:
         """E[x0], float64 `[B, C, h, w]`."""
         mean = (self.log_weights.exp()[..., None] * self.means).sum(1)
@@ -153,8 +150,6 @@ class GaussianMixture:
         index = torch.zeros_like(component) if self._shared else component
         offset = offsets.take_along_dim(index[:, None], 1)[:, 0]
         return self._images(self.means.take_along_dim(component, 1) + offset)
-
-    # ---- noisy images -------------------------------------------------------------------------
 
     def __call__(self, x: Tensor, sigma: Tensor | float, problem: Problem | None = None) -> Tensor:
         """E[x0 | x] for x = x0 + σε; the problem is not used: `[n·B, C, h, w]`, sigma a number or
@@ -193,10 +188,9 @@ class GaussianMixture:
         return self._weigh(x, 0.0)[2].permute(2, 0, 1).flatten(0, 1)
 
     def _weigh(self, x: Tensor, sigma: Tensor | float) -> tuple[Tensor, Tensor, Tensor]:
-        """u = Q_kᵀ(x − μ_k) `[B, K, n, D]`, 1/(λ_k + σ²), and log w_k N(x; μ_k, Σ_k + σ²I)
-        `[B, K, n]`.
+        """Q_kᵀ(x − μ_k) `[B, K, n, D]`, 1/(λ_k + σ²), log w_k N(x; μ_k, Σ_k + σ²I) `[B, K, n]`.
 
-        Where the covariance is shared, u is that of component 0 alone, `[B, 1, n, D]`: ratios of
+        Of a shared covariance the first is that of component 0 alone, `[B, 1, n, D]`: ratios of
         the densities are then exponentials of linear functions, a product with a small matrix.
         Directions with λ_k + σ² = 0 are left out.
         """
@@ -215,8 +209,6 @@ class GaussianMixture:
             linear = (offset * inverse)[:, 0] @ rest.mT - inverse[:, 0] @ rest.square().mT / 2
             logits = logits + linear.mT
         return offset, inverse, logits
-
-    # ---- coordinates --------------------------------------------------------------------------
 
     @property
     def _shared(self) -> bool:

@@ -8,7 +8,7 @@ singular: without noise the measured directions are known, and their variance is
 
 import math
 from collections.abc import Callable
-from typing import TypeVar, cast
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -16,7 +16,6 @@ from torch import Tensor
 from degradation import Diagonalisable, Problem, diagonalisable
 from networks.analytic import GaussianMixture
 
-T = TypeVar("T")
 _ROUNDING = 1e-12  # of the sum of all t: below it a direction was not measured
 _DEGENERATE = 1e-9  # of the sum of all s: standard deviation of a value that must be what it is
 
@@ -26,10 +25,9 @@ def posterior(prior: GaussianMixture, problem: Problem) -> GaussianMixture:
 
     The prior is one mixture, or one for each problem: a posterior can be measured again. Without
     noise, y is taken to lie in the range of H; components that cannot explain it get no weight.
-    Takes an SVD of D×D for each problem and covariance. Raises ValueError for operators without
-    SVD.
+    Takes an SVD of D×D for each problem and covariance. Raises ValueError without an SVD of H.
     """
-    parts = _for_each(_condition, prior, problem)
+    parts = [_condition(*pair) for pair in _pairs(prior, problem)]
     log_weights, means, variances, basis = (torch.cat(of) for of in zip(*parts, strict=True))
     return GaussianMixture(log_weights, means, variances, basis, prior.image_shape)
 
@@ -41,20 +39,18 @@ def posterior_mean(prior: GaussianMixture, problem: Problem) -> Tensor:
     The mean of `posterior`, in less time and for larger images: only matrices of the size of the
     measurement are factorised. Raises ValueError likewise.
     """
-    means = torch.stack(_for_each(_estimate, prior, problem))
+    means = torch.stack([_estimate(*pair) for pair in _pairs(prior, problem)])
     return means.unflatten(-1, prior.image_shape).to(problem.y)
 
 
-def _for_each(
-    function: Callable[[GaussianMixture, Problem], T], prior: GaussianMixture, problem: Problem
-) -> list[T]:
-    """Of every problem and its prior, on the device of the problems."""
+def _pairs(prior: GaussianMixture, problem: Problem) -> list[tuple[GaussianMixture, Problem]]:
+    """The prior of every problem, on its device, and the problem."""
     diagonalisable(problem.degradation, "the exact posterior")
     if len(prior) not in (1, len(problem)):
         raise ValueError(f"{len(prior)} priors cannot be those of {len(problem)} problems")
     prior = prior.to(problem.y.device)
     priors = [prior[[i]] for i in range(len(prior))] if len(prior) > 1 else [prior] * len(problem)
-    return [function(one, problem[[i]]) for i, one in enumerate(priors)]
+    return [(one, problem[[i]]) for i, one in enumerate(priors)]
 
 
 def _measurement(problem: Problem) -> tuple[Callable[[Tensor], Tensor], Tensor]:
@@ -112,8 +108,7 @@ def _estimate(prior: GaussianMixture, problem: Problem) -> Tensor:
 def _solve(gram: Tensor, innovation: Tensor) -> tuple[Tensor, Tensor]:
     """G⁻¹v and vᵀG⁻¹v + log det G, of matrices `[K or 1, r, r]` and vectors `[K, r]`.
 
-    Where G is singular G⁻¹ is its pseudo-inverse, and the directions beyond it have next to no
-    variance.
+    Where G is singular G⁻¹ is its pseudo-inverse, and other directions have next to no variance.
     """
     factor, failed = torch.linalg.cholesky_ex(gram)
     if not failed.any():

@@ -74,17 +74,13 @@ def use_onednn(wanted: bool = True) -> None:
 
 
 def _mm(a: Tensor, b: Tensor, *, out: Tensor | None = None) -> Tensor:
-    suits = _suits(a, b)
+    same = a.dtype == b.dtype == torch.float32 and a.ndim == b.ndim == 2
+    suits = same and a.shape[1] == len(b) and a.numel() * b.shape[1] >= _LEAST
     if out is not None:
         suits = suits and out.dtype == a.dtype and out.shape == (len(a), b.shape[1])
     if not suits:  # PyTorch's own, by another name
         return torch.addmm(a.new_empty(()), a, b, beta=0, out=out)
     return multiply(a, b) if out is None else out.copy_(multiply(a, b))
-
-
-def _suits(a: Tensor, b: Tensor) -> bool:
-    same = a.dtype == b.dtype == torch.float32 and a.ndim == b.ndim == 2
-    return same and a.shape[1] == len(b) and a.numel() * b.shape[1] >= _LEAST
 
 
 def multiply(a: Tensor, b: Tensor) -> Tensor:

@@ -39,10 +39,8 @@ class Inputs(NamedTuple):
     """What a network takes of a problem: it depends on H, y and the noise level alone."""
 
     owner: nn.Module
-    pinv: Tensor | None
-    """H†y `[B, C, h, w]`, None for a network that does not see it."""
-    features: Sequence[FeatureMap | None]
-    """The operator on the tokens of each level, None for a level without such layers."""
+    pinv: Tensor | None  # H†y `[B, C, h, w]`, of networks that see it
+    features: Sequence[FeatureMap | None]  # what `InvFusion.features` gives
 
 
 class Denoiser(nn.Module):

@@ -4,9 +4,7 @@ So a training step drops the same activations for any number of processes and pa
 and after a resume.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -17,12 +15,11 @@ from degradation import derive_seed
 class Dropout(nn.Dropout):
     """Drops activations of `[B, ...]` with probability p while it trains.
 
-    Inside `seeded` a value's fate follows from its image's seed, the layer and its position.
-    Outside, torch's generator decides, as it does in `nn.Dropout`.
+    After `seed_dropout` a value's fate follows from its image's seed, the layer and its position.
+    Without it torch's generator decides, as it does in `nn.Dropout`.
     """
 
-    keys: Tensor | None = None
-    """A generator's seed for each image, `[B]` int64 on the CPU."""
+    keys: Tensor | None = None  # a generator's seed for each image, `[B]` int64 on the CPU
 
     def forward(self, x: Tensor) -> Tensor:
         if self.keys is None or not self.training or self.p == 0:
@@ -30,40 +27,14 @@ class Dropout(nn.Dropout):
         return x * _kept(x, self.keys, self.p) / (1 - self.p)
 
 
-def seeded(network: nn.Module, seeds: Sequence[int]) -> AbstractContextManager[None]:
-    """Let the dropout layers of a network follow the seeds of a batch's images inside."""
-    layers = _layers(network)
-    numbers = range(len(layers))
-    keys = [torch.tensor([derive_seed(seed, "dropout", n) for seed in seeds]) for n in numbers]
-    return _following(layers, keys)
+def seed_dropout(network: nn.Module, seeds: Sequence[int]) -> None:
+    """Let the dropout layers of a network follow the seeds of a batch's images.
 
-
-def repeatable(module: nn.Module) -> Callable[..., Tensor]:
-    """The module, but every call of it drops what a call drops now."""
-    layers = _layers(module)
-    keys = [layer.keys for layer in layers]
-
-    def call(*inputs: Any) -> Tensor:
-        with _following(layers, keys):
-            return module(*inputs)
-
-    return call
-
-
-def _layers(module: nn.Module) -> list[Dropout]:
-    return [layer for layer in module.modules() if isinstance(layer, Dropout)]
-
-
-@contextmanager
-def _following(layers: list[Dropout], keys: Sequence[Tensor | None]) -> Iterator[None]:
-    before = [layer.keys for layer in layers]
-    for layer, own in zip(layers, keys, strict=True):
-        layer.keys = own
-    try:
-        yield
-    finally:
-        for layer, own in zip(layers, before, strict=True):
-            layer.keys = own
+    They do until they get others, so in a backward pass that computes activations again too.
+    """
+    layers = [module for module in network.modules() if isinstance(module, Dropout)]
+    for number, layer in enumerate(layers):
+        layer.keys = torch.tensor([derive_seed(seed, "dropout", number) for seed in seeds])
 
 
 # One operation to a compiler, which knows no generators of one's own.

@@ -82,10 +82,7 @@ class RowFeatures(ImageFeatures):
 
 @feature_map.register(Mask)
 class MaskedFeatures:
-    """A mask multiplies each value; the tokens stay as they lie.
-
-    Measured: `[B, h, w, p·p, K, C]`.
-    """
+    """A mask multiplies tokens as they lie. Measured: `[B, h, w, p·p, K, C]`."""
 
     def __init__(self, operator: Mask, y: Tensor, noise_level: Tensor, patch: int):
         def tokens(images: Tensor) -> Tensor:

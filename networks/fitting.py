@@ -38,10 +38,9 @@ def fit_mixture(
 
     It maximises the likelihood of images `[n, C, h, w]` times a prior that counts as one more image
     for each weight, and for each Σ_k as one with the covariance of them all, so that no component
-    collapses onto few. `progress` sees this objective for each image, in nats, after each
-    step: it never falls. Ends after `iterations`, or when a step gains less than `tol` nats. The
-    result is a function of the images and the seed. Raises ValueError for fewer images than
-    components.
+    collapses onto few. `progress` sees this objective for each image, in nats, after each step: it
+    never falls. Ends after `iterations`, or when a step gains less than `tol` nats. A function of
+    the images and the seed. Raises ValueError for fewer images than components.
     """
     x = images.flatten(1).double()
     n, D = x.shape
@@ -52,24 +51,19 @@ def fit_mixture(
     nearest = torch.cdist(x, _centres(x, components, generator)).argmin(1)
     shares = torch.nn.functional.one_hot(nearest, components).to(x)  # [n, K]
     means = x[:1].expand(components, D)
+    block = max(1, _BLOCK // (components * D))
     previous = -math.inf
     for _ in range(iterations):
         weights, means, covariances = _maximise(x, shares, means, whole)
         mixture = GaussianMixture.from_covariances(weights, means, covariances, images.shape[1:])
-        shares, likelihood = _expect(x, mixture)
+        logs = torch.cat([mixture.component_log_densities(part) for part in x.split(block)])
+        shares, likelihood = logs.softmax(1), logs.logsumexp(1).sum().item()
         objective = (likelihood + _log_prior(mixture, whole)) / n
         progress(objective)
         if objective < previous + tol:
             break
         previous = objective
     return mixture
-
-
-def _expect(x: Tensor, mixture: GaussianMixture) -> tuple[Tensor, float]:
-    """What share `[n, K]` each component has in each image, and the log-likelihood of all."""
-    block = max(1, _BLOCK // mixture.means.numel())
-    logs = torch.cat([mixture.component_log_densities(part) for part in x.split(block)])
-    return logs.softmax(1), logs.logsumexp(1).sum().item()
 
 
 def _maximise(

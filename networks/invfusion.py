@@ -14,22 +14,10 @@ from torch.utils.checkpoint import checkpoint
 
 from degradation import Diagonalisable, Problem
 from degradation.base import full_precision
+from networks import layers
 from networks.attention import Attention, backend_in_use, make_attention
-from networks.dropout import Dropout, repeatable
+from networks.dropout import Dropout
 from networks.features import FeatureMap, feature_map, mix
-from networks.layers import (
-    AdaRMSNorm,
-    AxialRoPE,
-    FeedForward,
-    FourierFeatures,
-    RMSNorm,
-    TokenMerge,
-    TokenSplit,
-    axial_positions,
-    mapping_network,
-    rotate,
-    zero_init,
-)
 
 AUGMENT_DIM = 9  # numbers that describe a non-leaking augmentation (EDM, appendix F.2)
 OBJECTIVES = ("denoising", "mmse", "indi", "unrolled", "nppc")
@@ -58,8 +46,7 @@ class LevelConfig:
         _require_positive(self, "depth", "width", "d_head", "kernel", "d_ff")
         if self.width % self.d_head:
             raise ValueError(f"d_head {self.d_head} must divide the width {self.width}")
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout {self.dropout} must be at least 0 and less than 1")
+        _require(0 <= self.dropout < 1, self, "dropout", "at least 0 and less than 1")
 
 
 @dataclass(frozen=True)
@@ -84,26 +71,20 @@ class NetworkConfig:
     def __post_init__(self) -> None:
         if not 1 <= len(self.levels) <= _MOST_LEVELS:
             raise ValueError(f"a network has 1 to {_MOST_LEVELS} levels, not {len(self.levels)}")
-        if min(self.image_shape) < 1:
-            raise ValueError(f"image_shape {self.image_shape} must be three positive numbers")
+        _require(min(self.image_shape) >= 1, self, "image_shape", "three positive numbers")
         _require_positive(
             self, "patch", "out_mult", "mapping_width", "mapping_depth", "mapping_d_ff",
             "logvar_channels",
         )  # fmt: skip
-        if self.objective not in OBJECTIVES:
-            raise ValueError(f"objective {self.objective} must be {' or '.join(OBJECTIVES)}")
-        if self.objective == "nppc" and self.out_mult < 2:
-            raise ValueError(f"out_mult {self.out_mult} must be at least 2 for the objective nppc")
+        _require(self.objective in OBJECTIVES, self, "objective", " or ".join(OBJECTIVES))
+        sound = self.objective != "nppc" or self.out_mult >= 2
+        _require(sound, self, "out_mult", "at least 2 for the objective nppc")
         if self.fused and self.objective == "indi":
             raise ValueError("a fused network has noise levels, and indi has times: leave out one")
-        if self.in_mult not in (1, 2):
-            raise ValueError(f"in_mult {self.in_mult} must be 1 or 2")
-        if self.num_classes < 0:
-            raise ValueError(f"num_classes {self.num_classes} must be a whole number of at least 0")
-        if not 1e-4 <= self.sigma_data <= 1e4:
-            raise ValueError(f"sigma_data {self.sigma_data} must be a number from 1e-4 to 1e4")
-        if self.mapping_width % 2:
-            raise ValueError(f"mapping_width {self.mapping_width} must be even")
+        _require(self.in_mult in (1, 2), self, "in_mult", "1 or 2")
+        _require(self.num_classes >= 0, self, "num_classes", "a whole number of at least 0")
+        _require(1e-4 <= self.sigma_data <= 1e4, self, "sigma_data", "a number from 1e-4 to 1e4")
+        _require(self.mapping_width % 2 == 0, self, "mapping_width", "even")
         channels, h, w = self.image_shape
         cell = self.patch * 2 ** (len(self.levels) - 1)
         if h % cell or w % cell:
@@ -117,11 +98,15 @@ class NetworkConfig:
                 )
 
 
+def _require(sound: bool, config: LevelConfig | NetworkConfig, name: str, accepted: str) -> None:
+    if not sound:
+        raise ValueError(f"{name} {getattr(config, name)} must be {accepted}")
+
+
 def _require_positive(config: LevelConfig | NetworkConfig, *names: str) -> None:
     for name in names:
         value = getattr(config, name)
-        if value is not None and value < 1:
-            raise ValueError(f"{name} {value} must be a whole number of at least 1")
+        _require(value is None or value >= 1, config, name, "a whole number of at least 1")
 
 
 class FeatureDegradation(nn.Module):
@@ -152,14 +137,14 @@ class SelfAttention(nn.Module):
         super().__init__()
         width = config.width
         self.d_head, self.n_heads = config.d_head, width // config.d_head
-        self.norm = AdaRMSNorm(width, cond_width)
+        self.norm = layers.AdaRMSNorm(width, cond_width)
         self.qkv_proj = nn.Linear(width, 3 * width, bias=False)
         self.scale = nn.Parameter(torch.full((self.n_heads,), 10.0))
-        self.pos_emb = AxialRoPE(self.d_head, self.n_heads)
+        self.pos_emb = layers.AxialRoPE(self.d_head, self.n_heads)
         self.dropout = Dropout(config.dropout)
-        self.out_proj = zero_init(nn.Linear(width, width, bias=False))
+        self.out_proj = layers.zero_init(nn.Linear(width, width, bias=False))
         if config.joint:
-            self.jnorm = AdaRMSNorm(width, cond_width)
+            self.jnorm = layers.AdaRMSNorm(width, cond_width)
             self.jk_proj = nn.Linear(2 * width, width, bias=False)
             self.jv_proj = nn.Linear(width, width, bias=False)
 
@@ -181,13 +166,10 @@ class SelfAttention(nn.Module):
         return x.unflatten(-1, (self.n_heads, self.d_head))
 
     def _direction(self, x: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
-        """Heads of length √scale, rotated by position: their products are scale · cosine.
-
-        In float32 (or better): a logit of scale 10 should not be rounded to three digits.
-        """
-        x = full_precision(self._heads(x))
+        """Heads of length √scale, rotated by position: their products are scale · cosine."""
+        x = full_precision(self._heads(x))  # a logit of scale 10 deserves more than three digits
         length = torch.rsqrt(x.square().sum(-1, keepdim=True) + 1e-6)
-        return rotate(x * (length * self.scale.sqrt()[:, None]), *rope)
+        return layers.rotate(x * (length * self.scale.sqrt()[:, None]), *rope)
 
 
 class Block(nn.Module):
@@ -199,8 +181,8 @@ class Block(nn.Module):
         if config.joint:
             self.feature_degradation = FeatureDegradation(width, patch, channels)
         self.self_attn = SelfAttention(config, cond_width)
-        norm, dropout = AdaRMSNorm(width, cond_width), Dropout(config.dropout)
-        self.ff = FeedForward(norm, width, config.d_ff or 3 * width, dropout)
+        norm, dropout = layers.AdaRMSNorm(width, cond_width), Dropout(config.dropout)
+        self.ff = layers.FeedForward(norm, width, config.d_ff or 3 * width, dropout)
 
     def forward(self, x: Tensor, grid: Grid, cond: Tensor, features: FeatureMap | None) -> Tensor:
         """features: the operator on the tokens of this level, None where the block is plain."""
@@ -209,50 +191,45 @@ class Block(nn.Module):
 
 
 class InvFusion(nn.Module):
-    """The raw network F(x, c_noise; H, y) on `[B, C·in_mult, h, w]` inputs.
-
-    Returns `[B, C·out_mult, h, w]`.
-    """
+    """The raw network F(x, c_noise; H, y): `[B, C·in_mult, h, w]` to `[B, C·out_mult, h, w]`."""
 
     def __init__(self, config: NetworkConfig):
         super().__init__()
         self.config = config
         channels, width, levels = config.image_shape[0], config.mapping_width, config.levels
-        self.patch_in = TokenMerge(channels * config.in_mult, levels[0].width, config.patch)
-        self.time_emb = FourierFeatures(1, width)
+        self.patch_in = layers.TokenMerge(channels * config.in_mult, levels[0].width, config.patch)
+        self.time_emb = layers.FourierFeatures(1, width)
         self.time_in_proj = nn.Linear(width, width, bias=False)
-        self.aug_emb = FourierFeatures(AUGMENT_DIM, width)
+        self.aug_emb = layers.FourierFeatures(AUGMENT_DIM, width)
         self.aug_in_proj = nn.Linear(width, width, bias=False)
         if config.noise_conditioning:
-            self.noise_emb = FourierFeatures(1, width)
+            self.noise_emb = layers.FourierFeatures(1, width)
             self.noise_in_proj = nn.Linear(width, width, bias=False)
         if config.num_classes:
             self.class_emb = nn.Embedding(config.num_classes + 1, width)  # the last is "no class"
         d_ff = config.mapping_d_ff or 3 * width
-        self.mapping = mapping_network(config.mapping_depth, width, d_ff)
+        self.mapping = layers.mapping_network(config.mapping_depth, width, d_ff)
 
         def blocks(i: int) -> nn.ModuleList:
             patch = config.patch * 2**i
-            return nn.ModuleList(
-                Block(levels[i], patch, channels, width) for _ in range(levels[i].depth)
-            )
+            depth = range(levels[i].depth)
+            return nn.ModuleList(Block(levels[i], patch, channels, width) for _ in depth)
 
         outer = range(len(levels) - 1)
         pairs = [(levels[i].width, levels[i + 1].width) for i in outer]
         self.down_levels = nn.ModuleList(blocks(i) for i in outer)
         self.up_levels = nn.ModuleList(blocks(i) for i in outer)
         self.mid_level = blocks(len(levels) - 1)
-        self.merges = nn.ModuleList(TokenMerge(fine, coarse, 2) for fine, coarse in pairs)
-        self.splits = nn.ModuleList(TokenSplit(coarse, fine, 2) for fine, coarse in pairs)
-        self.out_norm = RMSNorm(levels[0].width)
-        self.patch_out = TokenSplit(
-            levels[0].width, channels * config.out_mult, config.patch, skip=False
-        )
-        zero_init(self.patch_out.proj)
+        self.merges = nn.ModuleList(layers.TokenMerge(fine, coarse, 2) for fine, coarse in pairs)
+        self.splits = nn.ModuleList(layers.TokenSplit(coarse, fine, 2) for fine, coarse in pairs)
+        self.out_norm = layers.RMSNorm(levels[0].width)
+        outputs = channels * config.out_mult
+        self.patch_out = layers.TokenSplit(levels[0].width, outputs, config.patch, skip=False)
+        layers.zero_init(self.patch_out.proj)
+        # Levels, 0 the finest, whose blocks keep no activations for the backward pass.
         self.recompute: frozenset[int] = frozenset()
-        """Levels, 0 the finest, whose blocks keep no activations for the backward pass."""
+        # `transform` as `Denoiser.compile` made it; of no network, so that copies share it.
         self.compiled: Callable[..., Tensor] | None = None
-        """`transform` as `Denoiser.compile` made it; of no network, so that copies share it."""
         self._grids: dict[tuple, list[list[Grid]]] = {}
         self.register_load_state_dict_post_hook(_forget_grids)
 
@@ -276,13 +253,11 @@ class InvFusion(nn.Module):
 
     def features(self, problem: Problem) -> list[FeatureMap | None]:
         """The operator on the tokens of each level, None for a level without such layers."""
-        y, level = problem.y, problem.noise_level
-        with torch.autocast(y.device.type, enabled=False):
+        given = problem.degradation, problem.y, problem.noise_level
+        with torch.autocast(problem.y.device.type, enabled=False):
             return [
-                feature_map(problem.degradation, y, level, self.config.patch * 2**i)
-                if level_config.joint
-                else None
-                for i, level_config in enumerate(self.config.levels)
+                feature_map(*given, self.config.patch * 2**i) if level.joint else None
+                for i, level in enumerate(self.config.levels)
             ]
 
     def transform(
@@ -294,8 +269,8 @@ class InvFusion(nn.Module):
     ) -> Tensor:
         """All of the network's arithmetic: what `Denoiser.compile` compiles.
 
-        features: the operator on the tokens of each level; grids: those of the blocks of each
-        stage; conditions: what `conditioning` takes.
+        features: see `features`; grids: those of the blocks of each stage; conditions: what
+        `conditioning` takes.
         """
         cond = self.conditioning(*conditions)
         x = x.to(self.time_emb.weight.dtype)  # a network may be kept in half precision
@@ -307,7 +282,10 @@ class InvFusion(nn.Module):
             recompute = i in self.recompute and torch.is_grad_enabled()
             for block, grid in zip(blocks, grids[stage], strict=True):
                 inputs = x, grid, cond, features[i]
-                x = _recomputed(block, *inputs) if recompute else block(*inputs)
+                if recompute:
+                    x = checkpoint(block, *inputs, use_reentrant=False)
+                else:
+                    x = block(*inputs)
             if stage < len(self.merges):
                 skips.append(x)
                 x = self.merges[i](x)
@@ -336,7 +314,7 @@ class InvFusion(nn.Module):
         streams = 2 if level.joint else 1
         dtype = self.time_emb.weight.dtype
         attention = make_attention(h, w, level.kernel, streams, device, level.d_head, dtype)
-        positions = axial_positions(h, w, device)
+        positions = layers.axial_positions(h, w, device)
         return [(attention, block.self_attn.pos_emb(positions)) for block in blocks]
 
     def conditioning(
@@ -346,10 +324,7 @@ class InvFusion(nn.Module):
         augment_labels: Tensor | None,
         noise_level: Tensor | None,
     ) -> Tensor:
-        """The vector `[B, mapping_width]` that steers every norm.
-
-        noise_level: that of y, `[B]`, for networks with `noise_conditioning`.
-        """
+        """The vector `[B, mapping_width]` that steers every norm; noise_level: of y, `[B]`."""
         if augment_labels is None:
             augment_labels = c_noise.new_zeros(len(c_noise), AUGMENT_DIM)
         cond = self.time_in_proj(self.time_emb(c_noise[:, None]))
@@ -363,13 +338,6 @@ class InvFusion(nn.Module):
                 class_labels = torch.full_like(c_noise, -1, dtype=torch.int64)
             cond = cond + self.class_emb(torch.where(class_labels < 0, null, class_labels))
         return self.mapping(cond)
-
-
-def _recomputed(block: nn.Module, *inputs: Any) -> Tensor:
-    """A block whose activations the backward pass computes again, with the same dropout."""
-    # A compiler repeats what its graph did.
-    function = block if torch.compiler.is_compiling() else repeatable(block)
-    return checkpoint(function, *inputs, use_reentrant=False)
 
 
 def _forget_grids(network: InvFusion, keys: object) -> None:

@@ -11,7 +11,6 @@ from runtime.records import record
 
 CONDITIONINGS = ("invfusion", "blind", "unconditional")
 
-
 # The paper's networks drop 5 % of the activations at every level and have heads of 64 channels.
 _FFHQ64 = NetworkConfig(
     image_shape=(3, 64, 64),
@@ -73,15 +72,18 @@ def make_config(
     conditioning: "invfusion" sees y and H, "blind" sees H†y alone (Palette), "unconditional" sees
     neither. image_shape and num_classes override those of the preset. network: other fields of
     `NetworkConfig` to override, from a configuration file; `levels` are mappings of the fields of
-    `LevelConfig`. Raises ValueError for an unknown name, an unknown field of `network`,
-    and an image shape that the network cannot take.
+    `LevelConfig`. Raises ValueError for unknown names and fields, and unfit image shapes.
     """
     if preset not in PRESETS:
         raise ValueError(f"unknown network '{preset}'; known are {', '.join(PRESETS)}")
     if conditioning not in CONDITIONINGS:
-        known = ", ".join(CONDITIONINGS)
-        raise ValueError(f"unknown conditioning '{conditioning}'; known are {known}")
-    config = _changed(PRESETS[preset], network or {})
+        names = ", ".join(CONDITIONINGS)
+        raise ValueError(f"unknown conditioning '{conditioning}'; known are {names}")
+    given = dict(network or {})
+    known = [f.name for f in fields(NetworkConfig) if f.name not in _FIXED]
+    if unknown := [name for name in given if name not in known]:
+        raise ValueError(f"network: unknown field '{unknown[0]}'; known are {', '.join(known)}")
+    config = record(NetworkConfig, plain(asdict(PRESETS[preset])) | given, "network")
     levels = config.levels
     if conditioning != "invfusion":
         levels = tuple(replace(level, joint=False) for level in levels)
@@ -93,14 +95,6 @@ def make_config(
         levels=levels,
         in_mult=1 if conditioning == "unconditional" else 2,
     )
-
-
-def _changed(preset: NetworkConfig, network: Mapping[str, Any]) -> NetworkConfig:
-    """A preset with the fields that a configuration file has for it. Raises ValueError."""
-    known = [f.name for f in fields(NetworkConfig) if f.name not in _FIXED]
-    if unknown := [name for name in network if name not in known]:
-        raise ValueError(f"network: unknown field '{unknown[0]}'; known are {', '.join(known)}")
-    return record(NetworkConfig, plain(asdict(preset)) | dict(network), "network")
 
 
 def conditioning_of(config: NetworkConfig | PriorConfig) -> str:

@@ -91,8 +91,7 @@ def load_weights(path: str | os.PathLike[str], device: torch.device | str = "cpu
     the file, when it is damaged, of another kind, or does not fit its own description.
     """
     path = Path(path)
-    with _opened(path) as file:
-        description = _description(path, file)
+    with _opened(path) as (file, description):
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     check_floats(path, tensors)
     if description.kind == _MIXTURE:
@@ -107,20 +106,19 @@ def load_weights(path: str | os.PathLike[str], device: torch.device | str = "cpu
 
 def read_summary(path: str | os.PathLike[str]) -> dict[str, Any]:
     """The training summary of a weights file, without its tensors; errors as in `load_weights`."""
-    path = Path(path)
-    with _opened(path) as file:
-        summary = _description(path, file).summary
-    record(_Summary, summary, f"the summary inside {path}", others=True)
-    return summary
+    with _opened(Path(path)) as (_, description):
+        record(_Summary, description.summary, f"the summary inside {path}", others=True)
+    return description.summary
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[Any]:
+def _opened(path: Path) -> Iterator[tuple[Any, _Description]]:
+    """A weights file, and what it says about itself."""
     if not path.exists():
         raise FileNotFoundError(f"there is no weights file {path}")
     try:
         with safe_open(regular(path), framework="pt", device="cpu") as file:
-            yield file
+            yield file, _description(path, (file.metadata() or {}).get(METADATA_KEY))
     except SafetensorError as error:
         if _is_pickle(path):
             raise ValueError(
@@ -139,9 +137,8 @@ def _is_pickle(path: Path) -> bool:
     return start[:4] == b"PK\x03\x04" or old
 
 
-def _description(path: Path, file: Any) -> _Description:
-    """What the file says about itself, in a format that this version knows."""
-    text = (file.metadata() or {}).get(METADATA_KEY)
+def _description(path: Path, text: str | None) -> _Description:
+    """What a file says about itself, in a format that this version knows."""
     if text is None:
         raise ValueError(
             f"{path} holds tensors, but does not say of which network: it was not written by "

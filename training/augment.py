@@ -95,9 +95,8 @@ def raw_numbers(draws: Draws) -> dict[str, Tensor]:
     Those that end in /gate decide whether the number takes effect.
     """
     raw = {name: draws.integers(0, 1, (), f"augment/{name}") for name in ("xflip", "yflip")}
-    for name in ("scale", "stretch"):
-        raw[name] = draws.normal((), f"augment/{name}")
-    raw["shift"] = draws.normal((2,), "augment/shift")
+    for name, shape in (("scale", ()), ("stretch", ()), ("shift", (2,))):
+        raw[name] = draws.normal(shape, f"augment/{name}")
     for name in ("rotation", "axis", *(f"{field.name}/gate" for field in fields(Parameters))):
         raw[name] = draws.uniform((), f"augment/{name}")
     return raw

@@ -40,8 +40,7 @@ Parts = Mapping[str, Mapping[str, Tensor]]
 class Origin:
     """What a run was begun with: one that goes on with anything else would be another run."""
 
-    settings: dict[str, Any]
-    """`TrainConfig.fixed`."""
+    settings: dict[str, Any]  # `TrainConfig.fixed`
     data: Identity
 
 
@@ -71,19 +70,14 @@ class Progress:
     images: int = 0
     step: int = 0
     seconds: float = 0.0
-    skipped: int = 0
-    """Steps without finite gradients, and how many of them the last steps in a row were."""
-    skipped_in_a_row: int = 0
-    broken: int = 0
-    """Samples for which another stood in (`skip_broken`)."""
+    skipped: int = 0  # steps without finite gradients
+    skipped_in_a_row: int = 0  # how many of them the last steps were
+    broken: int = 0  # samples for which another stood in (`skip_broken`)
     scaler: dict[str, float] = field(default_factory=dict)
-    meters: list[list[float]] = field(default_factory=list)
-    """Sums since the last report, of each process."""
-    origin: Origin | None = None
-    """None in checkpoints of older versions."""
+    meters: list[list[float]] = field(default_factory=list)  # of each process, since a report
+    origin: Origin | None = None  # of older versions
 
     def __post_init__(self) -> None:
-        """Raises ValueError for counters that no run has."""
         counters = self.images, self.step, self.seconds, self.skipped, self.skipped_in_a_row
         if min(*counters, self.broken, self.scaler.get("good", 0)) < 0:
             raise ValueError("a counter is negative")
@@ -112,8 +106,7 @@ def save_checkpoint(
 ) -> Path:
     """Write `folder/<images>`, then remove the checkpoints that are `outdated`.
 
-    Raises OSError, whose message names the checkpoint to go on from; the new one is removed
-    then.
+    Raises OSError that names the new checkpoint, of which nothing is left then.
     """
     final = folder / f"{progress.images:012d}"
     temporary = folder / f".{final.name}.partial"
@@ -158,9 +151,7 @@ def outdated(images: Sequence[int], newest: int, keep: int, keep_every: int) -> 
 
 def list_checkpoints(folder: Path) -> list[Path]:
     """Complete checkpoint folders, oldest first."""
-    if not folder.is_dir():
-        return []
-    return sorted(path for path in folder.iterdir() if path.name.isdecimal())
+    return sorted(path for path in folder.glob("*") if path.name.isdecimal())
 
 
 def find_checkpoint(folder: Path) -> tuple[Path, Progress, list[str]]:

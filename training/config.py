@@ -31,8 +31,6 @@ _FREE = (
     *("sheet_images", "measure_every", "ref_path", "detectors", "trust_detector", "skip_broken"),
     *("max_skipped", "compile", "recompute", "fsdp", "tensorboard", "wandb"),
 )
-# Options of classes, which alone know their types: `config: no` may be a text.
-_OF_CLASSES = ("data", "degradation_opt")
 OBJECTIVES = ("denoising", "mmse", "indi", "unrolled", "nppc")
 NARROWEST = 1e-4  # of the widths σ_rel of power-function averages
 WIDEST = 12**-0.5  # that of the plain mean over all of training, γ = 0
@@ -265,11 +263,9 @@ class TrainConfig:
     def check_resumes(self, before: Self) -> None:
         """Raise ValueError if a setting differs that may not change when a run is resumed."""
         now, then = self.fixed(), before.fixed()
-        for name in now:
-            if now[name] != then[name]:
-                raise ValueError(
-                    f"{name} cannot change when a run is resumed; only {', '.join(_FREE)} can"
-                )
+        if changed := [name for name in now if now[name] != then[name]]:
+            free = ", ".join(_FREE)
+            raise ValueError(f"{changed[0]} cannot change when a run is resumed; only {free} can")
 
     def fixed(self) -> dict[str, Any]:
         """The settings that stay the same when a run goes on, as JSON has them.
@@ -282,7 +278,8 @@ class TrainConfig:
         values = {k: v for k, v in dataclasses.asdict(self).items() if k not in _FREE}
         values["data_class"] = DATASETS.get(self.data_class, self.data_class)
         values["data"] = {k: v for k, v in self.data.items() if not k.endswith("path")}
-        for name in _OF_CLASSES:
+        # Their classes alone know the types of options: `config: no` may be a text.
+        for name in ("data", "degradation_opt"):
             values[name] = _guessed(values[name])
         text = json.dumps(cleaned(values), default=str)
         return json.loads(text.replace('"degradation.', '"'))

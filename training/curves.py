@@ -22,8 +22,6 @@ _LABELS = {
 OWNER = b"InvFusion training.curves"  # stands in the pictures, so that they may be replaced
 _STYLES = ("-", "--", ":", "-.")
 
-Line = dict[str, Any]
-
 
 def draw_curves(folders: Sequence[Path], path: Path) -> Path:
     """Draw the logs of runs into one picture; a run has a line style, a family a colour.
@@ -36,10 +34,8 @@ def draw_curves(folders: Sequence[Path], path: Path) -> Path:
     logs = dict(zip(_names(folders), map(read_log, folders), strict=True))
     names = list(dict.fromkeys(name for log in logs.values() for name in _families(log)))
     count = 3 if names else 1  # without a degradation there is the loss alone
-    figure, row = plt.subplots(
-        1, count, figsize=(4.3 * count, 4), layout="constrained", squeeze=False
-    )
-    axes = row[0]
+    size = (4.3 * count, 4)
+    figure, (axes,) = plt.subplots(1, count, figsize=size, layout="constrained", squeeze=False)
     for i, (run, log) in enumerate(logs.items()):
         prefix = f"{run}: " if len(logs) > 1 else ""
         style = {"linestyle": _STYLES[i % len(_STYLES)]}
@@ -83,11 +79,11 @@ def _names(folders: Sequence[Path]) -> list[str]:
     return names
 
 
-def _families(log: Iterable[Line]) -> list[str]:
+def _families(log: Iterable[dict[str, Any]]) -> list[str]:
     return list(dict.fromkeys(name for line in log for name in line.get("heldout_psnr", {})))
 
 
-def _points(log: Iterable[Line], *keys: str) -> tuple[list[float], list[float]]:
+def _points(log: Iterable[dict[str, Any]], *keys: str) -> tuple[list[float], list[float]]:
     """Thousands of images, and the value at a path of keys, of the lines that have one."""
     images, values = [], []
     for line in log:

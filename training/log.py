@@ -19,58 +19,48 @@ _SECONDS = 30.0  # between two lines of progress: a run may take days
 
 
 class RunLog:
-    """Progress bar and one JSON object a line in `log.jsonl`; rank 0 only."""
+    """Progress bar and one JSON object a line in `log.jsonl`; nothing but on the first process."""
 
     def __init__(self, config: TrainConfig, folder: Path, images: int):
         """images: those seen by a run that goes on."""
-        self.silent = distributed.rank() != 0
-        if self.silent:
-            return
-        self.trackers = trackers(config, folder, images)
-        self.path = path = folder / "log.jsonl"
-        lines = _whole_lines(path) if images else []
+        self.silent = silent = distributed.rank() != 0
+        self.trackers = [] if silent else trackers(config, folder, images)
+        self.path = Path(os.devnull) if silent else folder / "log.jsonl"
+        lines = _whole_lines(self.path) if images else []
         # A resumed run goes on where its checkpoint was made: what came later is run again.
-        with replacing(path) as temporary:
-            self.before = [line for line in lines if line["images"] <= images]
-            temporary.write_text("".join(json.dumps(line) + "\n" for line in self.before))
-        self.file = path.open("a")
-        self.bar = progress(config.duration, "training", "images", initial=images, seconds=_SECONDS)
+        self.before = [line for line in lines if line["images"] <= images]
+        if not silent:
+            with replacing(self.path) as temporary:
+                temporary.write_text("".join(json.dumps(line) + "\n" for line in self.before))
+        self.file = self.path.open("a")
+        self.bar = progress(config.duration, "training", "images", silent, images, _SECONDS)
 
     def close(self) -> None:
-        """End the bar, and the trackers."""
-        if not self.silent:
-            self.bar.close()
-            self.file.close()
-            for tracker in self.trackers:
-                tracker.close()
+        self.bar.close()
+        self.file.close()
+        for tracker in self.trackers:
+            tracker.close()
 
     def holds(self, name: str, images: int) -> bool:
         """Whether a resumed run had logged such a value at this count; the first process knows."""
-        return not self.silent and any(
-            line["images"] == images and name in line for line in self.before
-        )
+        return any(line["images"] == images and name in line for line in self.before)
 
     def advance(self, images: int, fraction: float) -> None:
         """Move the bar on by a step; `fraction` is the share of the run that is over."""
-        if not self.silent:
-            self.bar.total = round((self.bar.n + images) / max(fraction, 1e-9))
-            self.bar.update(images)
+        self.bar.total = round((self.bar.n + images) / max(fraction, 1e-9))
+        self.bar.update(images)
 
     def write(self, *, images: int, **values: Any) -> None:
-        """Add a line to the log."""
-        if not self.silent:
-            line = plain({"images": images, **values})
-            with writing(self.path):
-                self.file.write(json.dumps(line, allow_nan=False) + "\n")
-                self.file.flush()
-            for tracker in self.trackers:
-                tracker.write(images, dict(flat(values)))
+        line = plain({"images": images, **values})
+        with writing(self.path):
+            self.file.write(json.dumps(line, allow_nan=False) + "\n")
+            self.file.flush()
+        for tracker in self.trackers:
+            tracker.write(images, dict(flat(values)))
 
     def picture(self, images: int, path: Path) -> None:
-        """Show a picture to the trackers."""
-        if not self.silent:
-            for tracker in self.trackers:
-                tracker.picture(images, path)
+        for tracker in self.trackers:
+            tracker.picture(images, path)
 
     def sync(self) -> None:
         """Write the lines to the disk, so that the log is never behind a checkpoint."""
@@ -80,8 +70,7 @@ class RunLog:
 
     def show(self, **values: str) -> None:
         """Numbers beside the bar."""
-        if not self.silent:
-            self.bar.set_postfix(values, refresh=False)
+        self.bar.set_postfix(values, refresh=False)
 
     def say(self, text: str) -> None:
         """A line above the bar."""

@@ -24,7 +24,11 @@ from training.log import RunLog
 from training.trainer import Trainer, power_part
 
 WEIGHTS = "weights.safetensors"
-SNAPSHOTS = "snapshots"
+# Settings that a weights file tells.
+_TOLD = (
+    *("batch", "degradation", "noise_level", "noise_range", "poisson_peak", "objective", "augment"),
+    "init",
+)
 
 # Values of a denoiser for each family: held-out PSNR, Fréchet distances.
 Measure = Callable[[Callable], dict[str, Any]]
@@ -147,7 +151,7 @@ class _Run:
         trainer, progress = self.trainer, self.progress
         trainer.check_skips()
         self._note_broken()
-        loss, norm = trainer.meter.means()
+        loss, norm = trainer.means()
         loss = sum(distributed.gather(loss)) / distributed.world_size()
         (images, since), now = self.reported, time.monotonic()
         speed = (progress.images - images) / (now - since)
@@ -180,10 +184,7 @@ class _Run:
     # ---- held-out images -------------------------------------------------------------------------
 
     def _look(self, over: bool, resumed: bool = False) -> bool:
-        """Restore held-out images if that is due. Returns whether a signal to end came meanwhile.
-
-        A resumed run makes up for what a kill cut short: the checkpoint came just before.
-        """
+        """Restore held-out images if that is due; whether a signal to end came meanwhile."""
         config, heldout, images = self.config, self.heldout, self.progress.images
         looks = [
             ("heldout_psnr", heldout.psnr, config.validate_every),
@@ -195,6 +196,7 @@ class _Run:
                 due = (self._due(every) or over) and (images or name == "heldout_psnr")
                 if look is None or not due:
                     continue
+                # A kill after the checkpoint may have cut it short, or may not.
                 if resumed and distributed.value_of_first(self.log.holds(name, images)):
                     continue
                 self._tell(name, look(self.trainer.averaged()))
@@ -229,11 +231,9 @@ class _Run:
     # ---- files -----------------------------------------------------------------------------------
 
     def _write(self, over: bool, stop: bool) -> None:
-        """Checkpoint and snapshots if they are due: copied here, written in a thread.
-
-        What was learnt is safe before a long measurement begins.
-        """
+        """Checkpoint and snapshots if they are due: copied here, written in a thread."""
         config, images = self.config, self.progress.images
+        # What was learnt is safe before a long measurement begins.
         measuring = self.heldout.distances is not None and self._due(config.measure_every)
         checkpoint = self._due(config.checkpoint_every) or over or stop or measuring
         snapshot = bool(config.ema_sigma_rel) and (self._due(config.snapshot_every) or over)
@@ -263,7 +263,7 @@ class _Run:
             if snapshot:
                 for sigma_rel in config.ema_sigma_rel:
                     name = power_part(sigma_rel)
-                    path = f"{SNAPSHOTS}/{progress.images:012d}-{name}.safetensors"
+                    path = f"snapshots/{progress.images:012d}-{name}.safetensors"
                     self._export(path, copied[name], summary | {"sigma_rel": sigma_rel})
             if checkpoint:
                 folder = self.folder / "checkpoints"
@@ -281,21 +281,13 @@ class _Run:
 
     def _summary(self) -> dict[str, Any]:
         config, progress = self.config, self.progress
-        return {
+        return {name: getattr(config, name) for name in _TOLD} | {
             "images": progress.images,
-            "batch": config.batch,
             "steps": progress.step,
             "seconds": round(self._seconds(), 1),
-            "degradation": config.degradation,
-            "noise_level": config.noise_level,
-            "noise_range": list(config.noise_range),
-            "poisson_peak": config.poisson_peak,
-            "objective": config.objective,
-            "augment": config.augment,
             "precision": self.trainer.precision,
             "data": config.data_class,
-            "dataset": None if progress.origin is None else asdict(progress.origin.data),
-            "init": config.init,
+            "dataset": progress.origin and asdict(progress.origin.data),
             "skipped_steps": progress.skipped,
         }
 

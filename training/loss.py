@@ -31,12 +31,9 @@ class Told(NamedTuple):
 class DenoisingLoss(nn.Module):
     """λ/e^u · ‖D(x0 + σε, σ; H, y) − x0‖² + u(σ) per value, with λ(σ) = 1/c_out²."""
 
-    step = 0
-    """Steps of the run that are done, which the trainer says."""
-    weighted = True
-    """By the learned uncertainty; else the loss is the error itself."""
-    sees_image = True
-    """The input has the image; else it is σε alone."""
+    step = 0  # of the run, as the trainer says
+    weighted = True  # by the learned uncertainty; else the loss is the error itself
+    sees_image = True  # the input has the image; else it is σε alone
 
     def __init__(self, denoiser: Denoiser):
         super().__init__()
@@ -78,10 +75,7 @@ class DenoisingLoss(nn.Module):
 
 
 class MMSELoss(DenoisingLoss):
-    """‖D(σε, σ; H, y) − x0‖² per value, the input without the image: training of E[x0 | y] alone.
-
-    The noise level is that of the sampler `MMSE`, σ = 100.
-    """
+    """‖D(σε, σ; H, y) − x0‖² per value, at σ = 100 as the sampler `MMSE`: E[x0 | y] alone."""
 
     weighted = sees_image = False
 

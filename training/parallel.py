@@ -15,10 +15,8 @@ from runtime import distributed
 
 
 def shard(module: nn.Module) -> None:
-    """Leave every process a share of each parameter of a module, gathered where it is used.
-
-    Blocks are gathered one by one, the rest together. Needs a process group: ValueError.
-    """
+    """Leave every process a share of each parameter, gathered block by block where it is used.
+    Raises ValueError for a single process."""
     if distributed.world_size() < 2:
         raise ValueError("fsdp shares a model out to several processes: start them with torchrun")
     for block in [m for m in module.modules() if isinstance(m, Block)]:
@@ -55,10 +53,7 @@ def whole(tensor: Tensor) -> Tensor:
 
 @torch.no_grad()
 def fill(own: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> None:
-    """Set parameters and buffers from whole tensors.
-
-    Raises ValueError unless names, shapes and types are the same.
-    """
+    """Set tensors from whole ones. Raises ValueError if a name, shape or type differs."""
     kinds = [{k: (t.shape, t.dtype) for k, t in part.items()} for part in (own, tensors)]
     if kinds[0] != kinds[1]:
         raise ValueError("the tensors belong to a network of another architecture")

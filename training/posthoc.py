@@ -6,7 +6,7 @@ come close to the average of any other width, at any time up to the last snapsho
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import click
 import torch
@@ -26,8 +26,7 @@ def reconstruct(
     """The denoiser averaged with relative width sigma_rel after `images` (default: the newest
     snapshot), and the summary of its training; from the snapshots in `folder/snapshots`.
 
-    Buffers are those of the newest snapshot. Raises ValueError if there are no snapshots or
-    none is that early, or the width is out of range.
+    Raises ValueError without snapshots, if none is that early, and for widths out of range.
     """
     exponent = power_exponent(sigma_rel)
     snapshots = _snapshots(folder)
@@ -42,21 +41,14 @@ def reconstruct(
     sums: dict[str, Tensor] = {}
     factors = coefficients(times, exponents, time, exponent)
     for path, factor in zip(snapshots, factors, strict=True):
-        denoiser = _network(path)
+        denoiser = cast(Denoiser, load_weights(path))  # no prior has the summary of a snapshot
         for name, p in denoiser.named_parameters():
             part = factor * p.detach().double()
             sums[name] = sums[name] + part if name in sums else part
-    with torch.no_grad():
+    with torch.no_grad():  # into the newest snapshot, whose buffers stay
         for name, p in denoiser.named_parameters():
             p.copy_(sums[name])
     return denoiser, read_summary(path) | {"sigma_rel": sigma_rel, "images": time}
-
-
-def _network(path: Path) -> Denoiser:
-    denoiser = load_weights(path)
-    if not isinstance(denoiser, Denoiser):
-        raise ValueError(f"{path} holds an analytic prior, not a snapshot of a network")
-    return denoiser
 
 
 @dataclass
@@ -92,10 +84,7 @@ def _snapshots(folder: Path) -> dict[Path, _Snapshot]:
     help="Width of the average relative to the length of training, such as 0.1.",
 )  # fmt: skip
 @click.option("--images", type=int, help="Images after which.  [default: the newest snapshot]")
-@click.option(
-    "--dest", type=click.Path(dir_okay=False, path_type=Path), required=True,
-    help="Weights file to write.",
-)  # fmt: skip
+@click.option("--dest", type=click.Path(path_type=Path), required=True, help="File to write.")
 def main(run: Path, sigma_rel: float, images: int | None, dest: Path) -> None:
     """Make an average of any width from the snapshots of a run, as a weights file for --net."""
     with one_sentence_errors():

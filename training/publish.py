@@ -1,7 +1,6 @@
 """Weights to hand out: `python -m training.publish RUN/weights.safetensors DEST.safetensors`.
 
-Half precision halves the file. Weights below 6e-5 lose digits, which a network does not notice;
-weights beyond the range of half precision raise ValueError.
+Half precision halves the file. Weights below 6e-5 lose digits, which a network does not notice.
 """
 
 from pathlib import Path
@@ -17,23 +16,6 @@ from runtime.files import check_output
 FILE = click.Path(dir_okay=False, path_type=Path)
 
 
-def publish(source: Path, dest: Path) -> None:
-    """Write the weights of `source` in half precision to `dest`, with the same description.
-
-    Raises ValueError if a weight is beyond the range of half precision, or if `source` is a prior.
-    """
-    denoiser = load_weights(source)
-    if not isinstance(denoiser, Denoiser):
-        raise ValueError(f"{source} holds an analytic prior, which needs float64")
-    largest = max(tensor.abs().max().item() for tensor in denoiser.state_dict().values())
-    if largest > torch.finfo(torch.float16).max:
-        raise ValueError(f"{source} holds a weight of {largest:.3g}, too large for half precision")
-    summary = read_summary(source)
-    if init := summary.get("init"):  # without the folder, which is of this machine
-        summary["init"] = Path(init).name
-    save_weights(dest, denoiser.half(), summary)
-
-
 @click.command(cls=Command, context_settings=SETTINGS)
 @click.argument("source", type=FILE)
 @click.argument("dest", type=FILE)
@@ -41,7 +23,17 @@ def main(source: Path, dest: Path) -> None:
     """Write a weights file in half precision, to hand out. Commands read it as any other."""
     with one_sentence_errors():
         check_output(dest, "DEST", ".safetensors")
-        publish(source, dest)
+        denoiser, summary = load_weights(source), read_summary(source)
+        if not isinstance(denoiser, Denoiser):
+            raise ValueError(f"{source} holds an analytic prior, which needs float64")
+        largest = max(tensor.abs().max().item() for tensor in denoiser.state_dict().values())
+        if largest > torch.finfo(torch.float16).max:
+            raise ValueError(
+                f"{source} holds a weight of {largest:.3g}, too large for half precision"
+            )
+        if init := summary.get("init"):  # without the folder, which is of this machine
+            summary["init"] = Path(init).name
+        save_weights(dest, denoiser.half(), summary)
     click.echo(f"weights: {dest}, {dest.stat().st_size / 1e6:.1f} MB")
 
 

@@ -13,14 +13,12 @@ from PIL import Image
 from runtime.files import regular, replacing
 from training.config import TrainConfig
 
-_PACKAGES = ("tensorboard", "wandb")
 _PATIENCE = 30.0  # seconds, with the network
-_ID = "wandb-id.txt"  # a resumed run goes on as the same one
 
 
 def check_trackers(config: TrainConfig) -> None:
     """Raise ValueError if a package that the settings ask for is not installed."""
-    for package in _PACKAGES:
+    for package in ("tensorboard", "wandb"):
         if getattr(config, package) and importlib.util.find_spec(package) is None:
             raise ValueError(f"{package} is not installed: pip install {package}")
 
@@ -53,7 +51,7 @@ class WeightsAndBiases:
 
     def __init__(self, config: TrainConfig, folder: Path):
         wandb = importlib.import_module("wandb")
-        identifier = regular(folder / _ID)
+        identifier = regular(folder / "wandb-id.txt")  # a resumed run goes on as the same one
         if not identifier.exists():
             with replacing(identifier) as path:
                 path.write_text(uuid.uuid4().hex)

@@ -18,7 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 from degradation import DrawnNoise, Draws, Family, Noise, derive_seed, make_noise
 from metrics.pixel import to_float
 from networks import Denoiser
-from networks.dropout import seeded
+from networks.dropout import seed_dropout
 from networks.precision import DTYPES, resolve_precision
 from runtime import distributed, signals
 from runtime.errors import DivergedError
@@ -28,26 +28,7 @@ from training.checkpoint import Parts, Progress, check_origin, find_checkpoint, 
 from training.config import TrainConfig
 from training.data import step_samples
 from training.loss import LOSSES
-from training.schedule import ema_decay, learning_rate, power_decay, power_exponent
-
-
-class Meter:
-    """Means of loss and gradient norm since the last report, finite values only; on the device."""
-
-    def __init__(self, device: torch.device):
-        self.sums = torch.zeros(4, dtype=torch.float64, device=device)
-
-    def add(self, loss: Tensor, norm: Tensor) -> None:
-        """Take in a step's mean loss `[]` on this process and its gradient norm `[]`."""
-        values = torch.stack((loss.double(), norm.double()))
-        finite = values.isfinite()
-        self.sums += torch.cat((torch.where(finite, values, 0), finite.double()))
-
-    def means(self) -> tuple[float, float]:
-        """Mean loss and gradient norm, NaN if no step was finite. Sets the sums to zero."""
-        loss, norm, losses, norms = self.sums.tolist()
-        self.sums.zero_()
-        return loss / losses if losses else math.nan, norm / norms if norms else math.nan
+from training.schedule import ema_decay, learning_rate, power_exponent
 
 
 class Trainer:
@@ -60,7 +41,9 @@ class Trainer:
         self.noise = noise_of(config)
         self.progress = Progress()
         self.precision = resolve_precision(config.precision, device)
-        self.scaler, self.meter = _loss_scaler(self.precision, device), Meter(device)
+        self.scaler = _loss_scaler(self.precision, device)
+        # Of loss and gradient norm since the last report: sums of finite values, and their numbers.
+        self.sums = torch.zeros(4, dtype=torch.float64, device=device)
         # Steps without finite gradients: all, in a row, most in a row.
         self.skips = torch.zeros(3, dtype=torch.int64, device=device)
 
@@ -122,14 +105,18 @@ class Trainer:
             total += mean.detach()
         progress.step += 1
         progress.images += config.batch
-        self.meter.add(total, self._update(fraction))
+        self._update(total, fraction)
         return total
+
+    def means(self) -> tuple[float, float]:
+        """Mean loss and gradient norm of the steps since it was asked, NaN if none was finite."""
+        loss, norm = (self.sums[:2] / self.sums[2:]).tolist()
+        self.sums.zero_()
+        return loss, norm
 
     def _settle(self, images: Tensor, labels: Tensor) -> None:
         """A backward pass, always the same, in which DDP orders the gradients; no weight changes.
-
-        Else the first step after a resume would add them up in another order than it did before.
-        """
+        Else the first step after a resume would add them up in another order than before."""
         structure = self.family.structure(derive_seed(self.config.seed, "settle"))
         self._loss(images, labels, structure, list(range(len(images)))).sum().backward()
         self.optimizer.zero_grad()
@@ -150,10 +137,11 @@ class Trainer:
         problem = self.noise.measure(operator, clean, draws, torch.where(hidden, -1, labels))
         sigma = self.loss_module.levels(draws, config)
         noise = self.loss_module.noise(draws)
-        with self.autocast(), seeded(self.denoiser, seeds):
+        seed_dropout(self.denoiser, seeds)
+        with self.autocast():
             return self.loss(clean, sigma, noise, problem, augment_labels)
 
-    def _update(self, fraction: float) -> Tensor:
+    def _update(self, loss: Tensor, fraction: float) -> Tensor:
         """Step of the optimiser and the averages; returns the norm of the gradients `[]`."""
         config, optimizer = self.config, self.optimizer
         for group in optimizer.param_groups:
@@ -171,25 +159,28 @@ class Trainer:
         self.scaler.step(optimizer)
         self.scaler.update()
         optimizer.zero_grad()
-        self._count(norm.isfinite())
+        self._count(torch.stack((loss, norm)).double())
         self._average()
         return norm
 
     @torch.no_grad()
     def _average(self) -> None:
-        """average ← β·average + (1 − β)·weights in place, for the averages of all widths."""
+        """average ← β·average + (1 − β)·weights in place; for a width β = (1 − batch/n)^(γ + 1)."""
         images, config = self.progress.images, self.config
         weights = parallel.local(self.weights.values())
         average, decay = parallel.local(self.average.parameters()), ema_decay(config, images)
         torch._foreach_lerp_(average, weights, 1 - decay)
         for sigma_rel, power in self.powers.items():
-            decay = power_decay(images, batch=config.batch, exponent=power_exponent(sigma_rel))
+            decay = (1 - config.batch / images) ** (power_exponent(sigma_rel) + 1)
             torch._foreach_lerp_(parallel.local(power.values()), weights, 1 - decay)
 
-    def _count(self, finite: Tensor) -> None:
+    def _count(self, values: Tensor) -> None:
+        """values: loss and gradient norm of a step."""
+        finite = values.isfinite()
+        self.sums += torch.cat((torch.where(finite, values, 0), finite.double()))
         skipped, row, most = self.skips.unbind()
-        row = torch.where(finite, 0, row + 1)
-        self.skips = torch.stack((skipped + ~finite, row, torch.maximum(most, row)))
+        row = torch.where(finite[1], 0, row + 1)
+        self.skips = torch.stack((skipped + ~finite[1], row, torch.maximum(most, row)))
         if self.progress.step % self.config.max_skipped == 0:
             self.check_skips()
 
@@ -212,16 +203,13 @@ class Trainer:
         dtype = DTYPES[self.precision]
         return torch.autocast(self.device.type, dtype, enabled=dtype != torch.float32)
 
-    # ---- state -----------------------------------------------------------------------------------
-
     def state(self) -> tuple[Progress, Parts]:
-        """Counters and whole tensors; all processes have to ask, what it returns counts on the
-        first."""
+        """Counters and whole tensors, those on the first process alone; all have to ask."""
         self.check_skips()
         progress = copy.deepcopy(self.progress)
         scale = self.scaler.state_dict()
         progress.scaler = {"scale": scale["scale"], "good": scale["_growth_tracker"]}
-        progress.meters = distributed.gather(self.meter.sums.tolist())
+        progress.meters = distributed.gather(self.sums.tolist())
         return progress, {name: self._whole(part) for name, part in self._parts().items()}
 
     def _parts(self) -> Parts:
@@ -300,15 +288,14 @@ class Trainer:
         self.skips.copy_(torch.tensor([progress.skipped, row, row]))
         if len(progress.meters) == distributed.world_size():  # else the report starts anew
             own = progress.meters[distributed.rank()][:4]  # older versions wrote one more
-            self.meter.sums.copy_(torch.tensor(own, dtype=torch.float64))
+            self.sums.copy_(torch.tensor(own, dtype=torch.float64))
 
     def averaged(self) -> Callable:
         """The averaged denoiser (x, σ, problem) → estimate, in the precision of training.
 
         It raises Interrupted on a process to which a signal to end has come, so that no restoration
         of many evaluations is waited for; `check_interrupted` then tells the others. All processes
-        have to ask. Of a model that is shared out each then holds all weights: so they can be at
-        different images.
+        have to ask, and each then holds all weights: they can be at different images.
         """
         average: nn.Module = self.average
         if self.config.fsdp:
@@ -325,10 +312,7 @@ class Trainer:
 
 
 def _loss_scaler(precision: str, device: torch.device) -> torch.amp.GradScaler:
-    """Dynamic loss scaling for fp16; for other precisions a scale that stays 1.
-
-    Either way a step whose gradients are not finite is left out.
-    """
+    """Dynamic loss scaling for fp16, else by 1; steps without finite gradients are left out."""
     scaler = torch.amp.GradScaler(device.type, init_scale=65536.0 if precision == "fp16" else 1.0)
     if precision != "fp16":
         scaler.set_growth_factor(1.0)

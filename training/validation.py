@@ -1,6 +1,7 @@
 """Held-out images while training: PSNR of the one-step MMSE estimate, Fréchet distances, pictures.
 
-An unconditional network draws images instead, from the same noise every time.
+An unconditional network draws images instead, from the same noise every time. Values are the same
+on every process, NaN if a restoration is not finite; Interrupted is raised where a signal comes.
 """
 
 import math
@@ -26,11 +27,6 @@ from runtime.progress import progress
 from samplers import Sampler
 
 SEED = 1  # its own, so that the operators are not those of the evaluation afterwards
-
-
-def members(family: Family) -> dict[str, Family]:
-    """The families that a training family consists of, by name."""
-    return {type(part).__name__: part for part in family.parts()}
 
 
 @dataclass(frozen=True)
@@ -64,131 +60,98 @@ class HeldoutImages:
         )  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Validation:
-    """PSNR of the one-step MMSE estimate of the first `count` held-out images."""
-
-    images: HeldoutImages
-    count: int
-    estimator: Sampler
-
-    def __call__(self, denoiser: Callable) -> dict[str, float]:
-        """Mean PSNR (dB) for each family, on every process, NaN if an estimate is not finite.
-
-        Interrupted where a signal to end comes.
-        """
-        families, indices = self.images.families, self.images.share(self.count)
-        values: dict[str, list[float]] = {name: [] for name in families}
-        with suppress(signals.Interrupted):
-            for restored in self.images.restored(indices, denoiser, {"mmse": self.estimator}):
-                found = psnr(to_uint8(restored.x), restored.truth)
-                found[~restored.x.flatten(1).isfinite().all(1)] = math.nan
-                values[restored.group.degradation] += found[: len(restored.group.indices)].tolist()
-        distributed.check_interrupted()
-        shares = distributed.gather(values)
-        return {name: mean([v for share in shares for v in share[name]]) for name in families}
+def heldout_psnr(
+    images: HeldoutImages, count: int, estimator: Sampler, denoiser: Callable
+) -> dict[str, float]:
+    """Mean PSNR (dB) of the estimates of the first `count` images, for each family."""
+    values: dict[str, list[float]] = {name: [] for name in images.families}
+    with suppress(signals.Interrupted):
+        for restored in images.restored(images.share(count), denoiser, {"mmse": estimator}):
+            found = psnr(to_uint8(restored.x), restored.truth)
+            found[~restored.x.flatten(1).isfinite().all(1)] = math.nan
+            values[restored.group.degradation] += found[: len(restored.group.indices)].tolist()
+    distributed.check_interrupted()
+    shares = distributed.gather(values)
+    return {name: mean([v for share in shares for v in share[name]]) for name in values}
 
 
-@dataclass(frozen=True)
-class HeldoutDistances:
-    """Fréchet distances between restored held-out images and a reference, for each family.
+def heldout_distances(
+    images: HeldoutImages,
+    count: int,
+    sampler: Sampler,
+    reference: Reference,
+    detectors: Mapping[str, Detector],
+    denoiser: Callable,
+) -> dict[str, dict[str, float]]:
+    """{family: {metric: Fréchet distance}} of the first `count` restored images to a reference."""
+    families, indices = images.families, images.share(count)
+    statistics = {name: {metric: FeatureStatistics() for metric in detectors} for name in families}
+    failed: set[str] = set()
+    total, first = len(indices) * len(families), distributed.rank() == 0
+    bar = progress(total, "held out", "images", silent=not first)
+    with suppress(signals.Interrupted), bar:
+        for restored in images.restored(indices, denoiser, {"sample": sampler}):
+            family, own = restored.group.degradation, len(restored.group.indices)
+            x = restored.x[:own]
+            finite = x.flatten(1).isfinite().all(1)
+            if not finite.all():
+                failed.add(family)
+            for metric, detector in detectors.items():
+                statistics[family][metric].update(detector(to_uint8(x))[finite])
+            bar.update(own)
+    distributed.check_interrupted()
+    failed = failed.union(*distributed.gather(failed))
+    values = {name: dict.fromkeys(detectors, math.nan) for name in families}
+    for family, found in statistics.items():
+        for metric, detector in detectors.items():
+            whole = found[metric].reduced(distributed.sum_tensor, detector.features)
+            if first and family not in failed:  # roots of large matrices: once is enough
+                values[family][metric] = reference.moments(detector.name).distance(whole)
+    return distributed.value_of_first(values)
 
-    The first `count` images are restored by `sampler`.
+
+def draw_restorations(
+    images: HeldoutImages,
+    count: int,
+    samplers: Mapping[str, Sampler],
+    denoiser: Callable,
+    path: Path,
+) -> None:
+    """Draw the first `count` images into the PNG file `path`, the same ones every time.
+
+    Each row has the original, the measurement, H†y and, by title, what the samplers restore.
     """
-
-    images: HeldoutImages
-    reference: Reference
-    detectors: Mapping[str, Detector]
-    sampler: Sampler
-    count: int
-
-    def __call__(self, denoiser: Callable) -> dict[str, dict[str, float]]:
-        """{family: {metric: distance}} on every process, NaN if a sample is not finite.
-
-        Interrupted where a signal to end comes.
-        """
-        families, indices = self.images.families, self.images.share(self.count)
-        statistics = {
-            family: {metric: FeatureStatistics() for metric in self.detectors}
-            for family in families
-        }
-        failed: set[str] = set()
-        total, first = len(indices) * len(families), distributed.rank() == 0
-        bar = progress(total, "held out", "images", silent=not first)
-        with suppress(signals.Interrupted), bar:
-            for restored in self.images.restored(indices, denoiser, {"sample": self.sampler}):
-                family, count = restored.group.degradation, len(restored.group.indices)
-                x = restored.x[:count]
-                finite = x.flatten(1).isfinite().all(1)
-                if not finite.all():
-                    failed.add(family)
-                for metric, detector in self.detectors.items():
-                    statistics[family][metric].update(detector(to_uint8(x))[finite])
-                bar.update(count)
-        distributed.check_interrupted()
-        failed = failed.union(*distributed.gather(failed))
-        values: dict[str, dict[str, float]] = {family: {} for family in families}
-        for family, own in statistics.items():
-            for metric, detector in self.detectors.items():
-                whole = own[metric].reduced(distributed.sum_tensor, detector.features)
-                value = math.nan
-                if first and family not in failed:  # roots of large matrices: once is enough
-                    value = self.reference.moments(detector.name).distance(whole)
-                values[family][metric] = distributed.value_of_first(value)
-        return values
+    methods: dict[str, Callable] = {
+        "H†y": lambda denoiser, noise, problem, draws: problem.pinv(), **samplers
+    }  # fmt: skip
+    indices = range(min(count, len(images.dataset)))
+    pictures: dict[tuple[str, int], dict[str, Tensor]] = {}
+    for restored in images.restored(indices, denoiser, methods):
+        family, x = restored.group.degradation, to_uint8(restored.x.nan_to_num())
+        measured = restored.problem.degradation.measurement_image(restored.problem.y)
+        for i, index in enumerate(restored.group.indices):
+            row = pictures.setdefault((family, index), {"original": restored.truth[i].cpu()})
+            if measured is not None:
+                row["measurement"] = to_uint8(measured[i]).cpu()
+            row[restored.method] = x[i].cpu()
+    write_pictures(path, pictures, list(images.families), most=len(pictures))
 
 
-@dataclass(frozen=True)
-class Sheet:
-    """A picture of the first `count` held-out images, the same ones every time.
-
-    Each row has the original, the measurement, H†y, the MMSE estimate and, by `sampler`, a sample.
-    """
-
-    images: HeldoutImages
-    estimator: Sampler
-    sampler: Sampler | None
-    count: int
-
-    def __call__(self, denoiser: Callable, path: Path) -> None:
-        """Draw the denoiser's restorations into the PNG file `path`."""
-        samplers: dict[str, Callable] = {
-            "H†y": lambda denoiser, noise, problem, draws: problem.pinv(),
-            "MMSE": self.estimator,
-        }
-        if self.sampler is not None:
-            samplers["sample"] = self.sampler
-        indices = range(min(self.count, len(self.images.dataset)))
-        pictures: dict[tuple[str, int], dict[str, Tensor]] = {}
-        for restored in self.images.restored(indices, denoiser, samplers):
-            family, x = restored.group.degradation, to_uint8(restored.x.nan_to_num())
-            measured = restored.problem.degradation.measurement_image(restored.problem.y)
-            for i, index in enumerate(restored.group.indices):
-                row = pictures.setdefault((family, index), {"original": restored.truth[i].cpu()})
-                if measured is not None:
-                    row["measurement"] = to_uint8(measured[i]).cpu()
-                row[restored.method] = x[i].cpu()
-        write_pictures(path, pictures, list(self.images.families), most=len(pictures))
-
-
-@dataclass(frozen=True)
-class Samples:
-    """Images that a network draws without a measurement, the classes in turn."""
-
-    image_shape: tuple[int, int, int]
-    num_classes: int
-    sampler: Sampler
-    count: int
-    device: torch.device
-
-    def __call__(self, denoiser: Callable, path: Path) -> None:
-        """Draw them into the PNG file `path`."""
-        draws = Draws([derive_seed(SEED, "sheet", i) for i in range(self.count)], self.device)
-        noise = draws.normal(self.image_shape, "latent")
-        labels = None
-        if self.num_classes:
-            labels = torch.arange(self.count, device=self.device) % self.num_classes
-        problem = Problem.without_measurement(self.count, self.image_shape, labels, self.device)
-        with torch.no_grad():
-            x = to_uint8(self.sampler(denoiser, noise, problem, draws).nan_to_num()).cpu()
-        write_grid(path, [list(x)], ["sample"] * self.count)
+def draw_samples(
+    dataset: ImageDataset,
+    count: int,
+    sampler: Sampler,
+    device: torch.device,
+    denoiser: Callable,
+    path: Path,
+) -> None:
+    """Draw images of a network without a measurement, the classes in turn, into the PNG `path`."""
+    draws = Draws([derive_seed(SEED, "sheet", i) for i in range(count)], device)
+    noise = draws.normal(dataset.image_shape, "latent")
+    labels = None
+    if dataset.num_classes:
+        labels = torch.arange(count, device=device) % dataset.num_classes
+    problem = Problem.without_measurement(count, dataset.image_shape, labels, device)
+    with torch.no_grad():
+        x = to_uint8(sampler(denoiser, noise, problem, draws).nan_to_num()).cpu()
+    write_grid(path, [list(x)], ["sample"] * count)

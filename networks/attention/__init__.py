@@ -66,10 +66,7 @@ def backend_in_use() -> str | None:
 
 @contextmanager
 def use_backend(name: str) -> Iterator[None]:
-    """Demand a backend for all neighbourhoods inside; for tests and benchmarks.
-
-    Raises ValueError for a name that is not in `BACKENDS`.
-    """
+    """Demand one of the `BACKENDS` for all neighbourhoods inside; for tests and benchmarks."""
     if name not in BACKENDS:
         raise ValueError(f"unknown attention backend '{name}'; known are {', '.join(BACKENDS)}")
     _forced.append(name)

@@ -81,10 +81,7 @@ def _tile(h: int, w: int) -> tuple[int, int]:
 
 
 def _precision(q: Tensor, v: Tensor) -> torch.dtype:
-    """That of v, but on a CPU that of q where gradients are wanted.
-
-    The backward pass of the CPU's kernel is nearly twice as fast in float32 as in bf16.
-    """
+    # The backward pass of the CPU's kernel is nearly twice as fast in float32 as in bf16.
     return q.dtype if q.device.type == "cpu" and torch.is_grad_enabled() else v.dtype
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from degradation import FAMILIES, Draws, Family, FromPhysics, GaussianNoise, Problem, get_family
 from networks import Denoiser, LevelConfig, NetworkConfig, make_config
 from networks.attention import use_backend
-from networks.dropout import seeded
+from networks.dropout import seed_dropout
 from samplers import Heun
 
 SHAPE = (3, 16, 16)
@@ -204,7 +204,7 @@ def test_recomputed_levels_have_the_same_gradients() -> None:
 
 @pytest.mark.parametrize("structure", [None, 2])
 def test_recomputed_blocks_drop_what_they_dropped(structure: int | None) -> None:
-    """Also when the backward pass runs after the seeds are gone, as it does in training."""
+    """Also when the backward pass runs twice."""
     levels = [dataclasses.replace(x, dropout=0.3) for x in make_config("tiny").levels]
     config = dataclasses.replace(make_config("tiny"), levels=tuple(levels))
     denoiser = randomised(config).train()
@@ -212,8 +212,8 @@ def test_recomputed_blocks_drop_what_they_dropped(structure: int | None) -> None
     task, x = problem(get_family(name), structure, 3), torch.randn(2, *SHAPE)
 
     def gradients() -> list[Tensor]:
-        with seeded(denoiser, [4, 9]):
-            loss = denoiser(x, 0.7, task).square().sum()
+        seed_dropout(denoiser, [4, 9])
+        loss = denoiser(x, 0.7, task).square().sum()
         weights = list(denoiser.net.mid_level.parameters())
         first = torch.autograd.grad(loss, weights, retain_graph=True)
         return [*first, *torch.autograd.grad(loss, weights)]

@@ -6,14 +6,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from networks.dropout import Dropout, seeded
+from networks.dropout import Dropout, seed_dropout
 
 
 def kept(seeds: list[int], layers: int = 1, count: int = 40_000, p: float = 0.3) -> Tensor:
     """What each layer leaves of so many ones, `[layers, B, count]`."""
     network = nn.ModuleList(Dropout(p) for _ in range(layers)).train()
-    with seeded(network, seeds):
-        return torch.stack([layer(torch.ones(len(seeds), count)) for layer in network])
+    seed_dropout(network, seeds)
+    return torch.stack([layer(torch.ones(len(seeds), count)) for layer in network])
 
 
 @pytest.mark.parametrize("p", [0.05, 0.3])
@@ -48,11 +48,11 @@ def test_it_is_idle_in_evaluation_and_plain_without_seeds() -> None:
     torch.manual_seed(1)
     assert torch.equal(plain, nn.Dropout(0.5)(x))
     layer.eval()
-    with seeded(layer, [1, 2]):
-        assert torch.equal(layer(x), x)
+    seed_dropout(layer, [1, 2])
+    assert torch.equal(layer(x), x)
 
 
 def test_a_compiled_layer_drops_the_same() -> None:
     layer, x = Dropout(0.5).train(), torch.ones(2, 300)
-    with seeded(layer, [3, 2**40]):
-        assert torch.equal(torch.compile(layer, fullgraph=True)(x), layer(x))
+    seed_dropout(layer, [3, 2**40])
+    assert torch.equal(torch.compile(layer, fullgraph=True)(x), layer(x))

@@ -252,6 +252,9 @@ def test_a_failure_is_raised_where_training_goes_on(call):
 # ---- nothing is waited for -----------------------------------------------------------------------
 
 
+LOSS = torch.ones(())
+
+
 @pytest.fixture
 def no_waiting(monkeypatch) -> Callable[[], None]:
     """From its call on, asking for a value of a tensor, for which a GPU would be waited, raises."""
@@ -287,7 +290,7 @@ def test_an_update_asks_the_device_for_no_value(no_waiting):
     model = trainer()
     backward(model)
     no_waiting()
-    model.meter.add(torch.ones(()), model._update(0.0))
+    model._update(LOSS, 0.0)
     with pytest.raises(AssertionError, match="waited for"):
         model.check_skips()
 
@@ -296,13 +299,13 @@ def test_an_update_asks_the_device_for_no_value(no_waiting):
 def test_gradients_are_unscaled_and_clipped_to_the_norm(precision):
     plain = trainer(precision="fp32", clip=None)
     backward(plain)
-    norm = plain._update(0.0)
+    norm = plain._update(LOSS, 0.0)
     assert norm == pytest.approx(sum(p.numel() for p in plain.parameters) ** 0.5, rel=1e-5)
     clipped = trainer(precision=precision, clip=norm.item() / 4)
     backward(clipped)
     for p in clipped.parameters:
         p.grad *= clipped.scaler.get_scale()
-    assert clipped._update(0.0) == pytest.approx(norm.item(), rel=1e-5)
+    assert clipped._update(LOSS, 0.0) == pytest.approx(norm.item(), rel=1e-5)
     for one, other in zip(
         plain.optimizer.state.values(), clipped.optimizer.state.values(), strict=True
     ):
@@ -313,13 +316,13 @@ def test_the_scale_of_fp16_goes_on_after_a_resume_and_doubles_after_2000_finite_
     model = trainer()
     model.scaler.load_state_dict(model.scaler.state_dict() | {"_growth_tracker": 1998})
     backward(model)
-    model._update(0.0)
+    model._update(LOSS, 0.0)
     write_checkpoint(model, tmp_path)
     back = trainer()
     back.resume(tmp_path)
     assert back.state()[0].scaler == {"scale": 65536.0, "good": 1999}
     backward(back)
-    back._update(0.0)
+    back._update(LOSS, 0.0)
     assert back.state()[0].scaler == {"scale": 131072.0, "good": 0}
 
 
@@ -328,13 +331,13 @@ def test_skipped_steps_are_counted_across_a_resume(tmp_path):
     for _ in range(2):
         backward(model)
         model.parameters[0].grad.fill_(torch.inf)
-        model._update(0.0)
+        model._update(LOSS, 0.0)
     write_checkpoint(model, tmp_path)
     back = trainer()
     back.resume(tmp_path)
     assert back.progress.skipped == back.progress.skipped_in_a_row == 2
     assert back.scaler.get_scale() == 16384 and back.state()[0].scaler["good"] == 0
     backward(back)
-    back._update(0.0)
+    back._update(LOSS, 0.0)
     back.check_skips()
     assert back.progress.skipped == 2 and back.progress.skipped_in_a_row == 0

@@ -240,15 +240,15 @@ def test_a_broken_image_ends_training_with_its_name(pictures, tmp_path, workers)
 
 
 def test_weights_are_kept_before_the_long_measurement(home, tmp_path, monkeypatch):
-    from training.validation import HeldoutDistances
+    import commands.train
 
-    def killed(self, denoiser):
+    def killed(*arguments):
         raise KeyboardInterrupt
 
     detector = "--detector", f"three={home / 'three.pt'}", "--trust-detector"
     options = "--ref-path", home / "ref.safetensors", *detector
     with monkeypatch.context() as patch:
-        patch.setattr(HeldoutDistances, "__call__", killed)
+        patch.setattr(commands.train, "heldout_distances", killed)
         result = start(home, tmp_path / "run", *options, "--measure-every=8")
     assert result.exit_code == 1  # click's for a keyboard interrupt
     assert (tmp_path / "run" / "weights.safetensors").exists()

@@ -26,7 +26,7 @@ from training.checkpoint import list_checkpoints
 from training.config import TrainConfig
 from training.log import read_log
 from training.trackers import WeightsAndBiases, flat
-from training.validation import HeldoutImages, Sheet, members
+from training.validation import HeldoutImages, draw_restorations
 
 TRAIN = [
     "--preset=tiny", "--data-opt=resolution=16", "--data-opt=size=8", "-b", "4", "--ramp=0",
@@ -66,15 +66,16 @@ def test_sheets_are_of_the_same_images_and_are_in_the_log(finished):
 
 def test_a_sheet_of_the_default_settings_is_one_picture(tmp_path):
     """Of the mixture that is trained on: 16 rows."""
-    families, config = members(RandomDegradation()), TrainConfig()
+    families = {type(part).__name__: part for part in RandomDegradation().parts()}
+    config = TrainConfig()
     data, cpu = Photos(16, "heldout", size=8), torch.device("cpu")
     images = HeldoutImages(data, families, make_noise(), 4, cpu)
     rows = len(families) * config.sheet_images
     assert rows > 12  # more than a page of an evaluation
-    draw = Sheet(images, MMSE(), None, config.sheet_images)
-    draw(lambda x, sigma, problem: torch.zeros_like(x), tmp_path / "sheet.png")
-    assert [path.name for path in tmp_path.iterdir()] == ["sheet.png"]
-    assert pixels(tmp_path / "sheet.png").shape[0] > rows * 128
+    path, zeros = tmp_path / "sheet.png", lambda x, sigma, problem: torch.zeros_like(x)
+    draw_restorations(images, config.sheet_images, {"MMSE": MMSE()}, zeros, path)
+    assert list(tmp_path.iterdir()) == [path]
+    assert pixels(path).shape[0] > rows * 128
 
 
 @pytest.mark.drawn
