@@ -86,9 +86,7 @@ def cells_of(table: Table, rows: Sequence[int], results: Path) -> Cells:
 def _table_cell(key: str, block: Block, row: Row, results: Path) -> Cell:
     """The cell of a row in a block, of which this is the key."""
     setting = setting_of(block.setting)
-    picked = setting.baselines.get(row.sampler, {})
-    if row.network:
-        picked = _defaults(setting, row.sampler)
+    picked = _defaults(setting, row.sampler)
     chosen = texts(picked | _preset(row.sampler, row.presets.get(key)) | row.options)
     options: dict[str, Any] = {
         "metrics": ",".join(_measured(setting, block)),
@@ -135,7 +133,7 @@ def figure_cell(figure: Figure, results: Path) -> Cell:
 
 
 def _defaults(setting: Setting, sampler: str) -> dict[str, Any]:
-    """The options of a sampler in a setting."""
+    """The options of a sampler or baseline in a setting."""
     return _preset(sampler, setting.presets.get(sampler)) | setting.samplers.get(sampler, {})
 
 

@@ -9,7 +9,6 @@ from runtime.records import parse_yaml, record
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER = ROOT / "configs" / "tables"
-SCALES = ("paper", "small")
 
 T = TypeVar("T")
 
@@ -44,11 +43,9 @@ class Setting:
     ref: Made | None = None
     any_count: bool = False
     samplers: dict[str, dict[str, Any]] = field(default_factory=dict)
-    """Options of samplers, by name, before those of a row."""
+    """Options of samplers and baselines, by name, before those of a row."""
     presets: dict[str, str] = field(default_factory=dict)
     """Presets of samplers, by name, likewise."""
-    baselines: dict[str, dict[str, Any]] = field(default_factory=dict)
-    """Options of baselines, likewise."""
     cfg: float | None = None
 
 
