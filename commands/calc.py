@@ -133,17 +133,12 @@ def _distances(
     detectors = list({d.name: d for d in by_metric.values()}.values())  # fd, kd share
     if not detectors:
         return {}
+    kernel = any(DISTANCES[metric].kernel for metric in by_metric)
 
     def statistics(images: ImageDir) -> dict:
+        count, title = len(images), images.path.name
         return dataset_statistics(
-            images,
-            detectors,
-            len(images),
-            options.batch,
-            options.workers,
-            device,
-            images.path.name,
-            any(DISTANCES[metric].kernel for metric in by_metric),
+            images, detectors, count, options.batch, options.workers, device, title, keep=kernel
         )
 
     mine, distances = statistics(comparison.images), comparison.distances

@@ -38,7 +38,7 @@ def calibrated(
     totals = {key: distributed.sum_tensor(records.histograms[key]) for key in keys}
     if distributed.rank() or not methods:
         return {}, []
-    parts = [folder / sample_file(rank) for rank in range(distributed.world_size())]
+    parts = [folder / f"samples-{rank}.csv" for rank in range(distributed.world_size())]
     values = write_merged(folder / "samples.csv", parts, degradations, records.names)
     found: Found = {
         degradation: {
@@ -54,8 +54,3 @@ def calibrated(
         own = {degradation: values[degradation][method] for degradation in found}
         write_calibration(folder / pictures[-1], method, cells, own)
     return found, ["samples.csv", *pictures]
-
-
-def sample_file(rank: int) -> str:
-    """Where a process keeps its rows."""
-    return f"samples-{rank}.csv"

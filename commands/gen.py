@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from commands import methods
-from commands.calibrate import calibrated, sample_counts, sample_file
+from commands.calibrate import calibrated, sample_counts
 from commands.cli import check_once, checked_count, chosen
 from commands.families import families_of
 from commands.files import IMAGES, check_new, publish, results_of, working_folder
@@ -190,7 +190,7 @@ def _measured(evaluation: Evaluation, folder: Path) -> tuple[Measure, SampleReco
     with (
         progress(total, title, unit, silent=rank != 0) as bar,
         PartialRecords(folder / f"{rank}.csv", per_image) as records,
-        SampleRecords(folder / sample_file(rank), options.samples) as samples,
+        SampleRecords(folder / f"samples-{rank}.csv", options.samples) as samples,
         ImageWriter(folder / IMAGES) as writer,
     ):
         measure = Measure(

@@ -66,7 +66,12 @@ def restore(options: RestoreOptions) -> None:
 
 def _build(options: RestoreOptions, device: torch.device) -> Restoration:
     """Everything that an option can get wrong comes first. Raises ValueError."""
-    net = options.net or _shipped()
+    net = options.net or SHIPPED
+    if options.net is None and not net.is_file():
+        raise ValueError(
+            f"{net} is missing: get it back by `git checkout -- checkpoints`, or name other "
+            "weights by --net"
+        )
     name, sampler_opt = options.sampler, options.sampler_opt
     if name is None:
         name, sampler_opt = "dpm", {"num_steps": "8", "eta": "1"} | sampler_opt
@@ -98,16 +103,6 @@ def _build(options: RestoreOptions, device: torch.device) -> Restoration:
             "more, or --sampler dpm"
         )
     return Restoration(options, net, denoiser, sampler, task, evaluations, precision, baselines)
-
-
-def _shipped() -> Path:
-    """The weights that come with the project. Raises ValueError if they are missing."""
-    if SHIPPED.is_file():
-        return SHIPPED
-    raise ValueError(
-        f"{SHIPPED} is missing: get it back by `git checkout -- checkpoints`, or name other "
-        "weights by --net"
-    )
 
 
 def _check_network(options: RestoreOptions, net: Path, denoiser: Model) -> None:

@@ -73,10 +73,12 @@ def write_restored(
 ) -> None:
     """Write everything into an unfinished folder, then move it; `restore.json` comes last."""
     pictures = _pictures(task, restored)
-    for name, (_, image) in pictures.items():
+    titles = []
+    for name, (title, image) in pictures.items():
         if name != "original":  # the user has it
             write_picture(unfinished / f"{name}.png", image)
-    titles = [_titled(name, title, metrics) for name, (title, _) in pictures.items()]
+        value = metrics["pictures"].get(name, {}).get("psnr")
+        titles.append(title if value is None else f"{title} {value:.2f} dB")
     cells = [_small(image) for _, image in pictures.values()]
     write_grid(unfinished / "sheet.png", [cells], titles)
     if restored.components is not None:
@@ -107,12 +109,12 @@ def _pictures(task: Task, restored: Restored) -> dict[str, tuple[str, Tensor]]:
 def _write_components(path: Path, mean: Tensor, found: Components) -> None:
     """A row for each component: itself, and what the image might be along it (paper, Fig. 4)."""
     steps = {"mean − 2σ": -2, "mean − σ": -1, "mean": 0, "mean + σ": 1, "mean + 2σ": 2}
-    pairs = list(zip(found.components[0], found.deviations[0].tolist(), strict=True))
     rows = [
         [enhanced(component), *(to_uint8(mean + step * component) for step in steps.values())]
-        for component, _ in pairs
+        for component in found.components[0]
     ]
-    labels = [f"component {k}\nσ = {deviation:.3g}" for k, (_, deviation) in enumerate(pairs, 1)]
+    deviations = enumerate(found.deviations[0].tolist(), 1)
+    labels = [f"component {k}\nσ = {deviation:.3g}" for k, deviation in deviations]
     cells = [[_small(image) for image in row] for row in rows]
     write_grid(path, cells, ["contrast enhanced", *steps], labels)
 
@@ -130,8 +132,3 @@ def _small(image: Tensor) -> Tensor:
     sides = [max(1, round(n * factor)) for n in image.shape[1:]]
     small = F.interpolate(image[None].float(), sides, mode="area")
     return small[0].round().to(torch.uint8)
-
-
-def _titled(name: str, title: str, metrics: Mapping[str, Any]) -> str:
-    value = metrics["pictures"].get(name, {}).get("psnr")
-    return title if value is None else f"{title} {value:.2f} dB"

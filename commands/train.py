@@ -31,14 +31,7 @@ from training.curves import draw_curves
 from training.loop import WEIGHTS, Heldout, train
 from training.trackers import check_trackers
 from training.trainer import Trainer, noise_of
-from training.validation import (
-    HeldoutDistances,
-    HeldoutImages,
-    Samples,
-    Sheet,
-    Validation,
-    members,
-)
+from training.validation import HeldoutDistances, HeldoutImages, Samples, Sheet, Validation, members
 from zero_shot import Unrolled
 
 # What restores held-out images while a run of this objective trains, beside the MMSE estimate; a
