@@ -15,6 +15,7 @@ import torch
 import torch.distributed as dist
 
 from runtime import signals
+from runtime.errors import one_sentence_errors
 from runtime.launcher import Place, launched, place
 
 _PATIENCE = datetime.timedelta(minutes=30)  # with the slowest process
@@ -31,11 +32,8 @@ def process_group() -> Iterator[torch.device]:
 
     Uses NCCL if every process has a GPU of its own, else gloo.
     """
-    try:
+    with one_sentence_errors():
         here = place()
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
     on_gpu, device = torch.cuda.is_available(), torch.device("cpu")
     if on_gpu:
         device = torch.device("cuda", here.local_rank % torch.cuda.device_count())
