@@ -25,7 +25,7 @@ from metrics.records import write_metrics
 from metrics.report import UNITS, shown, title_of
 from metrics.statistics import Distances, Moments, Reference
 from runtime import distributed
-from runtime.errors import DataError, data_errors, one_sentence_errors
+from runtime.errors import DataError, one_sentence_errors
 from runtime.progress import progress
 from runtime.tables import table
 
@@ -50,7 +50,7 @@ def calculate(options: CalcOptions) -> None:
     with distributed.process_group() as device:
         with one_sentence_errors():
             comparison = _build(options, device)
-        with data_errors(), ExitStack() as stack:
+        with ExitStack() as stack:
             folder = options.outdir and stack.enter_context(working_folder(options.outdir, RESULTS))
             values = _paired(options, comparison, device) | _distances(options, comparison, device)
             if distributed.rank():
@@ -61,7 +61,7 @@ def calculate(options: CalcOptions) -> None:
                 settings = {"processes": distributed.world_size(), "detector_files": files}
                 record = {"units": UNITS, "values": values}
                 write_metrics(folder, record, asdict(options) | settings)
-                publish(folder, options.outdir, ["metrics.json"])
+                publish(folder, options.outdir, RESULTS)
                 print(f"results: {options.outdir}")
 
 

@@ -138,8 +138,7 @@ def _finish(drawing: Evaluation, folder: Path, measure: Measure, samples: Sample
     settings["sampler"] = settings["samplers"][""]
     settings |= {"pictures": drawing.pictures, "samplers": options.samplers}
     write_metrics(folder, record, settings)
-    pictures = [IMAGES] * options.save_images + ["grid.png"]
-    publish(folder, options.outdir, [*pictures, "metrics.json"])
+    publish(folder, options.outdir, results_of(options))
     print(table(*metrics_rows(named, drawing.names, options.compiled)))
     print(f"results: {options.outdir}")
 

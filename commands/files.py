@@ -63,15 +63,15 @@ def _remove(folders: Sequence[Path]) -> None:
             path.rmdir()
 
 
-def publish(folder: Path, outdir: Path, names: Sequence[str]) -> None:
-    """Move finished files and folders from a working folder to their place, in this order."""
-    for name in names:
-        if (folder / name).exists():
-            (folder / name).replace(outdir / name)
+def publish(folder: Path, outdir: Path, results: Sequence[str]) -> None:
+    """Move finished files and folders from a working folder to their place, the first one last."""
+    for pattern in reversed(results):
+        for path in folder.glob(pattern):
+            path.replace(outdir / path.name)
 
 
 def results_of(options: GenOptions) -> tuple[str, ...]:
-    """What `gen` leaves, as patterns."""
+    """What `gen` leaves, as patterns, the record first."""
     return (*RESULTS, IMAGES) if options.save_images else RESULTS
 
 

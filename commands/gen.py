@@ -27,7 +27,6 @@ from datautils import ImageDataset, get_dataset
 from datautils.identity import Identity, classes_of, identity
 from degradation import Family, Noise, check_noise, make_noise
 from metrics.evaluate import Restore, Restored, restorations
-from metrics.examples import NAME as EXAMPLES
 from metrics.examples import write_examples
 from metrics.features import DISTANCES
 from metrics.images import ImageWriter
@@ -43,7 +42,7 @@ from networks.analytic import PriorConfig
 from networks.precision import resolve_precision
 from networks.presets import conditioning_of
 from runtime import distributed, signals
-from runtime.errors import data_errors, one_sentence_errors
+from runtime.errors import one_sentence_errors
 from runtime.memory import check_memory
 from runtime.progress import progress
 from runtime.records import record
@@ -111,10 +110,7 @@ def run(
     with distributed.process_group() as device:
         with one_sentence_errors():
             evaluation = build(options, device)
-        with (
-            data_errors(),
-            working_folder(options.outdir, results_of(options), resumes=True) as folder,
-        ):
+        with working_folder(options.outdir, results_of(options), resumes=True) as folder:
             return finish(evaluation, folder, *_measured(evaluation, folder))
 
 
@@ -233,15 +229,16 @@ def _finish(
     """Bring the processes' shares together; the first writes the files and prints the table."""
     options = evaluation.options
     shares, found = gathered(evaluation, measure)
-    sampled, files = calibrated(folder, [*evaluation.families], [*evaluation.samples], samples)
+    sampled = calibrated(folder, [*evaluation.families], [*evaluation.samples], samples)
     if distributed.rank():
         return {}
     order, per_image = list(evaluation.families), measure.metrics
     parts = [folder / f"{rank}.csv" for rank in range(distributed.world_size())]
     merged = write_merged(folder / "per_image.csv", parts, order, per_image)
     pictures = {key: images for share in shares for key, images in share.pictures.items()}
-    grids = write_pictures(folder / "grid.png", pictures, order) if pictures else []
-    grids += _write_components(evaluation, folder, pictures)
+    if pictures:
+        write_pictures(folder / "grid.png", pictures, order)
+    _write_components(evaluation, folder, pictures)
     values = summarised(merged)
     for (degradation, method), cell in found.items():
         values[degradation][method] |= cell
@@ -254,8 +251,7 @@ def _finish(
     if "psnr" in per_image:
         examples = [share.examples for share in shares]
         write_examples(folder, examples, order, [*evaluation.methods])
-    pages = [IMAGES] * options.save_images + [grid.name for grid in grids] + files
-    publish(folder, options.outdir, [*pages, EXAMPLES, "per_image.csv", "metrics.json"])
+    publish(folder, options.outdir, results_of(options))
     write_report(options.outdir)
     print(table(*metrics_rows(values, evaluation.names, options.compiled, options.intervals)))
     if evaluation.samples:
@@ -270,7 +266,7 @@ def _finish(
     return values
 
 
-def _write_components(evaluation: Evaluation, folder: Path, shown: Pictures) -> list[Path]:
+def _write_components(evaluation: Evaluation, folder: Path, shown: Pictures) -> None:
     """`components.png`: what networks with components say of the images that the grid shows."""
     restorers = {t: r for t, r in evaluation.restorers.items() if isinstance(r.sampler, NPPC)}
 
@@ -287,8 +283,9 @@ def _write_components(evaluation: Evaluation, folder: Path, shown: Pictures) -> 
             row["MMSE"] = images[title]
             row |= {f"component {k}": enhanced(w) for k, w in enumerate(components, 1)}
             pictures[f"{family}\n{title}", index] = row
-    labels = list(dict.fromkeys(label for label, _ in pictures))
-    return write_pictures(folder / "components.png", pictures, labels) if pictures else []
+    if pictures:
+        labels = list(dict.fromkeys(label for label, _ in pictures))
+        write_pictures(folder / "components.png", pictures, labels)
 
 
 def gathered(

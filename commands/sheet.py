@@ -84,8 +84,7 @@ def write_restored(
     if restored.components is not None:
         _write_components(unfinished / "components.png", restored.mmse[0], restored.components)
     write_metrics(unfinished, metrics, settings, name="restore.json")
-    paths = sorted(unfinished.glob("*.*"), key=lambda path: path.suffix == ".json")
-    publish(unfinished, folder, [path.name for path in paths])
+    publish(unfinished, folder, ["restore.json", "*.png"])
 
 
 def _pictures(task: Task, restored: Restored) -> dict[str, tuple[str, Tensor]]:

@@ -20,7 +20,7 @@ from metrics.statistics import load_reference, reference_detectors
 from networks import Denoiser, load_weights, make_config
 from runtime import distributed
 from runtime.environment import environment
-from runtime.errors import data_errors, one_sentence_errors
+from runtime.errors import one_sentence_errors
 from runtime.files import check_folder, claimed, plain, regular, replacing
 from runtime.launcher import first_here
 from runtime.options import arguments
@@ -94,10 +94,9 @@ def run(
                 trainer.resume(folder / "checkpoints", accept_changes)
             if distributed.rank() == 0:
                 _record(config, folder, command, trainer)
-        with data_errors():
-            train(trainer, dataset, folder, heldout)
-            if distributed.rank() == 0:
-                draw_curves([folder], folder / "curves.png")
+        train(trainer, dataset, folder, heldout)
+        if distributed.rank() == 0:
+            draw_curves([folder], folder / "curves.png")
 
 
 def with_data_options(config: TrainConfig, options: dict[str, str]) -> TrainConfig:
