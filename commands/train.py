@@ -19,9 +19,10 @@ from degradation import Family, NoDegradation, check_noise
 from metrics.statistics import load_reference, reference_detectors
 from networks import Denoiser, load_weights, make_config
 from runtime import distributed
+from runtime.credentials import plain
 from runtime.environment import environment
 from runtime.errors import one_sentence_errors
-from runtime.files import check_folder, claimed, plain, regular, replacing
+from runtime.files import check_folder, claimed, regular, replacing
 from runtime.launcher import first_here
 from runtime.options import arguments
 from samplers import DPM, Heun, InDI, Sampler, one_step
