@@ -150,25 +150,25 @@ def _metrics(restoration: Restoration, restored: Restored) -> dict[str, Any]:
     """What is known of every picture, by its name, and what it took."""
     task, cost, named = restoration.task, restoration.cost, restored.images()
     images = torch.stack([*named.values()])
-    pictures: dict[str, dict[str, float]] = {name: {} for name in named}
     problem = task.problem.expand(len(images))
     columns = {"consistency": consistency(problem.degradation, images, problem.y)}
-    if task.truth is not None:
-        truth = task.truth[None].to(images.device).expand(len(images), -1, -1, -1)
-        columns["psnr"] = psnr(to_uint8(images), truth)
-    if restored.before is not None:
-        others = problem[: len(restored.before)]  # the rest is not projected
-        columns["consistency_before_projection"] = consistency(
-            others.degradation, restored.before, others.y
-        )
     failed = ~(columns["consistency"] <= _limit(task))  # or not a number
     failed[-1] = False  # H†y
     if restoration.unconditional:  # its "mmse" is their mean
         count = len(restored.samples)
         failed[count : count + len(restored.mmse)] |= failed[:count].any()
+    if task.truth is not None:
+        truth = task.truth[None].to(images.device).expand(len(images), -1, -1, -1)
+        columns["psnr"] = psnr(to_uint8(images), truth).masked_fill(failed, math.nan)
+    if restored.before is not None:
+        others = problem[: len(restored.before)]  # the rest is not projected
+        columns["consistency_before_projection"] = consistency(
+            others.degradation, restored.before, others.y
+        )
+    pictures: dict[str, dict[str, float]] = {name: {} for name in named}
     for column, values in columns.items():
-        for name, value, bad in zip(named, values.tolist(), failed.tolist(), strict=False):
-            pictures[name][column] = math.nan if bad and column == "psnr" else value
+        for name, value in zip(named, values.tolist(), strict=False):
+            pictures[name][column] = value
     found = restored.components
     costs = {w: {name: counts[w] for name, counts in cost.counts.items()} for w in methods.COSTS}
     return {

@@ -61,13 +61,13 @@ def run(
             check_folder(folder)
             dataset = get_dataset(config.data_class, "train", **config.data)
             # Where a run goes on, a checkpoint replaces what it started from.
-            init = None if resume and _begun(folder) else config.init
+            goes_on = resume and _begun(folder)
+            init = None if goes_on else config.init
             denoiser, family = _denoiser(config, init, dataset), _family(config)
             family.check(dataset.image_shape)
             if config.objective == "unrolled":
                 check_operators({"unrolled": Unrolled()}, {"": family}, dataset.image_shape)
-                begins = config.init is None and not (resume and _begun(folder))
-                if begins and distributed.rank() == 0:
+                if not (config.init or goes_on) and distributed.rank() == 0:
                     print(
                         "unrolled begins from random weights, in the paper from those of an "
                         "unconditional network: give them by --init FILE",
