@@ -37,11 +37,9 @@ _OF_SETS = tuple(metric for metric, found in DISTANCES.items() if not found.proj
 class Comparison:
     """What is compared, once everything about it is checked."""
 
-    names: list[str]
-    """Metrics."""
+    names: list[str]  # metrics
     images: ImageDir
-    other: ImageDir | None
-    """None: a file of reference statistics."""
+    other: ImageDir | None  # none: a file of reference statistics
     distances: Distances
 
 

@@ -33,10 +33,8 @@ class Cell:
 
     name: str
     options: GenOptions
-    needs: tuple[Made, ...]
-    """Networks and references."""
-    missing: tuple[str, ...] = ()
-    """Commands or sentences that say how to get what is missing."""
+    needs: tuple[Made, ...]  # networks and references
+    missing: tuple[str, ...] = ()  # commands or sentences that say how to get what is missing
 
     @property
     def done(self) -> bool:

@@ -71,18 +71,13 @@ class Evaluation:
     noise: Noise
     dataset: ImageDataset
     count: int
-    names: list[str]
-    """Metrics."""
+    names: list[str]  # metrics
     distances: Distances
-    methods: dict[str, Restore]
-    """Restorations by title: baselines, then networks with samplers."""
-    restorers: dict[str, Restorer]
-    """Those of them with a network."""
+    methods: dict[str, Restore]  # restorations by title: baselines, then networks with samplers
+    restorers: dict[str, Restorer]  # those of them with a network
     precision: str
-    samples: dict[str, int]
-    """Of each image, by the titles of the methods that draw several."""
-    pictures: int
-    """Images of each family to show."""
+    samples: dict[str, int]  # of each image, by the titles of the methods that draw several
+    pictures: int  # images of each family to show
 
     def restored(
         self, methods: Mapping[str, Restore], indices: Sequence[int], **more: Any

@@ -62,19 +62,14 @@ def check(request: Request) -> None:
 class Task:
     """One photo to restore."""
 
-    problem: Problem
-    """Of the whole photo, a batch of one."""
+    problem: Problem  # of the whole photo, a batch of one
     tiling: Tiling
-    truth: Tensor | None
-    """The clean photo, uint8 `[3, H, W]`, or None if it is not known."""
-    measurement: Tensor | None
-    """y as a picture in [-1, 1], `[3, h, w]`, or None if it is not one."""
-    blur: TileBlur | None
-    """The operator of a tile if the photo is blurred and has several tiles."""
+    truth: Tensor | None  # the clean photo, uint8 `[3, H, W]`, or None if it is not known
+    measurement: Tensor | None  # y as a picture in [-1, 1], `[3, h, w]`, or None if it is not one
+    blur: TileBlur | None  # the operator of a tile if the photo is blurred and has several tiles
     notes: list[str] = field(default_factory=list)
     """What the user should know about how the photo was cut."""
-    grey: bool = False
-    """Whether the photo has no colours: then its restorations have none."""
+    grey: bool = False  # whether the photo has no colours: then its restorations have none
 
     @property
     def exact(self) -> bool:

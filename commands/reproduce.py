@@ -31,8 +31,7 @@ class Wanted:
 
     name: str
     what: Table | Figure
-    rows: list[int]
-    """The rows that are asked for, by their place in the table."""
+    rows: list[int]  # the rows that are asked for, by their place in the table
     cells: Cells
 
 

@@ -27,13 +27,11 @@ class Restored:
     """The images of one photo, `[·, 3, H, W]` in [-1, 1]."""
 
     samples: Tensor
-    mmse: Tensor
-    """One, or none if it would repeat the only sample."""
+    mmse: Tensor  # one, or none if it would repeat the only sample
     pinv: Tensor
     before: Tensor | None
     """Samples and MMSE estimate as they were before a projection onto Hx = y, if there was one."""
-    baselines: dict[str, Tensor] = field(default_factory=dict)
-    """By title, one image each."""
+    baselines: dict[str, Tensor] = field(default_factory=dict)  # by title, one image each
     components: Components | None = None
     """Principal components of the posterior, as many as were asked for."""
 
