@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from commands.cli import chosen
-from commands.files import RESULTS, check_new, publish, working_folder
+from commands.files import RESULTS, check_new, working_folder
 from commands.methods import distances_of
 from commands.options import CalcOptions
 from datautils.imagedir import ImageDir
@@ -54,12 +54,11 @@ def calculate(options: CalcOptions) -> None:
             if distributed.rank():
                 return
             print(table(["metric", "value", "95 % interval", "images"], _rows(values)))
-            if options.outdir and folder:
+            if folder:
                 files = {d.name: d.sha256 for d in comparison.distances.detectors.values()}
                 settings = {"processes": distributed.world_size(), "detector_files": files}
                 record = {"units": UNITS, "values": values}
                 write_metrics(folder, record, asdict(options) | settings)
-                publish(folder, options.outdir, RESULTS)
                 print(f"results: {options.outdir}")
 
 

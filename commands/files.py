@@ -7,13 +7,12 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from commands.options import GenOptions
 from metrics.keeping import FOLDER as KEPT
 from runtime import distributed
 from runtime.errors import one_sentence_errors
 from runtime.files import check_folder, claimed
 
-RESULTS = (
+RESULTS = (  # of an evaluation, as patterns, the record first
     *("metrics.json", "per_image.csv", "samples.csv", "examples.json", "report.html"),
     *("grid*.png", "components*.png", "calibration*.png"),
 )
@@ -25,6 +24,9 @@ _OURS = (".lock", UNFINISHED)
 @contextmanager
 def working_folder(outdir: Path, results: Sequence[str], resumes: bool = False) -> Iterator[Path]:
     """A folder inside `outdir`, shared by all processes. It is removed at the end.
+
+    If the block ends well, the `results` in it, given as patterns, then move to `outdir`, the first
+    one last.
 
     resumes: if the block is cut off, what is kept in it (`metrics.keeping`) stays for the next run.
 
@@ -44,6 +46,9 @@ def working_folder(outdir: Path, results: Sequence[str], resumes: bool = False) 
                 folder.mkdir(exist_ok=True)
         yield folder
         if distributed.rank() == 0:
+            for pattern in reversed(results):
+                for path in folder.glob(pattern):
+                    path.replace(outdir / path.name)
             shutil.rmtree(folder / KEPT, ignore_errors=True)
 
 
@@ -61,18 +66,6 @@ def _remove(folders: Sequence[Path]) -> None:
     for path in folders:
         with contextlib.suppress(OSError):  # what holds results stays
             path.rmdir()
-
-
-def publish(folder: Path, outdir: Path, results: Sequence[str]) -> None:
-    """Move finished files and folders from a working folder to their place, the first one last."""
-    for pattern in reversed(results):
-        for path in folder.glob(pattern):
-            path.replace(outdir / path.name)
-
-
-def results_of(options: GenOptions) -> tuple[str, ...]:
-    """What `gen` leaves, as patterns, the record first."""
-    return (*RESULTS, IMAGES) if options.save_images else RESULTS
 
 
 def check_new(outdir: Path, results: Sequence[str]) -> None:

@@ -29,7 +29,7 @@ from samplers import Heun, check_operator, evaluations_of
 
 _FEW = 16  # steps of Heun's, below which samples have too much detail (docs/samplers.md)
 _COPIES = 6  # of every sample at once: noise, levels, estimates, projections
-_NEW = ("*",)  # the folder holds nothing yet
+_NEW = ("restore.json", "*")  # the folder holds nothing yet
 SHIPPED = Path(__file__).resolve().parents[1] / "checkpoints" / "photos64-invfusion-eps.safetensors"
 
 
@@ -56,7 +56,7 @@ def restore(options: RestoreOptions) -> None:
         with torch.no_grad():
             found, ending = restored(restoration)
         metrics = _metrics(restoration, found)
-        write_restored(folder, options.outdir, task, found, metrics, _settings(restoration))
+        write_restored(folder, task, found, metrics, _settings(restoration))
     print(_summary(metrics))
     failed = _warn(restoration, metrics)
     print(f"restored: {options.outdir}" + (f" ({task.notes[-1]})" if ending else ""))

@@ -10,7 +10,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from commands.files import publish
 from commands.photo import Task
 from metrics.images import picture, write_grid
 from metrics.pixel import to_uint8
@@ -62,27 +61,25 @@ def write_picture(path: Path, image: Tensor) -> None:
 
 
 def write_restored(
-    unfinished: Path,
     folder: Path,
     task: Task,
     restored: Restored,
     metrics: Mapping[str, Any],
     settings: Mapping[str, Any],
 ) -> None:
-    """Write everything into an unfinished folder, then move it; `restore.json` comes last."""
+    """Write all files of the folder."""
     pictures = _pictures(task, restored)
     titles = []
     for name, (title, image) in pictures.items():
         if name != "original":  # the user has it
-            write_picture(unfinished / f"{name}.png", image)
+            write_picture(folder / f"{name}.png", image)
         value = metrics["pictures"].get(name, {}).get("psnr")
         titles.append(title if value is None else f"{title} {value:.2f} dB")
     cells = [_small(image) for _, image in pictures.values()]
-    write_grid(unfinished / "sheet.png", [cells], titles)
+    write_grid(folder / "sheet.png", [cells], titles)
     if restored.components is not None:
-        _write_components(unfinished / "components.png", restored.mmse[0], restored.components)
-    write_metrics(unfinished, metrics, settings, name="restore.json")
-    publish(unfinished, folder, ["restore.json", "*.png"])
+        _write_components(folder / "components.png", restored.mmse[0], restored.components)
+    write_metrics(folder, metrics, settings, name="restore.json")
 
 
 def _pictures(task: Task, restored: Restored) -> dict[str, tuple[str, Tensor]]:
