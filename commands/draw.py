@@ -13,7 +13,7 @@ from torch import Tensor
 
 from commands import methods
 from commands.cli import chosen
-from commands.files import IMAGES
+from commands.files import IMAGES, check_new, results_of
 from commands.gen import Evaluation, gathered, run, settings_of, stages_of
 from commands.options import UNUSED, GenOptions
 from degradation import Draws, GaussianNoise, NoDegradation, derive_seed
@@ -89,6 +89,7 @@ def build(options: GenOptions, device: torch.device) -> Evaluation:
         if not 0 <= label < classes:
             raise ValueError(f"--class {label} must lie between 0 and {classes - 1}")
     methods.check_guidance(options.cfg, denoiser, net)
+    check_new(options.outdir, results_of(options))
     count, shape = options.images or _IMAGES, denoiser.config.image_shape
     distances = methods.distances_of(names, options, device, count, shape)
     restorers = {"": methods.Restorer(denoiser, sampler, precision, options.cfg)}

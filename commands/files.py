@@ -7,12 +7,13 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from commands.options import GenOptions
 from metrics.keeping import FOLDER as KEPT
 from runtime import distributed
 from runtime.errors import one_sentence_errors
 from runtime.files import check_folder, claimed
 
-RESULTS = (  # of an evaluation, as patterns, the record first
+RESULTS = (
     *("metrics.json", "per_image.csv", "samples.csv", "examples.json", "report.html"),
     *("grid*.png", "components*.png", "calibration*.png"),
 )
@@ -66,6 +67,11 @@ def _remove(folders: Sequence[Path]) -> None:
     for path in folders:
         with contextlib.suppress(OSError):  # what holds results stays
             path.rmdir()
+
+
+def results_of(options: GenOptions) -> tuple[str, ...]:
+    """What `gen` leaves, as patterns, the record first."""
+    return (*RESULTS, IMAGES) if options.save_images else RESULTS
 
 
 def check_new(outdir: Path, results: Sequence[str]) -> None:

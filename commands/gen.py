@@ -19,7 +19,7 @@ from commands import methods
 from commands.calibrate import calibrated, sample_counts
 from commands.cli import check_once, checked_count, chosen
 from commands.families import families_of
-from commands.files import IMAGES, RESULTS, check_new, working_folder
+from commands.files import IMAGES, check_new, results_of, working_folder
 from commands.methods import Restorer
 from commands.options import GenOptions
 from commands.sheet import enhanced
@@ -102,12 +102,10 @@ def run(
     finish: Callable[[Evaluation, Path, Measure, SampleRecords], T],
 ) -> T:
     """Build an evaluation, make it in a working folder, and finish it, on all processes."""
-    results = (*RESULTS, IMAGES) if options.save_images else RESULTS
     with distributed.process_group() as device:
         with one_sentence_errors():
-            check_new(options.outdir, results)
             evaluation = build(options, device)
-        with working_folder(options.outdir, results, resumes=True) as folder:
+        with working_folder(options.outdir, results_of(options), resumes=True) as folder:
             return finish(evaluation, folder, *_measured(evaluation, folder))
 
 
@@ -137,6 +135,7 @@ def build(options: GenOptions, device: torch.device, further: Mapping[str, Resto
         for net in options.nets
     }
     restorers = _restorers(options, precision, nets, samplers)
+    check_new(options.outdir, results_of(options))
     dataset = get_dataset(options.data, options.split, **options.data_opt)
     if getattr(dataset, "split", options.split) != options.split and distributed.rank() == 0:
         print(f"measuring all of {options.data}; or give --data-opt heldout=N", file=sys.stderr)
