@@ -13,7 +13,7 @@ from typing import Any
 
 import click
 
-from runtime.cli import SETTINGS, Command, given, option, with_options
+from runtime.cli import SETTINGS, Command, option, with_options
 from runtime.credentials import check_whole
 from runtime.errors import one_sentence_errors
 from runtime.registry import own_modules_only
@@ -75,7 +75,7 @@ def main(**values: Any) -> None:
         )
     with trusting:
         with one_sentence_errors():
-            overrides = {k: v for k, v in given(TrainConfig, values).items() if v not in (None, {})}
+            overrides = {k: v for k, v in values.items() if v not in (None, {})}
             config, folder, resume = _resolved(options, overrides)
             if options.dry_run:
                 from commands.train import check_names

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from commands.cli import chosen
-from commands.files import RESULTS, check_new, publish, working_folder
+from commands.files import RESULTS, check_new, working_folder
 from commands.methods import distances_of
 from commands.options import CalcOptions
 from datautils.imagedir import ImageDir
@@ -25,7 +25,7 @@ from metrics.records import write_metrics
 from metrics.report import UNITS, shown, title_of
 from metrics.statistics import Distances, Moments, Reference
 from runtime import distributed
-from runtime.errors import DataError, data_errors, one_sentence_errors
+from runtime.errors import DataError, one_sentence_errors
 from runtime.progress import progress
 from runtime.tables import table
 
@@ -37,11 +37,9 @@ _OF_SETS = tuple(metric for metric, found in DISTANCES.items() if not found.proj
 class Comparison:
     """What is compared, once everything about it is checked."""
 
-    names: list[str]
-    """Metrics."""
+    names: list[str]  # metrics
     images: ImageDir
-    other: ImageDir | None
-    """None: a file of reference statistics."""
+    other: ImageDir | None  # none: a file of reference statistics
     distances: Distances
 
 
@@ -50,18 +48,17 @@ def calculate(options: CalcOptions) -> None:
     with distributed.process_group() as device:
         with one_sentence_errors():
             comparison = _build(options, device)
-        with data_errors(), ExitStack() as stack:
+        with ExitStack() as stack:
             folder = options.outdir and stack.enter_context(working_folder(options.outdir, RESULTS))
             values = _paired(options, comparison, device) | _distances(options, comparison, device)
             if distributed.rank():
                 return
             print(table(["metric", "value", "95 % interval", "images"], _rows(values)))
-            if options.outdir and folder:
+            if folder:
                 files = {d.name: d.sha256 for d in comparison.distances.detectors.values()}
                 settings = {"processes": distributed.world_size(), "detector_files": files}
                 record = {"units": UNITS, "values": values}
                 write_metrics(folder, record, asdict(options) | settings)
-                publish(folder, options.outdir, ["metrics.json"])
                 print(f"results: {options.outdir}")
 
 
@@ -133,17 +130,12 @@ def _distances(
     detectors = list({d.name: d for d in by_metric.values()}.values())  # fd, kd share
     if not detectors:
         return {}
+    kernel = any(DISTANCES[metric].kernel for metric in by_metric)
 
     def statistics(images: ImageDir) -> dict:
+        count, title = len(images), images.path.name
         return dataset_statistics(
-            images,
-            detectors,
-            len(images),
-            options.batch,
-            options.workers,
-            device,
-            images.path.name,
-            any(DISTANCES[metric].kernel for metric in by_metric),
+            images, detectors, count, options.batch, options.workers, device, title, keep=kernel
         )
 
     mine, distances = statistics(comparison.images), comparison.distances

@@ -29,16 +29,14 @@ def sample_counts(restorers: Mapping[str, Restorer], samples: int) -> dict[str, 
 
 def calibrated(
     folder: Path, degradations: list[str], methods: list[str], records: SampleRecords
-) -> tuple[Found, list[str]]:
-    """Bring the processes' shares together; the first writes samples.csv and the pictures.
-
-    Returns what metrics.json says, and the names of the files. Both are empty without methods.
-    """
+) -> Found:
+    """Bring the processes' shares together; the first writes samples.csv and the pictures, and has
+    what metrics.json says. Nothing without methods."""
     keys = itertools.product(degradations, methods)
     totals = {key: distributed.sum_tensor(records.histograms[key]) for key in keys}
     if distributed.rank() or not methods:
-        return {}, []
-    parts = [folder / sample_file(rank) for rank in range(distributed.world_size())]
+        return {}
+    parts = [folder / f"samples-{rank}.csv" for rank in range(distributed.world_size())]
     values = write_merged(folder / "samples.csv", parts, degradations, records.names)
     found: Found = {
         degradation: {
@@ -47,15 +45,9 @@ def calibrated(
         }
         for degradation, cells in summarised(values).items()
     }
-    pictures = []
     for number, method in enumerate(methods, 1):
-        pictures.append("calibration.png" if number == 1 else f"calibration-{number}.png")
+        picture = "calibration.png" if number == 1 else f"calibration-{number}.png"
         cells = {degradation: by_method[method] for degradation, by_method in found.items()}
         own = {degradation: values[degradation][method] for degradation in found}
-        write_calibration(folder / pictures[-1], method, cells, own)
-    return found, ["samples.csv", *pictures]
-
-
-def sample_file(rank: int) -> str:
-    """Where a process keeps its rows."""
-    return f"samples-{rank}.csv"
+        write_calibration(folder / picture, method, cells, own)
+    return found

@@ -33,10 +33,8 @@ class Cell:
 
     name: str
     options: GenOptions
-    needs: tuple[Made, ...]
-    """Networks and references."""
-    missing: tuple[str, ...] = ()
-    """Commands or sentences that say how to get what is missing."""
+    needs: tuple[Made, ...]  # networks and references
+    missing: tuple[str, ...] = ()  # commands or sentences that say how to get what is missing
 
     @property
     def done(self) -> bool:
@@ -86,9 +84,7 @@ def cells_of(table: Table, rows: Sequence[int], results: Path) -> Cells:
 def _table_cell(key: str, block: Block, row: Row, results: Path) -> Cell:
     """The cell of a row in a block, of which this is the key."""
     setting = setting_of(block.setting)
-    picked = setting.baselines.get(row.sampler, {})
-    if row.network:
-        picked = _defaults(setting, row.sampler)
+    picked = _defaults(setting, row.sampler)
     chosen = texts(picked | _preset(row.sampler, row.presets.get(key)) | row.options)
     options: dict[str, Any] = {
         "metrics": ",".join(_measured(setting, block)),
@@ -135,7 +131,7 @@ def figure_cell(figure: Figure, results: Path) -> Cell:
 
 
 def _defaults(setting: Setting, sampler: str) -> dict[str, Any]:
-    """The options of a sampler in a setting."""
+    """The options of a sampler or baseline in a setting."""
     return _preset(sampler, setting.presets.get(sampler)) | setting.samplers.get(sampler, {})
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from commands import methods
 from commands.cli import chosen
-from commands.files import IMAGES, check_new, publish, results_of
+from commands.files import IMAGES, check_new, results_of
 from commands.gen import Evaluation, gathered, run, settings_of, stages_of
 from commands.options import UNUSED, GenOptions
 from degradation import Draws, GaussianNoise, NoDegradation, derive_seed
@@ -138,8 +138,6 @@ def _finish(drawing: Evaluation, folder: Path, measure: Measure, samples: Sample
     settings["sampler"] = settings["samplers"][""]
     settings |= {"pictures": drawing.pictures, "samplers": options.samplers}
     write_metrics(folder, record, settings)
-    pictures = [IMAGES] * options.save_images + ["grid.png"]
-    publish(folder, options.outdir, [*pictures, "metrics.json"])
     print(table(*metrics_rows(named, drawing.names, options.compiled)))
     print(f"results: {options.outdir}")
 

@@ -40,16 +40,12 @@ def family_of(name: str, options: Mapping[str, Any]) -> Family:
         if outer not in values:
             raise ValueError(f"degradation '{name}': {outer}.{next(iter(picked))} needs {outer}=")
         several = types[outer] == _SEVERAL
-        families = _inner(outer, values[outer].split(",") if several else [values[outer]], picked)
+        names = values[outer].split(",") if several else [values[outer]]
+        names = [_short(name.strip()) for name in names]
+        by_name = options_by_name(f"--degradation-opt {outer}.", "degradation", names, picked)
+        families = tuple(family_of(name, by_name[name]) for name in names)
         values[outer] = families if several else families[0]
     return get_family(name, values)
-
-
-def _inner(option: str, names: Sequence[str], options: Mapping[str, Any]) -> tuple[Family, ...]:
-    """The families that an option names, with options of their own."""
-    names = [_short(name.strip()) for name in names]
-    by_name = options_by_name(f"--degradation-opt {option}.", "degradation", names, options)
-    return tuple(family_of(name, by_name[name]) for name in names)
 
 
 def _short(name: str) -> str:

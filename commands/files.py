@@ -26,6 +26,9 @@ _OURS = (".lock", UNFINISHED)
 def working_folder(outdir: Path, results: Sequence[str], resumes: bool = False) -> Iterator[Path]:
     """A folder inside `outdir`, shared by all processes. It is removed at the end.
 
+    If the block ends well, the `results` in it, given as patterns, then move to `outdir`, the first
+    one last.
+
     resumes: if the block is cut off, what is kept in it (`metrics.keeping`) stays for the next run.
 
     Folders that were made for it go too if nothing was left there. Ends the program with one
@@ -44,6 +47,9 @@ def working_folder(outdir: Path, results: Sequence[str], resumes: bool = False) 
                 folder.mkdir(exist_ok=True)
         yield folder
         if distributed.rank() == 0:
+            for pattern in reversed(results):
+                for path in folder.glob(pattern):
+                    path.replace(outdir / path.name)
             shutil.rmtree(folder / KEPT, ignore_errors=True)
 
 
@@ -63,15 +69,8 @@ def _remove(folders: Sequence[Path]) -> None:
             path.rmdir()
 
 
-def publish(folder: Path, outdir: Path, names: Sequence[str]) -> None:
-    """Move finished files and folders from a working folder to their place, in this order."""
-    for name in names:
-        if (folder / name).exists():
-            (folder / name).replace(outdir / name)
-
-
 def results_of(options: GenOptions) -> tuple[str, ...]:
-    """What `gen` leaves, as patterns."""
+    """What `gen` leaves, as patterns, the record first."""
     return (*RESULTS, IMAGES) if options.save_images else RESULTS
 
 

@@ -16,10 +16,10 @@ import torch
 from torch import Tensor
 
 from commands import methods
-from commands.calibrate import calibrated, sample_counts, sample_file
+from commands.calibrate import calibrated, sample_counts
 from commands.cli import check_once, checked_count, chosen
 from commands.families import families_of
-from commands.files import IMAGES, check_new, publish, results_of, working_folder
+from commands.files import IMAGES, check_new, results_of, working_folder
 from commands.methods import Restorer
 from commands.options import GenOptions
 from commands.sheet import enhanced
@@ -27,7 +27,6 @@ from datautils import ImageDataset, get_dataset
 from datautils.identity import Identity, classes_of, identity
 from degradation import Family, Noise, check_noise, make_noise
 from metrics.evaluate import Restore, Restored, restorations
-from metrics.examples import NAME as EXAMPLES
 from metrics.examples import write_examples
 from metrics.features import DISTANCES
 from metrics.images import ImageWriter
@@ -43,7 +42,7 @@ from networks.analytic import PriorConfig
 from networks.precision import resolve_precision
 from networks.presets import conditioning_of
 from runtime import distributed, signals
-from runtime.errors import data_errors, one_sentence_errors
+from runtime.errors import one_sentence_errors
 from runtime.memory import check_memory
 from runtime.progress import progress
 from runtime.records import record
@@ -72,18 +71,13 @@ class Evaluation:
     noise: Noise
     dataset: ImageDataset
     count: int
-    names: list[str]
-    """Metrics."""
+    names: list[str]  # metrics
     distances: Distances
-    methods: dict[str, Restore]
-    """Restorations by title: baselines, then networks with samplers."""
-    restorers: dict[str, Restorer]
-    """Those of them with a network."""
+    methods: dict[str, Restore]  # restorations by title: baselines, then networks with samplers
+    restorers: dict[str, Restorer]  # those of them with a network
     precision: str
-    samples: dict[str, int]
-    """Of each image, by the titles of the methods that draw several."""
-    pictures: int
-    """Images of each family to show."""
+    samples: dict[str, int]  # of each image, by the titles of the methods that draw several
+    pictures: int  # images of each family to show
 
     def restored(
         self, methods: Mapping[str, Restore], indices: Sequence[int], **more: Any
@@ -111,10 +105,7 @@ def run(
     with distributed.process_group() as device:
         with one_sentence_errors():
             evaluation = build(options, device)
-        with (
-            data_errors(),
-            working_folder(options.outdir, results_of(options), resumes=True) as folder,
-        ):
+        with working_folder(options.outdir, results_of(options), resumes=True) as folder:
             return finish(evaluation, folder, *_measured(evaluation, folder))
 
 
@@ -190,7 +181,7 @@ def _measured(evaluation: Evaluation, folder: Path) -> tuple[Measure, SampleReco
     with (
         progress(total, title, unit, silent=rank != 0) as bar,
         PartialRecords(folder / f"{rank}.csv", per_image) as records,
-        SampleRecords(folder / sample_file(rank), options.samples) as samples,
+        SampleRecords(folder / f"samples-{rank}.csv", options.samples) as samples,
         ImageWriter(folder / IMAGES) as writer,
     ):
         measure = Measure(
@@ -233,15 +224,16 @@ def _finish(
     """Bring the processes' shares together; the first writes the files and prints the table."""
     options = evaluation.options
     shares, found = gathered(evaluation, measure)
-    sampled, files = calibrated(folder, [*evaluation.families], [*evaluation.samples], samples)
+    sampled = calibrated(folder, [*evaluation.families], [*evaluation.samples], samples)
     if distributed.rank():
         return {}
     order, per_image = list(evaluation.families), measure.metrics
     parts = [folder / f"{rank}.csv" for rank in range(distributed.world_size())]
     merged = write_merged(folder / "per_image.csv", parts, order, per_image)
     pictures = {key: images for share in shares for key, images in share.pictures.items()}
-    grids = write_pictures(folder / "grid.png", pictures, order) if pictures else []
-    grids += _write_components(evaluation, folder, pictures)
+    if pictures:
+        write_pictures(folder / "grid.png", pictures, order)
+    _write_components(evaluation, folder, pictures)
     values = summarised(merged)
     for (degradation, method), cell in found.items():
         values[degradation][method] |= cell
@@ -254,9 +246,7 @@ def _finish(
     if "psnr" in per_image:
         examples = [share.examples for share in shares]
         write_examples(folder, examples, order, [*evaluation.methods])
-    pages = [IMAGES] * options.save_images + [grid.name for grid in grids] + files
-    publish(folder, options.outdir, [*pages, EXAMPLES, "per_image.csv", "metrics.json"])
-    write_report(options.outdir)
+    write_report(folder)
     print(table(*metrics_rows(values, evaluation.names, options.compiled, options.intervals)))
     if evaluation.samples:
         print(f"{options.samples} samples of each image:\n{calibration_table(sampled)}")
@@ -270,7 +260,7 @@ def _finish(
     return values
 
 
-def _write_components(evaluation: Evaluation, folder: Path, shown: Pictures) -> list[Path]:
+def _write_components(evaluation: Evaluation, folder: Path, shown: Pictures) -> None:
     """`components.png`: what networks with components say of the images that the grid shows."""
     restorers = {t: r for t, r in evaluation.restorers.items() if isinstance(r.sampler, NPPC)}
 
@@ -287,8 +277,9 @@ def _write_components(evaluation: Evaluation, folder: Path, shown: Pictures) -> 
             row["MMSE"] = images[title]
             row |= {f"component {k}": enhanced(w) for k, w in enumerate(components, 1)}
             pictures[f"{family}\n{title}", index] = row
-    labels = list(dict.fromkeys(label for label, _ in pictures))
-    return write_pictures(folder / "components.png", pictures, labels) if pictures else []
+    if pictures:
+        labels = list(dict.fromkeys(label for label, _ in pictures))
+        write_pictures(folder / "components.png", pictures, labels)
 
 
 def gathered(

@@ -38,6 +38,9 @@ _PRESET = (
     "configs/samplers/presets.yaml. --sampler-opt replaces single ones."
 )
 _BASELINE_OPT = "Option of aseqdip: outer, inner, weight or lr (docs/samplers.md)."
+_SAMPLER = "Sampler, such as dpm, or module.Class of your own; `python -m samplers` lists all."
+_NOISE = "Standard deviation of the noise on y; images are in [-1, 1]."
+_PEAK = "Photon noise instead: expected photons of a white measurement, masks and blur only."
 _SEED = "Seed of everything random."
 # Options that have no effect without a degradation.
 UNUSED = (
@@ -121,10 +124,7 @@ class GenOptions(DataOptions):
     trust_detector: bool = option(_TRUST, False)
     any_count: bool = option(_ANY_COUNT, False)
     samplers: tuple[str, ...] = option(
-        "Sampler, such as dpm, or module.Class of your own; `python -m samplers` lists all.",
-        (),
-        name="--sampler",
-        shown="heun, mmse; heun without a degradation",
+        _SAMPLER, (), name="--sampler", shown="heun, mmse; heun without a degradation"
     )
     sampler_opt: dict[str, str] = option(
         "Option of the sampler, or NAME.KEY=VALUE if several are run.", {}
@@ -153,12 +153,8 @@ class GenOptions(DataOptions):
         1,
         least=1,
     )
-    noise_level: float = option(
-        "Standard deviation of the noise on y; images are in [-1, 1].", 0.0, least=0
-    )
-    poisson_peak: float | None = option(
-        "Photon noise instead: expected photons of a white measurement, masks and blur only.", None
-    )
+    noise_level: float = option(_NOISE, 0.0, least=0)
+    poisson_peak: float | None = option(_PEAK, None)
     precision: str = option(_PRECISION, "auto", choices=PRECISIONS)
     compiled: bool = option(
         "Compile the network: a minute or so for each structure of an operator, then faster.",
@@ -235,12 +231,8 @@ class Request:
         least=1,
         shown="1",
     )
-    noise_level: float | None = option(
-        "Standard deviation of the noise on y; images are in [-1, 1].", None, least=0, shown="0"
-    )
-    poisson_peak: float | None = option(
-        "Photon noise instead: expected photons of a white measurement, masks and blur only.", None
-    )
+    noise_level: float | None = option(_NOISE, None, least=0, shown="0")
+    poisson_peak: float | None = option(_PEAK, None)
     fit: str = option(
         "A photo larger than the network's images: in overlapping tiles, or made smaller.",
         "tile",
@@ -265,11 +257,7 @@ class RestoreOptions(Request):
         least=0,
     )
     samples: int = option("Restorations to draw.", 4)
-    sampler: str | None = option(
-        "Sampler, such as dpm, or module.Class of your own; `python -m samplers` lists all.",
-        None,
-        shown="dpm with num_steps=8, eta=1",
-    )
+    sampler: str | None = option(_SAMPLER, None, shown="dpm with num_steps=8, eta=1")
     sampler_opt: dict[str, str] = option("Option of the sampler.", {})
     sampler_preset: str | None = option(_PRESET, None)
     cfg: float | None = option("Scale of the guidance towards --class; 1 is none.", None, least=0)

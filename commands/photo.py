@@ -18,7 +18,6 @@ from degradation import (
     GaussianNoise,
     LinearOperator,
     Mask,
-    Noise,
     NullOperator,
     Problem,
     StridedConvolution,
@@ -38,7 +37,7 @@ Shape = tuple[int, int, int]
 
 def check(request: Request) -> None:
     """Raise ValueError for options that contradict each other or leave something open."""
-    noise = noise_of(request)  # raises ValueError for a wrong level
+    noise = make_noise(request.noise_level or 0.0, request.poisson_peak)
     kinds = {f"--{name}": getattr(request, name) for name in ("degradation", "mask", "kernel")}
     given = [option for option, value in kinds.items() if value is not None]
     if len(given) != 1 or (request.measured and given == ["--degradation"]):
@@ -59,28 +58,18 @@ def check(request: Request) -> None:
         )
 
 
-def noise_of(request: Request) -> Noise:
-    """The noise of the measurement. Raises ValueError for options that are no noise."""
-    return make_noise(request.noise_level or 0.0, request.poisson_peak)
-
-
 @dataclass
 class Task:
     """One photo to restore."""
 
-    problem: Problem
-    """Of the whole photo, a batch of one."""
+    problem: Problem  # of the whole photo, a batch of one
     tiling: Tiling
-    truth: Tensor | None
-    """The clean photo, uint8 `[3, H, W]`, or None if it is not known."""
-    measurement: Tensor | None
-    """y as a picture in [-1, 1], `[3, h, w]`, or None if it is not one."""
-    blur: TileBlur | None
-    """The operator of a tile if the photo is blurred and has several tiles."""
+    truth: Tensor | None  # the clean photo, uint8 `[3, H, W]`, or None if it is not known
+    measurement: Tensor | None  # y as a picture in [-1, 1], `[3, h, w]`, or None if it is not one
+    blur: TileBlur | None  # the operator of a tile if the photo is blurred and has several tiles
     notes: list[str] = field(default_factory=list)
     """What the user should know about how the photo was cut."""
-    grey: bool = False
-    """Whether the photo has no colours: then its restorations have none."""
+    grey: bool = False  # whether the photo has no colours: then its restorations have none
 
     @property
     def exact(self) -> bool:
@@ -128,7 +117,7 @@ def _posed(request: Request, photo: Tensor, image_shape: Shape, device: torch.de
 def _drawn(request: Request, photo: Tensor, image_shape: Shape, device: torch.device) -> Task:
     """By an operator that a family draws: kernels for the model's size, masks for the photo's."""
     family = family_of(request.degradation or "", request.degradation_opt)
-    seed = _problem_seed(request)
+    seed = derive_seed(request.seed, "restore", "problem")
     family, structure = family.drawn(family.structure(seed))
     if isinstance(family, Blur):
         stride = cast(int, structure)
@@ -162,7 +151,6 @@ def _blurred(
         raise ValueError(f"{request.kernel}: {error}" if request.kernel else str(error)) from None
     blur = _tile_blur(kernel, stride, image_shape) if len(tiling) > 1 else None
     task = _task(request, photo, operator, tiling, blur)
-    task.notes += _slow(blur)
     if photo.shape != whole.shape:
         task.notes.append(
             f"{request.image} of {_sides(whole.shape)} pixels is cropped at the right and the "
@@ -190,8 +178,9 @@ def _task(
 
     y: the measurement of the second; without it, the operator is applied to the photo.
     """
-    noise, device = noise_of(request), operator.rows.device
+    noise = make_noise(request.noise_level or 0.0, request.poisson_peak)
     noise.check(operator)
+    device = operator.rows.device
     labels = None
     if request.class_label is not None:
         labels = torch.tensor([request.class_label], device=device)
@@ -200,10 +189,17 @@ def _task(
         y = operator.H(x) if y is None else y
         problem = Problem(operator, y, noise.level_of(operator, y), labels)
     else:
-        problem = noise.measure(operator, x, Draws([_problem_seed(request)], device), labels)
+        draws = Draws([derive_seed(request.seed, "restore", "problem")], device)
+        problem = noise.measure(operator, x, draws, labels)
     picture = operator.measurement_image(problem.y)
     truth = None if request.measured else photo
-    return Task(problem, tiling, truth, None if picture is None else picture[0], blur)
+    task = Task(problem, tiling, truth, None if picture is None else picture[0], blur)
+    if isinstance(blur, ValidRegion):
+        sides = _sides(blur.image_shape)
+        task.notes.append(
+            f"H† of {sides} pixels is found by iterations in every layer, which takes long"
+        )
+    return task
 
 
 def _measured_blur(
@@ -229,7 +225,6 @@ def _measured_blur(
     picture = to_float(photo.to(device))
     task = _task(request, photo, operator, tiling, blur, picture.flatten()[None] * operator.rows)
     task.measurement = picture
-    task.notes += _slow(blur)
     used = operator.rows[0].view(photo.shape)[0]
     if not used.all():
         task.notes.append(
@@ -247,19 +242,6 @@ def _tile_blur(kernel: Tensor, stride: int, image_shape: Shape) -> TileBlur:
     if (count // stride**2) * count * 8 > MAX_BYTES or count // stride**2 > MAX_ROWS:
         return ValidRegion(kernel, stride, image_shape, tol=0.02, max_iter=100, floor=0.02)
     return ValidConvolution(kernel, stride, image_shape)
-
-
-def _slow(blur: TileBlur | None) -> list[str]:
-    """What is to be said of an operator without an SVD."""
-    if not isinstance(blur, ValidRegion):
-        return []
-    sides = _sides(blur.image_shape)
-    return [f"H† of {sides} pixels is found by iterations in every layer, which takes long"]
-
-
-def _problem_seed(request: Request) -> int:
-    """Of the operator and of the noise."""
-    return derive_seed(request.seed, "restore", "problem")
 
 
 def _resized(

@@ -11,7 +11,7 @@ from metrics.dataset import dataset_statistics
 from metrics.features import load_detector, parsed
 from metrics.statistics import save_reference
 from runtime import distributed
-from runtime.errors import data_errors, one_sentence_errors
+from runtime.errors import one_sentence_errors
 from runtime.files import check_output
 
 
@@ -30,22 +30,21 @@ def write_reference(options: RefOptions) -> None:
                 for spec in options.detectors
             ]
             _ = dataset[0]  # a broken data set shows before the work begins
-        with data_errors():
-            start = time.perf_counter()
-            statistics = dataset_statistics(
-                dataset, detectors, count, options.batch, options.workers, device
-            )
-            if distributed.rank() == 0:
-                provenance = {
-                    "data": options.data,
-                    "data_opt": options.data_opt,
-                    "split": options.split,
-                    "dataset": asdict(identity(dataset)),
-                    "image_shape": list(shape),
-                    "source": getattr(dataset, "description", None),
-                }
-                entries = {d.name: (statistics[d.name], d) for d in detectors}
-                save_reference(options.dest, entries, provenance)
-                speed = count / (time.perf_counter() - start)
-                print(f"{count} images at {speed:.1f} images/s")
-                print(f"reference statistics: {options.dest}")
+        start = time.perf_counter()
+        statistics = dataset_statistics(
+            dataset, detectors, count, options.batch, options.workers, device
+        )
+        if distributed.rank() == 0:
+            provenance = {
+                "data": options.data,
+                "data_opt": options.data_opt,
+                "split": options.split,
+                "dataset": asdict(identity(dataset)),
+                "image_shape": list(shape),
+                "source": getattr(dataset, "description", None),
+            }
+            entries = {d.name: (statistics[d.name], d) for d in detectors}
+            save_reference(options.dest, entries, provenance)
+            speed = count / (time.perf_counter() - start)
+            print(f"{count} images at {speed:.1f} images/s")
+            print(f"reference statistics: {options.dest}")

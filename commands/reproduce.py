@@ -17,7 +17,7 @@ from commands.options import ReproduceOptions
 from commands.paper import columns, write_table_page
 from commands.tables import ROOT, Figure, Made, Table, load, names
 from runtime import distributed
-from runtime.errors import data_errors, one_sentence_errors
+from runtime.errors import one_sentence_errors
 from runtime.files import replacing
 from runtime.launcher import launched
 from runtime.tables import latex_table, table
@@ -31,26 +31,24 @@ class Wanted:
 
     name: str
     what: Table | Figure
-    rows: list[int]
-    """The rows that are asked for, by their place in the table."""
+    rows: list[int]  # the rows that are asked for, by their place in the table
     cells: Cells
 
 
 def reproduce(options: ReproduceOptions) -> None:
     """Make, measure and write what is asked for, or list what there is."""
-    with data_errors():
-        with one_sentence_errors():
+    with one_sentence_errors():
+        wanted = _wanted(options)
+        if options.make:
+            _make(wanted, options.scale)
             wanted = _wanted(options)
-            if options.make:
-                _make(wanted, options.scale)
-                wanted = _wanted(options)
-        if options.what == "list":
-            _list(wanted)
-            return
-        with distributed.process_group():
-            failed = _measure(wanted)
-            for one in wanted if distributed.rank() == 0 else []:
-                (_table if isinstance(one.what, Table) else _figure)(one, options)
+    if options.what == "list":
+        _list(wanted)
+        return
+    with distributed.process_group():
+        failed = _measure(wanted)
+        for one in wanted if distributed.rank() == 0 else []:
+            (_table if isinstance(one.what, Table) else _figure)(one, options)
     if failed:
         print("failed, see above: " + "; ".join(failed), file=sys.stderr)
     # A job of several must not look done; its table says what is missing.

@@ -29,7 +29,7 @@ from samplers import Heun, check_operator, evaluations_of
 
 _FEW = 16  # steps of Heun's, below which samples have too much detail (docs/samplers.md)
 _COPIES = 6  # of every sample at once: noise, levels, estimates, projections
-_NEW = ("*",)  # the folder holds nothing yet
+_NEW = ("restore.json", "*")  # the folder holds nothing yet
 SHIPPED = Path(__file__).resolve().parents[1] / "checkpoints" / "photos64-invfusion-eps.safetensors"
 
 
@@ -56,7 +56,7 @@ def restore(options: RestoreOptions) -> None:
         with torch.no_grad():
             found, ending = restored(restoration)
         metrics = _metrics(restoration, found)
-        write_restored(folder, options.outdir, task, found, metrics, _settings(restoration))
+        write_restored(folder, task, found, metrics, _settings(restoration))
     print(_summary(metrics))
     failed = _warn(restoration, metrics)
     print(f"restored: {options.outdir}" + (f" ({task.notes[-1]})" if ending else ""))
@@ -66,7 +66,12 @@ def restore(options: RestoreOptions) -> None:
 
 def _build(options: RestoreOptions, device: torch.device) -> Restoration:
     """Everything that an option can get wrong comes first. Raises ValueError."""
-    net = options.net or _shipped()
+    net = options.net or SHIPPED
+    if options.net is None and not net.is_file():
+        raise ValueError(
+            f"{net} is missing: get it back by `git checkout -- checkpoints`, or name other "
+            "weights by --net"
+        )
     name, sampler_opt = options.sampler, options.sampler_opt
     if name is None:
         name, sampler_opt = "dpm", {"num_steps": "8", "eta": "1"} | sampler_opt
@@ -98,16 +103,6 @@ def _build(options: RestoreOptions, device: torch.device) -> Restoration:
             "more, or --sampler dpm"
         )
     return Restoration(options, net, denoiser, sampler, task, evaluations, precision, baselines)
-
-
-def _shipped() -> Path:
-    """The weights that come with the project. Raises ValueError if they are missing."""
-    if SHIPPED.is_file():
-        return SHIPPED
-    raise ValueError(
-        f"{SHIPPED} is missing: get it back by `git checkout -- checkpoints`, or name other "
-        "weights by --net"
-    )
 
 
 def _check_network(options: RestoreOptions, net: Path, denoiser: Model) -> None:
@@ -155,25 +150,25 @@ def _metrics(restoration: Restoration, restored: Restored) -> dict[str, Any]:
     """What is known of every picture, by its name, and what it took."""
     task, cost, named = restoration.task, restoration.cost, restored.images()
     images = torch.stack([*named.values()])
-    pictures: dict[str, dict[str, float]] = {name: {} for name in named}
     problem = task.problem.expand(len(images))
     columns = {"consistency": consistency(problem.degradation, images, problem.y)}
-    if task.truth is not None:
-        truth = task.truth[None].to(images.device).expand(len(images), -1, -1, -1)
-        columns["psnr"] = psnr(to_uint8(images), truth)
-    if restored.before is not None:
-        others = problem[: len(restored.before)]  # the rest is not projected
-        columns["consistency_before_projection"] = consistency(
-            others.degradation, restored.before, others.y
-        )
     failed = ~(columns["consistency"] <= _limit(task))  # or not a number
     failed[-1] = False  # H†y
     if restoration.unconditional:  # its "mmse" is their mean
         count = len(restored.samples)
         failed[count : count + len(restored.mmse)] |= failed[:count].any()
+    if task.truth is not None:
+        truth = task.truth[None].to(images.device).expand(len(images), -1, -1, -1)
+        columns["psnr"] = psnr(to_uint8(images), truth).masked_fill(failed, math.nan)
+    if restored.before is not None:
+        others = problem[: len(restored.before)]  # the rest is not projected
+        columns["consistency_before_projection"] = consistency(
+            others.degradation, restored.before, others.y
+        )
+    pictures: dict[str, dict[str, float]] = {name: {} for name in named}
     for column, values in columns.items():
-        for name, value, bad in zip(named, values.tolist(), failed.tolist(), strict=False):
-            pictures[name][column] = math.nan if bad and column == "psnr" else value
+        for name, value in zip(named, values.tolist(), strict=False):
+            pictures[name][column] = value
     found = restored.components
     costs = {w: {name: counts[w] for name, counts in cost.counts.items()} for w in methods.COSTS}
     return {

@@ -56,8 +56,7 @@ class Restoration:
     denoiser: Model
     sampler: Sampler
     task: Task
-    evaluations: int
-    """That a sample takes."""
+    evaluations: int  # that a sample takes
     precision: str
     baselines: Mapping[str, Restore]
     cost: Cost = field(default_factory=Cost)

@@ -10,7 +10,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from commands.files import publish
 from commands.photo import Task
 from metrics.images import picture, write_grid
 from metrics.pixel import to_uint8
@@ -27,13 +26,11 @@ class Restored:
     """The images of one photo, `[·, 3, H, W]` in [-1, 1]."""
 
     samples: Tensor
-    mmse: Tensor
-    """One, or none if it would repeat the only sample."""
+    mmse: Tensor  # one, or none if it would repeat the only sample
     pinv: Tensor
     before: Tensor | None
     """Samples and MMSE estimate as they were before a projection onto Hx = y, if there was one."""
-    baselines: dict[str, Tensor] = field(default_factory=dict)
-    """By title, one image each."""
+    baselines: dict[str, Tensor] = field(default_factory=dict)  # by title, one image each
     components: Components | None = None
     """Principal components of the posterior, as many as were asked for."""
 
@@ -64,26 +61,25 @@ def write_picture(path: Path, image: Tensor) -> None:
 
 
 def write_restored(
-    unfinished: Path,
     folder: Path,
     task: Task,
     restored: Restored,
     metrics: Mapping[str, Any],
     settings: Mapping[str, Any],
 ) -> None:
-    """Write everything into an unfinished folder, then move it; `restore.json` comes last."""
+    """Write all files of the folder."""
     pictures = _pictures(task, restored)
-    for name, (_, image) in pictures.items():
+    titles = []
+    for name, (title, image) in pictures.items():
         if name != "original":  # the user has it
-            write_picture(unfinished / f"{name}.png", image)
-    titles = [_titled(name, title, metrics) for name, (title, _) in pictures.items()]
+            write_picture(folder / f"{name}.png", image)
+        value = metrics["pictures"].get(name, {}).get("psnr")
+        titles.append(title if value is None else f"{title} {value:.2f} dB")
     cells = [_small(image) for _, image in pictures.values()]
-    write_grid(unfinished / "sheet.png", [cells], titles)
+    write_grid(folder / "sheet.png", [cells], titles)
     if restored.components is not None:
-        _write_components(unfinished / "components.png", restored.mmse[0], restored.components)
-    write_metrics(unfinished, metrics, settings, name="restore.json")
-    paths = sorted(unfinished.glob("*.*"), key=lambda path: path.suffix == ".json")
-    publish(unfinished, folder, [path.name for path in paths])
+        _write_components(folder / "components.png", restored.mmse[0], restored.components)
+    write_metrics(folder, metrics, settings, name="restore.json")
 
 
 def _pictures(task: Task, restored: Restored) -> dict[str, tuple[str, Tensor]]:
@@ -107,12 +103,12 @@ def _pictures(task: Task, restored: Restored) -> dict[str, tuple[str, Tensor]]:
 def _write_components(path: Path, mean: Tensor, found: Components) -> None:
     """A row for each component: itself, and what the image might be along it (paper, Fig. 4)."""
     steps = {"mean − 2σ": -2, "mean − σ": -1, "mean": 0, "mean + σ": 1, "mean + 2σ": 2}
-    pairs = list(zip(found.components[0], found.deviations[0].tolist(), strict=True))
     rows = [
         [enhanced(component), *(to_uint8(mean + step * component) for step in steps.values())]
-        for component, _ in pairs
+        for component in found.components[0]
     ]
-    labels = [f"component {k}\nσ = {deviation:.3g}" for k, (_, deviation) in enumerate(pairs, 1)]
+    deviations = enumerate(found.deviations[0].tolist(), 1)
+    labels = [f"component {k}\nσ = {deviation:.3g}" for k, deviation in deviations]
     cells = [[_small(image) for image in row] for row in rows]
     write_grid(path, cells, ["contrast enhanced", *steps], labels)
 
@@ -130,8 +126,3 @@ def _small(image: Tensor) -> Tensor:
     sides = [max(1, round(n * factor)) for n in image.shape[1:]]
     small = F.interpolate(image[None].float(), sides, mode="area")
     return small[0].round().to(torch.uint8)
-
-
-def _titled(name: str, title: str, metrics: Mapping[str, Any]) -> str:
-    value = metrics["pictures"].get(name, {}).get("psnr")
-    return title if value is None else f"{title} {value:.2f} dB"

@@ -9,7 +9,6 @@ from runtime.records import parse_yaml, record
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER = ROOT / "configs" / "tables"
-SCALES = ("paper", "small")
 
 T = TypeVar("T")
 
@@ -34,21 +33,16 @@ class Setting:
     title: str
     data: str
     images: int
-    metrics: dict[str, str]
-    """What is measured: a metric of the paper, and the one of `gen` that stands for it."""
+    metrics: dict[str, str]  # a metric of the paper, and the one of `gen` that stands for it
     networks: dict[str, Made]
-    small: str = ""
-    """The setting that stands in for this one at the small scale."""
+    small: str = ""  # the setting that stands in for this one at the small scale
     data_opt: dict[str, Any] = field(default_factory=dict)
     batch: int = 32
     ref: Made | None = None
     any_count: bool = False
     samplers: dict[str, dict[str, Any]] = field(default_factory=dict)
-    """Options of samplers, by name, before those of a row."""
-    presets: dict[str, str] = field(default_factory=dict)
-    """Presets of samplers, by name, likewise."""
-    baselines: dict[str, dict[str, Any]] = field(default_factory=dict)
-    """Options of baselines, likewise."""
+    """Options of samplers and baselines, by name, before those of a row."""
+    presets: dict[str, str] = field(default_factory=dict)  # of samplers, by name, likewise
     cfg: float | None = None
 
 
@@ -59,8 +53,7 @@ class Block:
     title: str
     setting: str
     metrics: list[str]
-    family: str | None = None
-    """None draws images from the network alone."""
+    family: str | None = None  # none draws images from the network alone
     noise_level: float = 0.0
     poisson_peak: float | None = None
 
@@ -70,19 +63,14 @@ class Row:
     """One method."""
 
     method: str
-    network: str = ""
-    """By its name in the setting; empty for a method without one."""
-    sampler: str = "heun"
-    """A baseline, if there is no network."""
+    network: str = ""  # by its name in the setting; empty for a method without one
+    sampler: str = "heun"  # a baseline, if there is no network
     group: str = ""
-    options: dict[str, Any] = field(default_factory=dict)
-    """Of the sampler."""
+    options: dict[str, Any] = field(default_factory=dict)  # of the sampler
     presets: dict[str, str] = field(default_factory=dict)
     """More of them, by block: presets of the sampler (configs/samplers/presets.yaml)."""
-    metrics: list[str] | None = None
-    """Only these."""
-    nfe: int | None = None
-    """As published."""
+    metrics: list[str] | None = None  # only these
+    nfe: int | None = None  # as published
     paper: dict[str, dict[str, float]] = field(default_factory=dict)
     """Published figures, by block and metric."""
 

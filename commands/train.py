@@ -20,9 +20,10 @@ from degradation import Family, NoDegradation, check_noise
 from metrics.statistics import load_reference, reference_detectors
 from networks import Denoiser, load_weights, make_config
 from runtime import distributed
+from runtime.credentials import plain
 from runtime.environment import environment
-from runtime.errors import data_errors, one_sentence_errors
-from runtime.files import check_folder, claimed, plain, regular, replacing
+from runtime.errors import one_sentence_errors
+from runtime.files import check_folder, claimed, regular, replacing
 from runtime.launcher import first_here
 from runtime.options import arguments
 from samplers import DPM, Heun, InDI, Sampler, one_step
@@ -67,13 +68,13 @@ def run(
             check_folder(folder)
             dataset = get_dataset(config.data_class, "train", **config.data)
             # Where a run goes on, a checkpoint replaces what it started from.
-            init = None if resume and _begun(folder) else config.init
+            goes_on = resume and _begun(folder)
+            init = None if goes_on else config.init
             denoiser, family = _denoiser(config, init, dataset), _family(config)
             family.check(dataset.image_shape)
             if config.objective == "unrolled":
                 check_operators({"unrolled": Unrolled()}, {"": family}, dataset.image_shape)
-                begins = config.init is None and not (resume and _begun(folder))
-                if begins and distributed.rank() == 0:
+                if not (config.init or goes_on) and distributed.rank() == 0:
                     print(
                         "unrolled begins from random weights, in the paper from those of an "
                         "unconditional network: give them by --init FILE",
@@ -101,10 +102,9 @@ def run(
                 trainer.resume(folder / "checkpoints", accept_changes)
             if distributed.rank() == 0:
                 _record(config, folder, command, trainer)
-        with data_errors():
-            train(trainer, dataset, folder, heldout)
-            if distributed.rank() == 0:
-                draw_curves([folder], folder / "curves.png")
+        train(trainer, dataset, folder, heldout)
+        if distributed.rank() == 0:
+            draw_curves([folder], folder / "curves.png")
 
 
 def with_data_options(config: TrainConfig, options: dict[str, str]) -> TrainConfig:

@@ -22,8 +22,9 @@ from torch import Tensor
 from datautils.identity import Identity
 from metrics.distances import frechet_distance, kernel_distance, square_root, within
 from metrics.features import DISTANCES, Detector, load_detector
+from runtime.credentials import plain
 from runtime.environment import environment
-from runtime.files import check_floats, plain, regular, write_tensors
+from runtime.files import check_floats, regular, write_tensors
 from runtime.records import parse_json, record
 
 METADATA_KEY = "invfusion-reference"

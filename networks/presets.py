@@ -6,7 +6,7 @@ from typing import Any
 
 from networks.analytic import PriorConfig
 from networks.invfusion import LevelConfig, NetworkConfig
-from runtime.files import plain
+from runtime.credentials import plain
 from runtime.records import record
 
 CONDITIONINGS = ("invfusion", "blind", "unconditional")

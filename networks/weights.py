@@ -22,7 +22,8 @@ from networks.denoiser import Denoiser
 from networks.invfusion import NetworkConfig
 from networks.layers import WithoutInitialisation
 from networks.presets import conditioning_of
-from runtime.files import check_floats, plain, regular, write_tensors
+from runtime.credentials import plain
+from runtime.files import check_floats, regular, write_tensors
 from runtime.records import parse_json, record
 
 METADATA_KEY = "invfusion"

@@ -6,7 +6,6 @@ seconds, so a module with such a dataclass does not, and `--help` is quick.
 
 import dataclasses
 import functools
-import types
 import typing
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -15,7 +14,7 @@ from typing import Any
 
 import click
 
-from runtime.errors import data_errors, one_sentence_errors
+from runtime.errors import data_errors
 from runtime.options import key_values, parse_count, read
 from runtime.output import unbroken_output
 from runtime.registry import default_of
@@ -39,18 +38,14 @@ def option(
     line, or two with a space between; by default that of the field with dashes, empty for none
     there; choices: of a text; least, most: the range of a number; shown: the default in words.
     """
-    metadata = {
-        "help": help, "name": name, "choices": choices, "least": least, "most": most,
-        "shown": shown,
-    }  # fmt: skip
+    metadata = dict(help=help, name=name, choices=choices, least=least, most=most, shown=shown)
     if isinstance(default, dict | list):
         return dataclasses.field(default_factory=lambda: type(default)(default), metadata=metadata)
     return dataclasses.field(default=default, metadata=metadata)
 
 
 class Typed(click.ParamType):
-    """A value that is read by its type, such as a count of 4096, 64Ki, 8Mi or 2^25, within a
-    range."""
+    """A value within a range, read by its type, such as a count of 4096, 64Ki, 8Mi or 2^25."""
 
     def __init__(self, kind: type, least: float | None = None, most: float | None = None):
         self.kind, self.least, self.most = kind, least, most
@@ -100,17 +95,12 @@ class Group(_Readable, click.Group):
 
 
 def takes(cls: type) -> Callable[[Callable], Callable]:
-    """Decorator of a click command: its function gets one `cls`, made of the options.
-
-    Ends the program with one sentence and exit code 2 if `cls` raises ValueError.
-    """
+    """Decorator of a click command: its function gets one `cls`, made of the options."""
 
     def decorate(function: Callable[[Any], None]) -> Callable:
         @functools.wraps(function)
         def call(**values: Any) -> None:
-            with one_sentence_errors():
-                options = cls(**given(cls, values))
-            function(options)
+            function(cls(**values))
 
         return with_options(cls)(call)
 
@@ -133,15 +123,6 @@ def with_options(cls: type, overriding: bool = False) -> Callable[[Callable], Ca
     return decorate
 
 
-def given(cls: type, values: Mapping[str, Any]) -> dict[str, Any]:
-    """The values of click as the fields have them. Raises ValueError."""
-    kinds, found = typing.get_type_hints(cls), dict(values)
-    for field in dataclasses.fields(cls):
-        if field.name in values and typing.get_origin(kinds[field.name]) is dict:
-            found[field.name] = key_values(values[field.name], flag(field))
-    return found
-
-
 def flag(field: dataclasses.Field) -> str:
     """What a field is called on the command line, such as --data-opt."""
     return (field.metadata["name"] or f"--{field.name.replace('_', '-')}").split()[-1]
@@ -155,7 +136,7 @@ def _option(field: dataclasses.Field, kind: Any, overriding: bool) -> Callable:
     if origin is dict or (origin is tuple and not overriding):
         settings |= {"multiple": True, "help": f"{about['help']} May be repeated."}
     if origin is dict:
-        settings["metavar"] = "KEY=VALUE"
+        settings |= {"metavar": "KEY=VALUE", "callback": _by_key}
     if shown:
         settings["help"] += f"  [default: {shown}]"
     if kind is bool:
@@ -171,6 +152,13 @@ def _option(field: dataclasses.Field, kind: Any, overriding: bool) -> Callable:
     return click.option(*name.split(), field.name, **settings)
 
 
+def _by_key(ctx: click.Context, parameter: click.Parameter, pairs: Sequence[str]) -> dict[str, str]:
+    try:
+        return key_values(pairs, parameter.opts[-1])
+    except ValueError as error:
+        raise click.UsageError(str(error), ctx) from None
+
+
 def _shown(default: Any) -> str:
     """A default in words, empty if there is none."""
     if default is dataclasses.MISSING or default is None or default is False:
@@ -181,10 +169,8 @@ def _shown(default: Any) -> str:
 
 
 def _click_type(kind: Any, about: Mapping[str, Any]) -> Any:
-    if typing.get_origin(kind) in (typing.Union, types.UnionType):
-        kind = next(k for k in typing.get_args(kind) if k is not type(None))
-    if typing.get_origin(kind) is tuple:
-        kind = typing.get_args(kind)[0]
+    inner = [k for k in typing.get_args(kind) if k not in (type(None), ...)]
+    kind = inner[0] if inner else kind
     if about["choices"]:
         return click.Choice(about["choices"])
     if kind not in (int, float, Path):

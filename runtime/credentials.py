@@ -1,5 +1,7 @@
 """Credentials: no record that may be handed on keeps them, whatever options they were given in."""
 
+import math
+import os
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -7,6 +9,7 @@ from typing import Any
 CUT = "(removed)"
 _NAME = r"token|passw|secret|credential|api_?key|access_?key|signature|authorization"
 _NAMES = re.compile(_NAME, re.IGNORECASE)
+_TEXTS = (str, os.PathLike)
 _IN_TEXT = {  # what stands in a text, and what is left of it
     r"(?<=://)[^/\s@]+(?=@)": CUT,  # the user and password of a URL
     r"\b(bearer|basic)\s+[\w.~+/=-]{8,}": rf"\1 {CUT}",
@@ -15,18 +18,26 @@ _IN_TEXT = {  # what stands in a text, and what is left of it
 }
 
 
-def cleaned(value: Any) -> Any:
-    """The value without credentials: texts that a name such as token belongs to, and parts of any
-    text that look like one. Mappings, lists and tuples are gone through."""
+def plain(value: Any) -> Any:
+    """The value in what JSON knows: dicts, lists, strings, finite numbers, bools and null.
+
+    Without credentials: texts that a name such as token belongs to, and parts of any text that look
+    like one.
+    """
+    if hasattr(value, "tolist"):  # tensors and arrays: importing torch takes seconds
+        value = value.tolist()
     if isinstance(value, Mapping):
         return {
-            key: CUT if isinstance(item, str) and _NAMES.search(str(key)) else cleaned(item)
+            str(key): CUT if isinstance(item, _TEXTS) and _NAMES.search(str(key)) else plain(item)
             for key, item in value.items()
         }
     if isinstance(value, list | tuple):
-        return [cleaned(item) for item in value]
-    if not isinstance(value, str):
+        return [plain(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if not isinstance(value, _TEXTS):
         return value
+    value = str(value)
     for pattern, left in _IN_TEXT.items():
         value = re.sub(pattern, left, value, flags=re.IGNORECASE)
     return value

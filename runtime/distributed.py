@@ -15,6 +15,7 @@ import torch
 import torch.distributed as dist
 
 from runtime import signals
+from runtime.errors import data_errors, one_sentence_errors
 from runtime.launcher import Place, launched, place
 
 _PATIENCE = datetime.timedelta(minutes=30)  # with the slowest process
@@ -29,13 +30,10 @@ _groups: list[dist.ProcessGroup | None] = []
 def process_group() -> Iterator[torch.device]:
     """Join the processes of `torchrun`, or none without it, and give this one's device.
 
-    Uses NCCL if every process has a GPU of its own, else gloo.
+    Uses NCCL if every process has a GPU of its own, else gloo. The block is one of `data_errors`.
     """
-    try:
+    with one_sentence_errors():
         here = place()
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
     on_gpu, device = torch.cuda.is_available(), torch.device("cpu")
     if on_gpu:
         device = torch.device("cuda", here.local_rank % torch.cuda.device_count())
@@ -44,7 +42,7 @@ def process_group() -> Iterator[torch.device]:
         yield device
         return
     if not launched():
-        with signals.orderly_end():
+        with signals.orderly_end(), data_errors():
             yield device
         return
     own_gpu = on_gpu and here.local_world <= torch.cuda.device_count()
@@ -70,7 +68,7 @@ def process_group() -> Iterator[torch.device]:
     )
     _groups.append(dist.group.WORLD)
     try:
-        with signals.orderly_end():
+        with signals.orderly_end(), data_errors():
             yield device
     except Exception:
         if not claim_failure():  # a process that lost the others says so after the one that failed

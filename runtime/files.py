@@ -8,20 +8,18 @@ import fcntl
 import hashlib
 import io
 import json
-import math
 import os
 import uuid
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save_file
 from torch import Tensor
 
-from runtime.credentials import cleaned
+from runtime.credentials import plain
 
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
@@ -175,26 +173,6 @@ def _locked(file: BinaryIO, path: Path) -> bool:
         return False
     except OSError as error:
         raise OSError(f"{path.parent} cannot be locked: {error}") from error
-
-
-def plain(value: Any) -> Any:
-    """The value in what JSON knows, without credentials: dicts, lists, strings, finite numbers,
-    bools and null."""
-    return cleaned(_plain(value))
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    if isinstance(value, Tensor | np.ndarray | np.generic):
-        return _plain(value.tolist())
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    if isinstance(value, Path | torch.device | torch.dtype):
-        return str(value)
-    return value
 
 
 def check_floats(source: str | Path, tensors: Mapping[str, Tensor]) -> None:

@@ -142,10 +142,6 @@ def _items(value: Any) -> list:
     return list(value)
 
 
-def _flag(value: Any) -> bool:
-    return {"true": True, "false": False}[str(value).lower()]
-
-
 def _number(value: Any) -> float:
     if isinstance(value, bool) or not math.isfinite(float(value)):
         raise ValueError
@@ -177,8 +173,9 @@ def _no_text(value: Any) -> Any:
     return value
 
 
+_FLAGS = {"true": True, "false": False}
 _PARSERS: dict[Any, tuple[Reader, str]] = {
-    bool: (_flag, "true or false"),
+    bool: (lambda value: _FLAGS[str(value).lower()], "true or false"),
     int: (parse_count, "a whole number of at least 0, such as 4096, 64Ki or 2^25"),
     float: (_number, "a number"),
     str: (_text, "a text"),

@@ -10,7 +10,7 @@ from typing import Any, Self, get_args
 import yaml
 
 from runtime.cli import option
-from runtime.credentials import cleaned
+from runtime.credentials import plain
 from runtime.options import PRECISIONS, read
 from runtime.records import parse_yaml
 
@@ -281,12 +281,12 @@ class TrainConfig:
         # Their classes alone know the types of options: `config: no` may be a text.
         for name in ("data", "degradation_opt"):
             values[name] = _guessed(values[name])
-        text = json.dumps(cleaned(values), default=str)
+        text = json.dumps(plain(values), default=str)
         return json.loads(text.replace('"degradation.', '"'))
 
     def dump(self) -> str:
         """The resolved settings as YAML, without credentials."""
-        return yaml.safe_dump(cleaned(dataclasses.asdict(self)), sort_keys=False)
+        return yaml.safe_dump(plain(dataclasses.asdict(self)), sort_keys=False)
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from runtime import distributed
-from runtime.files import plain, replacing, writing
+from runtime.credentials import plain
+from runtime.files import replacing, writing
 from runtime.progress import progress
 from runtime.records import parse_json, record
 from training.config import TrainConfig

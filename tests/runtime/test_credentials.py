@@ -15,7 +15,7 @@ from metrics.features import Detector
 from metrics.records import write_metrics
 from metrics.statistics import FeatureStatistics, save_reference
 from networks import Denoiser, make_config, read_summary, save_weights
-from runtime.credentials import CUT, cleaned
+from runtime.credentials import CUT, plain
 from training.config import TrainConfig
 
 SECRET = "s3cret-abcdef"
@@ -41,7 +41,7 @@ OPTIONS = {
     ],
 )
 def test_credentials_are_cut_out(value: Any, left: Any) -> None:
-    assert cleaned(value) == left
+    assert plain(value) == left
 
 
 def test_no_record_holds_a_credential(tmp_path: Path) -> None:
