@@ -52,11 +52,10 @@ def summaries(values: Mapping[Key, Sequence[float]]) -> dict[Key, dict[str, floa
     ends = interval(resampled_means(columns.T)).T.tolist()
     for key, column, (low, high) in zip(values, columns, ends, strict=True):
         finite = column[~np.isinf(column)]
-        error = math.nan
         if len(finite) > 1:
             error = (finite.std(ddof=1) / len(finite) ** 0.5).item()
         else:
-            low = high = math.nan
+            error = low = high = math.nan
         found[key] = {
             "mean": mean(column), "standard_error": error, "low": low, "high": high,
             "count": len(finite), "infinite": len(column) - len(finite),

@@ -264,7 +264,7 @@ def test_pinv_is_the_pseudo_inverse_regularised_by_the_noise(kind, level):
     problem = measured(kind, level)
     inverse = dense_pinv(problem.degradation, level)
     expected = (inverse @ problem.y[..., None]).view(2, *SHAPE)
-    torch.testing.assert_close(baselines.pinv(problem), expected, rtol=1e-6, atol=1e-8)
+    torch.testing.assert_close(problem.pinv(), expected, rtol=1e-6, atol=1e-8)
 
 
 def test_constant_fill_of_a_mask_is_the_mean_visible_colour_around_the_visible_pixels():
@@ -300,7 +300,7 @@ def test_constant_fill_of_an_unseen_colour_is_grey():
 @pytest.mark.parametrize("kind", KINDS)
 def test_fills_without_noise_explain_the_measurement(kind):
     problem = measured(kind)
-    for fill in (baselines.pinv, baselines.constant_fill):
+    for fill in (Problem.pinv, baselines.constant_fill):
         torch.testing.assert_close(
             problem.degradation.H(fill(problem)), problem.y, rtol=1e-6, atol=1e-8
         )
@@ -334,7 +334,7 @@ def mean_quality(estimate: Callable[[Problem], Tensor], pairs: Pairs) -> float:
 def test_a_gaussian_fitted_to_photos_restores_unseen_ones():
     prior = fit_gaussian(to_float(pixels(photos(2000, "train", 8))))
     pairs = problems(MatrixDegradation(2, 60), pixels(photos(64, "heldout", 8)))
-    methods = partial(posterior_mean, prior), baselines.constant_fill, baselines.pinv
+    methods = partial(posterior_mean, prior), baselines.constant_fill, Problem.pinv
     gaussian_fit, colour, inverse = (mean_quality(method, pairs) for method in methods)
     assert gaussian_fit > colour + 2 > inverse + 4
 
