@@ -32,7 +32,7 @@ from metrics import baselines
 from metrics.evaluate import group_by_structure, restorations
 from metrics.measure import Measure
 from metrics.pixel import consistency, psnr, ssim, to_float, to_uint8
-from metrics.records import PartialRecords, merged
+from metrics.records import PartialRecords, read_rows, write_merged
 from networks import Denoiser, fit_gaussian, make_config, posterior_mean
 from samplers import make_sampler
 
@@ -96,7 +96,8 @@ def collect(dataset, families, methods, *, metrics, pictures=0, **options) -> Fo
             measure = Measure(records, metrics, {}, CPU, pictures)
             for restored in restorations(dataset, families, methods, device=CPU, **options):
                 measure(restored)
-        rows = list(merged([part], list(families), metrics))
+        write_merged(Path(folder) / "per_image.csv", [part], list(families), metrics)
+        rows = list(read_rows(Path(folder) / "per_image.csv", metrics))
     seconds = {key: costs["seconds"] for key, costs in measure.share.costs.items()}
     return Found(rows, measure.share.pictures, seconds)
 
