@@ -82,8 +82,7 @@ def paired_difference(first: Sequence[float], second: Sequence[float]) -> Differ
 def resampled_means(values: Array) -> Array:
     """Means `[2000, k]` of values `[n, k]` over images drawn with replacement.
 
-    The images are the same for every column and in every call with n of them. Infinite values are
-    left out.
+    All columns, and all calls with n images, have the same draws. Infinite values are left out.
     """
     n, k = values.shape
     counted = ~np.isinf(values)
