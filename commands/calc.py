@@ -132,7 +132,7 @@ def _distances(
         return {}
     kernel = any(DISTANCES[metric].kernel for metric in by_metric)
 
-    def statistics(images: ImageDir) -> dict:
+    def statistics(images: ImageDir) -> dict[str, Moments]:
         count, title = len(images), images.path.name
         return dataset_statistics(
             images, detectors, count, options.batch, options.workers, device, title, keep=kernel
@@ -140,13 +140,10 @@ def _distances(
 
     mine, distances = statistics(comparison.images), comparison.distances
     if comparison.other is not None:
-        theirs = {
-            name: Moments(found.mean, found.covariance, features=found.features)
-            for name, found in statistics(comparison.other).items()
-        }
-        distances = replace(distances, reference=Reference(comparison.other.path, theirs))
+        theirs = Reference(comparison.other.path, statistics(comparison.other))
+        distances = replace(distances, reference=theirs)
     found = {metric: mine[detector.name] for metric, detector in by_metric.items()}
-    return {m: {"mean": distances.value(m, own), "count": own.count} for m, own in found.items()}
+    return {m: {"mean": distances.value(m, own), "count": own.images} for m, own in found.items()}
 
 
 def _paired(

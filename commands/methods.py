@@ -13,7 +13,7 @@ from commands.options import CalcOptions, GenOptions
 from datautils import ImageDataset, get_dataset
 from datautils.identity import Identity
 from degradation import Draws, Family, Problem
-from metrics import baselines
+from metrics.baselines import constant_fill
 from metrics.dataset import check_values, load_images
 from metrics.download import sha256_of
 from metrics.evaluate import Restore
@@ -330,9 +330,9 @@ def baseline_methods(
     methods: dict[str, Restore] = {}
     untrained = aseqdip_of(wanted, options.baseline_opt)
     if "pinv" in wanted:
-        methods["H†y"] = lambda problem, noise, draws: baselines.pinv(problem)
+        methods["H†y"] = lambda problem, noise, draws: problem.pinv()
     if "fill" in wanted:
-        methods["constant fill"] = lambda problem, noise, draws: baselines.constant_fill(problem)
+        methods["constant fill"] = lambda problem, noise, draws: constant_fill(problem)
     if "gaussian" in wanted:
         check_values(dataset.image_shape, "the gaussian of --baselines")
         training = get_dataset(options.data, "train", **options.data_opt)

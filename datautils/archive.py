@@ -91,8 +91,7 @@ class Archive(ABC):
 def open_archive(path: str | os.PathLike[str]) -> Archive:
     """The pictures under a folder or in a zip file.
 
-    Raises DataError if `path` does not exist or holds no picture, and if the zip file is damaged
-    or encrypted.
+    Raises DataError if none is there, and if the zip file is damaged or encrypted.
     """
     path = Path(path)
     try:

@@ -27,7 +27,6 @@ EXTENSIONS = tuple(
 _MOST_PIXELS = 2**28
 Image.MAX_IMAGE_PIXELS = None  # ours counts instead, which names the picture
 PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY  # 64 MiB for all, not 1 for each
-_WHITE = (255, 255, 255, 255)
 _WHITE_IS_ZERO, _SIGNED = (262, 0), (339, 2)  # tags of a TIFF file and their values
 _DARK = 4096  # a picture of 16 bits with smaller values only is one of 12 bits, or fewer
 
@@ -171,7 +170,7 @@ def _to_rgb(image: Image.Image, name: str) -> Image.Image:
         image = _in_srgb(image)
         if image.has_transparency_data:
             rgba = image.convert("RGBA")
-            image = Image.alpha_composite(Image.new("RGBA", image.size, _WHITE), rgba)
+            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), rgba)
         return image.convert("RGB")
     except (ValueError, OSError) as error:  # LAB, for one, has no conversion
         raise DataError(f"{name} cannot be converted to RGB: {error}") from None

@@ -14,12 +14,9 @@ from datautils import DataError, ImageDataset
 class Identity:
     """A data set in a record: how many images, of which names and classes."""
 
-    images: int | None
-    """None for a stream."""
-    digest: str
-    """SHA-256 of the shape, names and labels of the images, as far as the data set has them."""
-    classes: tuple[str, ...] = ()
-    """Names of the classes, empty if there are none or they have only numbers."""
+    images: int | None  # None for a stream
+    digest: str  # SHA-256 of shape, names and labels of the images, as far as the set has them
+    classes: tuple[str, ...] = ()  # names, empty if there are none or they have only numbers
 
     def __str__(self) -> str:
         images = "a stream of images" if self.images is None else f"{self.images} images"

@@ -22,11 +22,6 @@ class Labels(NamedTuple):
     values: np.ndarray  # int64 [pictures], -1 without labels
     folders: tuple[str, ...] = ()  # the classes' names, label by label
 
-    @property
-    def classes(self) -> int:
-        """The largest label + 1; 0 without labels."""
-        return int(self.values.max()) + 1
-
 
 class ImageDir(IndexedImages):
     """The images of a folder or a zip file, in the order of their names.
@@ -92,13 +87,12 @@ class ImageDir(IndexedImages):
                 f"--dest {path} --size {self.size}`, or name another folder or zip file by "
                 f"{'heldout_path' if outside else 'path'}=PATH"
             )
-        found = read_labels(open_archive(path), mode)
-        classes = num_classes or found.classes
+        found = train = read_labels(open_archive(path), mode)
         # Numbers in dataset.json mean the same in every archive, and may be all there is to know.
         if outside and mode != "none" and not (num_classes and found.mode == "json"):
             train = read_labels(open_archive(self.path), mode)
             check_alike(found, train)
-            classes = num_classes or train.classes
+        classes = num_classes or int(train.values.max()) + 1
         if classes:
             check_range(found, classes)
         return found, classes

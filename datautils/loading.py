@@ -34,10 +34,10 @@ class Batches(Iterator[tuple[Tensor, Tensor]]):
     for each of these images, the first hundred.
     """
 
-    def __init__(self, chunks: Generator[Chunk, None, None]):
+    def __init__(self, chunks: Dataset, inputs: Iterable | None, workers: int):
         self.skipped = 0
         self.faults: list[str] = []
-        self._chunks = chunks
+        self._chunks = _loaded(chunks, inputs, workers, torch.cuda.is_available())
 
     def __next__(self) -> tuple[Tensor, Tensor]:
         chunk = next(self._chunks)
@@ -59,8 +59,7 @@ def load_batches(
     With `skip_broken` the next sound image takes the place of a broken one. Raises DataError for a
     broken image, or with `skip_broken` for a hundred in a row.
     """
-    calls = _Calls(partial(_indexed, dataset, skip_broken))
-    return Batches(_loaded(calls, batches, workers, torch.cuda.is_available()))
+    return Batches(_Calls(partial(_indexed, dataset, skip_broken)), batches, workers)
 
 
 def stream_batches(
@@ -70,8 +69,7 @@ def stream_batches(
 
     A worker calls `reads` for the endless images of its part of a stream.
     """
-    chunks = _StreamChunks(reads, size, skip_broken)
-    return Batches(_loaded(chunks, None, workers, torch.cuda.is_available()))
+    return Batches(_StreamChunks(reads, size, skip_broken), None, workers)
 
 
 def in_order(function: Callable, inputs: Iterable, workers: int) -> Generator[Any, None, None]:
@@ -131,27 +129,24 @@ def _chunk(samples: Iterable[Iterator[Read]], skip_broken: bool) -> Chunk:
     faults: list[str] = []
     skipped = 0
     for reads in samples:
-        item, met = _first_sound(reads, skip_broken)
-        items.append(item)
-        faults += met
-        skipped += bool(met)
+        broken: list[str] = []
+        for read in itertools.islice(reads, _MAX_IN_A_ROW):
+            try:
+                items.append(read())
+                break
+            except DataError as error:
+                if not skip_broken:
+                    raise
+                broken.append(str(error))
+        else:
+            first = broken[0]
+            raise DataError(f"{len(broken)} images in a row are broken, the first: {first}")
+        faults += broken
+        skipped += bool(broken)
     # In a worker straight into memory that is shared.
     images = default_collate([image for image, _ in items])
     labels = torch.tensor([label for _, label in items], dtype=torch.int64)
     return Chunk(images, labels, skipped, faults)
-
-
-def _first_sound(reads: Iterator[Read], skip_broken: bool) -> tuple[tuple[Tensor, int], list[str]]:
-    """The first image that can be read, and a sentence for each before it."""
-    faults: list[str] = []
-    for read in itertools.islice(reads, _MAX_IN_A_ROW):
-        try:
-            return read(), faults
-        except DataError as error:
-            if not skip_broken:
-                raise
-            faults.append(str(error))
-    raise DataError(f"{len(faults)} images in a row are broken, the first: {faults[0]}")
 
 
 def _loaded(

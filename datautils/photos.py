@@ -15,11 +15,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from datautils.decode import to_tensor
 from datautils.indexed import check_count
 
 FREE_PHOTOS = Path(__file__).parent / "freephotos.zip"
@@ -86,9 +86,8 @@ class Photos(Dataset[tuple[Tensor, int]]):
         left = math.floor(u_left * (width - side + 1))
         top = math.floor(u_top * (height - side + 1))
         crop = _resized_crop(levels, left, top, side, self.resolution)
-        pixels = torch.from_numpy(np.array(crop)).permute(2, 0, 1)
         mirrored = self.split == "train" and u_mirror < 0.5
-        return (pixels.flip(-1) if mirrored else pixels).contiguous(), -1
+        return to_tensor(ImageOps.mirror(crop) if mirrored else crop), -1
 
 
 def _uniforms(split: str, index: int) -> list[float]:

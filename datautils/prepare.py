@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from contextlib import closing
 from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import click
 import numpy as np
@@ -28,10 +28,7 @@ from runtime.errors import DataError, one_sentence_errors
 from runtime.files import check_output, replacing
 from runtime.progress import progress
 
-_WRITER: dict[str, dict[str, Any]] = {
-    "png": {"format": "PNG"},
-    "webp": {"format": "WEBP", "lossless": True},
-}
+_FORMATS = ("png", "webp")
 
 
 class Originals(NamedTuple):
@@ -64,13 +61,6 @@ def folder_originals(path: Path, labels: str = "auto") -> Originals:
     ((stem, count),) = Counter(stems).most_common(1)
     if count > 1:
         raise DataError(f"{path} holds two files {stem}, which differ in the extension only")
-    return Originals(stems, data.labels, data.picture)
-
-
-def hub_originals(path: str, **options: Any) -> Originals:
-    """The rows of a Hugging Face data set, as 00000/00000000, ... with a thousand in a folder."""
-    data = HuggingFace(path, **options)
-    stems = [f"{i // 1000:05d}/{i:08d}" for i in range(len(data))]
     return Originals(stems, data.labels, data.picture)
 
 
@@ -138,7 +128,7 @@ def _converted(
             return str(error)
         raise
     encoded = io.BytesIO()
-    image.save(encoded, **_WRITER[format])
+    image.save(encoded, format, lossless=True)  # as PNG always is
     return torch.frombuffer(encoded.getbuffer(), dtype=torch.uint8)
 
 
@@ -167,7 +157,7 @@ def _converted(
     "sorted, are the classes; auto: whichever of these there is.",
 )  # fmt: skip
 @click.option(
-    "--format", type=click.Choice(tuple(_WRITER)), default="png",
+    "--format", type=click.Choice(_FORMATS), default="png",
     help="Both are lossless; webp is smaller, and slower to write.",
 )  # fmt: skip
 @click.option("--workers", type=click.IntRange(0), help="Processes.  [default: one for each core]")
@@ -187,9 +177,11 @@ def main(
         if source is not None and hub is None:
             originals = folder_originals(source, labels)
         elif hub is not None and source is None:
-            originals = hub_originals(
+            rows = HuggingFace(
                 hub, train_split=hub_split, image_column=image_column, label_column=label_column
             )
+            stems = [f"{i // 1000:05d}/{i:08d}" for i in range(len(rows))]  # a thousand a folder
+            originals = Originals(stems, rows.labels, rows.picture)
         else:
             raise ValueError("give one of --source and --hub")
         done = prepare(

@@ -1,14 +1,9 @@
-"""Restorations that need no training, to compare a trained network with."""
+"""A restoration that needs no training, to compare a trained network with."""
 
 import torch
 from torch import Tensor
 
 from degradation import Problem
-
-
-def pinv(problem: Problem) -> Tensor:
-    """H†y, regularised by the noise level, `[B, C, h, w]`."""
-    return problem.pinv()
 
 
 def constant_fill(problem: Problem) -> Tensor:

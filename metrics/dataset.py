@@ -9,7 +9,7 @@ from datautils import ImageDataset
 from datautils.loading import load_batches
 from metrics.features import Detector
 from metrics.pixel import to_float
-from metrics.statistics import FeatureStatistics
+from metrics.statistics import FeatureStatistics, Moments
 from runtime import distributed, signals
 from runtime.progress import progress
 
@@ -26,7 +26,7 @@ def dataset_statistics(
     device: torch.device,
     title: str = "features",
     keep: bool = True,
-) -> dict[str, FeatureStatistics]:
+) -> dict[str, Moments]:
     """Statistics of the first `count` images by name of the detector, over all processes.
 
     Images are loaded by `workers` processes meanwhile and never kept. keep: the features of the

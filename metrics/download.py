@@ -67,8 +67,7 @@ def _download(url: str, path: Path, digits: str) -> None:
 def packaged(package: str, file: str, user: str, way_out: str = "") -> Path:
     """A file inside a package, which is not imported: it would need torchvision and more.
 
-    user, way_out: what needs it, and what else would do, in the ValueError where it is not
-    installed.
+    user, way_out: what needs it, and what else would do. Raises ValueError if it is not installed.
     """
     spec = importlib.util.find_spec(package)
     if spec is None or spec.origin is None:

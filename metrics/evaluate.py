@@ -78,10 +78,7 @@ def plan(
 def group_by_structure(
     family: Family, seeds: Mapping[int, int], batch: int
 ) -> Iterator[tuple[Hashable, list[int]]]:
-    """Batches of at most `batch` of the image indices whose operators share a structure.
-
-    seeds: by image index.
-    """
+    """Batches of at most `batch` images whose operators share a structure; seeds: by image."""
     groups: dict[Hashable, list[int]] = {}
     for index, seed in seeds.items():
         groups.setdefault(family.structure(seed), []).append(index)

@@ -66,8 +66,7 @@ class Detector:
     def __call__(self, images: Tensor) -> Tensor:
         """Features of uint8 images `[B, 3, h, w]`: float32 `[B, features]`, on its own device.
 
-        In float32 inside autocast too. Raises DataError if the network fails or gives features
-        that are not finite.
+        Inside autocast too. Raises DataError if the network fails, or its features are not finite.
         """
         images = images.to(self.device)
         try:

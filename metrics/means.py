@@ -52,11 +52,10 @@ def summaries(values: Mapping[Key, Sequence[float]]) -> dict[Key, dict[str, floa
     ends = interval(resampled_means(columns.T)).T.tolist()
     for key, column, (low, high) in zip(values, columns, ends, strict=True):
         finite = column[~np.isinf(column)]
-        error = math.nan
         if len(finite) > 1:
             error = (finite.std(ddof=1) / len(finite) ** 0.5).item()
         else:
-            low = high = math.nan
+            error = low = high = math.nan
         found[key] = {
             "mean": mean(column), "standard_error": error, "low": low, "high": high,
             "count": len(finite), "infinite": len(column) - len(finite),
@@ -83,8 +82,7 @@ def paired_difference(first: Sequence[float], second: Sequence[float]) -> Differ
 def resampled_means(values: Array) -> Array:
     """Means `[2000, k]` of values `[n, k]` over images drawn with replacement.
 
-    The images are the same for every column and in every call with n of them. Infinite values are
-    left out.
+    All columns, and all calls with n images, have the same draws. Infinite values are left out.
     """
     n, k = values.shape
     counted = ~np.isinf(values)

@@ -56,15 +56,13 @@ def check_images(
 class Share:
     """What one process found, besides rows and features."""
 
+    # By degradation and image, then by title.
     pictures: dict[tuple[str, int], dict[str, Tensor]] = field(default_factory=dict)
-    """By degradation and image, then by title."""
     examples: Examples = field(default_factory=Examples)
+    # Sums over the images, the seconds of restoring among them.
     costs: dict[Key, Counter[str]] = field(default_factory=dict)
-    """Sums over the images, the seconds of restoring among them."""
-    failed: Counter[Key] = field(default_factory=Counter)
-    """Images that are not finite."""
-    seconds: dict[str, float] = field(default_factory=dict)
-    """By stage."""
+    failed: Counter[Key] = field(default_factory=Counter)  # images that are not finite
+    seconds: dict[str, float] = field(default_factory=dict)  # by stage
 
 
 class Measure:

@@ -21,7 +21,6 @@ from runtime.files import read_tensors
 
 _SHIFT, _SCALE = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)  # of images in [-1, 1]
 
-
 # The window of a pooling, 0 for none; then convolutions, each followed by a ReLU: their channels,
 # side, stride and padding.
 Stage = tuple[int, list[tuple[int, int, int, int]]]
@@ -43,10 +42,8 @@ class Source(NamedTuple):
 
     stages: Sequence[Stage]
     package: str
-    file: str
-    """Inside the package: the heads, and of ST-LPIPS the network too."""
-    network: str | None = None
-    """Else the address of its file."""
+    file: str  # inside the package: the heads, and of ST-LPIPS the network too
+    network: str | None = None  # else the address of its file
 
 
 _MODELS = "https://download.pytorch.org/models"

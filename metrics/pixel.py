@@ -62,9 +62,8 @@ def ssim(a: Tensor, b: Tensor) -> Tensor:
 def consistency(degradation: LinearOperator, x: Tensor, y: Tensor) -> Tensor:
     """Mean of (y − Hx)² over the measurement rows that exist, float64 `[B]`.
 
-    x: images `[B, C, h, w]` in [-1, 1]; y: measurements `[B, M]`; `degradation.rows`: bool
-    `[B, M]`. Zero where an image has no measurement. What y holds in rows that do not exist has no
-    influence, be it not a number.
+    x: images `[B, C, h, w]` in [-1, 1]; y: measurements `[B, M]`. Zero where an image has no
+    measurement. What y holds in rows that do not exist has no influence, be it not a number.
     """
     rows = degradation.rows
     squares = torch.where(rows, (y - degradation.H(x)).double(), 0.0).square()

@@ -74,15 +74,6 @@ class PartialRecords:
         self._rows = []
 
 
-def merged(
-    parts: Sequence[Path], degradations: Sequence[str], metrics: Sequence[str]
-) -> Iterator[Row]:
-    """The rows of all processes by degradation and image, one at a time; values as numbers."""
-    order = {name: i for i, name in enumerate(degradations)}
-    streams = [read_rows(part, metrics) for part in parts]
-    return heapq.merge(*streams, key=lambda row: (order[row["degradation"]], row["image"]))
-
-
 def read_rows(path: Path, metrics: Sequence[str]) -> Iterator[Row]:
     """The rows of one file, such as per_image.csv, one at a time; values as numbers."""
     with path.open(newline="", encoding="utf-8") as file:
@@ -94,11 +85,17 @@ def read_rows(path: Path, metrics: Sequence[str]) -> Iterator[Row]:
 def write_merged(
     path: Path, parts: Sequence[Path], degradations: Sequence[str], metrics: Sequence[str]
 ) -> Values:
-    """Write the rows of all processes into one file. The values are those of its rows, in order."""
+    """Write the rows of all processes into one file, by degradation and image, one at a time.
+
+    The values are those of its rows, in order.
+    """
+    order = {name: i for i, name in enumerate(degradations)}
+    streams = [read_rows(part, metrics) for part in parts]
+    rows = heapq.merge(*streams, key=lambda row: (order[row["degradation"]], row["image"]))
     found: Values = {}
     with replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         writer = _writer(file, metrics)
-        for row in merged(parts, degradations, metrics):
+        for row in rows:
             writer.writerow(row)
             methods = found.setdefault(row["degradation"], {})
             values = methods.setdefault(row["method"], {m: array("d") for m in metrics})

@@ -35,15 +35,13 @@ KEPT = 10_000  # images whose features kernel distances compare, the first ones 
 class FeatureStatistics:
     """Count, sum and sum of outer products of features, in float64 on the features' device.
 
-    The statistics depend on the batches and on how processes shared the images by rounding only.
-    They are sums of differences from the mean of the first batch: features far from 0 lose no
-    digits. keep: also the features of the images below KEPT, on the CPU.
+    Batches and processes change them by rounding only. They are sums of differences from the mean
+    of the first batch: features far from 0 lose no digits. keep: also the features of the images
+    below KEPT, on the CPU.
     """
 
     def __init__(self, keep: bool = False) -> None:
         self.count, self.keep = 0, keep
-        self.features: Tensor | None = None
-        """Of `reduced` statistics that keep them: float32 `[min(count, KEPT), d]` by index."""
         self._kept: list[tuple[Tensor, Tensor]] = []  # indices, features
         self._shift: Tensor  # [d]
         self._sum: Tensor  # [d], and the next one [d, d]: of features less the shift
@@ -72,56 +70,42 @@ class FeatureStatistics:
         self._shift, self._sum = shift, torch.zeros_like(shift)
         self._outer = torch.zeros_like(torch.outer(shift, shift))
 
-    @property
-    def mean(self) -> Tensor:
-        """Mean of the features of at least one image, float64 `[d]`."""
-        return self._shift + self._sum / self.count
-
-    @property
-    def covariance(self) -> Tensor:
-        """Unbiased covariance (n − 1), float64 `[d, d]`; ValueError for fewer than 2 images."""
-        if self.count < 2:
-            raise ValueError(f"a covariance needs at least 2 images, not {self.count}")
-        return (self._outer - torch.outer(self._sum, self._sum) / self.count) / (self.count - 1)
-
-    def reduced(self, sum_tensor: Callable[[Tensor], Tensor], features: int) -> "FeatureStatistics":
-        """The statistics of all processes, on every process; each must call it.
+    def reduced(self, sum_tensor: Callable[[Tensor], Tensor], features: int) -> "Moments":
+        """Mean and covariance over all processes, on every process; each must call it.
 
         sum_tensor: sums a tensor over the processes. features: their number d.
         """
-        own, result = self, FeatureStatistics(self.keep)
         if self.count == 0:
-            own = FeatureStatistics(self.keep)
-            own._start(torch.zeros(features, dtype=torch.float64))
-        moments = torch.cat([own._sum.new_tensor([own.count]), own._sum + own.count * own._shift])
-        count, total = sum_tensor(moments).split([1, features])
-        result.count = int(count.item())
-        if result.count == 0:
-            return result
+            self._start(torch.zeros(features, dtype=torch.float64))
+        own = torch.cat([self._sum.new_tensor([self.count]), self._sum + self.count * self._shift])
+        number, total = sum_tensor(own).split([1, features])
+        count, shift = int(number.item()), total / number
         # The sums of each process as differences from the mean of all, which is the same on all.
-        result._start(total / count)
-        step = own._shift - result._shift
-        moved = torch.outer(step, own._sum)
-        outer = own._outer + moved + moved.mT + own.count * torch.outer(step, step)
-        flat = sum_tensor(torch.cat([own._sum + own.count * step, outer.flatten()]))
-        result._sum, result._outer = flat[:features], flat[features:].view(features, features)
+        step = self._shift - shift
+        moved = torch.outer(step, self._sum)
+        outer = self._outer + moved + moved.mT + self.count * torch.outer(step, step)
+        flat = sum_tensor(torch.cat([self._sum + self.count * step, outer.flatten()]))
+        sums, outer = flat[:features], flat[features:].view(features, features)
+        kept = None
         if self.keep:
-            kept = torch.zeros(min(result.count, KEPT), features)
-            for indices, values in own._kept:
+            kept = torch.zeros(min(count, KEPT), features)
+            for indices, values in self._kept:
                 inside = indices < len(kept)  # images that failed are not counted
                 kept[indices[inside]] = values[inside]
-            result.features = sum_tensor(kept)
-        return result
+            kept = sum_tensor(kept)
+        covariance = (outer - torch.outer(sums, sums) / count) / (count - 1)
+        return Moments(shift + sums / count, covariance, features=kept, images=count)
 
 
 @dataclass(frozen=True)
 class Moments:
     """Of one detector's features."""
 
-    mean: Tensor  # [d]
-    covariance: Tensor  # [d, d]
+    mean: Tensor  # [d], float64
+    covariance: Tensor  # unbiased (n − 1), [d, d], float64; not finite for fewer than 2 images
     sha256: str | None = None  # of the detector's weights file, if it is known
-    features: Tensor | None = None  # of the first images, [n, d], for kernel distances
+    features: Tensor | None = None  # of the first images, float32 [n, d], for kernel distances
+    images: int | None = None  # None if the file does not have it
 
     @cached_property
     def root(self) -> Tensor:
@@ -134,13 +118,18 @@ class Moments:
         assert self.features is not None
         return within(self.features)
 
-    def distance(self, statistics: FeatureStatistics, kernel: bool = False) -> float:
-        """Squared Fréchet distance of other images, or the kernel distance of both's features."""
+    def distance(self, other: "Moments", kernel: bool = False) -> float:
+        """Squared Fréchet distance of other images, or the kernel distance of both's features.
+
+        Raises ValueError for a Fréchet distance of fewer than 2 images.
+        """
         if kernel:
-            assert self.features is not None and statistics.features is not None
-            return kernel_distance(statistics.features, self.features, within_y=self.within)
+            assert self.features is not None and other.features is not None
+            return kernel_distance(other.features, self.features, within_y=self.within)
+        if other.images in (0, 1):
+            raise ValueError(f"a covariance needs at least 2 images, not {other.images}")
         return frechet_distance(
-            statistics.mean, statistics.covariance, self.mean, self.covariance, root2=self.root
+            other.mean, other.covariance, self.mean, self.covariance, root2=self.root
         )
 
 
@@ -178,16 +167,16 @@ class Reference:
     def check(
         self,
         detector: Detector,
-        images: int | None = None,
-        image_shape: tuple[int, ...] | None = None,
+        images: int,
+        image_shape: tuple[int, ...],
         allow_any_count: bool = False,
         kernel: bool = False,
     ) -> None:
         """Raise ValueError if a distance to this reference would be meaningless, as it is for a
         matrix that is no covariance.
 
-        images: how many are compared with it; image_shape: theirs. What is None, here or in the
-        file, is not checked. kernel: it is a kernel distance, which does not depend on the number.
+        images: how many are compared with it; image_shape: theirs. What the file does not say is
+        not checked. kernel: it is a kernel distance, which does not depend on the number.
         """
         name = detector.name
         moments = self.moments(name)
@@ -210,11 +199,9 @@ class Reference:
                 f"{self.path} has no features of single images, which a kernel distance needs: "
                 "write a new one with `calculate_metrics.py ref`"
             )
-        shape = image_shape and tuple(image_shape)
-        if None not in (shape, self.image_shape) and shape != self.image_shape:
+        if self.image_shape not in (None, tuple(image_shape)):
             raise ValueError(f"{self.path} is of images {self.image_shape}, not {image_shape}")
-        any_count = allow_any_count or kernel or None in (images, self.images)
-        if images != self.images and not any_count:
+        if self.images not in (None, images) and not (allow_any_count or kernel):
             raise ValueError(
                 f"{self.path} is of {self.images} images, not {images}, and Fréchet distances "
                 "depend on the number of images: accept with --any-count"
@@ -238,26 +225,26 @@ class Reference:
 
 def save_reference(
     path: Path,
-    statistics: Mapping[str, tuple[FeatureStatistics, Detector]],
+    moments: Mapping[str, tuple[Moments, Detector]],
     provenance: Mapping[str, Any],
 ) -> None:
-    """Write the statistics of one set of images, `{detector name: (statistics, detector)}`.
+    """Write the statistics of one set of images, `{detector name: (moments, detector)}`.
 
     provenance: what JSON can hold about the images: `image_shape`, `data`, `split`. Raises OSError.
     """
     tensors, detectors = {}, {}
-    for name, (stats, detector) in statistics.items():
-        tensors[f"{name}/mean"] = stats.mean.cpu()
-        tensors[f"{name}/covariance"] = stats.covariance.cpu()
-        if stats.features is not None:
-            tensors[f"{name}/features"] = stats.features
+    for name, (own, detector) in moments.items():
+        tensors[f"{name}/mean"] = own.mean.cpu()
+        tensors[f"{name}/covariance"] = own.covariance.cpu()
+        if own.features is not None:
+            tensors[f"{name}/features"] = own.features
         detectors[name] = {"sha256": detector.sha256, "features": detector.features}
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     description = {
         **provenance,
         "format": FORMAT_VERSION,
         "detectors": detectors,
-        "images": max(stats.count for stats, _ in statistics.values()),
+        "images": max(own.images or 0 for own, _ in moments.values()),
         "created": {"time": now, **environment()},
     }
     metadata = {METADATA_KEY: json.dumps(plain(description), allow_nan=False)}
@@ -283,13 +270,9 @@ def load_reference(path: str | Path) -> Reference:
         shapes = tuple(moments.mean.shape), tuple(moments.covariance.shape)
         if d == 0 or shapes != ((d,), (d, d)):
             raise ValueError(f"{path} has a mean and covariance of '{name}' of shapes {shapes}")
-        tensors = {f"{name}/mean": moments.mean, f"{name}/covariance": moments.covariance}
-        if moments.features is not None:
-            found = tuple(moments.features.shape)
-            if len(found) != 2 or found[0] < 2 or found[1] != d:
-                raise ValueError(f"{path} has features of '{name}' of shape {found}")
-            tensors[f"{name}/features"] = moments.features
-        check_floats(path, tensors)
+        features = moments.features
+        if features is not None and (features.shape[1:] != (d,) or len(features) < 2):
+            raise ValueError(f"{path} has features of '{name}' of shape {tuple(features.shape)}")
     return reference
 
 
@@ -306,6 +289,7 @@ def _load_npz(path: Path) -> Reference:
         raise ValueError(
             f"{path} is damaged, or holds pickled objects, which are never opened here"
         ) from error
+    check_floats(path, {"inception/mean": mean, "inception/covariance": covariance})
     return Reference(path, {"inception": Moments(mean, covariance)})
 
 
@@ -329,6 +313,7 @@ def _load_safetensors(path: Path) -> Reference:
             f"{path} has reference format {found.format}, and this version of the project reads "
             f"{FORMAT_VERSION} only"
         )
+    check_floats(path, tensors)
     detectors = {}
     try:
         for name, origin in found.detectors.items():
@@ -347,11 +332,11 @@ class Distances:
     detectors: dict[str, Detector]
     reference: Reference | None
 
-    def value(self, metric: str, statistics: FeatureStatistics) -> float:
-        """The distance of a metric's statistics from the reference."""
+    def value(self, metric: str, moments: Moments) -> float:
+        """The distance of images, by a metric, from the reference."""
         assert self.reference is not None
-        moments = self.reference.moments(self.detectors[metric].name)
-        return moments.distance(statistics, DISTANCES[metric].kernel)
+        reference = self.reference.moments(self.detectors[metric].name)
+        return reference.distance(moments, DISTANCES[metric].kernel)
 
     def provenance(self) -> dict[str, Any]:
         """What the distances were computed with: SHA-256 of the detectors, the reference."""

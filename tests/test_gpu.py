@@ -150,7 +150,7 @@ def test_baselines_agree(family, structure):
     problem = GaussianNoise(0.1).measure(family.sample(SHAPE, structure, [1, 2]), x, Draws([1, 2]))
     moved = problem.to("cuda")
     for restore in (
-        baselines.pinv,
+        lambda problem: problem.pinv(),
         baselines.constant_fill,
         lambda problem: posterior_mean(prior, problem),
     ):

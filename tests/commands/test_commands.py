@@ -117,13 +117,10 @@ def test_a_result_says_how_it_was_made(restored):
 
 
 def test_a_failed_image_shows_in_the_distance(home, tmp_path, monkeypatch):
-    from metrics import baselines
+    def failing(problem, noise, draws):
+        return problem.pinv().index_fill(0, torch.tensor(0), torch.nan)
 
-    pinv = baselines.pinv
-    monkeypatch.setattr(
-        "metrics.baselines.pinv",
-        lambda problem: pinv(problem).index_fill(0, torch.tensor(0), torch.nan),
-    )
+    monkeypatch.setattr("commands.methods.baseline_methods", lambda *_: {"H†y": failing})
     result = gen(home, tmp_path / "out", "--metrics", "fd,psnr", *DISTANCES)
     assert result.exit_code == 0, result.output
     values = metrics(tmp_path / "out")["metrics"]["values"]["MissingPatches"]

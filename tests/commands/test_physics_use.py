@@ -88,7 +88,7 @@ def test_evaluation_does_not_depend_on_the_batch() -> None:
     methods = {
         "sample": lambda problem, noise, draws: sampler(denoiser, noise, problem, draws),
         "fill": lambda problem, noise, draws: baselines.constant_fill(problem),
-        "pinv": lambda problem, noise, draws: baselines.pinv(problem),
+        "pinv": lambda problem, noise, draws: problem.pinv(),
     }
     found = []
     for batch in (1, 4):

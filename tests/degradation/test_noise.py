@@ -38,7 +38,6 @@ from degradation import (
     make_noise,
 )
 from degradation.noise import poisson_quantile
-from metrics.baselines import pinv
 from metrics.evaluate import restorations
 from networks import Denoiser, make_config, save_weights
 from training.config import TrainConfig
@@ -314,7 +313,7 @@ def test_training_and_evaluation() -> None:
     assert trainer.step(images, torch.full((2,), -1), 0.0).isfinite()
     stream = restorations(
         Photos(16, "heldout", size=3), {"Box": Box()},
-        {"pinv": lambda problem, noise, draws: pinv(problem)},
+        {"pinv": lambda problem, noise, draws: problem.pinv()},
         noise=PoissonNoise(20.0), indices=range(3), batch=2, seed=0, device=CPU,
     )  # fmt: skip
     for restored in stream:

@@ -32,7 +32,7 @@ from metrics import baselines
 from metrics.evaluate import group_by_structure, restorations
 from metrics.measure import Measure
 from metrics.pixel import consistency, psnr, ssim, to_float, to_uint8
-from metrics.records import PartialRecords, merged
+from metrics.records import PartialRecords, read_rows, write_merged
 from networks import Denoiser, fit_gaussian, make_config, posterior_mean
 from samplers import make_sampler
 
@@ -96,7 +96,8 @@ def collect(dataset, families, methods, *, metrics, pictures=0, **options) -> Fo
             measure = Measure(records, metrics, {}, CPU, pictures)
             for restored in restorations(dataset, families, methods, device=CPU, **options):
                 measure(restored)
-        rows = list(merged([part], list(families), metrics))
+        write_merged(Path(folder) / "per_image.csv", [part], list(families), metrics)
+        rows = list(read_rows(Path(folder) / "per_image.csv", metrics))
     seconds = {key: costs["seconds"] for key, costs in measure.share.costs.items()}
     return Found(rows, measure.share.pictures, seconds)
 
@@ -264,7 +265,7 @@ def test_pinv_is_the_pseudo_inverse_regularised_by_the_noise(kind, level):
     problem = measured(kind, level)
     inverse = dense_pinv(problem.degradation, level)
     expected = (inverse @ problem.y[..., None]).view(2, *SHAPE)
-    torch.testing.assert_close(baselines.pinv(problem), expected, rtol=1e-6, atol=1e-8)
+    torch.testing.assert_close(problem.pinv(), expected, rtol=1e-6, atol=1e-8)
 
 
 def test_constant_fill_of_a_mask_is_the_mean_visible_colour_around_the_visible_pixels():
@@ -300,7 +301,7 @@ def test_constant_fill_of_an_unseen_colour_is_grey():
 @pytest.mark.parametrize("kind", KINDS)
 def test_fills_without_noise_explain_the_measurement(kind):
     problem = measured(kind)
-    for fill in (baselines.pinv, baselines.constant_fill):
+    for fill in (Problem.pinv, baselines.constant_fill):
         torch.testing.assert_close(
             problem.degradation.H(fill(problem)), problem.y, rtol=1e-6, atol=1e-8
         )
@@ -334,7 +335,7 @@ def mean_quality(estimate: Callable[[Problem], Tensor], pairs: Pairs) -> float:
 def test_a_gaussian_fitted_to_photos_restores_unseen_ones():
     prior = fit_gaussian(to_float(pixels(photos(2000, "train", 8))))
     pairs = problems(MatrixDegradation(2, 60), pixels(photos(64, "heldout", 8)))
-    methods = partial(posterior_mean, prior), baselines.constant_fill, baselines.pinv
+    methods = partial(posterior_mean, prior), baselines.constant_fill, Problem.pinv
     gaussian_fit, colour, inverse = (mean_quality(method, pairs) for method in methods)
     assert gaussian_fit > colour + 2 > inverse + 4
 

@@ -82,13 +82,14 @@ def test_a_reference_keeps_features_for_kernel_distances(tmp_path):
     mine, theirs = (s.reduced(lambda v: v, 6) for s in (mine, theirs))
     save_reference(tmp_path / "ref.safetensors", {"colours": (theirs, COLOURS)}, {})
     reference = load_reference(tmp_path / "ref.safetensors")
-    reference.check(COLOURS, images=5, kernel=True)  # any number of images will do
+    reference.check(COLOURS, 5, (3, 8, 8), kernel=True)  # any number of images will do
     found = reference.moments("colours").distance(mine, kernel=True)
     expected = kernel_distance(COLOURS(images[:5]), COLOURS(images[5:]))
     assert found == pytest.approx(expected, rel=1e-9)
 
     plain = FeatureStatistics()
     plain.update(COLOURS(images))
-    save_reference(tmp_path / "old.safetensors", {"colours": (plain, COLOURS)}, {})
+    moments = plain.reduced(lambda v: v, 6)
+    save_reference(tmp_path / "old.safetensors", {"colours": (moments, COLOURS)}, {})
     with pytest.raises(ValueError, match=r"old\.safetensors has no features of single images"):
-        load_reference(tmp_path / "old.safetensors").check(COLOURS, kernel=True)
+        load_reference(tmp_path / "old.safetensors").check(COLOURS, 9, (3, 8, 8), kernel=True)

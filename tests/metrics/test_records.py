@@ -13,7 +13,7 @@ from PIL import Image
 from metrics.evaluate import Group
 from metrics.images import ImageWriter, image_name
 from metrics.pipeline import Stage
-from metrics.records import PartialRecords, merged, summarised, write_merged
+from metrics.records import PartialRecords, read_rows, summarised, write_merged
 from metrics.report import write_pictures
 
 CPU = torch.device("cpu")
@@ -39,7 +39,8 @@ def part(path: Path, images: range) -> Path:
 @pytest.mark.parametrize("processes", [1, 2, 3])
 def test_processes_are_merged_in_the_order_of_one(tmp_path, processes):
     parts = [part(tmp_path / f"{r}.csv", range(r, 10, processes)) for r in range(processes)]
-    rows = list(merged(parts, ["mask", "blur"], METRICS))
+    write_merged(tmp_path / "per_image.csv", parts, ["mask", "blur"], METRICS)
+    rows = list(read_rows(tmp_path / "per_image.csv", METRICS))
     assert [(r["degradation"], r["image"], r["method"]) for r in rows] == [
         (d, i, m) for d in ("mask", "blur") for i in range(10) for m in "ab"
     ]

@@ -47,8 +47,9 @@ def test_credentials_are_cut_out(value: Any, left: Any) -> None:
 def test_no_record_holds_a_credential(tmp_path: Path) -> None:
     statistics = FeatureStatistics()
     statistics.update(torch.eye(3))
+    moments = statistics.reduced(lambda value: value, 3)
     detector = Detector("own", "0" * 64, 3, lambda x: x, torch.device("cpu"))
-    save_reference(tmp_path / "r.safetensors", {"own": (statistics, detector)}, {"opt": OPTIONS})
+    save_reference(tmp_path / "r.safetensors", {"own": (moments, detector)}, {"opt": OPTIONS})
     save_weights(tmp_path / "w.safetensors", Denoiser(make_config("tiny")), {"opt": OPTIONS})
     write_metrics(tmp_path, {}, {"opt": OPTIONS})
     (tmp_path / "config.yaml").write_text(TrainConfig(data=dict(OPTIONS)).dump())
