@@ -10,7 +10,7 @@ from torch import Tensor
 
 from degradation.base import Device, Shape, diagonalisable
 from degradation.channels import ChannelProduct
-from degradation.family import Family, check_share
+from degradation.family import Family
 from degradation.hadamard import BlockHadamard
 from degradation.mask import Mask
 from degradation.matrix import DenseMatrix
@@ -55,7 +55,8 @@ class Hadamard(Family):
     ratio: float = 0.1
 
     def __post_init__(self) -> None:
-        check_share("ratio", self.ratio, below_one=False)
+        if not 0 < self.ratio <= 1:
+            raise ValueError(f"ratio must lie in (0, 1], not {self.ratio}")
 
     def sample(
         self, image_shape: Shape, structure: Any, seeds: Sequence[int], device: Device = "cpu"
