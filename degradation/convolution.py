@@ -101,12 +101,13 @@ class StridedConvolution(Diagonalisable):
         if self.small:
             seen = by_channel(self.normal, self.checked(x).flatten(-2))
             return self._kept(self._hartley(seen.flatten(-2)))
-        return self._divided(self._hartley(self.H(x)))
+        return self._times(self._hartley(self.H(x)), regularised_gain(self.values, 0.0))
 
     def V(self, z: Tensor) -> Tensor:
         if self.small:
             return self._spread(self.normal, self.planes(self._hartley(self._kept(z))))
-        return self.H_adjoint(self._hartley(self._divided(z)))
+        divided = self._times(z, regularised_gain(self.values, 0.0))  # z / s, 0 where s = 0
+        return self.H_adjoint(self._hartley(divided))
 
     def Ut(self, y: Tensor) -> Tensor:
         return self._kept(self._hartley(y))
@@ -118,10 +119,6 @@ class StridedConvolution(Diagonalisable):
         """Re F − Im F of the orthonormal transform: real, symmetric and its own inverse."""
         spectrum = torch.fft.fft2(self.measurement_image(full_precision(y)), norm="ortho")
         return (spectrum.real - spectrum.imag).flatten(-3)
-
-    def _divided(self, z: Tensor) -> Tensor:
-        """z / s, and 0 where s = 0."""
-        return self._times(z, regularised_gain(self.values, 0.0))
 
     def _kept(self, z: Tensor) -> Tensor:
         return self._times(z, self.values > 0)

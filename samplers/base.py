@@ -235,10 +235,9 @@ def sampler_names(objective: str | None = None) -> list[str]:
 
 
 def make_sampler(name: str, options: Mapping[str, Any] | None = None) -> Sampler:
-    """Build a sampler from its name, or module.Class, and its options: {"num_steps": "16"}.
+    """A sampler from its name, or module.Class, and options as text or values: {"num_steps": "16"}.
 
-    Options are given as text or as values. Raises ValueError for an unknown name or option, or a
-    value out of range, with the known ones.
+    Raises ValueError for a wrong name or option, with the known ones.
     """
     found = SAMPLERS.find(name)
     unfinished = found.__call__ is Sampler.__call__ and (
