@@ -266,7 +266,7 @@ def _square(image: Tensor, n: int) -> Tensor:
 
 def _tiling(request: Request, photo: Tensor, image_shape: Shape, stride: int = 1) -> Tiling:
     _check_size(request, photo, image_shape)
-    return Tiling.cover(_shape(photo)[1:], image_shape[1:], stride)
+    return Tiling(_shape(photo)[1:], image_shape[1:], stride)
 
 
 def _check_size(request: Request, photo: Tensor, image_shape: Shape) -> None:

@@ -17,6 +17,11 @@ def per_image(value: Tensor, like: Tensor) -> Tensor:
     return value.unsqueeze(1) if like.ndim == value.ndim + 1 else value
 
 
+def scaled(x: Tensor, factors: Tensor) -> Tensor:
+    """`[B, (K,) ...]` times the factors `[B, ...]` of each operator."""
+    return x * per_image(factors, x)
+
+
 def apply_matrix(matrix: Tensor, x: Tensor) -> Tensor:
     """`[B, m, n]` times `[B, (K,) n]`, in the precision of the operator even under autocast."""
     with torch.autocast(x.device.type, enabled=False):
@@ -183,20 +188,13 @@ class Diagonalisable(LinearOperator):
         raise NotImplementedError
 
     def H(self, x: Tensor) -> Tensor:
-        z = self.Vt(x)
-        return self.U(per_image(self.s, z) * z)
+        return self.U(scaled(self.Vt(x), self.s))
 
     def H_adjoint(self, y: Tensor) -> Tensor:
-        z = self.Ut(y)
-        return self.V(per_image(self.s, z) * z)
+        return self.V(scaled(self.Ut(y), self.s))
 
     def H_pinv(self, y: Tensor, noise_level: float | Tensor = 0.0) -> Tensor:
-        z = self.Ut(y)
-        return self.V(per_image(self.gain(noise_level), z) * z)
-
-    def gain(self, noise_level: float | Tensor = 0.0) -> Tensor:
-        """s / (s² + σ²) `[B, R]`, zero where s = 0. noise_level: a number or a tensor `[B]`."""
-        return regularised_gain(self.s, noise_level)
+        return self.V(scaled(self.Ut(y), regularised_gain(self.s, noise_level)))
 
     def clean(self, y: Tensor) -> Tensor:
         """UUᵀy = HH†y."""
@@ -207,12 +205,12 @@ class Diagonalisable(LinearOperator):
         return self.s.amax(1)
 
 
-def diagonalisable(operator: LinearOperator, wanted: str) -> Diagonalisable:
+def diagonalisable(operator: LinearOperator, wanted: str, advice: str = "") -> Diagonalisable:
     """The operator, which `wanted` needs the SVD of. Raises ValueError if it has none."""
     if not isinstance(operator, Diagonalisable):
         raise ValueError(
             f"{wanted} needs the singular value decomposition of the operator, which "
-            f"{type(operator).__name__} does not have"
+            f"{type(operator).__name__} does not have{advice}"
         )
     return operator
 

@@ -19,22 +19,22 @@ from degradation.randomness import Draws
 class Blur(Family):
     """Convolutions with kernels that `kernels` draws; the stride is the structure."""
 
-    shared: ClassVar[bool] = False  # whether all images have the same kernel
     grows: ClassVar[bool] = False  # whether the kernel grows with the image
 
     def structure(self, seed: int) -> int:
         return choice(seed, "stride", self.structures())
 
     def kernels(self, image_shape: Shape, structure: int, seeds: Sequence[int]) -> Tensor:
-        """The kernels of `sample`, `[B, kh, kw]` on the CPU, centre at (kh // 2, kw // 2)."""
+        """The kernels of `sample`, `[B, kh, kw]`, or one for all `[1, kh, kw]`, on the CPU; the
+        centre is at (kh // 2, kw // 2)."""
         raise NotImplementedError
 
     def sample(
         self, image_shape: Shape, structure: int, seeds: Sequence[int], device: Device = "cpu"
     ) -> StridedConvolution:
-        kernel = self.kernels(image_shape, structure, seeds[:1] if self.shared else seeds)
-        operator = StridedConvolution(kernel.to(device, non_blocking=True), structure, image_shape)
-        return operator.expand(len(seeds)) if self.shared else operator
+        kernel = self.kernels(image_shape, structure, seeds).to(device, non_blocking=True)
+        operator = StridedConvolution(kernel, structure, image_shape)
+        return operator if len(operator) == len(seeds) else operator.expand(len(seeds))
 
 
 @dataclass(frozen=True)
@@ -81,12 +81,10 @@ class SRConv(_Strided):
 class AveragePool(_Strided):
     """Super-resolution from the means of blocks of stride×stride pixels."""
 
-    shared: ClassVar[bool] = True
-
     def kernels(self, image_shape: Shape, structure: int, seeds: Sequence[int]) -> Tensor:
         offsets = torch.arange(structure)
         taps = torch.full((1, structure), 1 / structure)
-        return _separable(offsets, taps, image_shape).expand(len(seeds), -1, -1)
+        return _separable(offsets, taps, image_shape)
 
 
 @dataclass(frozen=True)
@@ -98,12 +96,10 @@ class Bicubic(_Strided):
     goes on circularly beyond its border.
     """
 
-    shared: ClassVar[bool] = True
-
     def kernels(self, image_shape: Shape, structure: int, seeds: Sequence[int]) -> Tensor:
         offsets = torch.arange(-2 * structure, 3 * structure)
         taps = _cubic((offsets - (structure - 1) / 2) / structure)[None]
-        return _separable(offsets, taps / taps.sum(), image_shape).expand(len(seeds), -1, -1)
+        return _separable(offsets, taps / taps.sum(), image_shape)
 
 
 @dataclass(frozen=True)
@@ -154,7 +150,6 @@ class UniformBlur(_Strided):
 class FixedKernel(Blur):
     """One given kernel `[kh, kw]` and stride for every image; centre at (kh // 2, kw // 2)."""
 
-    shared: ClassVar[bool] = True
     kernel: Tensor
     stride: int = 1
 
@@ -170,7 +165,7 @@ class FixedKernel(Blur):
         return (self.stride,)
 
     def kernels(self, image_shape: Shape, structure: int, seeds: Sequence[int]) -> Tensor:
-        return self.kernel.expand(len(seeds), -1, -1)
+        return self.kernel[None]
 
 
 def _separable(offsets: Tensor, taps: Tensor, image_shape: Shape) -> Tensor:

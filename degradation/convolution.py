@@ -10,6 +10,7 @@ from degradation.base import (
     full_precision,
     per_image,
     regularised_gain,
+    scaled,
 )
 
 # Up to this many samples a plane H is a matrix: a product with it beats the fast transforms.
@@ -100,12 +101,13 @@ class StridedConvolution(Diagonalisable):
         if self.small:
             seen = by_channel(self.normal, self.checked(x).flatten(-2))
             return self._kept(self._hartley(seen.flatten(-2)))
-        return self._scaled(self._hartley(self.H(x)))
+        return self._times(self._hartley(self.H(x)), regularised_gain(self.values, 0.0))
 
     def V(self, z: Tensor) -> Tensor:
         if self.small:
             return self._spread(self.normal, self.planes(self._hartley(self._kept(z))))
-        return self.H_adjoint(self._hartley(self._scaled(z)))
+        divided = self._times(z, regularised_gain(self.values, 0.0))  # z / s, 0 where s = 0
+        return self.H_adjoint(self._hartley(divided))
 
     def Ut(self, y: Tensor) -> Tensor:
         return self._kept(self._hartley(y))
@@ -118,17 +120,12 @@ class StridedConvolution(Diagonalisable):
         spectrum = torch.fft.fft2(self.measurement_image(full_precision(y)), norm="ortho")
         return (spectrum.real - spectrum.imag).flatten(-3)
 
-    def _scaled(self, z: Tensor) -> Tensor:
-        """z / s, and 0 where s = 0."""
-        return self._times(z, regularised_gain(self.values, 0.0))
-
     def _kept(self, z: Tensor) -> Tensor:
         return self._times(z, self.values > 0)
 
     def _times(self, z: Tensor, factors: Tensor) -> Tensor:
         """Spectral coordinates of every colour times the same factors `[B, h/s, w/s]`."""
-        planes = self.planes(z)
-        return (planes * per_image(factors.flatten(1)[:, None], planes)).flatten(-2)
+        return scaled(self.planes(z), factors.flatten(1)[:, None]).flatten(-2)
 
     # ---- the coarse grid ----------------------------------------------------------------------
 
@@ -143,7 +140,7 @@ class StridedConvolution(Diagonalisable):
         without it those of Hᵀy."""
         coarse = torch.fft.rfft2(self.planes(y).unflatten(-1, self.coarse))
         if inverse is not None:
-            coarse = coarse * per_image(inverse[:, None, :, : coarse.shape[-1]], coarse)
+            coarse = scaled(coarse, inverse[:, None, :, : coarse.shape[-1]])
         coarse = coarse.unsqueeze(-3)
         return torch.fft.irfft2(self._kernel(coarse).conj() * coarse, s=self.coarse)
 

@@ -111,10 +111,9 @@ FAMILIES |= {
 
 
 def get_family(name: str, options: Mapping[str, Any] | None = None) -> Family:
-    """The family of a command-line name, with options given as text: {"strides": "2,4"}.
+    """The family of a command-line name, with options given as values or text: {"strides": "2,4"}.
 
-    A family is given by its name ("MotionBlur"), several by theirs and commas between; a tensor,
-    or any other value that is no text, as it is. Raises ValueError for an unknown name (with the
-    most like it), an unknown or missing option (with the known ones), and a value out of range.
+    An option that is a family is given by its name ("MotionBlur"), several by theirs and commas
+    between. Raises ValueError for a wrong name or option, with the known ones.
     """
     return FAMILIES.build(name, options)

@@ -75,9 +75,3 @@ def check_span(name: str, span: tuple[float, ...], accepted: str, valid: bool) -
     """Raise ValueError unless a span is one number or two rising ones, and `valid`."""
     if not (1 <= len(span) <= 2 and span[0] <= span[-1] and valid):
         raise ValueError(f"{name} must be one number or two that ascend, {accepted}, not {span}")
-
-
-def check_share(name: str, share: float, below_one: bool = True) -> None:
-    """Raise ValueError if a share lies outside (0, 1), or outside (0, 1] if 1 is allowed."""
-    if not (0 < share < 1 or (share == 1 and not below_one)):
-        raise ValueError(f"{name} must lie in (0, 1{')' if below_one else ']'}, not {share}")

@@ -6,7 +6,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from degradation.base import Diagonalisable, Shape, full_precision, per_image
+from degradation.base import Diagonalisable, Shape, full_precision, per_image, scaled
 
 _RADIX = 64  # a pass is a product with a matrix of at most this size
 
@@ -43,13 +43,13 @@ class BlockHadamard(Diagonalisable):
         return self.unit.expand(-1, self.index.shape[1])
 
     def Vt(self, x: Tensor) -> Tensor:
-        x = self.flatten(x)
-        return self._transform(x * per_image(self.signs, x)).gather(-1, self._index(x))
+        x = scaled(self.flatten(x), self.signs)
+        return self._transform(x).gather(-1, self._index(x))
 
     def V(self, z: Tensor) -> Tensor:
         z = full_precision(z)
         x = z.new_zeros(*z.shape[:-1], self.numel).scatter(-1, self._index(z), z)
-        return self.unflatten(self._transform(x) * per_image(self.signs, x))
+        return self.unflatten(scaled(self._transform(x), self.signs))
 
     def Ut(self, y: Tensor) -> Tensor:
         return full_precision(y)

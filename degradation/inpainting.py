@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from degradation.base import Device, Shape
-from degradation.family import Family, check_share, check_span, uniform_between
+from degradation.family import Family, check_span, uniform_between
 from degradation.mask import Mask
 from degradation.randomness import Draws
 
@@ -129,7 +129,8 @@ class CentreBox(_Masks):
     share: float = 0.5
 
     def __post_init__(self) -> None:
-        check_share("share", self.share)
+        if not 0 < self.share < 1:
+            raise ValueError(f"share must lie in (0, 1), not {self.share}")
 
     def masks(self, image_shape: Shape, seeds: Sequence[int]) -> Tensor:
         h, w = image_shape[1:]

@@ -3,14 +3,7 @@
 import torch
 from torch import Tensor
 
-from degradation.base import (
-    Device,
-    Diagonalisable,
-    Shape,
-    full_precision,
-    per_image,
-    regularised_gain,
-)
+from degradation.base import Device, Diagonalisable, Shape, full_precision, regularised_gain, scaled
 
 
 class Mask(Diagonalisable):
@@ -39,11 +32,10 @@ class Mask(Diagonalisable):
         return self.flatten(self.mask.expand(-1, *self.image_shape))
 
     def Vt(self, x: Tensor) -> Tensor:
-        return (self.checked(x) * per_image(self.mask, x)).flatten(-3)
+        return scaled(self.checked(x), self.mask).flatten(-3)
 
     def V(self, z: Tensor) -> Tensor:
-        x = self.unflatten(full_precision(z))
-        return x * per_image(self.mask, x)
+        return scaled(self.unflatten(full_precision(z)), self.mask)
 
     def Ut(self, y: Tensor) -> Tensor:
         return self.V(y).flatten(-3)
@@ -58,8 +50,8 @@ class Mask(Diagonalisable):
         return self.V(y)
 
     def H_pinv(self, y: Tensor, noise_level: float | Tensor = 0.0) -> Tensor:
-        x = self.unflatten(full_precision(y))
-        return x * per_image(regularised_gain(self.mask, noise_level), x)
+        gain = regularised_gain(self.mask, noise_level)
+        return scaled(self.unflatten(full_precision(y)), gain)
 
     @property
     def rows(self) -> Tensor:
@@ -84,14 +76,14 @@ class NullOperator(Diagonalisable):
 
     def Vt(self, x: Tensor) -> Tensor:
         # Times zero rather than new zeros: all parameters take part in the backward pass.
-        return self.flatten(x)[..., :1] * per_image(self.zero, x.flatten(-3))
+        return scaled(self.flatten(x)[..., :1], self.zero)
 
     def V(self, z: Tensor) -> Tensor:
-        z = full_precision(z) * per_image(self.zero, z)
+        z = scaled(full_precision(z), self.zero)
         return self.unflatten(z.expand(*z.shape[:-1], self.numel))
 
     def Ut(self, y: Tensor) -> Tensor:
-        return full_precision(y) * per_image(self.zero, y)
+        return scaled(full_precision(y), self.zero)
 
     def U(self, z: Tensor) -> Tensor:
         return self.Ut(z)

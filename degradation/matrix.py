@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from degradation.base import Diagonalisable, Shape, apply_matrix, full_precision
+from degradation.base import Diagonalisable, Shape, apply_matrix, full_precision, regularised_gain
 
 # Below this ratio of singular values float32 products cost accuracy: Vᵀ is then made in float64.
 _WELL_CONDITIONED = 0.1
@@ -74,7 +74,8 @@ class DenseMatrix(Diagonalisable):
 
     def row_inverse(self, noise_level: float | Tensor) -> Tensor:
         """A small matrix `[B, M, M]`: H†y is `large`ᵀ times its product with y."""
-        return self.to_z.mT @ (self.gain(noise_level)[..., None] * self.left.mT)
+        gain = regularised_gain(self.values, noise_level)
+        return self.to_z.mT @ (gain[..., None] * self.left.mT)
 
     def _rework(self, tol: float) -> None:
         """Replace W by an accurate Vᵀ for the images whose W is ill conditioned."""

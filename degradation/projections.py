@@ -6,11 +6,10 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
 
 from degradation.base import Device, Shape, diagonalisable
 from degradation.channels import ChannelProduct
-from degradation.family import Family, check_share
+from degradation.family import Family
 from degradation.hadamard import BlockHadamard
 from degradation.mask import Mask
 from degradation.matrix import DenseMatrix
@@ -55,7 +54,8 @@ class Hadamard(Family):
     ratio: float = 0.1
 
     def __post_init__(self) -> None:
-        check_share("ratio", self.ratio, below_one=False)
+        if not 0 < self.ratio <= 1:
+            raise ValueError(f"ratio must lie in (0, 1], not {self.ratio}")
 
     def sample(
         self, image_shape: Shape, structure: Any, seeds: Sequence[int], device: Device = "cpu"
@@ -97,18 +97,13 @@ class Colourisation(Family):
     def sample(
         self, image_shape: Shape, structure: Any, seeds: Sequence[int], device: Device = "cpu"
     ) -> ChannelProduct:
-        mixing = self._mixing(image_shape[0]).expand(len(seeds), -1, -1)
-        grey: Shape = (1, *image_shape[1:])
+        channels, grey = image_shape[0], (1, *image_shape[1:])
+        if self.weights == "luma" and channels != 3:
+            raise ValueError(f"weights=luma is of images of 3 channels, not {channels}")
+        weights = _LUMA if self.weights == "luma" else (1 / channels,) * channels
+        mixing = torch.tensor(weights).expand(len(seeds), 1, -1)
         if self.of is None:
             everything = Mask(torch.ones(1, *grey), grey).to(device, non_blocking=True)
             return ChannelProduct(mixing, everything.expand(len(seeds)))
         measured = self.of.sample(grey, structure, seeds, device)
         return ChannelProduct(mixing, diagonalisable(measured, "Colourisation"))
-
-    def _mixing(self, channels: int) -> Tensor:
-        """Weights of the channels, `[1, C]`."""
-        if self.weights == "mean":
-            return torch.full((1, channels), 1 / channels)
-        if channels != 3:
-            raise ValueError(f"weights=luma is of images of 3 channels, not {channels}")
-        return torch.tensor([_LUMA])

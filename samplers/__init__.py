@@ -6,7 +6,6 @@ from samplers.base import (
     Sampler,
     check_operator,
     evaluations_of,
-    karras_grid,
     make_sampler,
     register,
     sampler_names,

@@ -1,6 +1,5 @@
 """Severity-adaptive sampling: an image that is nearly known starts at a lower noise level."""
 
-from dataclasses import dataclass
 from typing import cast
 
 import torch
@@ -14,7 +13,6 @@ _UNKNOWN = 1.0  # squared error per value of images in [-1, 1], at most
 
 
 @register("adaptive")
-@dataclass(frozen=True)
 class Adaptive(Sampler):
     """The sampler `of` from x̂ + √c·σ̂·noise on, at its lowest level σ that is at least √(1 + c)·σ̂.
 

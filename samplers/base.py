@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, dataclass_transform
 
 import torch
 from torch import Tensor
@@ -175,16 +175,6 @@ def evaluations_of(sampler: Sampler, image_shape: tuple[int, int, int]) -> int:
     return int(counter.calls)
 
 
-def karras_grid(
-    num_steps: int, sigma_min: float = 0.002, sigma_max: float = 80.0, rho: float = 7.0
-) -> Tensor:
-    """Noise levels from sigma_max to sigma_min, then 0: float64 `[num_steps + 1]` (EDM, Eq. 5)."""
-    ramp = torch.linspace(0, 1, num_steps, dtype=torch.float64)
-    low, high = sigma_min ** (1 / rho), sigma_max ** (1 / rho)
-    grid = (high + ramp * (low - high)) ** rho
-    return torch.cat((grid, grid.new_zeros(1)))
-
-
 @dataclasses.dataclass(frozen=True)
 class OnGrid(Sampler):
     """A sampler that goes down the noise levels of EDM: a subclass writes `step`, and `evaluations`
@@ -209,8 +199,10 @@ class OnGrid(Sampler):
         return x
 
     def grid(self) -> list[float]:
-        """Noise levels from sigma_max to sigma_min, then 0: num_steps + 1 numbers."""
-        return karras_grid(self.num_steps, self.sigma_min, self.sigma_max, self.rho).tolist()
+        """Noise levels from sigma_max to sigma_min, then 0: num_steps + 1 numbers (EDM, Eq. 5)."""
+        ramp = torch.linspace(0, 1, self.num_steps, dtype=torch.float64)
+        low, high = (sigma ** (1 / self.rho) for sigma in (self.sigma_min, self.sigma_max))
+        return [*((high + ramp * (low - high)) ** self.rho).tolist(), 0.0]
 
     def start(self, run: Run, noise: Tensor, sigma: float) -> Tensor:
         """The image x at the first level, from unit noise; both `[B, C, h, w]`."""
@@ -222,7 +214,18 @@ class OnGrid(Sampler):
 
 
 SAMPLERS = Registry("sampler", Sampler)
-register = SAMPLERS.register
+
+
+@dataclass_transform(frozen_default=True)
+def register(name: str) -> Callable[[type], type]:
+    """Class decorator that makes a class a frozen dataclass, if it is none, and gives it a name."""
+
+    def add(cls: type) -> type:
+        if "__dataclass_fields__" not in vars(cls):
+            cls = dataclasses.dataclass(frozen=True)(cls)
+        return SAMPLERS.register(name)(cls)
+
+    return add
 
 
 def sampler_names(objective: str | None = None) -> list[str]:
@@ -232,10 +235,9 @@ def sampler_names(objective: str | None = None) -> list[str]:
 
 
 def make_sampler(name: str, options: Mapping[str, Any] | None = None) -> Sampler:
-    """Build a sampler from its name, or module.Class, and its options: {"num_steps": "16"}.
+    """A sampler from its name, or module.Class, and options as text or values: {"num_steps": "16"}.
 
-    Options are given as text or as values. Raises ValueError for an unknown name or option, or a
-    value out of range, with the known ones.
+    Raises ValueError for a wrong name or option, with the known ones.
     """
     found = SAMPLERS.find(name)
     unfinished = found.__call__ is Sampler.__call__ and (
@@ -256,9 +258,5 @@ def option_names(name: str) -> set[str]:
 def check_operator(sampler: Sampler, operator: LinearOperator) -> None:
     """Raise ValueError if a sampler needs the SVD of an operator that has none."""
     if "spectrum" in sampler.needs:
-        try:
-            diagonalisable(operator, f"sampler {type(sampler).__name__}")
-        except ValueError as error:
-            raise ValueError(
-                f"{error}: take a sampler without such a need, as dps or daps"
-            ) from None
+        advice = ": take a sampler without such a need, as dps or daps"
+        diagonalisable(operator, f"sampler {type(sampler).__name__}", advice)

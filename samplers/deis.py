@@ -1,7 +1,5 @@
 """DEIS: the probability-flow ODE by polynomials through the last slopes."""
 
-from dataclasses import dataclass
-
 import numpy as np
 from torch import Tensor
 
@@ -9,7 +7,6 @@ from samplers.base import OnGrid, Run, bounded, register
 
 
 @register("deis")
-@dataclass(frozen=True)
 class DEIS(OnGrid):
     """Zhang and Chen, "Fast sampling of diffusion models with exponential integrator", 2023, tAB.
 

@@ -1,7 +1,6 @@
 """DPM-Solver++(2M): two steps of memory in the logarithm of the noise level."""
 
 import math
-from dataclasses import dataclass
 
 from torch import Tensor
 
@@ -9,7 +8,6 @@ from samplers.base import OnGrid, Run, bounded, register
 
 
 @register("dpm")
-@dataclass(frozen=True)
 class DPM(OnGrid):
     """Lu et al., "DPM-Solver++: fast solver for guided sampling of diffusion probabilistic models".
 

@@ -1,14 +1,11 @@
 """Euler's method on the probability-flow ODE, which is DDIM in variance-exploding notation."""
 
-from dataclasses import dataclass
-
 from torch import Tensor
 
 from samplers.base import OnGrid, Run, register
 
 
 @register("euler")
-@dataclass(frozen=True)
 class Euler(OnGrid):
     """dx/dσ = (x − D(x, σ)) / σ from sigma_max to 0: num_steps evaluations (EDM, Eq. 1)."""
 

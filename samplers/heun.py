@@ -1,7 +1,6 @@
 """Heun's second-order method, with the optional stochasticity of EDM (Karras et al., 2022)."""
 
 import math
-from dataclasses import dataclass
 
 from torch import Tensor
 
@@ -9,7 +8,6 @@ from samplers.base import OnGrid, Run, bounded, register
 
 
 @register("heun")
-@dataclass(frozen=True)
 class Heun(OnGrid):
     """EDM, Algorithm 2: 2·num_steps − 1 evaluations, 63 by default as in the paper.
 

@@ -1,14 +1,11 @@
 """Inversion by direct iteration (Delbracio and Milanfar, TMLR 2023)."""
 
-from dataclasses import dataclass
-
 from torch import Tensor
 
 from samplers.base import Run, Sampler, bounded, register
 
 
 @register("indi")
-@dataclass(frozen=True)
 class InDI(Sampler):
     """From H†y + epsilon·noise to an image in num_steps steps, for networks trained so.
 

@@ -1,7 +1,5 @@
 """The minimum mean-square-error estimate in one evaluation."""
 
-from dataclasses import dataclass
-
 from torch import Tensor
 
 from samplers.base import Run, Sampler, bounded, register
@@ -9,7 +7,6 @@ from samplers.indi import InDI
 
 
 @register("mmse")
-@dataclass(frozen=True)
 class MMSE(Sampler):
     """D(σ·noise, σ) at σ = 100: the image drowns in noise, so E[x0 | x, y] = E[x0 | y] (Eq. 8)."""
 

@@ -1,6 +1,5 @@
 """Principal components of the posterior in one evaluation (NPPC: Nehme et al., NeurIPS 2023)."""
 
-from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 import torch
@@ -30,7 +29,6 @@ class Components(NamedTuple):
 
 
 @register("nppc")
-@dataclass(frozen=True)
 class NPPC(MMSE):
     """The MMSE estimate of a network trained for `nppc`, from the pass that gives its components.
 

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import product
 from typing import NamedTuple
 
@@ -15,22 +15,14 @@ from samplers.base import Denoiser, prepared
 TileBlur = ValidConvolution | ValidRegion
 
 
-@dataclass(frozen=True)
 class Tiling:
-    """Where overlapping tiles lie on an image; tile t of T counts along the rows of tiles."""
+    """Tiles of `side` half a tile apart that cover an image, the last ones flush with its border.
 
-    size: tuple[int, int]
-    side: tuple[int, int]
-    tops: tuple[int, ...]
-    lefts: tuple[int, ...]
+    All begin at multiples of `stride`; tile t of T counts along the rows of tiles. Raises
+    ValueError if the image is smaller than a tile, or if the stride does not divide all sides.
+    """
 
-    @classmethod
-    def cover(cls, size: tuple[int, int], side: tuple[int, int], stride: int = 1) -> "Tiling":
-        """Tiles of `side` half a tile apart, the last ones flush with the border of the image.
-
-        All begin at multiples of `stride`. Raises ValueError if the image is smaller than a
-        tile, or if the stride does not divide all sides.
-        """
+    def __init__(self, size: tuple[int, int], side: tuple[int, int], stride: int = 1):
         if any(n < m for n, m in zip(size, side, strict=True)):
             raise ValueError(
                 f"{size[0]}×{size[1]} pixels (height × width) hold no tile of {side[0]}×{side[1]}"
@@ -40,7 +32,8 @@ class Tiling:
                 f"stride {stride} must divide the sides of the image, {size[0]}×{size[1]}, and of "
                 f"the tiles, {side[0]}×{side[1]}"
             )
-        return cls(size, side, *(_starts(n, m, stride) for n, m in zip(size, side, strict=True)))
+        self.size, self.side = size, side
+        self.tops, self.lefts = (_starts(n, m, stride) for n, m in zip(size, side, strict=True))
 
     def __len__(self) -> int:
         return len(self.tops) * len(self.lefts)

@@ -3,7 +3,7 @@
 from zero_shot.base import ZeroShot
 from zero_shot.daps import DAPS
 from zero_shot.ddnm import DDNM, DDNMPlus
-from zero_shot.ddrm import DDRM
+from zero_shot.ddrm import DDRM, Unrolled
 from zero_shot.dds import DDS
 from zero_shot.diffpir import DiffPIR
 from zero_shot.dps import DPS
@@ -12,4 +12,3 @@ from zero_shot.mgps import MGPS
 from zero_shot.pigdm import PiGDM
 from zero_shot.pnpdm import PnPDM
 from zero_shot.reddiff import REDDiff
-from zero_shot.unrolled import Unrolled

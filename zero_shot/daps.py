@@ -1,7 +1,5 @@
 """DAPS: annealed noise, between whose levels the samples are decoupled."""
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
@@ -13,7 +11,6 @@ _TAU = 0.01
 
 
 @register("daps")
-@dataclass(frozen=True)
 class DAPS(ZeroShot, OnGrid):
     """Zhang et al., "Improving diffusion inverse problem solving with decoupled noise annealing".
 

@@ -1,7 +1,6 @@
 """DDNM: what is measured is put right in every estimate, the null space is left to the denoiser."""
 
 import math
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -11,7 +10,6 @@ from zero_shot.base import ZeroShot, column, filled, spectral
 
 
 @register("ddnm")
-@dataclass(frozen=True)
 class DDNM(ZeroShot, OnGrid):
     """Wang et al., "Zero-shot image restoration using denoising diffusion null-space model", 2023.
 
@@ -44,7 +42,6 @@ class DDNM(ZeroShot, OnGrid):
 
 
 @register("ddnm_plus")
-@dataclass(frozen=True)
 class DDNMPlus(ZeroShot, OnGrid):
     """DDNM+ in the singular directions of H (Wang et al., 2023, section 3.3, Eqs. 17 and 51).
 

@@ -1,7 +1,6 @@
 """DDRM: diffusion in the singular directions of the operator."""
 
 import math
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -11,7 +10,6 @@ from zero_shot.base import ZeroShot, filled, spectral
 
 
 @register("ddrm")
-@dataclass(frozen=True)
 class DDRM(ZeroShot, OnGrid):
     """Kawar et al., "Denoising diffusion restoration models", 2022, Eqs. 4 and 5.
 
@@ -52,3 +50,16 @@ class DDRM(ZeroShot, OnGrid):
         inside = torch.where(tau <= following, above, below)
         run.memory = operator, y, tau, inside
         return free + operator.V(inside - moved)
+
+
+@register("unrolled")
+class Unrolled(DDRM):
+    """DDRM in 10 steps, for networks trained with the objective `unrolled` (paper, Table 14).
+
+    Before the fine-tuning the same is `DDRM(num_steps=10)`, on the same network.
+    """
+
+    title = "Unrolled DDRM"
+    objectives = frozenset({"unrolled"})
+
+    num_steps: int = 10

@@ -1,7 +1,6 @@
 """DDS: a few conjugate-gradient steps towards the measurement in every estimate."""
 
 import math
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -12,7 +11,6 @@ from zero_shot.base import ZeroShot
 
 
 @register("dds")
-@dataclass(frozen=True)
 class DDS(ZeroShot, OnGrid):
     """Chung et al., "Decomposed diffusion sampler for accelerating large-scale inverse problems".
 

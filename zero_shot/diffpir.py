@@ -1,7 +1,6 @@
 """DiffPIR: half-quadratic splitting along the chain, each estimate by a proximal step."""
 
 import math
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -11,7 +10,6 @@ from zero_shot.base import ZeroShot
 
 
 @register("diffpir")
-@dataclass(frozen=True)
 class DiffPIR(ZeroShot, OnGrid):
     """Zhu et al., "Denoising diffusion models for plug-and-play image restoration", 2023, Alg. 1.
 

@@ -1,7 +1,6 @@
 """DPS: every step of the unconditional chain descends the distance to the measurement."""
 
 import math
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -11,7 +10,6 @@ from zero_shot.base import ZeroShot, ancestral, column, linearised
 
 
 @register("dps")
-@dataclass(frozen=True)
 class DPS(ZeroShot, OnGrid):
     """Chung et al., "Diffusion posterior sampling for general noisy inverse problems", 2023.
 

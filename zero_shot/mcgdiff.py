@@ -1,6 +1,5 @@
 """MCGdiff: particles that are weighted by how well they explain the measurement."""
 
-from dataclasses import dataclass
 from itertools import pairwise
 
 import torch
@@ -11,7 +10,6 @@ from zero_shot.base import ZeroShot, ancestral, spectral
 
 
 @register("mcgdiff")
-@dataclass(frozen=True)
 class MCGdiff(ZeroShot, OnGrid):
     """Cardoso et al., "Monte Carlo guided diffusion for Bayesian linear inverse problems", 2024.
 

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -19,7 +18,6 @@ SCHEDULES: dict[str, Callable[[int, int], int]] = {
 
 
 @register("mgps")
-@dataclass(frozen=True)
 class MGPS(ZeroShot):
     """Janati et al., "A mixture-based framework for guiding diffusion models", 2025, Algorithm 1.
 

@@ -1,7 +1,6 @@
 """ΠGDM: guidance by the pseudo-inverse, as if x0 given x were Gaussian."""
 
 import math
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -11,7 +10,6 @@ from zero_shot.base import ZeroShot, ancestral, linearised
 
 
 @register("pigdm")
-@dataclass(frozen=True)
 class PiGDM(ZeroShot, OnGrid):
     """Song et al., "Pseudoinverse-guided diffusion models for inverse problems", 2023.
 

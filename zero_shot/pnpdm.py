@@ -1,6 +1,5 @@
 """PnP-DM: a Gibbs sampler that alternates between the measurement and the prior."""
 
-from dataclasses import dataclass
 from itertools import pairwise
 
 import torch
@@ -11,7 +10,6 @@ from zero_shot.base import ZeroShot, ancestral, explain
 
 
 @register("pnpdm")
-@dataclass(frozen=True)
 class PnPDM(ZeroShot, OnGrid):
     """Wu et al., "Principled probabilistic imaging using diffusion models as plug-and-play priors".
 

@@ -1,7 +1,5 @@
 """RED-diff: the measurement fitted under a regulariser by denoising."""
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
@@ -10,7 +8,6 @@ from zero_shot.base import ZeroShot, column, ddpm_grid
 
 
 @register("reddiff")
-@dataclass(frozen=True)
 class REDDiff(ZeroShot):
     """Mardani et al., "A variational perspective on solving inverse problems ...", ICLR 2024.
 

@@ -16,7 +16,7 @@ import restore
 import train
 from degradation import Draws, GaussianNoise, Mask
 from networks import Denoiser, load_weights, make_config, save_weights
-from samplers import karras_grid
+from samplers import Euler
 from training.loss import UnrolledLoss
 
 SMALL = ["--data-opt=resolution=16", "--data-opt=size=8", "--degradation=Box", "--precision=fp32"]
@@ -51,7 +51,7 @@ def test_the_loss_is_the_error_of_ten_steps_written_out() -> None:
     noise = loss.noise(Draws([0, 1]))
     assert noise.shape == (2, 11, 3, 16, 16)
     start, *fresh = noise.unbind(1)
-    grid = karras_grid(10).tolist()
+    grid = Euler(10).grid()
     x = mask * (images + grid[0] * start) + (1 - mask) * grid[0] * start
     for (sigma, following), z in zip(pairwise(grid), reversed(fresh), strict=True):
         estimate = loss.denoiser(x, sigma, problem.unconditional())

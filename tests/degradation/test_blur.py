@@ -25,6 +25,7 @@ from degradation import (
 def picture(family, x, structure=1, seeds=(0,)):
     """What the family measures of images `[B, C, h, w]`, with nothing dropped, in float64."""
     kernel = family.kernels(tuple(x.shape[1:]), structure, seeds).double()
+    kernel = kernel.expand(len(x), -1, -1)  # one for all
     op = StridedConvolution(kernel, structure, tuple(x.shape[1:]), tol=0.0)
     return op.measurement_image(op.H(x))
 

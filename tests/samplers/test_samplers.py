@@ -26,7 +26,6 @@ from samplers import (
     Heun,
     Sampler,
     base,
-    karras_grid,
     make_sampler,
     register,
     sampler_names,
@@ -195,23 +194,23 @@ def test_the_counter_changes_nothing_and_the_denoiser_gets_the_problem(prior):
     counted = Euler(num_steps=4)(CountingDenoiser(denoiser), noise, problem, NoNoise())
     assert torch.equal(counted, Euler(num_steps=4)(prior, noise, problem, NoNoise()))
     assert all(given is problem for _, given in seen)
-    assert [sigma for sigma, _ in seen] == karras_grid(4)[:-1].tolist()
+    assert [sigma for sigma, _ in seen] == Euler(4).grid()[:-1]
 
 
 # Noise levels
 
 
 def test_the_grid_is_that_of_edm():
-    grid = karras_grid(18, sigma_min=0.01, sigma_max=50.0, rho=5.0)
-    assert grid.dtype == torch.float64 and len(grid) == 19
+    grid = Euler(18, sigma_min=0.01, sigma_max=50.0, rho=5.0).grid()
+    assert len(grid) == 19
     for i in range(18):
         exact = (50 ** (1 / 5) + i / 17 * (0.01 ** (1 / 5) - 50 ** (1 / 5))) ** 5
-        assert grid[i].item() == pytest.approx(exact, rel=1e-12)
+        assert grid[i] == pytest.approx(exact, rel=1e-12)
     assert grid[18] == 0
-    straight = karras_grid(5, 1.0, 9.0, rho=1.0)
-    torch.testing.assert_close(straight.tolist(), [9.0, 7.0, 5.0, 3.0, 1.0, 0.0])
-    defaults = karras_grid(32)
-    assert defaults[0].item() == pytest.approx(80) and defaults[31].item() == pytest.approx(0.002)
+    straight = Euler(5, 1.0, 9.0, rho=1.0).grid()
+    torch.testing.assert_close(straight, [9.0, 7.0, 5.0, 3.0, 1.0, 0.0])
+    defaults = Euler(32).grid()
+    assert defaults[0] == pytest.approx(80) and defaults[31] == pytest.approx(0.002)
 
 
 # Churn
@@ -258,20 +257,20 @@ def test_churn_at_most_doubles_the_variance_of_the_noise(prior):
     for churn, factor in ((4.0, 1.4), (math.inf, math.sqrt(2))):
         seen.clear()
         Heun(num_steps=10, churn=churn)(denoiser, noise, problem, Draws([0]))
-        raised = [s * factor for s in karras_grid(10)[:-1].tolist()]
+        raised = [s * factor for s in Heun(10).grid()[:-1]]
         assert seen[0::2] == pytest.approx(raised)
-        assert seen[1::2] == pytest.approx(karras_grid(10)[1:-1].tolist())
+        assert seen[1::2] == pytest.approx(Heun(10).grid()[1:-1])
 
 
-GRID = karras_grid(24)[:-1]
+GRID = Heun(24).grid()[:-1]
 
 
 @pytest.mark.parametrize(
     ("low", "high", "count"),
     [
         (0.0, math.inf, 24),
-        (0.05, 50.0, int(((GRID >= 0.05) & (GRID <= 50)).sum())),
-        (GRID[9].item(), GRID[4].item(), 6),  # both ends included
+        (0.05, 50.0, sum(0.05 <= sigma <= 50 for sigma in GRID)),
+        (GRID[9], GRID[4], 6),  # both ends included
         (1000.0, math.inf, 0),
     ],
 )
@@ -389,11 +388,12 @@ def test_a_sampler_without_a_step_is_refused():
             make_sampler(name)
 
 
-def test_a_new_sampler_is_one_decorated_dataclass(monkeypatch):
+@pytest.mark.parametrize("decorated", [lambda cls: cls, dataclass(frozen=True)])
+def test_a_new_sampler_is_one_decorated_class(monkeypatch, decorated):
     monkeypatch.setitem(base.SAMPLERS, "start", None)
 
     @register("start")
-    @dataclass(frozen=True)
+    @decorated
     class Start(Sampler):
         scale: float = 1.0
 

@@ -33,7 +33,7 @@ def network(preset: str = "tiny", **options: object) -> Denoiser:
 
 @pytest.mark.parametrize(("size", "stride"), SIZES)
 def test_tiles_cover_the_image_and_end_with_its_border(size: tuple[int, int], stride: int) -> None:
-    tiling = Tiling.cover(size, (8, 8), stride)
+    tiling = Tiling(size, (8, 8), stride)
     seen = torch.zeros(size)
     for top in tiling.tops:
         for left in tiling.lefts:
@@ -49,7 +49,7 @@ def test_tiles_cover_the_image_and_end_with_its_border(size: tuple[int, int], st
 
 @pytest.mark.parametrize(("size", "stride"), SIZES)
 def test_blending_is_a_partition_of_unity(size: tuple[int, int], stride: int) -> None:
-    tiling = Tiling.cover(size, (8, 8), stride)
+    tiling = Tiling(size, (8, 8), stride)
     x = gaussian(3, 2, *size)
     assert_near(tiling.blend(tiling.cut(x)), x, 1e-6)
     assert (tiling.window() > 0).all()
@@ -58,7 +58,7 @@ def test_blending_is_a_partition_of_unity(size: tuple[int, int], stride: int) ->
 
 
 def test_a_tile_fades_out_before_another_begins() -> None:
-    tiling = Tiling.cover((8, 12), (8, 8))
+    tiling = Tiling((8, 12), (8, 8))
     first = torch.stack((torch.ones(1, 8, 8), torch.zeros(1, 8, 8)))
     row = tiling.blend(first)[0, 0, 0]
     assert torch.equal(row[:4], torch.ones(4)) and torch.equal(row[8:], torch.zeros(4))
@@ -67,7 +67,7 @@ def test_a_tile_fades_out_before_another_begins() -> None:
 
 
 def test_cut_at_a_stride_gives_the_tiles_of_the_coarse_picture() -> None:
-    tiling = Tiling.cover((16, 24), (8, 8), 4)
+    tiling = Tiling((16, 24), (8, 8), 4)
     x = gaussian(2, 3, 16, 24)
     assert torch.equal(tiling.cut(x[..., ::4, ::4], 4), tiling.cut(x)[..., ::4, ::4])
 
@@ -79,7 +79,7 @@ def test_cut_at_a_stride_gives_the_tiles_of_the_coarse_picture() -> None:
 )  # fmt: skip
 def test_refusals(size: tuple[int, int], stride: int, sentence: str) -> None:
     with pytest.raises(ValueError, match=sentence):
-        Tiling.cover(size, (8, 8), stride)
+        Tiling(size, (8, 8), stride)
 
 
 def posed(
@@ -104,7 +104,7 @@ def posed(
 @pytest.mark.parametrize("kind", ["mask", "null", "blur"])
 def test_the_problem_of_a_tile_is_true_of_its_pixels(kind: str) -> None:
     size = (16, 14)
-    tiling = Tiling.cover(size, (8, 8), 2)
+    tiling = Tiling(size, (8, 8), 2)
     x, problem, blur = posed(kind, size)
     clean = Problem(problem.degradation, problem.degradation.H(x), 0.1, problem.class_labels)
     local = tile_problems(clean, tiling, blur)
@@ -122,7 +122,7 @@ def test_the_problem_of_a_tile_is_true_of_its_pixels(kind: str) -> None:
 def test_together_the_tiles_use_every_sample_that_fits_one() -> None:
     """Kernels of half a tile, as the families draw them: no sample falls between two tiles."""
     size, kernel = (16, 24), torch.ones(1, 4, 4)
-    tiling = Tiling.cover(size, (8, 8), 2)
+    tiling = Tiling(size, (8, 8), 2)
     blur = ValidConvolution(kernel, 2, SIDE)
     used = torch.zeros(3, 8, 12)
     rows = blur.measurement_image(blur.rows)[0]
@@ -137,7 +137,7 @@ def test_a_matrix_has_no_tiles() -> None:
     operator = DenseMatrix(gaussian(1, 4, 3 * 16 * 16, dtype=torch.float32), (3, 16, 16))
     problem = Problem(operator, torch.zeros(1, 4))
     with pytest.raises(ValueError, match="DenseMatrix"):
-        tile_problems(problem, Tiling.cover((16, 16), (8, 8)))
+        tile_problems(problem, Tiling((16, 16), (8, 8)))
 
 
 @pytest.mark.parametrize("batch", [2, 5])
@@ -148,7 +148,7 @@ def test_one_tile_is_the_network_bit_for_bit(batch: int) -> None:
     x = gaussian(2, *shape, dtype=torch.float32)
     problem = GaussianNoise(0.1).measure(operator, x, Draws([1, 2]))
     counter = CountingDenoiser(denoiser)
-    tiled = Tiled(counter, Tiling.cover(shape[1:], shape[1:]), batch, project=True)
+    tiled = Tiled(counter, Tiling(shape[1:], shape[1:]), batch, project=True)
     with torch.no_grad():
         for sigma in (100.0, 1.5, 0.01, torch.tensor([0.3, 4.0])):
             noisy = x + torch.as_tensor(sigma).view(-1, 1, 1, 1) * gaussian(*x.shape).float()
@@ -166,7 +166,7 @@ def test_batches_of_tiles_do_not_change_the_result() -> None:
     operator = Mask((gaussian(2, 1, *shape[1:]) > 0).float(), shape)
     x = gaussian(2, *shape, dtype=torch.float32)
     problem = GaussianNoise(0.1).measure(operator, x, Draws([1, 2]))
-    tiling = Tiling.cover(shape[1:], denoiser.config.image_shape[1:])
+    tiling = Tiling(shape[1:], denoiser.config.image_shape[1:])
     assert len(tiling) == 6
     with torch.no_grad():
         counters = CountingDenoiser(denoiser), CountingDenoiser(denoiser)
@@ -187,7 +187,7 @@ def test_the_estimate_of_tiles_is_the_estimate_of_the_whole_where_pixels_do_not_
         return x / (1 + torch.as_tensor(sigma).view(-1, 1, 1, 1) ** 2) + problem.pinv()
 
     size = (20, 26)
-    tiling = Tiling.cover(size, (8, 8))
+    tiling = Tiling(size, (8, 8))
     operator = Mask((gaussian(2, 1, *size, seed=4) > 0).float(), (3, *size))
     x = gaussian(2, 3, *size, dtype=torch.float32)
     problem = Problem(operator, operator.H(x))
@@ -205,7 +205,7 @@ def test_a_projected_estimate_explains_the_whole_measurement(kind: str) -> None:
     size = (16, 14)
     x, problem, blur = posed(kind, size)
     problem = Problem(problem.degradation, problem.degradation.H(x))
-    tiling = Tiling.cover(size, (8, 8), 2)
+    tiling = Tiling(size, (8, 8), 2)
 
     def grey(x, sigma, problem):
         return problem.project(torch.zeros_like(x))
@@ -226,7 +226,7 @@ def test_tiles_without_a_visible_pixel() -> None:
     mask[..., :20, :20] = 1
     x = gaussian(1, *shape, dtype=torch.float32).clamp(-1, 1)
     operator = Mask(mask, shape)
-    tiling = Tiling.cover((64, 64), (32, 32))
+    tiling = Tiling((64, 64), (32, 32))
     for level in (0.0, 0.1):
         problem = Problem(operator, operator.H(x), level)
         local = tile_problems(problem, tiling)

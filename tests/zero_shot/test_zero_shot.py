@@ -159,7 +159,7 @@ def test_particles_of_guided_networks_are_counted(prior: Gaussian) -> None:
 def test_particles_of_tiled_networks_are_counted(batch: int, calls: int) -> None:
     """Evaluations are those of the sampler, calls of the network those that are made."""
     network = CountingDenoiser(lambda x, sigma, given: x / 2)
-    tiled = Tiled(network, Tiling.cover(SHAPE[1:], SHAPE[1:]), batch)
+    tiled = Tiled(network, Tiling(SHAPE[1:], SHAPE[1:]), batch)
     counter = CountingDenoiser(tiled, 1)
     problem = posed(operators(1)["mask"], 0.1)
     MCGdiff(3, particles=8)(counter, gaussian(1, *SHAPE), problem, Draws([0]))

@@ -11,7 +11,7 @@ from torch import Tensor
 from zero_shot_cases import SHAPE, make_prior, operators, posed, small, spectral
 
 from degradation import DenseMatrix, Draws, GaussianNoise, Problem, get_family
-from samplers import karras_grid
+from samplers import Euler
 from zero_shot import DAPS, MGPS, MCGdiff, REDDiff
 from zero_shot.base import ancestral, ddpm_grid
 from zero_shot.mcgdiff import systematic
@@ -27,11 +27,11 @@ def test_daps_is_its_algorithm(released):
     tau = [0.2, 0.01]
     norms = torch.linalg.matrix_norm(dense(op), 2).tolist()
     options = {"lr": 1.7e-4, "lr_last": 0.2, "langevin_steps": 7}
-    levels, shortened = karras_grid(5, 0.1, 100.0).tolist(), set()
+    levels, shortened = Euler(5, 0.1, 100.0).grid(), set()
     x = levels[0] * noise
     for step, (sigma, following) in enumerate(pairwise(levels)):
         mean = x
-        for high, low in pairwise(karras_grid(4, 0.02, sigma).tolist()):
+        for high, low in pairwise(Euler(4, 0.02, sigma).grid()):
             mean = mean + (low - high) * (mean - prior(mean, high, None)) / high
         if released and not following:
             x = mean
@@ -113,7 +113,7 @@ def test_mcgdiff_is_its_algorithm():
     """In coordinates Vᵀx, with whole log-densities, one image after the other."""
     problem, s, V, seen = spectral()
     prior, noise, rng = make_prior(), gaussian(2, *SHAPE, seed=7), Draws([0, 1])
-    grid, kinds, k = karras_grid(12).tolist(), set(), 4
+    grid, kinds, k = Euler(12).grid(), set(), 4
     y, tau = torch.zeros(2, 1, 48).double(), torch.full((2, 1, 48), math.inf).double()
     for b in range(2):
         for i in (i for i in range(6) if s[b][i]):

@@ -11,13 +11,13 @@ from torch import Tensor
 from zero_shot_cases import SHAPE, each_level, make_prior, operators, posed, spectral
 
 from degradation import Draws
-from samplers import karras_grid
+from samplers import Euler
 from zero_shot import DDNM, DDRM, DDS, DPS, DDNMPlus, DiffPIR, PiGDM
 
 
 def vp_chain(noise: Tensor, steps: int, denoiser: Callable, step: Callable[..., Tensor]) -> Tensor:
     """x √ᾱ down the grid; `step(x, x̂, ε̂, ᾱ, ᾱ')` with x̂ attached to x, which needs a gradient."""
-    grid = karras_grid(steps).tolist()
+    grid = Euler(steps).grid()
     x = noise * grid[0] / math.sqrt(1 + grid[0] ** 2)
     for sigma, following in pairwise(grid):
         alpha, after = 1 / (1 + sigma**2), 1 / (1 + following**2)
@@ -121,7 +121,7 @@ def test_the_weight_of_diffpir_in_the_authors_units():
     plain = op.H_pinv
     op.H_pinv = lambda y, level=0.0: levels.append(level) or plain(y, level)
     DiffPIR(8)(make_prior(), gaussian(1, *SHAPE), problem, Draws([0]))
-    for level, sigma in zip(levels, karras_grid(8)[:-1].tolist(), strict=True):
+    for level, sigma in zip(levels, Euler(8).grid()[:-1], strict=True):
         assert level.item() ** 2 == pytest.approx(1 * 0.1**2 / sigma**2)
 
 
@@ -130,7 +130,7 @@ def test_ddrm_with_noise_coordinate_by_coordinate(eta, eta_b):
     """Equations 4 and 5 of the paper, one coordinate after the other."""
     problem, s, V, seen = spectral()
     prior, noise, rng = make_prior(), gaussian(2, *SHAPE, seed=7), Draws([0, 1])
-    grid = karras_grid(9).tolist()
+    grid = Euler(9).grid()
 
     def rotated(x: Tensor) -> Tensor:
         return (V.mT @ x.flatten(1)[..., None])[..., 0]
