@@ -66,7 +66,7 @@ class Solver:
 
     def _in_deepinv(self, problem: Problem) -> Tensor:
         """(y + H1) / 2 is what H measures of the same images in [0, 1], with half the noise."""
-        operator, level = problem.degradation, problem.noise_level / 2
+        operator, level = problem.degradation, problem.levels / 2
         white = operator.H(torch.ones(len(problem), *operator.image_shape).to(problem.y))
         y = (problem.y + white) / 2
         picture = operator.measurement_image(y)

@@ -75,7 +75,7 @@ class Task:
     def exact(self) -> bool:
         """Whether images are projected onto Hx = y: without noise, by an exact H†."""
         exact = isinstance(self.problem.degradation, Diagonalisable)
-        return exact and not bool(self.problem.noise_level.any())
+        return exact and not bool(self.problem.levels.any())
 
 
 def pose(request: Request, image_shape: Shape, device: torch.device) -> Task:

@@ -140,7 +140,7 @@ def _notes(options: RestoreOptions, net: Path, denoiser: Model, task: Task) -> l
         notes.append("mmse.png is the mean of the samples: the network knows images alone")
     if options.samples == 1:
         notes.append("std.png is left out: it takes two --samples or more")
-    return notes + methods.other_noise(net, denoiser, task.problem.noise_level.mean().item())
+    return notes + methods.other_noise(net, denoiser, task.problem.levels.mean().item())
 
 
 # ---- what is kept
@@ -174,7 +174,7 @@ def _metrics(restoration: Restoration, restored: Restored) -> dict[str, Any]:
     return {
         "pictures": pictures,
         "standard_deviations": None if found is None else found.deviations[0],
-        "noise_level": task.problem.noise_level.mean().item(),
+        "noise_level": task.problem.levels.mean().item(),
         "units": {
             "psnr": "dB, of uint8 images",
             "consistency": "mean of (y − Hx)²",
@@ -189,7 +189,7 @@ def _metrics(restoration: Restoration, restored: Restored) -> dict[str, Any]:
 def _limit(task: Task) -> float:
     """More mean (y − Hx)² than images in [-1, 1] and the noise can explain."""
     gain = max(1.0, task.problem.degradation.largest_gain.max().item())
-    return 4 * gain**2 + 4 * task.problem.noise_level.square().max().item()
+    return 4 * gain**2 + 4 * task.problem.levels.square().max().item()
 
 
 def _warn(restoration: Restoration, metrics: Mapping[str, Any]) -> bool:

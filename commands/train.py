@@ -245,7 +245,7 @@ def _heldout(
     estimator = Unrolled() if config.objective == "unrolled" else one_step(config.objective)
     if validated:
         # Without a measurement an estimate cannot be compared with anything.
-        families = {name: f for name, f in images.families.items() if name != "NoDegradation"}
+        families = {name: f for name, f in images.families.items() if f.measures}
         several = replace(images, families=families)
         psnr = partial(heldout_psnr, several, config.validate_images, estimator)
     if measured:

@@ -3,7 +3,7 @@
 import functools
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from degradation import blur, inpainting, projections
 from degradation.base import Device, LinearOperator, Shape
@@ -15,6 +15,8 @@ from runtime.registry import Registry
 @dataclass(frozen=True)
 class NoDegradation(Family):
     """No measurement: restoring is then plain generation."""
+
+    measures: ClassVar[bool] = False
 
     def sample(
         self, image_shape: Shape, structure: Any, seeds: Sequence[int], device: Device = "cpu"

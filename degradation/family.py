@@ -18,6 +18,7 @@ class Family:
     What must be equal for operators to share a batch is the *structure*; the rest is content.
     """
 
+    measures: ClassVar[bool] = True  # whether there is a y
     local: ClassVar[bool] = True  # whether each measurement sees few pixels: tiles can be restored
 
     def parts(self) -> "tuple[Family, ...]":

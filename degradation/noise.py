@@ -34,10 +34,6 @@ class Noise:
         """y `[B, M]` with noise, and the standard deviation `[B]` of this noise."""
         raise NotImplementedError
 
-    def level_of(self, degradation: LinearOperator, y: Tensor) -> Tensor:
-        """Standard deviation of the noise on a user's own measurements y `[B, M]`: `[B]`."""
-        raise NotImplementedError
-
     def check(self, degradation: LinearOperator) -> None:
         """Raise ValueError for operators that cannot be measured so."""
 
@@ -61,6 +57,7 @@ class GaussianNoise(Noise):
         return y, self.level_of(degradation, y)
 
     def level_of(self, degradation: LinearOperator, y: Tensor) -> Tensor:
+        """Standard deviation of the noise on measurements y `[B, M]`: `[B]`."""
         return torch.full((len(y),), self.level, dtype=y.dtype, device=y.device)
 
 
@@ -172,7 +169,9 @@ def _random_images(shape: Shape, device: torch.device) -> Tensor:
     return torch.cat(images)
 
 
-def make_noise(noise_level: float = 0.0, poisson_peak: float | None = None) -> Noise:
+def make_noise(
+    noise_level: float = 0.0, poisson_peak: float | None = None
+) -> GaussianNoise | PoissonNoise:
     """The noise that options ask for. ValueError for values out of range, or both kinds."""
     if poisson_peak is None:
         _check_range(noise_level)

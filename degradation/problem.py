@@ -11,26 +11,28 @@ from degradation.base import Device, LinearOperator, Shape
 from degradation.mask import NullOperator
 
 
-@dataclass(eq=False)
+@dataclass(frozen=True, eq=False)
 class Problem:
-    """A batch of B inverse problems y = Hx + n. It does not change once it is made.
+    """A batch of B inverse problems y = Hx + n.
 
     y: measurements `[B, M]`; noise_level: standard deviation of (the Gaussian equivalent of) n,
-    `[B]` or a number, kept as `[B]`; class_labels: int64 `[B]`, -1 the null class, or None;
-    prepared: what a denoiser computed of H, y and the noise level for a sampling run, by its own
-    `prepare`.
+    `[B]` or a number; class_labels: int64 `[B]`, -1 the null class, or None; prepared: what a
+    denoiser computed of H, y and the noise level for a sampling run, by its own `prepare`.
     """
 
     degradation: LinearOperator
     y: Tensor
-    noise_level: Tensor = 0.0  # type: ignore[assignment]  # or a number; kept as a tensor
+    noise_level: float | Tensor = 0.0
     class_labels: Tensor | None = None
     prepared: Any = None
 
-    def __post_init__(self) -> None:
+    @property
+    def levels(self) -> Tensor:
+        """The noise level of each problem `[B]`, float64 beside a y of float64, else float32."""
         precision = torch.float64 if self.y.dtype == torch.float64 else torch.float32
-        level = torch.as_tensor(self.noise_level, dtype=precision, device=self.y.device)
-        self.noise_level = level.expand(len(self.y)).contiguous()
+        if not isinstance(self.noise_level, Tensor):
+            return torch.full((len(self),), self.noise_level, dtype=precision, device=self.y.device)
+        return self.noise_level.to(self.y.device, precision).expand(len(self))
 
     @classmethod
     def without_measurement(
@@ -61,7 +63,7 @@ class Problem:
 
     def _map(self, degradation: LinearOperator, fn: Callable[[Tensor], Tensor]) -> Self:
         labels = None if self.class_labels is None else fn(self.class_labels)
-        return type(self)(degradation, fn(self.y), fn(self.noise_level), labels)
+        return type(self)(degradation, fn(self.y), fn(self.levels), labels)
 
     def unconditional(self) -> Self:
         """Only the class labels remain: what zero-shot samplers call the denoiser with."""
@@ -74,7 +76,7 @@ class Problem:
 
     def pinv(self) -> Tensor:
         """H†y, regularised by the noise level, `[B, C, h, w]`."""
-        return self.degradation.H_pinv(self.y, self.noise_level)
+        return self.degradation.H_pinv(self.y, self.levels)
 
     def residual(self, x: Tensor) -> Tensor:
         """y − Hx `[B, M]`."""
@@ -82,7 +84,7 @@ class Problem:
 
     def project(self, x: Tensor) -> Tensor:
         """x + H†(y − Hx) with H† regularised by the noise level, `[B, C, h, w]`."""
-        return x + self.degradation.H_pinv(self.residual(x), self.noise_level)
+        return x + self.degradation.H_pinv(self.residual(x), self.levels)
 
     def fuse(self, x: Tensor, sigma: float | Tensor) -> Tensor:
         """x = x0 + σε and y in one image: the mean of x0 of which only these are known.
@@ -90,4 +92,4 @@ class Problem:
         x + H†(y − Hx), H† regularised by the noise level over sigma (a number or `[B]`, positive):
         μ⋆ of EPS (arXiv 2606.17048). E[x0 | x, y] is a function of it, H, y and the levels.
         """
-        return x + self.degradation.H_pinv(self.residual(x), self.noise_level / sigma)
+        return x + self.degradation.H_pinv(self.residual(x), self.levels / sigma)

@@ -69,7 +69,7 @@ class Kept:
         digest = hashlib.sha256(self.settings.encode())
         image = problem.degradation.H(noise.to(problem.y.dtype))
         labels = problem.class_labels
-        for tensor in (problem.y, image, problem.noise_level, labels, draws.seeds):
+        for tensor in (problem.y, image, problem.levels, labels, draws.seeds):
             if tensor is not None:
                 digest.update(tensor.cpu().numpy().tobytes())
         return digest.hexdigest()

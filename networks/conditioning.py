@@ -68,7 +68,7 @@ def _measurement(problem: Problem) -> tuple[Callable[[Tensor], Tensor], Tensor]:
 def _condition(prior: GaussianMixture, problem: Problem) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Log-weights, means, variances and basis of the posterior of one problem."""
     measure, observed = _measurement(problem)
-    variance = problem.noise_level.double() ** 2  # [1]
+    variance = problem.levels.double() ** 2  # [1]
     unit = torch.eye(prior.means.shape[-1]).to(prior.means)
     L = (unit if prior.basis is None else prior.basis[0]) * prior.variances[0].sqrt()[:, None]
     P, t, Rt = torch.linalg.svd(measure(unit).mT @ L, full_matrices=False)  # K or 1 of each
@@ -98,7 +98,7 @@ def _estimate(prior: GaussianMixture, problem: Problem) -> Tensor:
     measure, observed = _measurement(problem)
     cross = torch.stack([measure(covariance).mT for covariance in prior.covariances[0]])
     gram = torch.stack([measure(rows) for rows in cross])  # [K, r, r] of cross [K, r, D]
-    gram.diagonal(dim1=-2, dim2=-1).add_(problem.noise_level.double() ** 2)
+    gram.diagonal(dim1=-2, dim2=-1).add_(problem.levels.double() ** 2)
     innovation = observed - measure(prior.means[0])  # [K, r]
     solved, energies = _solve(gram, innovation)
     weights = (prior.log_weights[0] - energies / 2).softmax(0)

@@ -135,7 +135,7 @@ class Denoiser(nn.Module):
             estimate = _fused(problem, estimate, c_out)
             if components.shape[1]:  # the estimate has no error where y is exact
                 known = problem.degradation.H(components)
-                level = problem.noise_level / c_out
+                level = problem.levels / c_out
                 components = components - problem.degradation.H_pinv(known, level)
         return estimate, components
 

@@ -246,14 +246,14 @@ class InvFusion(nn.Module):
         features = self.features(problem) if features is None else features
         # Iterations end when they have converged. A compiler cannot know their number.
         compiled = self.compiled if isinstance(problem.degradation, Diagonalisable) else None
-        level = problem.noise_level.float() if self.config.noise_conditioning else None
+        level = problem.levels.float() if self.config.noise_conditioning else None
         conditions = c_noise, problem.class_labels, augment_labels, level
         transform = compiled or InvFusion.transform
         return transform(self, x, features, self._places(x.device), *conditions)
 
     def features(self, problem: Problem) -> list[FeatureMap | None]:
         """The operator on the tokens of each level, None for a level without such layers."""
-        given = problem.degradation, problem.y, problem.noise_level
+        given = problem.degradation, problem.y, problem.levels
         with torch.autocast(problem.y.device.type, enabled=False):
             return [
                 feature_map(*given, self.config.patch * 2**i) if level.joint else None

@@ -102,7 +102,7 @@ def tile_problems(problem: Problem, tiling: Tiling, blur: TileBlur | None = None
     return Problem(
         operator,
         y,
-        problem.noise_level.repeat_interleave(len(tiling)),
+        problem.levels.repeat_interleave(len(tiling)),
         None if labels is None else labels.repeat_interleave(len(tiling)),
     )
 

@@ -42,7 +42,7 @@ class Gaussian:
         """
         H, C = dense(problem.degradation[[0]])[0].double(), self.covariance
         if noise is None:
-            noise = problem.noise_level[0].double() ** 2 * torch.eye(len(H), dtype=torch.float64)
+            noise = problem.levels[0].double() ** 2 * torch.eye(len(H), dtype=torch.float64)
         S = torch.linalg.pinv(H @ C @ H.T + noise, rtol=1e-12, hermitian=True)
         gain = C @ H.T @ S
         return self.mean + gain @ (problem.y[0].double() - H @ self.mean), C - gain @ H @ C

@@ -73,7 +73,7 @@ def spectral(problem: Problem) -> tuple[Diagonalisable, Tensor, Tensor]:
     """
     operator = cast(Diagonalisable, problem.degradation)
     s = torch.where(operator.s > 0, operator.s, math.inf)
-    return operator, operator.Ut(problem.y) / s, problem.noise_level[:, None] / s
+    return operator, operator.Ut(problem.y) / s, problem.levels[:, None] / s
 
 
 def explain(problem: Problem, mean: Tensor, spread: float, level: Tensor, rng: RandnLike) -> Tensor:

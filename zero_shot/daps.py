@@ -53,7 +53,7 @@ class DAPS(ZeroShot, OnGrid):
         x = ode(run.denoiser, x / sigma, run.told, run.rng)
         if self.released and not following:
             return x
-        tau = run.problem.noise_level.clamp(min=_TAU)
+        tau = run.problem.levels.clamp(min=_TAU)
         if self.tau is not None:
             tau = torch.full_like(tau, self.tau)
         if self.inner == "exact":

@@ -31,7 +31,7 @@ class DDNM(ZeroShot, OnGrid):
     released: bool = False
 
     def step(self, run: Run, x: Tensor, sigma: float, following: float) -> Tensor:
-        problem, level = run.problem, column(run.problem.noise_level)
+        problem, level = run.problem, column(run.problem.levels)
         noisy, estimate = level > 0, run.estimate(x, sigma)
         share = torch.where(noisy, following / torch.where(noisy, level, 1), 1).clamp(max=1)
         spread = filled(following, share * level)

@@ -30,7 +30,7 @@ class DDS(ZeroShot, OnGrid):
     @torch.no_grad()
     def step(self, run: Run, x: Tensor, sigma: float, following: float) -> Tensor:
         problem, estimate = run.problem, run.estimate(x, sigma)
-        noisy = problem.noise_level > 0
+        noisy = problem.levels > 0
         damping = torch.where(noisy, self.gamma**-0.5, 0)[:, None, None]
         operator, residual = problem.degradation, problem.residual(estimate)
         nearer = estimate + operator.unflatten(

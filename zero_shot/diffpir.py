@@ -32,7 +32,7 @@ class DiffPIR(ZeroShot, OnGrid):
     @torch.no_grad()
     def step(self, run: Run, x: Tensor, sigma: float, following: float) -> Tensor:
         problem, estimate = run.problem, run.estimate(x, sigma)
-        root = math.sqrt(self.weight) * problem.noise_level.clamp(min=self.noise_floor)
+        root = math.sqrt(self.weight) * problem.levels.clamp(min=self.noise_floor)
         residual = problem.residual(estimate)
         estimate = estimate + problem.degradation.H_pinv(residual, root / sigma)
         direction = (x - estimate) / sigma

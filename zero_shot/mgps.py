@@ -68,7 +68,7 @@ class MGPS(ZeroShot):
     ) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation of q that minimise −E log p(y | D(u)) + KL(q ‖ N(mean,
         spread²I)), one sample of u a step."""
-        level = column(run.problem.noise_level.clamp(min=self.noise_floor))
+        level = column(run.problem.levels.clamp(min=self.noise_floor))
         scale = 1 / math.sqrt(1 + sigma**2)  # √ᾱ
         m, log_v = scale * start, torch.full_like(start, math.log(scale * spread))
         adam = torch.optim.Adam([m, log_v], lr=self.lr)

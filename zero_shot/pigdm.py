@@ -35,7 +35,7 @@ class PiGDM(ZeroShot, OnGrid):
         problem, variance = run.problem, self.data_std**2
         estimate, pullback = linearised(run, x, sigma)
         r = sigma * math.sqrt(variance / (sigma**2 + variance))
-        level = problem.noise_level / r
+        level = problem.levels / r
         g = pullback(problem.degradation.H_pinv(problem.residual(estimate), level))
         if self.form == "score":
             estimate, g = estimate + (sigma / r) ** 2 * g, torch.zeros_like(g)

@@ -37,7 +37,7 @@ class PnPDM(ZeroShot, OnGrid):
         problem, rng, grid = run.problem, run.rng, self.grid()
         x = noise
         for rho in self._rhos():
-            x = explain(problem, x, rho, problem.noise_level, rng)
+            x = explain(problem, x, rho, problem.levels, rng)
             for sigma, following in pairwise([rho, *(s for s in grid if s < rho)]):
                 estimate = run.estimate(x, sigma)
                 along, spread = ancestral(sigma, following)

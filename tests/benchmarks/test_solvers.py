@@ -64,9 +64,9 @@ def test_a_name_that_is_taken_is_refused(tmp_path: Path, capsys: pytest.CaptureF
 
 def test_a_function_gets_what_its_second_parameter_says(problem: Problem) -> None:
     operator = problem.degradation
-    expected = operator.H_pinv(problem.y, problem.noise_level)
+    expected = operator.H_pinv(problem.y, problem.levels)
     assert torch.equal(solved(lambda y, problem: problem.pinv(), problem), expected)
-    found = solved(lambda y, H: H.H_pinv(y, problem.noise_level), problem)
+    found = solved(lambda y, H: H.H_pinv(y, problem.levels), problem)
     assert torch.equal(found, expected)
     with pytest.raises(ValueError, match="images must be"):
         solved(lambda y, operator: y, problem)

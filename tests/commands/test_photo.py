@@ -137,7 +137,7 @@ def test_noise_is_added_to_a_clean_photo_only() -> None:
     difference = (noisy.problem.y - clean.problem.y)[visible]
     assert abs(difference.std().item() - 0.5) < 0.02
     assert torch.equal(measured.problem.y, clean.problem.y)
-    assert measured.problem.noise_level.item() == 0.5 and not measured.exact
+    assert measured.problem.levels.item() == 0.5 and not measured.exact
     assert measured.truth is None and clean.truth is not None
 
 
@@ -149,12 +149,12 @@ def test_photon_noise_of_a_photo(nets: dict[str, Path]) -> None:
     counts = 20 * (noisy.problem.y[clean.degradation.rows] + 1)
     torch.testing.assert_close(counts, counts.round(), rtol=0, atol=1e-4)
     error = (noisy.problem.y - clean.y)[clean.degradation.rows].square().mean().sqrt()
-    assert abs(error / noisy.problem.noise_level.item() - 1) < 0.05 and not noisy.exact
+    assert abs(error / noisy.problem.levels.item() - 1) < 0.05 and not noisy.exact
     # Of a photo that was measured so, the level follows from what it shows.
     measured = posed(kernel=Path("kernel.npy"), stride=2, measured=True, poisson_peak=40.0)
     rows = measured.problem.degradation.rows
     expected = ((measured.problem.y[rows] + 1) / 20).mean().sqrt()
-    torch.testing.assert_close(measured.problem.noise_level[0], expected)
+    torch.testing.assert_close(measured.problem.levels[0], expected)
 
 
 def test_a_mask_is_cut_to_the_size_of_the_photo() -> None:

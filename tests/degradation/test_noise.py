@@ -115,7 +115,7 @@ def test_an_image_has_its_own_numbers_in_any_batch() -> None:
     for i in range(3):
         alone = noise.measure(Mask(mask[[i]], SHAPE), x[[i]], Draws([5 + i]))
         assert torch.equal(alone.y, together.y[[i]])
-        torch.testing.assert_close(alone.noise_level, together.noise_level[[i]])
+        torch.testing.assert_close(alone.levels, together.levels[[i]])
     # What is hidden changes no number of what is seen.
     full = noise.measure(everything(3), x, Draws([5, 6, 7]))
     seen = mask.expand(-1, 3, -1, -1).flatten(1) > 0
@@ -127,7 +127,7 @@ def test_an_image_has_its_own_numbers_in_any_batch() -> None:
 def test_no_photon_falls_where_it_is_black() -> None:
     problem = PoissonNoise(10.0).measure(everything(), grey(-1.0), Draws([0]))
     assert (problem.y == -1).all()
-    assert problem.noise_level.item() > 0  # one photon in all
+    assert problem.levels.item() > 0  # one photon in all
 
 
 # ---- its level
@@ -145,15 +145,15 @@ def test_the_level_is_the_error_of_the_measurement(peak: float) -> None:
         clean = op.H(x)[i, rows].double()
         theory = (2 * (clean + 1) / peak).mean().sqrt()
         actual = (problem.y[i, rows] - clean).square().mean().sqrt()
-        assert abs(problem.noise_level[i] / theory - 1) < 0.06
+        assert abs(problem.levels[i] / theory - 1) < 0.06
         assert abs(actual / theory - 1) < 0.06
     again = PoissonNoise(peak).level_of(op, problem.y)
-    assert torch.equal(again, problem.noise_level)
+    assert torch.equal(again, problem.levels)
 
 
 def test_nothing_measured_has_no_noise() -> None:
     problem = PoissonNoise(5.0).measure(NullOperator(2, SHAPE), grey(0.0, 2), Draws([1, 2]))
-    assert not problem.y.any() and not problem.noise_level.any()
+    assert not problem.y.any() and not problem.levels.any()
 
 
 def test_the_level_of_gaussian_noise() -> None:
@@ -320,7 +320,7 @@ def test_training_and_evaluation() -> None:
         problem = restored.problem
         counts = photons(problem.y[problem.degradation.rows], 20.0)
         assert (counts - counts.round()).abs().max() < 1e-4
-        assert (problem.noise_level > 0.05).all()
+        assert (problem.levels > 0.05).all()
 
 
 def run_gen(folder: Path, *arguments: str) -> tuple[int, str]:

@@ -1,5 +1,6 @@
 """Noise, and problems: an operator with its measurement."""
 
+import dataclasses
 import math
 
 import pytest
@@ -37,9 +38,9 @@ def noise_of(family, level, seeds, shape=(3, 16, 16)):
     x = gaussian(len(op), *shape).float()
     problem = GaussianNoise(level).measure(op, x, Draws(seeds))
     clean = GaussianNoise().measure(op, x, Draws(seeds))
-    assert torch.equal(clean.y, op.H(x)) and (clean.noise_level == 0).all()
+    assert torch.equal(clean.y, op.H(x)) and (clean.levels == 0).all()
     assert problem.degradation is op
-    assert torch.equal(problem.noise_level, torch.full((len(op),), level))
+    assert torch.equal(problem.levels, torch.full((len(op),), level))
     return op, problem.y - clean.y
 
 
@@ -89,11 +90,16 @@ def problem(request) -> Problem:
 
 def test_a_noise_level_is_kept_for_each_image(problem):
     assert len(problem) == 3
-    assert torch.equal(problem.noise_level, LEVELS)
+    assert torch.equal(problem.levels, LEVELS)
     same = Problem(problem.degradation, problem.y, 0.3)
-    assert torch.equal(same.noise_level, torch.full((3,), 0.3))
+    assert torch.equal(same.levels, torch.full((3,), 0.3))
     assert same.class_labels is None
-    assert torch.equal(Problem(problem.degradation, problem.y).noise_level, torch.zeros(3))
+    assert torch.equal(Problem(problem.degradation, problem.y).levels, torch.zeros(3))
+
+
+def test_a_problem_is_frozen(problem):
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        problem.noise_level = 0.1
 
 
 def test_the_unconditional_problem_keeps_only_the_class(problem):
@@ -102,7 +108,7 @@ def test_the_unconditional_problem_keeps_only_the_class(problem):
     assert plain.degradation.image_shape == (3, 8, 8)
     assert len(plain) == len(plain.degradation) == 3
     assert not plain.degradation.rows.any()
-    assert (plain.noise_level == 0).all() and (plain.y == 0).all()
+    assert (plain.levels == 0).all() and (plain.y == 0).all()
     assert torch.equal(plain.class_labels, LABELS)
     assert (plain.pinv() == 0).all() and plain.pinv().shape == (3, 3, 8, 8)
     assert problem.with_classes(None).unconditional().class_labels is None
@@ -112,7 +118,7 @@ def test_with_classes_changes_nothing_else(problem):
     other = problem.with_classes(torch.tensor([0, 1, 2]))
     assert other.class_labels.tolist() == [0, 1, 2]
     assert other.degradation is problem.degradation and other.y is problem.y
-    assert torch.equal(other.noise_level, problem.noise_level)
+    assert torch.equal(other.levels, problem.levels)
 
 
 def test_expand_repeats_a_problem_in_blocks(problem):
@@ -122,7 +128,7 @@ def test_expand_repeats_a_problem_in_blocks(problem):
     halves = torch.cat((problem.residual(x[:3]), problem.residual(x[3:])))
     torch.testing.assert_close(twice.residual(x), halves, rtol=0, atol=1e-5)
     torch.testing.assert_close(twice.pinv(), torch.cat((problem.pinv(), problem.pinv())))
-    assert torch.equal(twice.noise_level, LEVELS.repeat(2))
+    assert torch.equal(twice.levels, LEVELS.repeat(2))
     assert torch.equal(twice.class_labels, LABELS.repeat(2))
     assert problem.with_classes(None).expand(2).class_labels is None
 
@@ -134,7 +140,7 @@ def test_index_gives_the_problems_of_a_sub_batch(problem, index):
     torch.testing.assert_close(part.pinv(), whole[index])
     torch.testing.assert_close(part.project(x[index]), problem.project(x)[index])
     assert torch.equal(part.y, problem.y[index])
-    assert torch.equal(part.noise_level, LEVELS[index])
+    assert torch.equal(part.levels, LEVELS[index])
     assert torch.equal(part.class_labels, LABELS[index])
     assert problem.with_classes(None)[index].class_labels is None
 

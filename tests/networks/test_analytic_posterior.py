@@ -80,7 +80,7 @@ def plain(prior: GaussianMixture, problem: Problem) -> list[tuple[Tensor, Tensor
     m + ΣHᵀ(HΣHᵀ + σ²I)⁺(y − Hm), without noise in orthonormal coordinates of the rows of H."""
     found = []
     for i, H in enumerate(dense(problem.degradation)):
-        noise = float(problem.noise_level[i]) ** 2
+        noise = float(problem.levels[i]) ** 2
         U, s, Vt = torch.linalg.svd(H, full_matrices=False)
         r = int((s > 1e-8 * s.amax().clamp(min=1e-300)).sum())
         A, y = s[:r, None] * Vt[:r], U[:, :r].mT @ problem.y[i]

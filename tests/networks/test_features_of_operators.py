@@ -54,7 +54,7 @@ def layer(problem: Problem, tokens: torch.Tensor, weight: torch.Tensor, bias: to
     images = rearrange(tokens, "b h w (p q k c) -> b k c (h p) (w q)", p=PATCH, q=PATCH, c=3)
     measured = torch.cat((problem.y[:, None], problem.degradation.H(images)), 1)
     mixed = F.gelu(weight @ measured + bias[:, None])
-    images = problem.degradation.H_pinv(mixed, problem.noise_level)
+    images = problem.degradation.H_pinv(mixed, problem.levels)
     return rearrange(images, "b k c (h p) (w q) -> b h w (p q k c)", p=PATCH, q=PATCH)
 
 
@@ -72,7 +72,7 @@ def test_a_layer_in_tokens_is_the_layer_on_images(kind, level, monkeypatch):
     tokens = gaussian(2, 6, 12, PATCH * PATCH * STACK * 3, seed=5).requires_grad_()
     weight = gaussian(STACK, STACK + 1, seed=6).requires_grad_()
     bias = gaussian(STACK, seed=7).requires_grad_()
-    features = feature_map(operator, y, problem.noise_level, PATCH)
+    features = feature_map(operator, y, problem.levels, PATCH)
     small = getattr(operator, "small", True)
     assert type(features) is (
         KINDS[kind] if small or issubclass(KINDS[kind], ImageFeatures) else PhaseFeatures

@@ -19,7 +19,7 @@ OPERATORS = ["mask", "matrix", "blur"]
 
 def conditional(prior: Gaussian, problem: Problem, x: Tensor, sigma: float) -> Tensor:
     """E[x0 | x, y] of the first problem by dense algebra; noise_level > 0."""
-    H, level = dense(problem.degradation)[0], problem.noise_level[0]
+    H, level = dense(problem.degradation)[0], problem.levels[0]
     precision = torch.linalg.inv(prior.covariance) + torch.eye(NUMEL) / sigma**2
     precision = precision + H.T @ H / level**2
     known = torch.linalg.solve(prior.covariance, prior.mean) + x.flatten() / sigma**2

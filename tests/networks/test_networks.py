@@ -46,7 +46,7 @@ def test_feature_degradation_by_hand(family: str, noise_level: float) -> None:
         images[:, k] = operator.H_pinv(gelu.float(), noise_level)
     for i, j, p, q, k, c in sites:
         expected[:, i, j, ((p * 2 + q) * 3 + k) * 3 + c] = images[:, k, c, 2 * i + p, 2 * j + q]
-    features = feature_map(problem.degradation, problem.y, problem.noise_level, 2)
+    features = feature_map(problem.degradation, problem.y, problem.levels, 2)
     close(layer(x, features), expected, 2e-5)
     assert expected.abs().max() > 0.1
 

@@ -66,7 +66,7 @@ def test_only_the_evaluations_that_count_are_made(scale, seen):
     assert [given.class_labels.tolist() for given in network.problems] == seen
     for given in network.problems:
         assert given.degradation is problem.degradation and given.y is problem.y
-        assert torch.equal(given.noise_level, problem.noise_level)
+        assert torch.equal(given.levels, problem.levels)
     assert problem.class_labels.tolist() == [2, 3]
 
 

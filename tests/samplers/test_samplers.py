@@ -292,7 +292,7 @@ class Posterior:
 
     def moments(self, problem: Problem) -> tuple[Tensor, Tensor]:
         seen = problem.degradation.mask
-        level = problem.noise_level.double().view(-1, 1, 1, 1)
+        level = problem.levels.double().view(-1, 1, 1, 1)
         gain = seen * self.variance / (self.variance + level**2)
         y = problem.degradation.measurement_image(problem.y)
         return 0.2 + gain * (y - 0.2), (1 - gain) * self.variance * torch.ones_like(y)

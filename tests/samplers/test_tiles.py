@@ -114,7 +114,7 @@ def test_the_problem_of_a_tile_is_true_of_its_pixels(kind: str) -> None:
     assert_near(local.degradation.H(tiling.cut(x)) * rows, local.y * rows, 1e-5)
     assert local.class_labels is not None
     assert local.class_labels.tolist() == [3] * len(tiling) + [5] * len(tiling)
-    assert torch.equal(local.noise_level, torch.full((2 * len(tiling),), 0.1))
+    assert torch.equal(local.levels, torch.full((2 * len(tiling),), 0.1))
     noisy = tile_problems(problem, tiling, blur)
     assert kind == "null" or not torch.equal(noisy.y, local.y)
 

@@ -24,7 +24,7 @@ def test_levels_are_uniform_in_the_range_and_zero_for_the_clean_share() -> None:
     noise = DrawnNoise(0.02, 0.1, clean_share=0.25)
     x = torch.zeros(batch, *SHAPE)
     problem = noise.measure(visible(batch), x, Draws(range(batch)))
-    level = problem.noise_level
+    level = problem.levels
     clean = level == 0
     assert clean.float().mean().item() == pytest.approx(0.25, abs=0.03)  # 4 deviations
     assert level[~clean].min() >= 0.02 and level.max() <= 0.1
@@ -39,7 +39,7 @@ def test_a_level_is_a_function_of_the_seed() -> None:
     noise, x = DrawnNoise(0, 0.1), torch.zeros(3, *SHAPE)
     together = noise.measure(visible(3), x, Draws([5, 6, 7]))
     alone = noise.measure(visible(1), x[:1], Draws([6]))
-    assert torch.equal(together.noise_level[1:2], alone.noise_level)
+    assert torch.equal(together.levels[1:2], alone.levels)
     assert torch.equal(together.y[1:2], alone.y)
 
 

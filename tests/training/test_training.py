@@ -87,7 +87,7 @@ def test_the_settings_reach_the_loss():
     ((images, sigma, _, problem, augmented),) = given_to_the_loss(plain)
     torch.testing.assert_close(images, next(batches(1))[0] / 127.5 - 1)
     torch.testing.assert_close(sigma, torch.full((BATCH,), 3.0))
-    torch.testing.assert_close(problem.noise_level, torch.full((BATCH,), 0.3))
+    torch.testing.assert_close(problem.levels, torch.full((BATCH,), 0.3))
     assert problem.class_labels.tolist() == [0, 1, 2, 3]
     assert augmented is None
     ((_, sigma, _, problem, *_),) = given_to_the_loss(settings(mmse_share=1.0, label_dropout=1.0))
@@ -109,7 +109,7 @@ def test_mmse_training_is_at_sigma_100_with_a_plain_loss():
     trainer = make_trainer(settings(objective="mmse", noise_level=0.1))
     assert isinstance(trainer.loss_module, MMSELoss)
     ((_, sigma, _, problem, *_),) = given_to_the_loss(settings(objective="mmse", noise_level=0.1))
-    assert sigma.eq(100).all() and problem.noise_level.eq(torch.tensor(0.1)).all()
+    assert sigma.eq(100).all() and problem.levels.eq(torch.tensor(0.1)).all()
 
 
 def test_every_step_and_every_image_has_draws_of_its_own():

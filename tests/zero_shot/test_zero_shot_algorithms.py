@@ -117,7 +117,7 @@ def test_mcgdiff_is_its_algorithm():
     y, tau = torch.zeros(2, 1, 48).double(), torch.full((2, 1, 48), math.inf).double()
     for b in range(2):
         for i in (i for i in range(6) if s[b][i]):
-            y[b, 0, i], tau[b, 0, i] = seen[b, i] / s[b][i], problem.noise_level[b] / s[b][i]
+            y[b, 0, i], tau[b, 0, i] = seen[b, i] / s[b][i], problem.levels[b] / s[b][i]
 
     def image(z: Tensor) -> Tensor:
         return (V[:, None] @ z[..., None]).view(*z.shape[:2], *SHAPE)

@@ -55,7 +55,7 @@ def test_pigdm_is_the_original(case, eta):
         c2 = math.sqrt(1 - after - c1**2)
         r = math.sqrt(1 - alpha)  # σ²/(1 + σ²) = 1 − ᾱ
         H = problem.degradation
-        back = H.H_pinv(problem.residual(estimate.detach()), problem.noise_level / r)
+        back = H.H_pinv(problem.residual(estimate.detach()), problem.levels / r)
         g = torch.autograd.grad((back * estimate).sum(), x)[0]
         z = rng.randn_like(x) if c1 else 0
         moved = math.sqrt(after) * estimate.detach() + c1 * z + c2 * direction
@@ -139,7 +139,7 @@ def test_ddrm_with_noise_coordinate_by_coordinate(eta, eta_b):
         """ȳ and its standard deviation."""
         if i >= 6 or not s[b][i]:
             return 0.0, math.nan
-        return seen[b, i].item() / s[b][i], problem.noise_level[b].item() / s[b][i]
+        return seen[b, i].item() / s[b][i], problem.levels[b].item() / s[b][i]
 
     cases, z, first = set(), rotated(noise), grid[0]
     x = first * z
@@ -189,7 +189,7 @@ def test_ddnm_plus_is_the_original(eta):
             share, spread, along = share.double(), spread.double(), along.double()
             for i in range(48):
                 level = s[b][i] if i < 6 else 0.0
-                noisy = a * problem.noise_level[b].item()
+                noisy = a * problem.levels[b].item()
                 if not level:
                     spread[i], along[i] = sigma * eta, sigma * math.sqrt(1 - eta**2)
                 elif sigma >= noisy / level:

@@ -57,7 +57,7 @@ def test_explaining_has_the_moments_of_the_product_of_gaussians():
             return unit
 
     def sampled(draw: int, place: int) -> Tensor:
-        level = problem.noise_level.double()
+        level = problem.levels.double()
         return explain(problem, mean, spread, level, Unit(draw, place)).flatten()
 
     centre = sampled(0, 0)
