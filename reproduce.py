@@ -2,7 +2,7 @@
 
 import click
 
-from commands.options import ReproduceOptions
+from commands.options import GenOptions, ReproduceOptions
 from runtime.cli import SETTINGS, Command, takes
 
 
@@ -19,9 +19,14 @@ def main(options: ReproduceOptions) -> None:
     from networks.cpu import tune
 
     tune()
-    from commands.reproduce import reproduce  # importing torch takes seconds: not for --help
+    from commands.draw import draw  # importing torch takes seconds: not for --help
+    from commands.gen import evaluate
+    from commands.reproduce import reproduce
 
-    reproduce(options)
+    def gen(of_cell: GenOptions) -> None:
+        (evaluate if of_cell.degradations else draw)(of_cell)
+
+    reproduce(options, gen)
 
 
 if __name__ == "__main__":

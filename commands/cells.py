@@ -6,14 +6,12 @@ import importlib.util
 import io
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from commands.draw import draw
-from commands.gen import evaluate
 from commands.methods import preset_options, samplers_of
 from commands.options import GenOptions
 from commands.tables import Block, Figure, Made, Row, Setting, Table, setting_of
@@ -46,10 +44,10 @@ class Cell:
         """Whether it can be measured, and no other job does so."""
         return not (self.missing or self.done or is_claimed(self.options.outdir))
 
-    def run(self) -> None:
+    def run(self, gen: Callable[[GenOptions], Any]) -> None:
         """Make it; what `gen` prints is left out."""
         with contextlib.redirect_stdout(io.StringIO()):
-            (evaluate if self.options.degradations else draw)(self.options)
+            gen(self.options)
 
     def values(self) -> dict[str, Any]:
         """{metric: {"mean": ...}, "evaluations": ...} of the one method and family."""

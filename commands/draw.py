@@ -13,8 +13,8 @@ from torch import Tensor
 
 from commands import methods
 from commands.cli import chosen
+from commands.evaluation import Evaluation, gathered, run, settings_of, stages_of
 from commands.files import IMAGES, check_new, results_of
-from commands.gen import Evaluation, gathered, run, settings_of, stages_of
 from commands.options import UNUSED, GenOptions
 from degradation import Draws, GaussianNoise, NoDegradation, derive_seed
 from metrics.features import DISTANCES
