@@ -25,8 +25,8 @@ from PIL import Image
 from torch import Tensor
 
 import zero_shot  # noqa: F401  makes its names known
-from benchmarks.families import families, structure_of
 from benchmarks.memory import products
+from benchmarks.operator_sheet import families, structure_of
 from benchmarks.reference_path import PlainMatrix, plain_batches, plain_layers, plain_operator
 from benchmarks.report import CONTEXT, benchmark
 from datautils import get_dataset

@@ -17,8 +17,8 @@ from commands.options import GenOptions
 from commands.tables import Block, Figure, Made, Row, Setting, Table, setting_of
 from datautils import get_dataset
 from datautils.identity import identity
+from metrics.detectors import DISTANCES
 from metrics.download import sha256_of
-from metrics.features import DISTANCES
 from metrics.perceptual import PERCEPTUAL
 from runtime.errors import DataError
 from runtime.files import is_claimed

@@ -17,7 +17,7 @@ from commands.evaluation import Evaluation, gathered, run, settings_of, stages_o
 from commands.files import IMAGES, check_new, results_of
 from commands.options import UNUSED, GenOptions
 from degradation import Draws, GaussianNoise, NoDegradation, derive_seed
-from metrics.features import DISTANCES
+from metrics.detectors import DISTANCES
 from metrics.images import image_name, write_grid
 from metrics.measure import Measure
 from metrics.records import write_metrics

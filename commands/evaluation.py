@@ -16,8 +16,8 @@ from commands.methods import Restorer
 from commands.options import GenOptions
 from datautils import ImageDataset
 from degradation import Family, Noise
+from metrics.detectors import DISTANCES
 from metrics.evaluate import Restore, Restored, restorations
-from metrics.features import DISTANCES
 from metrics.images import ImageWriter
 from metrics.measure import PER_IMAGE, Measure, Share
 from metrics.pipeline import Stage

@@ -16,9 +16,9 @@ from commands import methods
 from commands.calibrate import calibrated, sample_counts
 from commands.cli import check_once, checked_count, chosen
 from commands.evaluation import Evaluation, gathered, run, settings_of, stages_of
-from commands.families import families_of
 from commands.files import check_new, results_of
 from commands.methods import Restorer
+from commands.operators import families_of
 from commands.options import GenOptions
 from datautils import ImageDataset, get_dataset
 from datautils.identity import Identity, classes_of, identity

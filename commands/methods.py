@@ -15,9 +15,9 @@ from datautils.identity import Identity
 from degradation import Draws, Family, Problem
 from metrics import baselines
 from metrics.dataset import check_values, load_images
+from metrics.detectors import DISTANCES, detectors_for
 from metrics.download import sha256_of
 from metrics.evaluate import Restore
-from metrics.features import DISTANCES, detectors_for
 from metrics.keeping import FOLDER, Kept, code_of
 from metrics.statistics import Distances, load_reference
 from networks import (

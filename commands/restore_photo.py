@@ -14,7 +14,7 @@ from commands.cli import chosen
 from commands.files import check_new, working_folder
 from commands.options import RestoreOptions
 from commands.photo import Task, pose
-from commands.restoring import Restoration, restored
+from commands.restoration import Restoration, restored
 from commands.sheet import Restored, write_restored
 from metrics.pixel import consistency, psnr, to_uint8
 from metrics.report import title_of
