@@ -33,11 +33,10 @@ from datautils import get_dataset
 from datautils.loading import cores
 from datautils.photos import Photos
 from degradation import Draws, GaussianNoise, LinearOperator, Problem, get_family
-from metrics.evaluate import seconds_now
 from networks import PRESETS, Denoiser, NetworkConfig, cpu, make_config
 from networks.dropout import seed_dropout
 from networks.precision import DTYPES
-from runtime.progress import each
+from runtime.progress import each, seconds_now
 from runtime.tables import table
 from samplers import CountingDenoiser, make_sampler, sampler_names
 from training.data import training_batches

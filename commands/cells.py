@@ -18,10 +18,9 @@ from commands.tables import Block, Figure, Made, Row, Setting, Table, setting_of
 from datautils import get_dataset
 from datautils.identity import identity
 from metrics.detectors import DISTANCES
-from metrics.download import sha256_of
 from metrics.perceptual import PERCEPTUAL
 from runtime.errors import DataError
-from runtime.files import is_claimed
+from runtime.files import is_claimed, sha256_of
 from runtime.options import texts
 
 

@@ -16,7 +16,6 @@ from degradation import Draws, Family, Problem
 from metrics import baselines
 from metrics.dataset import check_values, load_images
 from metrics.detectors import DISTANCES, detectors_for
-from metrics.download import sha256_of
 from metrics.evaluate import Restore
 from metrics.keeping import FOLDER, Kept, code_of
 from metrics.statistics import Distances, load_reference
@@ -32,6 +31,7 @@ from networks import (
 from networks.precision import DTYPES
 from networks.presets import conditioning_of
 from runtime.environment import environment
+from runtime.files import sha256_of
 from runtime.options import arguments
 from runtime.records import parse_yaml
 from samplers import (
