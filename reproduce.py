@@ -2,7 +2,7 @@
 
 import click
 
-from commands.options import GenOptions, ReproduceOptions
+from commands.options import ReproduceOptions
 from runtime.cli import SETTINGS, Command, takes
 
 
@@ -23,10 +23,7 @@ def main(options: ReproduceOptions) -> None:
     from commands.gen import evaluate
     from commands.reproduce import reproduce
 
-    def gen(of_cell: GenOptions) -> None:
-        (evaluate if of_cell.degradations else draw)(of_cell)
-
-    reproduce(options, gen)
+    reproduce(options, lambda cell: (evaluate if cell.degradations else draw)(cell))
 
 
 if __name__ == "__main__":

@@ -94,13 +94,9 @@ def _measured(evaluation: Evaluation, folder: Path) -> tuple[Measure, SampleReco
         ImageWriter(folder / IMAGES) as writer,
     ):
         measure = Measure(
-            records,
-            evaluation.names,
-            evaluation.distances.detectors,
-            device,
-            evaluation.pictures,
+            records, evaluation.names, evaluation.distances.detectors, device, evaluation.pictures,
             writer if options.save_images else None,
-        )
+        )  # fmt: skip
 
         def work(restored: Restored) -> None:
             measure(restored)

@@ -70,8 +70,7 @@ def sha256_of(path: str | os.PathLike[str]) -> str:
 
 
 def inside(package: str, file: str) -> Path | None:
-    """The path of a file of an installed package, which is not imported: that takes seconds and
-    more packages. None if it is not installed."""
+    """The path of a file of a package, which is not imported; None if it is not installed."""
     spec = importlib.util.find_spec(package)
     return Path(spec.origin).parent / file if spec and spec.origin else None
 
