@@ -137,13 +137,9 @@ def _preset(sampler: str, preset: str | None) -> dict[str, Any]:
 
 
 def _cell(
-    name: str,
-    slug: str,
-    place: str,
-    networks: Sequence[str],
-    options: dict[str, Any],
+    name: str, slug: str, place: str, networks: Sequence[str], options: dict[str, Any],
     results: Path,
-) -> Cell:
+) -> Cell:  # fmt: skip
     """An evaluation of networks of the setting `place`, which gives what `options` leave open."""
     setting = setting_of(place)
     nets = [setting.networks[network] for network in networks]
