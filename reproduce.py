@@ -19,9 +19,11 @@ def main(options: ReproduceOptions) -> None:
     from networks.cpu import tune
 
     tune()
-    from commands.reproduce import reproduce  # importing torch takes seconds: not for --help
+    from commands.draw import draw  # importing torch takes seconds: not for --help
+    from commands.gen import evaluate
+    from commands.reproduce import reproduce
 
-    reproduce(options)
+    reproduce(options, lambda cell: (evaluate if cell.degradations else draw)(cell))
 
 
 if __name__ == "__main__":

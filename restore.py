@@ -17,7 +17,7 @@ def main(options: RestoreOptions) -> None:
     from networks.cpu import tune
 
     tune()
-    from commands.restore import restore  # importing torch takes seconds: not for --help
+    from commands.restore_photo import restore  # importing torch takes seconds: not for --help
 
     restore(options)
 

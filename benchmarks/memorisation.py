@@ -19,7 +19,7 @@ from benchmarks.weights import DETECTOR, NETS
 from datautils import get_dataset
 from degradation import Draws, Problem
 from metrics.dataset import load_images
-from metrics.features import load_detector
+from metrics.detectors import load_detector
 from metrics.images import write_grid
 from metrics.pixel import to_uint8
 from networks import load_weights

@@ -25,19 +25,18 @@ from PIL import Image
 from torch import Tensor
 
 import zero_shot  # noqa: F401  makes its names known
-from benchmarks.families import families, structure_of
 from benchmarks.memory import products
+from benchmarks.operator_sheet import families, structure_of
 from benchmarks.reference_path import PlainMatrix, plain_batches, plain_layers, plain_operator
 from benchmarks.report import CONTEXT, benchmark
 from datautils import get_dataset
 from datautils.loading import cores
 from datautils.photos import Photos
 from degradation import Draws, GaussianNoise, LinearOperator, Problem, get_family
-from metrics.evaluate import seconds_now
 from networks import PRESETS, Denoiser, NetworkConfig, cpu, make_config
 from networks.dropout import seed_dropout
 from networks.precision import DTYPES
-from runtime.progress import each
+from runtime.progress import each, seconds_now
 from runtime.tables import table
 from samplers import CountingDenoiser, make_sampler, sampler_names
 from training.data import training_batches

@@ -16,7 +16,7 @@ from commands.options import CalcOptions
 from datautils.imagedir import ImageDir
 from datautils.loading import load_batches
 from metrics.dataset import dataset_statistics
-from metrics.features import DISTANCES, detectors_for
+from metrics.detectors import DISTANCES, detectors_for
 from metrics.means import summaries
 from metrics.measure import check_images
 from metrics.perceptual import PERCEPTUAL, perceptual

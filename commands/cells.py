@@ -6,24 +6,21 @@ import importlib.util
 import io
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from commands.draw import draw
-from commands.gen import evaluate
 from commands.methods import preset_options, samplers_of
 from commands.options import GenOptions
 from commands.tables import Block, Figure, Made, Row, Setting, Table, setting_of
 from datautils import get_dataset
 from datautils.identity import identity
-from metrics.download import sha256_of
-from metrics.features import DISTANCES
+from metrics.detectors import DISTANCES
 from metrics.perceptual import PERCEPTUAL
 from runtime.errors import DataError
-from runtime.files import is_claimed
+from runtime.files import is_claimed, sha256_of
 from runtime.options import texts
 
 
@@ -46,10 +43,10 @@ class Cell:
         """Whether it can be measured, and no other job does so."""
         return not (self.missing or self.done or is_claimed(self.options.outdir))
 
-    def run(self) -> None:
+    def run(self, gen: Callable[[GenOptions], Any]) -> None:
         """Make it; what `gen` prints is left out."""
         with contextlib.redirect_stdout(io.StringIO()):
-            (evaluate if self.options.degradations else draw)(self.options)
+            gen(self.options)
 
     def values(self) -> dict[str, Any]:
         """{metric: {"mean": ...}, "evaluations": ...} of the one method and family."""
@@ -140,13 +137,9 @@ def _preset(sampler: str, preset: str | None) -> dict[str, Any]:
 
 
 def _cell(
-    name: str,
-    slug: str,
-    place: str,
-    networks: Sequence[str],
-    options: dict[str, Any],
+    name: str, slug: str, place: str, networks: Sequence[str], options: dict[str, Any],
     results: Path,
-) -> Cell:
+) -> Cell:  # fmt: skip
     """An evaluation of networks of the setting `place`, which gives what `options` leave open."""
     setting = setting_of(place)
     nets = [setting.networks[network] for network in networks]

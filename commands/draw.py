@@ -13,11 +13,11 @@ from torch import Tensor
 
 from commands import methods
 from commands.cli import chosen
+from commands.evaluation import Evaluation, gathered, run, settings_of, stages_of
 from commands.files import IMAGES, check_new, results_of
-from commands.gen import Evaluation, gathered, run, settings_of, stages_of
 from commands.options import UNUSED, GenOptions
 from degradation import Draws, GaussianNoise, NoDegradation, derive_seed
-from metrics.features import DISTANCES
+from metrics.detectors import DISTANCES
 from metrics.images import image_name, write_grid
 from metrics.measure import Measure
 from metrics.records import write_metrics
@@ -96,20 +96,11 @@ def build(options: GenOptions, device: torch.device) -> Evaluation:
     if distributed.rank() == 0:
         print(f"no --degradation: drawing {count} images from the network alone")
     return Evaluation(
-        options=options,
-        device=device,
-        families={"": NoDegradation()},
-        noise=GaussianNoise(),
-        dataset=Blank(shape, classes, _labels(options, count, classes)),
-        count=count,
-        names=names,
-        distances=distances,
-        methods={**restorers},
-        restorers=restorers,
-        precision=precision,
-        samples={},
-        pictures=_PICTURES if options.pictures is None else options.pictures,
-    )
+        options, device, {"": NoDegradation()}, GaussianNoise(),
+        Blank(shape, classes, _labels(options, count, classes)), count, names, distances,
+        {**restorers}, restorers, precision, {},
+        _PICTURES if options.pictures is None else options.pictures,
+    )  # fmt: skip
 
 
 def _finish(drawing: Evaluation, folder: Path, measure: Measure, samples: SampleRecords) -> None:

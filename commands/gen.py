@@ -1,16 +1,13 @@
 """`calculate_metrics.py gen` with a degradation: restore a data set and measure the result."""
 
 import inspect
-import itertools
 import math
 import sys
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,37 +15,31 @@ from torch import Tensor
 from commands import methods
 from commands.calibrate import calibrated, sample_counts
 from commands.cli import check_once, checked_count, chosen
-from commands.families import families_of
-from commands.files import IMAGES, check_new, results_of, working_folder
+from commands.evaluation import Evaluation, gathered, run, settings_of, stages_of
+from commands.files import check_new, results_of
 from commands.methods import Restorer
+from commands.operators import families_of
 from commands.options import GenOptions
-from commands.sheet import enhanced
 from datautils import ImageDataset, get_dataset
 from datautils.identity import Identity, classes_of, identity
-from degradation import Family, Noise, check_noise, make_noise
-from metrics.evaluate import Restore, Restored, restorations
+from degradation import check_noise, make_noise
+from metrics.evaluate import Restore
 from metrics.examples import write_examples
-from metrics.features import DISTANCES
-from metrics.images import ImageWriter
-from metrics.measure import METRICS, PER_IMAGE, Measure, Share, check_images
+from metrics.images import enhanced
+from metrics.measure import METRICS, Measure, check_images
 from metrics.page import write_report
-from metrics.pipeline import Stage
-from metrics.records import PartialRecords, summarised, write_merged, write_metrics
+from metrics.records import summarised, write_merged, write_metrics
 from metrics.report import metrics_rows, units, write_pictures
 from metrics.sampled import SampleRecords, calibration_table
-from metrics.statistics import Distances, FeatureStatistics, compared
 from networks import Model, NetworkConfig, read_summary
 from networks.analytic import PriorConfig
 from networks.precision import resolve_precision
 from networks.presets import conditioning_of
-from runtime import distributed, signals
-from runtime.errors import one_sentence_errors
+from runtime import distributed
 from runtime.memory import check_memory
-from runtime.progress import progress
 from runtime.records import record
 from runtime.tables import table
 from samplers import NPPC, InDI, Sampler
-from samplers.base import whole
 from zero_shot import ZeroShot
 
 _NAMES = {"invfusion": "InvFusion", "blind": "Palette"}
@@ -58,55 +49,12 @@ _PICTURES = 3
 
 Values = dict[str, dict[str, dict[str, Any]]]  # degradation, method, metric
 Pictures = dict[tuple[str, int], dict[str, Tensor]]  # degradation and image, title
-T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """What an evaluation consists of, once everything about it is checked."""
-
-    options: GenOptions
-    device: torch.device
-    families: dict[str, Family]
-    noise: Noise
-    dataset: ImageDataset
-    count: int
-    names: list[str]  # metrics
-    distances: Distances
-    methods: dict[str, Restore]  # restorations by title: baselines, then networks with samplers
-    restorers: dict[str, Restorer]  # those of them with a network
-    precision: str
-    samples: dict[str, int]  # of each image, by the titles of the methods that draw several
-    pictures: int  # images of each family to show
-
-    def restored(
-        self, methods: Mapping[str, Restore], indices: Sequence[int], **more: Any
-    ) -> Iterator[Restored]:
-        """Restore these images under each family with each method; more: as of `restorations`."""
-        options = self.options
-        return restorations(
-            self.dataset, self.families, methods, noise=self.noise, indices=indices,
-            batch=options.batch, seed=options.seed, device=self.device, **more,
-        )  # fmt: skip
 
 
 def evaluate(options: GenOptions, further: Mapping[str, Restore] = MappingProxyType({})) -> Values:
     """Restore, measure, write the result files and print the table; the first process has the
     values. further: methods besides those of the options, by title."""
     return run(options, partial(build, further=further), _finish)
-
-
-def run(
-    options: GenOptions,
-    build: Callable[[GenOptions, torch.device], Evaluation],
-    finish: Callable[[Evaluation, Path, Measure, SampleRecords], T],
-) -> T:
-    """Build an evaluation, make it in a working folder, and finish it, on all processes."""
-    with distributed.process_group() as device:
-        with one_sentence_errors():
-            evaluation = build(options, device)
-        with working_folder(options.outdir, results_of(options), resumes=True) as folder:
-            return finish(evaluation, folder, *_measured(evaluation, folder))
 
 
 def build(options: GenOptions, device: torch.device, further: Mapping[str, Restore]) -> Evaluation:
@@ -163,59 +111,6 @@ def build(options: GenOptions, device: torch.device, further: Mapping[str, Resto
         restorers, precision, sample_counts(restorers, options.samples),
         _PICTURES if options.pictures is None else options.pictures,
     )  # fmt: skip
-
-
-def _measured(evaluation: Evaluation, folder: Path) -> tuple[Measure, SampleRecords]:
-    """This process's share: loading, restoring, measuring and writing run side by side."""
-    options, device = evaluation.options, evaluation.device
-    rank, start = distributed.rank(), time.perf_counter()
-    restores = bool(options.degradations)
-    title, unit = ("restoring", "restorations") if restores else ("drawing", "images")
-    indices = range(rank, evaluation.count, distributed.world_size())
-    kept = methods.kept(evaluation.methods, options, folder, evaluation.families.values())
-    workers = options.workers * restores  # where images are drawn, nothing is loaded
-    stream = evaluation.restored(kept, indices, workers=workers, samples=evaluation.samples)
-    total = len(indices) * len(evaluation.families) * len(evaluation.methods)
-    per_image = [name for name in evaluation.names if name in PER_IMAGE]
-    loading = further = 0.0
-    with (
-        progress(total, title, unit, silent=rank != 0) as bar,
-        PartialRecords(folder / f"{rank}.csv", per_image) as records,
-        SampleRecords(folder / f"samples-{rank}.csv", options.samples) as samples,
-        ImageWriter(folder / IMAGES) as writer,
-    ):
-        measure = Measure(
-            records,
-            evaluation.names,
-            evaluation.distances.detectors,
-            device,
-            evaluation.pictures,
-            writer if options.save_images else None,
-        )
-
-        def work(restored: Restored) -> None:
-            measure(restored)
-            samples(restored)
-
-        with Stage(work, device) as stage:
-            waited = time.perf_counter()
-            for restored in stream:
-                signals.heed_termination()
-                more = restored.samples.seconds if restored.samples else 0.0
-                took = restored.seconds + more  # of an earlier run, if that was cut off
-                loading += max(0.0, time.perf_counter() - waited - took)
-                further += more
-                if family := restored.group.degradation:
-                    bar.set_postfix(family=family, method=restored.method, refresh=False)
-                stage.put(restored)
-                bar.update(len(restored.group.indices))
-                waited = time.perf_counter()
-    restoring = sum(costs["seconds"] for costs in measure.share.costs.values()) + further
-    measure.share.seconds = {
-        "load": loading, "restore": restoring, **measure.share.seconds, "write": writer.seconds,
-        "total": time.perf_counter() - start,
-    }  # fmt: skip
-    return measure, samples
 
 
 def _finish(
@@ -282,37 +177,6 @@ def _write_components(evaluation: Evaluation, folder: Path, shown: Pictures) -> 
         write_pictures(folder / "components.png", pictures, labels)
 
 
-def gathered(
-    evaluation: Evaluation, measure: Measure
-) -> tuple[list[Share], dict[tuple[str, str], dict[str, Any]]]:
-    """What all processes found, and for each degradation and method the distances of sets, on the
-    first process, and what an image took. A distance is NaN if a restoration was not finite."""
-    shares: list[Share] = distributed.gather(measure.share)
-    cells: dict[tuple[str, str], dict[str, Any]] = {}
-    for key in itertools.product(evaluation.families, evaluation.methods):
-        cell: dict[str, Any] = {}
-        for metric, detector in evaluation.distances.detectors.items():
-            empty = FeatureStatistics(DISTANCES[metric].kernel)
-            own = measure.statistics.get((*key, metric), empty)
-            total = own.reduced(distributed.sum_tensor, detector.features)
-            if distributed.rank() == 0:  # roots of large matrices: once is enough
-                failed = any(share.failed[key] for share in shares)
-                mean = math.nan if failed else evaluation.distances.value(metric, total)
-                cell[metric] = {"mean": mean, "count": compared(metric, evaluation.count)}
-        took = [share.costs[key] for share in shares if key in share.costs]
-        for name in methods.COSTS:
-            cell[name] = whole(sum(costs[name] for costs in took) / evaluation.count)
-        cell["seconds_per_image"] = sum(costs["seconds"] for costs in took) / evaluation.count
-        cells[key] = cell
-    return shares, cells
-
-
-def stages_of(evaluation: Evaluation, shares: Sequence[Share]) -> dict[str, float]:
-    """Seconds that an image took in each stage."""
-    total = evaluation.count * len(evaluation.families) * len(evaluation.methods)
-    return {stage: sum(s.seconds[stage] for s in shares) / total for stage in shares[0].seconds}
-
-
 def _check_fits(options: GenOptions, net: Path, denoiser: Model, dataset: ImageDataset) -> None:
     """Raise ValueError if a network is of other images or classes than the data set."""
     expected, found = denoiser.config.image_shape, dataset.image_shape
@@ -361,21 +225,6 @@ def _restorers(
             raise ValueError(f"two methods are called '{title}': give classes titles of their own")
         restorers[title] = Restorer(nets[net], samplers[name], precision, options.cfg)
     return restorers
-
-
-def settings_of(evaluation: Evaluation) -> dict[str, Any]:
-    """What metrics.json says of options and methods."""
-    samplers = {name: asdict(r.sampler) for name, r in evaluation.restorers.items()}  # type: ignore[call-overload]
-    options = evaluation.options
-    return asdict(options) | {
-        "images": evaluation.count,
-        "split": getattr(evaluation.dataset, "split", options.split),
-        "metrics": ",".join(evaluation.names),
-        "precision": evaluation.precision,
-        "processes": distributed.world_size(),
-        "samplers": samplers,
-        "detector_files": evaluation.distances.provenance(),
-    }
 
 
 def _title(name: str, sampler: Sampler, config: NetworkConfig | PriorConfig) -> str:

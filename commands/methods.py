@@ -15,9 +15,8 @@ from datautils.identity import Identity
 from degradation import Draws, Family, Problem
 from metrics.baselines import constant_fill
 from metrics.dataset import check_values, load_images
-from metrics.download import sha256_of
+from metrics.detectors import DISTANCES, detectors_for
 from metrics.evaluate import Restore
-from metrics.features import DISTANCES, detectors_for
 from metrics.keeping import FOLDER, Kept, code_of
 from metrics.statistics import Distances, load_reference
 from networks import (
@@ -32,6 +31,7 @@ from networks import (
 from networks.precision import DTYPES
 from networks.presets import conditioning_of
 from runtime.environment import environment
+from runtime.files import sha256_of
 from runtime.options import arguments
 from runtime.records import parse_yaml
 from samplers import (

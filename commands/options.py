@@ -42,6 +42,8 @@ _SAMPLER = "Sampler, such as dpm, or module.Class of your own; `python -m sample
 _NOISE = "Standard deviation of the noise on y; images are in [-1, 1]."
 _PEAK = "Photon noise instead: expected photons of a white measurement, masks and blur only."
 _SEED = "Seed of everything random."
+PHOTO_SAMPLER, PHOTO_OPT = "dpm", {"num_steps": "8", "eta": "1"}  # of restore.py
+_PHOTO = f"{PHOTO_SAMPLER} with {', '.join(map('='.join, PHOTO_OPT.items()))}"
 # Options that have no effect without a degradation.
 UNUSED = (
     *("degradation_opt", "data", "data_opt", "split", "baselines", "baseline_opt"),
@@ -257,7 +259,7 @@ class RestoreOptions(Request):
         least=0,
     )
     samples: int = option("Restorations to draw.", 4)
-    sampler: str | None = option(_SAMPLER, None, shown="dpm with num_steps=8, eta=1")
+    sampler: str | None = option(_SAMPLER, None, shown=_PHOTO)
     sampler_opt: dict[str, str] = option("Option of the sampler.", {})
     sampler_preset: str | None = option(_PRESET, None)
     cfg: float | None = option("Scale of the guidance towards --class; 1 is none.", None, least=0)
@@ -274,7 +276,7 @@ class RestoreOptions(Request):
 class ReproduceOptions:
     """Options of `reproduce.py`."""
 
-    what: str = option("Table, figure, list or all.", name="")
+    what: str  # as `reproduce.py` says
     scale: str = option(
         "paper: the paper's data sets and networks; small: emoji and the weights that ship.",
         "paper",

@@ -8,7 +8,7 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from commands.families import family_of
+from commands.operators import family_of
 from commands.options import Request
 from datautils.decode import centre_crop, read_image, read_kernel, read_mask, resize, to_tensor
 from degradation import (

@@ -8,7 +8,7 @@ from commands.options import RefOptions
 from datautils import get_dataset
 from datautils.identity import identity
 from metrics.dataset import dataset_statistics
-from metrics.features import load_detector, parsed
+from metrics.detectors import load_detector, parsed
 from metrics.statistics import save_reference
 from runtime import distributed
 from runtime.errors import one_sentence_errors

@@ -5,15 +5,16 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 
 from commands.cells import Cell, Cells, cells_of, figure_cell
-from commands.options import ReproduceOptions
+from commands.options import GenOptions, ReproduceOptions
 from commands.paper import columns, write_table_page
 from commands.tables import ROOT, Figure, Made, Table, load, names
 from runtime import distributed
@@ -35,8 +36,8 @@ class Wanted:
     cells: Cells
 
 
-def reproduce(options: ReproduceOptions) -> None:
-    """Make, measure and write what is asked for, or list what there is."""
+def reproduce(options: ReproduceOptions, gen: Callable[[GenOptions], Any]) -> None:
+    """Make, measure by `gen` and write what is asked for, or list what there is."""
     with one_sentence_errors():
         wanted = _wanted(options)
         if options.make:
@@ -46,7 +47,7 @@ def reproduce(options: ReproduceOptions) -> None:
         _list(wanted)
         return
     with distributed.process_group():
-        failed = _measure(wanted)
+        failed = _measure(wanted, gen)
         for one in wanted if distributed.rank() == 0 else []:
             (_table if isinstance(one.what, Table) else _figure)(one, options)
     if failed:
@@ -57,7 +58,7 @@ def reproduce(options: ReproduceOptions) -> None:
         sys.exit(2)
 
 
-def _measure(wanted: Sequence[Wanted]) -> list[str]:
+def _measure(wanted: Sequence[Wanted], gen: Callable[[GenOptions], Any]) -> list[str]:
     """Make the cells that are open, and give the names of those that failed.
 
     The first process decides for all just before a cell is made: another job may have made it.
@@ -70,7 +71,7 @@ def _measure(wanted: Sequence[Wanted]) -> list[str]:
         if distributed.rank() == 0:
             print(f"{cell.name} ({i} of {len(cells)})", file=sys.stderr, flush=True)
         try:
-            cell.run()
+            cell.run(gen)
         except SystemExit as stop:  # its sentence is printed
             if stop.code != 2 or launched():
                 raise

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from commands.photo import Task
-from metrics.images import picture, write_grid
+from metrics.images import enhanced, picture, write_grid
 from metrics.pixel import to_uint8
 from metrics.records import write_metrics
 from runtime.files import replacing
@@ -111,11 +111,6 @@ def _write_components(path: Path, mean: Tensor, found: Components) -> None:
     labels = [f"component {k}\nσ = {deviation:.3g}" for k, deviation in deviations]
     cells = [[_small(image) for image in row] for row in rows]
     write_grid(path, cells, ["contrast enhanced", *steps], labels)
-
-
-def enhanced(component: Tensor) -> Tensor:
-    """A component `[C, h, w]` as a picture: grey is 0, its largest value is black or white."""
-    return to_uint8(component / component.abs().max().clamp(min=1e-12))
 
 
 def _small(image: Tensor) -> Tensor:

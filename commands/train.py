@@ -11,8 +11,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from commands.families import family_of
 from commands.methods import check_compiler, check_operators
+from commands.operators import family_of
 from datautils import DATASETS, ImageDataset, get_dataset
 from datautils.identity import identity
 from datautils.imagedir import ImageDir

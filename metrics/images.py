@@ -11,6 +11,7 @@ from torch import Tensor
 
 from metrics.download import packaged
 from metrics.pipeline import Stage
+from metrics.pixel import to_uint8
 from runtime.files import replacing, writing
 
 _Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
@@ -41,6 +42,11 @@ class ImageWriter(Stage):
 def picture(image: Tensor) -> Image.Image:
     """A uint8 image `[C, h, w]`, C = 1 or 3, in RGB."""
     return Image.fromarray(image.cpu().expand(3, -1, -1).permute(1, 2, 0).contiguous().numpy())
+
+
+def enhanced(component: Tensor) -> Tensor:
+    """A component `[C, h, w]` as a picture: grey is 0, its largest value is black or white."""
+    return to_uint8(component / component.abs().max().clamp(min=1e-12))
 
 
 def image_name(index: int, *folders: str) -> str:

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from degradation import Problem
+from metrics.detectors import DISTANCES, Detector
 from metrics.evaluate import Restored
 from metrics.examples import Examples, Key
-from metrics.features import DISTANCES, Detector
 from metrics.images import ImageWriter, image_name
 from metrics.perceptual import PERCEPTUAL, perceptual
 from metrics.pixel import consistency, psnr, ssim, to_uint8

@@ -14,8 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from metrics.detectors import use_float32
 from metrics.download import cached_weights, packaged
-from metrics.features import use_float32
 from metrics.pixel import to_float
 from runtime.files import read_tensors
 

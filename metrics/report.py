@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from metrics.features import DISTANCES
+from metrics.detectors import DISTANCES
 from metrics.images import write_grid
 from metrics.statistics import KEPT
 

@@ -20,8 +20,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from datautils.identity import Identity
+from metrics.detectors import DISTANCES, Detector, load_detector
 from metrics.distances import frechet_distance, kernel_distance, square_root, within
-from metrics.features import DISTANCES, Detector, load_detector
 from runtime.credentials import plain
 from runtime.environment import environment
 from runtime.files import check_floats, regular, write_tensors

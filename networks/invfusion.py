@@ -18,10 +18,9 @@ from networks import layers
 from networks.attention import Attention, backend_in_use, make_attention
 from networks.dropout import Dropout
 from networks.features import FeatureMap, feature_map, mix
+from runtime.options import OBJECTIVES
 
 AUGMENT_DIM = 9  # numbers that describe a non-leaking augmentation (EDM, appendix F.2)
-OBJECTIVES = ("denoising", "mmse", "indi", "unrolled", "nppc")
-"""What a network may be trained for."""
 _MOST_LEVELS = 16  # each has half the side of the one before
 _LEAST_LEVEL = 1e-3  # noise of y below this (an eighth of a grey level) counts as none
 

@@ -7,7 +7,9 @@ from pathlib import Path
 
 import torch
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+from runtime.options import PRECISIONS
+
+DTYPES = dict(zip(PRECISIONS[1:], (torch.float32, torch.bfloat16, torch.float16), strict=True))
 
 _CPU_INFO = Path("/proc/cpuinfo")
 _FLAGS = {  # x86 with AVX-512, x86 with AMX, ARM
@@ -28,7 +30,7 @@ def resolve_precision(name: str, device: torch.device) -> str:
             return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
         return "bf16" if cpu_has("bf16") else "fp32"
     if name not in DTYPES:
-        raise ValueError(f"precision={name} must be auto, {', '.join(DTYPES)}")
+        raise ValueError(f"precision={name} must be {', '.join(PRECISIONS)}")
     if device.type == "cpu" and name != "fp32" and not cpu_has(name):
         warnings.warn(
             f"this CPU has no {name} arithmetic: {name} is slower here than fp32, which "

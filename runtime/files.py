@@ -6,6 +6,7 @@ A reader, or a run that was cut short, never sees half of one.
 import contextlib
 import fcntl
 import hashlib
+import importlib.util
 import io
 import json
 import os
@@ -60,6 +61,18 @@ def regular(path: str | os.PathLike[str]) -> Path:
         kind = "a folder, not a file" if path.is_dir() else "no regular file"
         raise OSError(f"{path} is {kind}")
     return path
+
+
+def sha256_of(path: str | os.PathLike[str]) -> str:
+    """The SHA-256 of a file's contents, 64 hexadecimal digits."""
+    with Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def inside(package: str, file: str) -> Path | None:
+    """The path of a file of a package, which is not imported; None if it is not installed."""
+    spec = importlib.util.find_spec(package)
+    return Path(spec.origin).parent / file if spec and spec.origin else None
 
 
 def read_tensors(path: Path, key: str | None = None) -> tuple[dict[str, Tensor], str]:

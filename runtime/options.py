@@ -15,6 +15,7 @@ from typing import Any
 from runtime.records import parse_yaml
 
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")  # arithmetic of a network
+OBJECTIVES = ("denoising", "mmse", "indi", "unrolled", "nppc")  # what it may be trained for
 Reader = Callable[[Any], Any]
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "ki": 2**10, "mi": 2**20, "gi": 2**30}
 

@@ -1,10 +1,12 @@
-"""Progress: a bar on a terminal, a line every few seconds elsewhere."""
+"""Progress: a bar on a terminal, a line every few seconds elsewhere; and time that passes."""
 
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import TextIO, TypeVar, cast
 
+import torch
 from tqdm import tqdm
 
 T = TypeVar("T")
@@ -55,3 +57,10 @@ def in_words(seconds: float) -> str:
     if seconds < 60:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 3600 else f"{seconds / 3600:.1f} h"
+
+
+def seconds_now(device: torch.device) -> float:
+    """Seconds on a clock, once the device has done what it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()

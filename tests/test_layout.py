@@ -34,7 +34,7 @@ ALLOWED: dict[str, set[str]] = {  # besides the room itself
 }
 ALLOWED["commands"] = set(ALLOWED)
 ROOMS = tuple(ALLOWED)
-ENTRIES = ("train", "calculate_metrics", "restore")
+ENTRIES = ("train", "calculate_metrics", "restore", "reproduce")
 OUTSIDE = (*ENTRIES, "benchmarks", "tests")  # may import rooms, never imported by one
 MAX_LINES = 450
 
@@ -97,6 +97,18 @@ def imported_tests(source: str) -> list[str]:
     return re.findall(r"^\s*(?:import|from)\s+(test_\w+)", source, re.M)
 
 
+def imported_of_commands(source: str) -> set[str]:
+    """Modules of commands/ that an entry script, or a file of commands/, imports."""
+    names = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            names += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            start = [*["commands"] * (node.level > 0), *([node.module] if node.module else [])]
+            names += [".".join([*start, alias.name]) for alias in node.names]
+    return {name.split(".")[1] for name in names if name.startswith("commands.")}
+
+
 def too_long(source: str) -> bool:
     return len(source.splitlines()) > MAX_LINES
 
@@ -106,6 +118,17 @@ def test_imports_point_one_way() -> None:
     assert "tests/test_layout.py" in files  # the listing sees the project
     wrong = [w for f in files for w in wrong_imports(f, (ROOT / f).read_text(encoding="utf-8"))]
     assert not wrong, "\n".join(wrong)
+
+
+def test_commands_do_not_import_one_another() -> None:
+    """A module that an entry script imports holds a command, but for the one of all options."""
+    sources = {f: (ROOT / f).read_text(encoding="utf-8") for f in project_files()}
+    called = set().union(*(imported_of_commands(sources[f"{entry}.py"]) for entry in ENTRIES))
+    commands = called - {"options"}
+    assert {"train", "gen", "draw", "reproduce"} <= commands
+    own = {f: s for f, s in sources.items() if f.startswith("commands/")}
+    wrong = [f for f, source in own.items() if imported_of_commands(source) & commands]
+    assert not wrong, f"what commands share stands in modules that hold none: {wrong}"
 
 
 def test_no_test_imports_another() -> None:
@@ -193,6 +216,18 @@ def test_checker_finds_a_test_that_another_imports() -> None:
     for source in ("import os\nimport test_a", "from test_a import b", "if x:\n    import test_a"):
         assert imported_tests(source) == ["test_a"]
     assert not imported_tests("from helpers import test_data")
+
+
+def test_checker_finds_a_command_that_another_imports() -> None:
+    for source in (
+        "def f():\n    from commands.gen import run",
+        "from commands import gen",
+        "import torch, commands.gen as g",
+        "from . import gen",
+        "from .gen import run",
+    ):
+        assert imported_of_commands(source) == {"gen"}
+    assert not imported_of_commands("import commands\nfrom metrics.gen import run")
 
 
 def test_checker_counts_lines() -> None:

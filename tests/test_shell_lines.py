@@ -13,15 +13,15 @@ from runner import Runner
 from shell_lines import ROOT, Line, command_of, lay_out, printed
 
 from commands.cli import chosen
-from commands.families import families_of
 from commands.methods import BASELINES, samplers_of
+from commands.operators import families_of
 from commands.train import check_batch
 from datautils import DATASETS
 from metrics.measure import METRICS
 from runtime.options import arguments, key_values
 from training.config import TrainConfig
 
-BARE = ("degradation", "samplers", "benchmarks.families", "benchmarks.zip_directory")
+BARE = ("degradation", "samplers", "benchmarks.operator_sheet", "benchmarks.zip_directory")
 
 
 @pytest.fixture(scope="module")

@@ -23,7 +23,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from datautils.identity import Identity
-from runtime.files import regular, write_tensors
+from runtime.files import regular, sha256_of, write_tensors
 from runtime.records import parse_json, record
 
 _STATE = "state.json"
@@ -117,7 +117,7 @@ def save_checkpoint(
         for name, tensors in parts.items():
             path = temporary / f"{name}.safetensors"
             write_tensors(path, {key: value.contiguous() for key, value in tensors.items()}, {})
-            checksums[path.name] = _checksum(path)
+            checksums[path.name] = sha256_of(path)
         state = temporary / _STATE
         values = {"progress": asdict(progress), "checksums": checksums}
         state.write_text(json.dumps(values | {"checksum": _record_checksum(values)}))
@@ -164,7 +164,7 @@ def find_checkpoint(folder: Path) -> tuple[Path, Progress, list[str]]:
         try:
             state = _read_state(path)
             for name, expected in state.checksums.items():
-                if _checksum(path / name) != expected:
+                if sha256_of(regular(path / name)) != expected:
                     raise ValueError(f"{name} is damaged")
                 for key, tensor in load_file(path / name).items():  # no pickle is opened
                     if not tensor.float().isfinite().all():
@@ -259,11 +259,6 @@ def _remove(path: Path) -> None:
         shutil.rmtree(aside, ignore_errors=True)
         os.replace(path, aside)
         shutil.rmtree(aside, ignore_errors=True)
-
-
-def _checksum(path: Path) -> str:
-    with regular(path).open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _record_checksum(state: dict[str, Any]) -> str:

@@ -11,7 +11,7 @@ import yaml
 
 from runtime.cli import option
 from runtime.credentials import plain
-from runtime.options import PRECISIONS, read
+from runtime.options import OBJECTIVES, PRECISIONS, read
 from runtime.records import parse_yaml
 
 _ABOVE_0 = (
@@ -31,7 +31,6 @@ _FREE = (
     *("sheet_images", "measure_every", "ref_path", "detectors", "trust_detector", "skip_broken"),
     *("max_skipped", "compile", "recompute", "fsdp", "tensorboard", "wandb"),
 )
-OBJECTIVES = ("denoising", "mmse", "indi", "unrolled", "nppc")
 NARROWEST = 1e-4  # of the widths σ_rel of power-function averages
 WIDEST = 12**-0.5  # that of the plain mean over all of training, γ = 0
 

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from datautils import ImageDataset
 from degradation import Draws, Family, Noise, Problem, derive_seed
+from metrics.detectors import Detector
 from metrics.evaluate import Restore, Restored, restorations
-from metrics.features import Detector
 from metrics.images import write_grid
 from metrics.means import mean
 from metrics.pixel import psnr, to_uint8

@@ -15,7 +15,7 @@ from runner import Runner
 from safetensors.torch import save_file
 
 import train
-from benchmarks import families, memory, posterior, report, resume, sampler_quality, speed
+from benchmarks import memory, operator_sheet, posterior, report, resume, sampler_quality, speed
 from benchmarks.reference_path import plain_layers, plain_operator
 from degradation import Draws, Mask, Problem
 from networks import Denoiser, GaussianMixture, make_config, save_weights
@@ -84,7 +84,7 @@ def test_operators_of_every_family(home: Path, monkeypatch: pytest.MonkeyPatch) 
     run(speed.main, "operators", "--name=n")
     record = result_of(home, "n")
     rows = {row["family"]: row for row in record["runs"]}
-    assert set(rows) == set(families.families())
+    assert set(rows) == set(operator_sheet.families())
     assert all(row["H_ms"] > 0 and row["H_pinv_ms"] > 0 for row in rows.values())
     plain = {name for name, row in rows.items() if row["plain_ms"]}
     assert plain == {"MissingPatches", "MatrixDegradation", "MotionBlur"}
@@ -122,7 +122,7 @@ def test_memory_is_counted_without_values(home: Path, monkeypatch: pytest.Monkey
 
 
 def test_the_picture_of_the_families(home: Path) -> None:
-    families.draw_sheet()
+    operator_sheet.draw_sheet()
     assert (home / "docs" / "operators.png").stat().st_size > 5000
 
 

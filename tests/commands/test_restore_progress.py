@@ -16,7 +16,7 @@ from runner import Runner
 from zero_shot_cases import QUICK
 
 import restore
-from commands import restoring, sheet
+from commands import restoration, sheet
 from degradation import Draws, GaussianNoise, MissingPatches
 from networks import Denoiser, make_config, save_weights
 from runtime import progress
@@ -32,7 +32,7 @@ def shipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     path = tmp_path / "checkpoints" / "photos64-invfusion.safetensors"
     save_weights(path, Denoiser(make_config("tiny")), {})
-    monkeypatch.setattr("commands.restore.SHIPPED", path)
+    monkeypatch.setattr("commands.restore_photo.SHIPPED", path)
     pixels = np.random.default_rng(0).integers(0, 256, (24, 32, 3), dtype=np.uint8)
     Image.fromarray(pixels).save("photo.png")
     return path
@@ -104,7 +104,7 @@ def test_the_estimate_comes_first_and_every_sample_when_it_is_there(
         written.extend(sorted(other.name for other in path.parent.glob("*.png")))
         written.append("|")
 
-    monkeypatch.setattr("commands.restoring.write_picture", write)
+    monkeypatch.setattr("commands.restoration.write_picture", write)
     arguments = ["--image=photo.png", "--degradation=MotionBlur", "--samples=2", "--outdir=out"]
     result = Runner().invoke(restore.main, [*arguments, "--batch=6"])
     assert result.exit_code == 0, result.output
@@ -139,7 +139,7 @@ def test_ctrl_c_keeps_what_is_finished(shipped: Path, monkeypatch: pytest.Monkey
         if path.name == "sample-1.png":
             signal.raise_signal(signal.SIGINT)
 
-    monkeypatch.setattr("commands.restoring.write_picture", write)
+    monkeypatch.setattr("commands.restoration.write_picture", write)
     arguments = ["--image=photo.png", "--degradation=MotionBlur", "--samples=3", "--outdir=out"]
     result = Runner().invoke(restore.main, [*arguments, "--batch=6"])
     assert result.exit_code == 130 and "stopped after 1 of 3 samples" in result.stdout
@@ -149,9 +149,9 @@ def test_ctrl_c_keeps_what_is_finished(shipped: Path, monkeypatch: pytest.Monkey
 
 
 def test_long_sampling_is_announced(shipped: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(restoring, "_LONG", 0.0)
+    monkeypatch.setattr(restoration, "_LONG", 0.0)
     clock = itertools.count(0.0, 60.0)
-    monkeypatch.setattr(restoring, "seconds_now", lambda device: next(clock))
+    monkeypatch.setattr(restoration, "seconds_now", lambda device: next(clock))
     arguments = ["--image=photo.png", "--degradation=Box", "--fit=resize", "--samples=2"]
     result = Runner().invoke(restore.main, [*arguments, "--outdir=out"])
     assert result.exit_code == 0, result.output

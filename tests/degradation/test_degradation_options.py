@@ -15,8 +15,8 @@ from runner import Runner
 
 import calculate_metrics
 import train
-from commands.families import families_of, family_of
 from commands.methods import samplers_of
+from commands.operators import families_of, family_of
 from commands.photo import Request, pose
 from degradation import (
     FAMILIES,

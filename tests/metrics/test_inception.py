@@ -8,8 +8,8 @@ import pytest
 import torch
 from detector_cases import images, sha256
 
-from metrics import features
-from metrics.features import detectors_for, load_detector
+from metrics import detectors
+from metrics.detectors import detectors_for, load_detector
 
 
 def test_inception_without_its_package_is_one_sentence(monkeypatch):
@@ -22,7 +22,7 @@ def test_inception_without_its_package_is_one_sentence(monkeypatch):
 def inception_module():
     if importlib.util.find_spec("torch_fidelity") is None:
         pytest.skip("torch-fidelity is not installed")
-    return features._fidelity_module()
+    return detectors._fidelity_module()
 
 
 def test_inception_needs_no_torchvision_and_leaves_no_trace(inception_module):
@@ -30,7 +30,7 @@ def test_inception_needs_no_torchvision_and_leaves_no_trace(inception_module):
         return {n for n in sys.modules if n.split(".")[0] in ("torch_fidelity", "torchvision")}
 
     before = known()
-    assert features._fidelity_module().FeatureExtractorInceptionV3
+    assert detectors._fidelity_module().FeatureExtractorInceptionV3
     assert known() == before
 
 
@@ -68,7 +68,7 @@ def test_inception_runs_through_torch_fidelity(inception_file, inception_module,
     with torch.autocast("cpu", torch.bfloat16):
         assert torch.equal(detector(batch), result)
     cache.mkdir(parents=True)
-    inception_file.rename(cache / Path(features.INCEPTION_URL).name)
+    inception_file.rename(cache / Path(detectors.INCEPTION_URL).name)
     with pytest.raises(ValueError, match=r"begins with .* instead of 6726825d"):
         load_detector("inception")
 
@@ -76,12 +76,12 @@ def test_inception_runs_through_torch_fidelity(inception_file, inception_module,
 def test_inception_is_downloaded_once_and_checked(inception_file, server, cache, monkeypatch):
     folder, url = server
     published = inception_file.rename(folder / "inception-6726825d.pth")
-    monkeypatch.setattr(features, "INCEPTION_URL", f"{url}/{published.name}")
+    monkeypatch.setattr(detectors, "INCEPTION_URL", f"{url}/{published.name}")
     with pytest.raises(ValueError, match=r"invalid hash.*--detector inception=FILE"):
         load_detector("inception")
     assert not list(cache.iterdir())
     published = published.rename(folder / f"inception-{sha256(published)[:8]}.pth")
-    monkeypatch.setattr(features, "INCEPTION_URL", f"{url}/{published.name}")
+    monkeypatch.setattr(detectors, "INCEPTION_URL", f"{url}/{published.name}")
     assert load_detector("inception").sha256 == sha256(published)
     published.unlink()
     load_detector("inception")

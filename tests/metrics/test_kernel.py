@@ -8,8 +8,8 @@ from helpers import gaussian
 from torchvision_on_cpu import declare_operators
 
 from metrics import statistics
+from metrics.detectors import Detector
 from metrics.distances import kernel_distance, within
-from metrics.features import Detector
 from metrics.statistics import FeatureStatistics, load_reference, save_reference
 
 COLOURS = Detector("colours", "ab" * 32, 6, Colours(), torch.device("cpu"))

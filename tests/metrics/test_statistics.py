@@ -19,8 +19,8 @@ from helpers import gaussian
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from metrics.detectors import Detector
 from metrics.distances import frechet_distance
-from metrics.features import Detector
 from metrics.statistics import METADATA_KEY, FeatureStatistics, load_reference, save_reference
 
 PROVENANCE = {"image_shape": [3, 64, 64], "data": "datautils.photos.Photos", "split": "heldout"}

@@ -11,7 +11,7 @@ from runner import Runner
 
 import calculate_metrics
 import train
-from metrics.features import Detector
+from metrics.detectors import Detector
 from metrics.records import write_metrics
 from metrics.statistics import FeatureStatistics, save_reference
 from networks import Denoiser, make_config, read_summary, save_weights

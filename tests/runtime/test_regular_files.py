@@ -9,7 +9,7 @@ import pytest
 from datautils.archive import open_archive
 from datautils.decode import read_image, read_kernel, read_mask
 from datautils.emoji import _pictures
-from metrics.features import load_detector
+from metrics.detectors import load_detector
 from metrics.statistics import load_reference
 from networks import load_weights, read_summary
 from runtime.files import read_tensors

@@ -20,6 +20,7 @@ from torch import Tensor
 import train
 from degradation import MissingPatches
 from networks import Denoiser, make_config
+from runtime.files import sha256_of
 from training import checkpoint, loop
 from training.checkpoint import (
     Background,
@@ -167,7 +168,7 @@ def test_a_pickle_is_never_opened(tmp_path, name):
     (newest / name).write_bytes(pickle.dumps(Bomb(tmp_path / "exploded")))
     if name != "state.json":
         state = json.loads((newest / "state.json").read_text())
-        state["checksums"][name] = checkpoint._checksum(newest / name)
+        state["checksums"][name] = sha256_of(newest / name)
         state["checksum"] = checkpoint._record_checksum(state)
         (newest / "state.json").write_text(json.dumps(state))
     path, progress, warnings = find_checkpoint(tmp_path)

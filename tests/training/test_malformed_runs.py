@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from degradation import MissingPatches
 from networks import Denoiser, make_config, save_weights
+from runtime.files import sha256_of
 from training import checkpoint
 from training.checkpoint import find_checkpoint, list_checkpoints
 from training.config import TrainConfig
@@ -50,7 +51,7 @@ def folder(written: Path, tmp_path: Path) -> Path:
 def sealed(path: Path, state: dict) -> None:
     """Write a record whose checksums are right, as whoever forges one does."""
     for file in path.glob("*.safetensors"):
-        state["checksums"][file.name] = checkpoint._checksum(file)
+        state["checksums"][file.name] = sha256_of(file)
     state["checksum"] = checkpoint._record_checksum(state)
     (path / "state.json").write_text(json.dumps(state))
 

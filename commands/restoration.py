@@ -14,11 +14,11 @@ from commands.options import RestoreOptions
 from commands.photo import Task
 from commands.sheet import Restored, write_picture
 from degradation import Draws, derive_seed
-from metrics.evaluate import Restore, seconds_now
+from metrics.evaluate import Restore
 from metrics.pixel import to_uint8
 from networks import Model
 from networks.presets import conditioning_of
-from runtime.progress import in_words, progress
+from runtime.progress import in_words, progress, seconds_now
 from samplers import NPPC, Components, Sampler, Tiled, one_step
 from samplers.base import Denoiser, whole
 

@@ -12,9 +12,9 @@ import torch
 from commands import methods
 from commands.cli import chosen
 from commands.files import check_new, working_folder
-from commands.options import RestoreOptions
+from commands.options import PHOTO_OPT, PHOTO_SAMPLER, RestoreOptions
 from commands.photo import Task, pose
-from commands.restoring import Restoration, restored
+from commands.restoration import Restoration, restored
 from commands.sheet import Restored, write_restored
 from metrics.pixel import consistency, psnr, to_uint8
 from metrics.report import title_of
@@ -74,7 +74,7 @@ def _build(options: RestoreOptions, device: torch.device) -> Restoration:
         )
     name, sampler_opt = options.sampler, options.sampler_opt
     if name is None:
-        name, sampler_opt = "dpm", {"num_steps": "8", "eta": "1"} | sampler_opt
+        name, sampler_opt = PHOTO_SAMPLER, PHOTO_OPT | sampler_opt
     sampler = methods.samplers_of([name], sampler_opt, options.sampler_preset)[name]
     wanted = chosen("baseline", options.baselines, ["aseqdip"])
     baselines = methods.aseqdip_of(wanted, options.baseline_opt)

@@ -12,9 +12,9 @@ from safetensors.torch import save_file
 
 from datautils import DataError
 from datautils.photos import Photos, _locate
-from metrics import efficientnet, features
+from metrics import detectors, efficientnet
+from metrics.detectors import DISTANCES, Detector, detectors_for, load_detector
 from metrics.distances import frechet_distance
-from metrics.features import DISTANCES, Detector, detectors_for, load_detector
 from metrics.statistics import FeatureStatistics
 
 
@@ -231,7 +231,7 @@ def test_settings_of_the_process_are_made_once(own_file, monkeypatch):
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
     monkeypatch.setattr(torch.backends.cudnn, "set_flags", pytest.fail)
     detector(images(1))
-    features.use_float32(torch.device("cuda"))
+    detectors.use_float32(torch.device("cuda"))
     assert not torch.backends.cudnn.allow_tf32
 
 
@@ -275,7 +275,7 @@ def test_fd_needs_no_option():
 def test_detectors_that_lack_or_are_left_over_are_refused(weights_file, own_file, monkeypatch):
     own, other = f"mine={own_file}", f"other={own_file}"
     lite = f"efficientnet-lite0={weights_file}"
-    monkeypatch.setattr(features, "EFFICIENTNET_PACKAGE", "not_installed")
+    monkeypatch.setattr(detectors, "EFFICIENTNET_PACKAGE", "not_installed")
     for metrics, specs, message in [
         (
             ["fd"],

@@ -19,10 +19,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from metrics.download import cached_weights, digits_of, packaged, sha256_of
+from metrics.download import cached_weights, digits_of, packaged
 from metrics.efficientnet import EfficientNetLite0
 from runtime.errors import DataError
-from runtime.files import read_tensors
+from runtime.files import read_tensors, sha256_of
 
 
 class Distance(NamedTuple):
