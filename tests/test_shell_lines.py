@@ -18,7 +18,7 @@ from commands.operators import families_of
 from commands.train import check_batch
 from datautils import DATASETS
 from metrics.measure import METRICS
-from runtime.options import arguments, key_values
+from runtime.options import arguments
 from training.config import TrainConfig
 
 BARE = ("degradation", "samplers", "benchmarks.operator_sheet", "benchmarks.zip_directory")
@@ -65,7 +65,7 @@ def check_names(values: dict) -> None:
     """Samplers, families, data sets and metrics of these options are known, and their options."""
     several = {"samplers": (), "degradations": (), "baselines": "", "metrics": "", "data": None}
     found = several | {k: v for k, v in values.items() if v is not None}
-    options = {k: key_values(v, k) for k, v in found.items() if k.endswith("_opt")}
+    options = {k: v for k, v in found.items() if k.endswith("_opt")}
     names = found["samplers"] or [n for n in [found.get("sampler")] if n]
     samplers_of(names, options.get("sampler_opt", {}), found.get("sampler_preset"))
     families = found["degradations"] or [n for n in [found.get("degradation")] if n]
