@@ -18,6 +18,7 @@ from commands.operators import families_of
 from commands.train import check_batch
 from datautils import DATASETS
 from metrics.measure import METRICS
+from runtime.cli import SETTINGS
 from runtime.options import arguments
 from training.config import TrainConfig
 
@@ -42,7 +43,7 @@ def check_python(words: Sequence[str], processes: int) -> None:
     if words[0] == "train.py":
         check_training(command, rest, processes)
     else:
-        values = command.make_context(words[0], rest).params
+        values = command.make_context(words[0], rest, **SETTINGS).params
         if words[0] != "-m":
             check_names(values)
     for word in rest:
