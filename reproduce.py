@@ -23,7 +23,7 @@ def main(options: ReproduceOptions) -> None:
     from commands.gen import evaluate
     from commands.reproduce import reproduce
 
-    reproduce(options, lambda cell: (evaluate if cell.degradations else draw)(cell))
+    reproduce(options, lambda cell: evaluate(cell) if cell.degradations else draw(cell))
 
 
 if __name__ == "__main__":

@@ -1,5 +1,7 @@
-"""Every family of operators in pictures: `python -m benchmarks.operator_sheet` draws them into
-docs/operators.png, y and H†y of a crop of a built-in photo for each family."""
+"""Every family of operators in pictures: `python -m benchmarks.operator_sheet`.
+
+Draws y and H†y of a crop of a built-in photo for each family into docs/operators.png.
+"""
 
 from collections.abc import Hashable
 from typing import Any

@@ -29,7 +29,16 @@ from torch import Tensor
 from benchmarks.pictures import draw_evaluations, draw_marginals
 from benchmarks.report import CONTEXT, benchmark, save_picture
 from datautils.photos import Photos
-from degradation import FAMILIES, DenseMatrix, Draws, Family, GaussianNoise, Problem, derive_seed
+from degradation import (
+    FAMILIES,
+    DenseMatrix,
+    Draws,
+    Family,
+    GaussianNoise,
+    Problem,
+    derive_seed,
+    get_family,
+)
 from metrics.dataset import load_images
 from metrics.distances import sliced_wasserstein
 from networks import GaussianMixture, fit_gaussian, posterior
@@ -193,7 +202,7 @@ def image_problems(
     found = {}
     for name in wanted or FAMILIES:
         try:
-            family = FAMILIES.build(name)
+            family = get_family(name)
             family.check(prior.image_shape)
         except ValueError as error:
             print(f"left out: {error}")

@@ -59,7 +59,8 @@ def calculate(options: CalcOptions) -> None:
                 settings = {"processes": distributed.world_size(), "detector_files": files}
                 record = {"units": UNITS, "values": values}
                 write_metrics(folder, record, asdict(options) | settings)
-                print(f"results: {options.outdir}")
+        if options.outdir:
+            print(f"results: {options.outdir}")
 
 
 def _build(options: CalcOptions, device: torch.device) -> Comparison:

@@ -30,13 +30,15 @@ def sample_counts(restorers: Mapping[str, Restorer], samples: int) -> dict[str, 
 def calibrated(
     folder: Path, degradations: list[str], methods: list[str], records: SampleRecords
 ) -> Found:
-    """Bring the processes' shares together; the first writes samples.csv and the pictures, and has
-    what metrics.json says. Nothing without methods."""
+    """Bring the processes' shares together; the first writes samples.csv and the pictures.
+
+    Returns what metrics.json says, on the first process. Without methods there is nothing.
+    """
     keys = itertools.product(degradations, methods)
     totals = {key: distributed.sum_tensor(records.histograms[key]) for key in keys}
     if distributed.rank() or not methods:
         return {}
-    parts = [folder / f"samples-{rank}.csv" for rank in range(distributed.world_size())]
+    parts = [folder / sample_file(rank) for rank in range(distributed.world_size())]
     values = write_merged(folder / "samples.csv", parts, degradations, records.names)
     found: Found = {
         degradation: {
@@ -51,3 +53,8 @@ def calibrated(
         own = {degradation: values[degradation][method] for degradation in found}
         write_calibration(folder / picture, method, cells, own)
     return found
+
+
+def sample_file(rank: int) -> str:
+    """Where a process keeps the records of its samples."""
+    return f"samples-{rank}.csv"

@@ -96,11 +96,20 @@ def build(options: GenOptions, device: torch.device) -> Evaluation:
     if distributed.rank() == 0:
         print(f"no --degradation: drawing {count} images from the network alone")
     return Evaluation(
-        options, device, {"": NoDegradation()}, GaussianNoise(),
-        Blank(shape, classes, _labels(options, count, classes)), count, names, distances,
-        {**restorers}, restorers, precision, {},
-        _PICTURES if options.pictures is None else options.pictures,
-    )  # fmt: skip
+        options=options,
+        device=device,
+        families={"": NoDegradation()},
+        noise=GaussianNoise(),
+        dataset=Blank(shape, classes, _labels(options, count, classes)),
+        count=count,
+        names=names,
+        distances=distances,
+        methods={**restorers},
+        restorers=restorers,
+        precision=precision,
+        samples={},
+        pictures=_PICTURES if options.pictures is None else options.pictures,
+    )
 
 
 def _finish(drawing: Evaluation, folder: Path, measure: Measure, samples: SampleRecords) -> None:
@@ -130,7 +139,6 @@ def _finish(drawing: Evaluation, folder: Path, measure: Measure, samples: Sample
     settings |= {"pictures": drawing.pictures, "samplers": options.samplers}
     write_metrics(folder, record, settings)
     print(table(*metrics_rows(named, drawing.names, options.compiled)))
-    print(f"results: {options.outdir}")
 
 
 def _write_labels(path: Path, drawing: Evaluation) -> None:

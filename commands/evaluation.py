@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 import torch
 
 from commands import methods
+from commands.calibrate import sample_file
 from commands.files import IMAGES, results_of, working_folder
 from commands.methods import Restorer
 from commands.options import GenOptions
@@ -20,6 +21,7 @@ from metrics.detectors import DISTANCES
 from metrics.evaluate import Restore, Restored, restorations
 from metrics.images import ImageWriter
 from metrics.measure import PER_IMAGE, Measure, Share
+from metrics.page import write_report
 from metrics.pipeline import Stage
 from metrics.records import PartialRecords
 from metrics.sampled import SampleRecords
@@ -71,7 +73,12 @@ def run(
         with one_sentence_errors():
             evaluation = build(options, device)
         with working_folder(options.outdir, results_of(options), resumes=True) as folder:
-            return finish(evaluation, folder, *_measured(evaluation, folder))
+            found = finish(evaluation, folder, *_measured(evaluation, folder))
+        if distributed.rank() == 0:
+            if options.degradations:
+                write_report(options.outdir)
+            print(f"results: {options.outdir}")
+        return found
 
 
 def _measured(evaluation: Evaluation, folder: Path) -> tuple[Measure, SampleRecords]:
@@ -90,7 +97,7 @@ def _measured(evaluation: Evaluation, folder: Path) -> tuple[Measure, SampleReco
     with (
         progress(total, title, unit, silent=rank != 0) as bar,
         PartialRecords(folder / f"{rank}.csv", per_image) as records,
-        SampleRecords(folder / f"samples-{rank}.csv", options.samples) as samples,
+        SampleRecords(folder / sample_file(rank), options.samples) as samples,
         ImageWriter(folder / IMAGES) as writer,
     ):
         measure = Measure(

@@ -47,9 +47,9 @@ def working_folder(outdir: Path, results: Sequence[str], resumes: bool = False) 
                 folder.mkdir(exist_ok=True)
         yield folder
         if distributed.rank() == 0:
-            for pattern in reversed(results):
-                for path in folder.glob(pattern):
-                    path.replace(outdir / path.name)
+            paths = [path for pattern in results for path in sorted(folder.glob(pattern))]
+            for path in reversed(dict.fromkeys(paths)):  # several patterns may fit
+                path.replace(outdir / path.name)
             shutil.rmtree(folder / KEPT, ignore_errors=True)
 
 

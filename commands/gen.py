@@ -27,7 +27,6 @@ from metrics.evaluate import Restore
 from metrics.examples import write_examples
 from metrics.images import enhanced
 from metrics.measure import METRICS, Measure, check_images
-from metrics.page import write_report
 from metrics.records import summarised, write_merged, write_metrics
 from metrics.report import metrics_rows, units, write_pictures
 from metrics.sampled import SampleRecords, calibration_table
@@ -141,7 +140,6 @@ def _finish(
     if "psnr" in per_image:
         examples = [share.examples for share in shares]
         write_examples(folder, examples, order, [*evaluation.methods])
-    write_report(folder)
     print(table(*metrics_rows(values, evaluation.names, options.compiled, options.intervals)))
     if evaluation.samples:
         print(f"{options.samples} samples of each image:\n{calibration_table(sampled)}")
@@ -151,7 +149,6 @@ def _finish(
         for method, cell in cells.items():
             if any(math.isnan(cell[name]["mean"]) for name in evaluation.names):
                 print(f"warning: {method} on {degradation} left images that are not finite")
-    print(f"results: {options.outdir}")
     return values
 
 

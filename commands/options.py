@@ -43,7 +43,7 @@ _NOISE = "Standard deviation of the noise on y; images are in [-1, 1]."
 _PEAK = "Photon noise instead: expected photons of a white measurement, masks and blur only."
 _SEED = "Seed of everything random."
 PHOTO_SAMPLER, PHOTO_OPT = "dpm", {"num_steps": "8", "eta": "1"}  # of restore.py
-_PHOTO = f"{PHOTO_SAMPLER} with {', '.join(map('='.join, PHOTO_OPT.items()))}"
+_PHOTO = f"{PHOTO_SAMPLER} with {', '.join(f'{k}={v}' for k, v in PHOTO_OPT.items())}"
 # Options that have no effect without a degradation.
 UNUSED = (
     *("degradation_opt", "data", "data_opt", "split", "baselines", "baseline_opt"),

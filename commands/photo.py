@@ -19,6 +19,7 @@ from degradation import (
     LinearOperator,
     Mask,
     NullOperator,
+    PoissonNoise,
     Problem,
     StridedConvolution,
     ValidConvolution,
@@ -35,9 +36,18 @@ from samplers.tiles import TileBlur
 Shape = tuple[int, int, int]
 
 
+def _noise_of(request: Request) -> GaussianNoise | PoissonNoise:
+    return make_noise(request.noise_level or 0.0, request.poisson_peak)
+
+
+def _problem_seed(request: Request) -> int:
+    """Of the operator and of the noise."""
+    return derive_seed(request.seed, "restore", "problem")
+
+
 def check(request: Request) -> None:
     """Raise ValueError for options that contradict each other or leave something open."""
-    noise = make_noise(request.noise_level or 0.0, request.poisson_peak)
+    noise = _noise_of(request)
     kinds = {f"--{name}": getattr(request, name) for name in ("degradation", "mask", "kernel")}
     given = [option for option, value in kinds.items() if value is not None]
     if len(given) != 1 or (request.measured and given == ["--degradation"]):
@@ -117,7 +127,7 @@ def _posed(request: Request, photo: Tensor, image_shape: Shape, device: torch.de
 def _drawn(request: Request, photo: Tensor, image_shape: Shape, device: torch.device) -> Task:
     """By an operator that a family draws: kernels for the model's size, masks for the photo's."""
     family = family_of(request.degradation or "", request.degradation_opt)
-    seed = derive_seed(request.seed, "restore", "problem")
+    seed = _problem_seed(request)
     family, structure = family.drawn(family.structure(seed))
     if isinstance(family, Blur):
         stride = cast(int, structure)
@@ -178,7 +188,7 @@ def _task(
 
     y: the measurement of the second; without it, the operator is applied to the photo.
     """
-    noise = make_noise(request.noise_level or 0.0, request.poisson_peak)
+    noise = _noise_of(request)
     noise.check(operator)
     device = operator.rows.device
     labels = None
@@ -189,7 +199,7 @@ def _task(
         y = operator.H(x) if y is None else y
         problem = Problem(operator, y, noise.level_of(operator, y), labels)
     else:
-        draws = Draws([derive_seed(request.seed, "restore", "problem")], device)
+        draws = Draws([_problem_seed(request)], device)
         problem = noise.measure(operator, x, draws, labels)
     picture = operator.measurement_image(problem.y)
     truth = None if request.measured else photo

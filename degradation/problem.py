@@ -26,6 +26,12 @@ class Problem:
     class_labels: Tensor | None = None
     prepared: Any = None
 
+    def __post_init__(self) -> None:
+        """Raise ValueError unless there is one noise level, or one for each problem."""
+        count = self.noise_level.numel() if isinstance(self.noise_level, Tensor) else 1
+        if count not in (1, len(self)):
+            raise ValueError(f"{count} noise levels cannot be those of {len(self)} problems")
+
     @property
     def levels(self) -> Tensor:
         """The noise level of each problem `[B]`, float64 beside a y of float64, else float32."""

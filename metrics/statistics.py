@@ -105,7 +105,7 @@ class Moments:
     covariance: Tensor  # unbiased (n − 1), [d, d], float64; not finite for fewer than 2 images
     sha256: str | None = None  # of the detector's weights file, if it is known
     features: Tensor | None = None  # of the first images, float32 [n, d], for kernel distances
-    images: int | None = None  # None if the file does not have it
+    images: int | None = None  # None of moments from a file
 
     @cached_property
     def root(self) -> Tensor:
@@ -126,8 +126,9 @@ class Moments:
         if kernel:
             assert self.features is not None and other.features is not None
             return kernel_distance(other.features, self.features, within_y=self.within)
-        if other.images in (0, 1):
-            raise ValueError(f"a covariance needs at least 2 images, not {other.images}")
+        for count in (self.images, other.images):
+            if count in (0, 1):
+                raise ValueError(f"a covariance needs at least 2 images, not {count}")
         return frechet_distance(
             other.mean, other.covariance, self.mean, self.covariance, root2=self.root
         )
@@ -230,10 +231,13 @@ def save_reference(
 ) -> None:
     """Write the statistics of one set of images, `{detector name: (moments, detector)}`.
 
-    provenance: what JSON can hold about the images: `image_shape`, `data`, `split`. Raises OSError.
+    provenance: what JSON can hold about the images: `image_shape`, `data`, `split`. Raises OSError,
+    and ValueError for fewer than 2 images.
     """
     tensors, detectors = {}, {}
     for name, (own, detector) in moments.items():
+        if own.images in (0, 1):
+            raise ValueError(f"a covariance needs at least 2 images, not {own.images}")
         tensors[f"{name}/mean"] = own.mean.cpu()
         tensors[f"{name}/covariance"] = own.covariance.cpu()
         if own.features is not None:

@@ -76,8 +76,11 @@ class GaussianMixture:
         covariances: Tensor,
         image_shape: Sequence[int],
     ) -> Self:
-        """One mixture: weights `[K]`, means `[K, D]`, covariances `[K or 1, D, D]`. Raises
-        ValueError for negative weights, and unless all are symmetric, positive semi-definite."""
+        """One mixture: weights `[K]`, means `[K, D]`, covariances `[K or 1, D, D]`.
+
+        Raises ValueError for negative weights, and for covariances that are not symmetric and
+        positive semi-definite.
+        """
         covariances = covariances.double()
         values, vectors = torch.linalg.eigh(covariances)
         scale = values.abs().amax(-1, keepdim=True)

@@ -7,7 +7,7 @@ singular: without noise the measured directions are known, and their variance is
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import cast
 
 import torch
@@ -43,14 +43,14 @@ def posterior_mean(prior: GaussianMixture, problem: Problem) -> Tensor:
     return means.unflatten(-1, prior.image_shape).to(problem.y)
 
 
-def _pairs(prior: GaussianMixture, problem: Problem) -> list[tuple[GaussianMixture, Problem]]:
-    """The prior of every problem, on its device, and the problem."""
+def _pairs(prior: GaussianMixture, problem: Problem) -> Iterator[tuple[GaussianMixture, Problem]]:
+    """The prior of every problem, on its device, and the problem, one at a time."""
     diagonalisable(problem.degradation, "the exact posterior")
     if len(prior) not in (1, len(problem)):
         raise ValueError(f"{len(prior)} priors cannot be those of {len(problem)} problems")
     prior = prior.to(problem.y.device)
     priors = [prior[[i]] for i in range(len(prior))] if len(prior) > 1 else [prior] * len(problem)
-    return [(one, problem[[i]]) for i, one in enumerate(priors)]
+    return ((one, problem[[i]]) for i, one in enumerate(priors))
 
 
 def _measurement(problem: Problem) -> tuple[Callable[[Tensor], Tensor], Tensor]:

@@ -9,7 +9,7 @@ import torch
 
 from runtime.options import PRECISIONS
 
-DTYPES = dict(zip(PRECISIONS[1:], (torch.float32, torch.bfloat16, torch.float16), strict=True))
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 _CPU_INFO = Path("/proc/cpuinfo")
 _FLAGS = {  # x86 with AVX-512, x86 with AMX, ARM

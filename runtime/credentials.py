@@ -35,7 +35,7 @@ def plain(value: Any) -> Any:
         return [plain(item) for item in value]
     if isinstance(value, float) and not math.isfinite(value):
         return None
-    if not isinstance(value, _TEXTS):
+    if not isinstance(value, _TEXTS) and type(value).__module__ != "torch":  # devices, types
         return value
     value = str(value)
     for pattern, left in _IN_TEXT.items():

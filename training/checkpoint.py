@@ -75,7 +75,7 @@ class Progress:
     broken: int = 0  # samples for which another stood in (`skip_broken`)
     scaler: dict[str, float] = field(default_factory=dict)
     meters: list[list[float]] = field(default_factory=list)  # of each process, since a report
-    origin: Origin | None = None  # of older versions
+    origin: Origin | None = None  # None in checkpoints of older versions
 
     def __post_init__(self) -> None:
         counters = self.images, self.step, self.seconds, self.skipped, self.skipped_in_a_row
@@ -151,7 +151,9 @@ def outdated(images: Sequence[int], newest: int, keep: int, keep_every: int) -> 
 
 def list_checkpoints(folder: Path) -> list[Path]:
     """Complete checkpoint folders, oldest first."""
-    return sorted(path for path in folder.glob("*") if path.name.isdecimal())
+    if not folder.is_dir():
+        return []
+    return sorted(path for path in folder.iterdir() if path.name.isdecimal())
 
 
 def find_checkpoint(folder: Path) -> tuple[Path, Progress, list[str]]:

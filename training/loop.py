@@ -196,7 +196,7 @@ class _Run:
                 due = (self._due(every) or over) and (images or name == "heldout_psnr")
                 if look is None or not due:
                     continue
-                # A kill after the checkpoint may have cut it short, or may not.
+                # A resumed run makes up for what a kill cut short: the checkpoint came before it.
                 if resumed and distributed.value_of_first(self.log.holds(name, images)):
                     continue
                 self._tell(name, look(self.trainer.averaged()))

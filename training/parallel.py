@@ -16,7 +16,9 @@ from runtime import distributed
 
 def shard(module: nn.Module) -> None:
     """Leave every process a share of each parameter, gathered block by block where it is used.
-    Raises ValueError for a single process."""
+
+    Raises ValueError for a single process.
+    """
     if distributed.world_size() < 2:
         raise ValueError("fsdp shares a model out to several processes: start them with torchrun")
     for block in [m for m in module.modules() if isinstance(m, Block)]:

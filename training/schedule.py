@@ -47,6 +47,11 @@ def power_exponent(sigma_rel: float) -> float:
     return max(0.0, float(np.roots([1, 7, 16 - inverse, 12 - inverse]).real.max()))
 
 
+def power_decay(images: int, *, batch: int, exponent: float) -> float:
+    """Factor β = (1 − batch/n)^(γ + 1) of the old average, n the images seen after the step."""
+    return (1 - batch / images) ** (exponent + 1)
+
+
 def coefficients(
     times: Sequence[float], exponents: Sequence[float], time: float, exponent: float
 ) -> np.ndarray:

@@ -28,7 +28,7 @@ from training.checkpoint import Parts, Progress, check_origin, find_checkpoint, 
 from training.config import TrainConfig
 from training.data import step_samples
 from training.loss import LOSSES
-from training.schedule import ema_decay, learning_rate, power_exponent
+from training.schedule import ema_decay, learning_rate, power_decay, power_exponent
 
 
 class Trainer:
@@ -116,7 +116,9 @@ class Trainer:
 
     def _settle(self, images: Tensor, labels: Tensor) -> None:
         """A backward pass, always the same, in which DDP orders the gradients; no weight changes.
-        Else the first step after a resume would add them up in another order than before."""
+
+        Else the first step after a resume would add them up in another order than before.
+        """
         structure = self.family.structure(derive_seed(self.config.seed, "settle"))
         self._loss(images, labels, structure, list(range(len(images)))).sum().backward()
         self.optimizer.zero_grad()
@@ -142,7 +144,8 @@ class Trainer:
             return self.loss(clean, sigma, noise, problem, augment_labels)
 
     def _update(self, loss: Tensor, fraction: float) -> Tensor:
-        """Step of the optimiser and the averages; returns the norm of the gradients `[]`."""
+        """Step of the optimiser and the averages. Takes the step's loss, for the report, and
+        returns the norm of the gradients; both `[]`."""
         config, optimizer = self.config, self.optimizer
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(config, self.progress.images, fraction)
@@ -165,13 +168,13 @@ class Trainer:
 
     @torch.no_grad()
     def _average(self) -> None:
-        """average ← β·average + (1 − β)·weights in place; for a width β = (1 − batch/n)^(γ + 1)."""
+        """average ← β·average + (1 − β)·weights in place, for the averages of all widths."""
         images, config = self.progress.images, self.config
         weights = parallel.local(self.weights.values())
         average, decay = parallel.local(self.average.parameters()), ema_decay(config, images)
         torch._foreach_lerp_(average, weights, 1 - decay)
         for sigma_rel, power in self.powers.items():
-            decay = (1 - config.batch / images) ** (power_exponent(sigma_rel) + 1)
+            decay = power_decay(images, batch=config.batch, exponent=power_exponent(sigma_rel))
             torch._foreach_lerp_(parallel.local(power.values()), weights, 1 - decay)
 
     def _count(self, values: Tensor) -> None:

@@ -97,9 +97,11 @@ def test_a_noise_level_is_kept_for_each_image(problem):
     assert torch.equal(Problem(problem.degradation, problem.y).levels, torch.zeros(3))
 
 
-def test_a_problem_is_frozen(problem):
+def test_a_problem_is_frozen_and_its_levels_fit(problem):
     with pytest.raises(dataclasses.FrozenInstanceError):
         problem.noise_level = 0.1
+    with pytest.raises(ValueError, match="5 noise levels cannot be those of 3 problems"):
+        Problem(problem.degradation, problem.y, torch.zeros(5))
 
 
 def test_the_unconditional_problem_keeps_only_the_class(problem):

@@ -10,7 +10,7 @@ from runner import Runner
 
 from networks import Denoiser, load_weights, make_config, read_summary, save_weights
 from training.posthoc import main, reconstruct
-from training.schedule import WIDEST, coefficients, power_exponent
+from training.schedule import WIDEST, coefficients, power_decay, power_exponent
 
 BATCH = 4
 
@@ -37,7 +37,7 @@ def tracked(values: np.ndarray, sigma_rel: float) -> np.ndarray:
     """The average after every step of `[steps, n]` weights, by its recursion."""
     average, averages, exponent = np.zeros(values.shape[1]), [], power_exponent(sigma_rel)
     for step, value in enumerate(values, 1):
-        decay = (1 - 1 / step) ** (exponent + 1)
+        decay = power_decay(step * BATCH, batch=BATCH, exponent=exponent)
         average = decay * average + (1 - decay) * value
         averages.append(average)
     return np.stack(averages)
@@ -106,7 +106,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[float, dic
         for name, p in denoiser.named_parameters():
             p.data += torch.randn(p.shape, generator=generator) / step
             for width, average in averages.items():
-                decay = (1 - 1 / step) ** (power_exponent(width) + 1)
+                decay = power_decay(step * 4, batch=4, exponent=power_exponent(width))
                 average[name].lerp_(p.data, 1 - decay)
         for width in widths[:2]:
             copy = Denoiser(denoiser.config)
