@@ -206,13 +206,13 @@ def other_noise(net: Path, denoiser: Model, level: float) -> list[str]:
     summary, kind = read_summary(net), conditioning_of(denoiser.config)
     if summary.get("poisson_peak") or "noise_level" not in summary or kind == "unconditional":
         return []
-    trained = summary["noise_level"]
-    if levels := summary.get("noise_range"):
-        trained = min(max(level, levels[0]), levels[1])  # the nearest
-    if abs(level - trained) <= 0.1 * trained:
+    levels = summary.get("noise_range") or [summary["noise_level"]]
+    nearest = min(max(level, levels[0]), levels[-1])
+    if abs(level - nearest) <= 0.1 * nearest:
         return []
+    trained = " to ".join(f"{end:g}" for end in levels)
     return [
-        f"{net} was trained with noise of {trained:g}, y has {level:.2g}: expect less than with a "
+        f"{net} was trained with noise of {trained}, y has {level:.2g}: expect less than with a "
         "network that was trained for it"
     ]
 

@@ -80,6 +80,8 @@ class NetworkConfig:
         _require(sound, self, "out_mult", "at least 2 for the objective nppc")
         if self.fused and self.objective == "indi":
             raise ValueError("a fused network has noise levels, and indi has times: leave out one")
+        if self.fused and self.objective == "unrolled":
+            raise ValueError("a fused network sees y, and an unrolled one does not: leave out one")
         _require(self.in_mult in (1, 2), self, "in_mult", "1 or 2")
         _require(self.num_classes >= 0, self, "num_classes", "a whole number of at least 0")
         _require(1e-4 <= self.sigma_data <= 1e4, self, "sigma_data", "a number from 1e-4 to 1e4")

@@ -67,7 +67,7 @@ def test_noise_that_a_network_was_not_trained_for_is_said() -> None:
     assert result.exit_code == 0, result.output
     (line,) = [line for line in result.stderr.splitlines() if "was trained with noise" in line]
     assert line.startswith(
-        "warning: invfusion.safetensors was trained with noise of 0.1, y has 0.3: expect less"
+        "warning: invfusion.safetensors was trained with noise of 0 to 0.1, y has 0.3: expect less"
     )
 
 

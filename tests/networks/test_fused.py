@@ -143,3 +143,9 @@ def test_a_network_takes_operators_without_an_svd() -> None:
     plain, known = FromPhysics(Plain(mask), shape, 1), Mask(mask, shape)
     found, expected = (denoiser(x, 0.7, Problem(op, y.flatten(1), 0.3)) for op in (plain, known))
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("objective", ["indi", "unrolled"])
+def test_objectives_that_cannot_be_fused(objective: str) -> None:
+    with pytest.raises(ValueError, match=r"a fused network .* leave out one"):
+        dataclasses.replace(make_config("tiny"), fused=True, objective=objective)
