@@ -118,6 +118,11 @@ class Moments:
         assert self.features is not None
         return within(self.features)
 
+    def check(self) -> None:
+        """Raise ValueError for fewer than 2 images, which have no covariance."""
+        if self.images in (0, 1):
+            raise ValueError(f"a covariance needs at least 2 images, not {self.images}")
+
     def distance(self, other: "Moments", kernel: bool = False) -> float:
         """Squared Fréchet distance of other images, or the kernel distance of both's features.
 
@@ -126,9 +131,8 @@ class Moments:
         if kernel:
             assert self.features is not None and other.features is not None
             return kernel_distance(other.features, self.features, within_y=self.within)
-        for count in (self.images, other.images):
-            if count in (0, 1):
-                raise ValueError(f"a covariance needs at least 2 images, not {count}")
+        self.check()
+        other.check()
         return frechet_distance(
             other.mean, other.covariance, self.mean, self.covariance, root2=self.root
         )
@@ -236,8 +240,7 @@ def save_reference(
     """
     tensors, detectors = {}, {}
     for name, (own, detector) in moments.items():
-        if own.images in (0, 1):
-            raise ValueError(f"a covariance needs at least 2 images, not {own.images}")
+        own.check()
         tensors[f"{name}/mean"] = own.mean.cpu()
         tensors[f"{name}/covariance"] = own.covariance.cpu()
         if own.features is not None:
