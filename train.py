@@ -6,7 +6,6 @@ checkpoint was written: `--resume` goes on.
 
 import os
 import sys
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -14,9 +13,7 @@ from typing import Any
 import click
 
 from runtime.cli import SETTINGS, Command, option, with_options
-from runtime.credentials import check_whole
 from runtime.errors import one_sentence_errors
-from runtime.registry import own_modules_only
 from training.config import TrainConfig
 
 
@@ -48,11 +45,6 @@ class RunOptions:
         "those that it was begun with.",
         False,
     )
-    trust_config: bool = option(
-        "With --resume: run what the config.yaml of the folder names, modules that are no part of "
-        "the project and detectors.",
-        False,
-    )
     dry_run: bool = option("Print the resolved settings and stop.", False)
     fp32: bool = option("The same as --precision fp32.", False)
 
@@ -66,30 +58,22 @@ def main(**values: Any) -> None:
     Exit code 75: SIGTERM or Ctrl-C came, a checkpoint is written, and --resume goes on.
     """
     options = RunOptions(**{f.name: values.pop(f.name) for f in fields(RunOptions)})
-    trusting: AbstractContextManager = nullcontext()
-    if options.resume and not options.trust_config:
-        # A config.yaml of somebody else's must not choose what this machine runs.
-        trusting = own_modules_only(
-            f"{options.resume / 'config.yaml'} names it, and it would be run: add --trust-config "
-            "if you trust whoever wrote that file"
-        )
-    with trusting:
-        with one_sentence_errors():
-            overrides = {k: v for k, v in values.items() if v not in (None, {})}
-            config, folder, resume = _resolved(options, overrides)
-            if options.dry_run:
-                from commands.train import check_names
+    with one_sentence_errors():
+        overrides = {k: v for k, v in values.items() if v not in (None, {})}
+        config, folder, resume = _resolved(options, overrides)
+        if options.dry_run:
+            from commands.train import check_names
 
-                check_names(config)
-                print(config.dump(), end="")
-                return
+            check_names(config)
+            print(config.dump(), end="")
+            return
 
-        from networks.cpu import tune
+    from networks.cpu import tune
 
-        tune()
-        from commands.train import run  # importing torch takes seconds: not for --help
+    tune()
+    from commands.train import run  # importing torch takes seconds: not for --help
 
-        run(config, folder, resume=resume, command=sys.argv, accept_changes=options.accept_changes)
+    run(config, folder, resume=resume, command=sys.argv, accept_changes=options.accept_changes)
 
 
 def _resolved(options: RunOptions, overrides: dict[str, Any]) -> tuple[TrainConfig, Path, bool]:
@@ -131,13 +115,6 @@ def _resolved(options: RunOptions, overrides: dict[str, Any]) -> tuple[TrainConf
         from commands.train import with_data_options, with_pictures  # importing torch takes seconds
 
         config = with_pictures(config, pictures) if pictures else with_data_options(config, data)
-    check_whole(config.data, source)
-    told = options.trust_config or {"detectors", "trust_detector"} <= overrides.keys()
-    if options.resume and config.detectors and config.trust_detector and not told:
-        raise ValueError(
-            f"{source} asks to run detectors, which may be programs: add --trust-config if you "
-            "trust whoever wrote that file"
-        )
     folder = options.resume or options.outdir or Path("experiments", options.name or config.preset)
     before = folder / "config.yaml"
     resume = bool(options.resume or (options.keep_going and before.exists()))

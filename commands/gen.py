@@ -35,7 +35,6 @@ from networks.analytic import PriorConfig
 from networks.precision import resolve_precision
 from networks.presets import conditioning_of
 from runtime import distributed
-from runtime.memory import check_memory
 from runtime.records import record
 from runtime.tables import table
 from samplers import NPPC, InDI, Sampler
@@ -98,8 +97,6 @@ def build(options: GenOptions, device: torch.device, further: Mapping[str, Resto
         check_noise(noise, family, dataset.image_shape)
     methods.check_operators(samplers, families, dataset.image_shape)
     count = checked_count(options.images, dataset, options.data)
-    values = options.samples * min(options.batch, count) * math.prod(dataset.image_shape)
-    check_memory(values, f"--samples {options.samples}")
     shape, own = dataset.image_shape, identity(dataset)
     distances = methods.distances_of(names, options, device, count, shape, own)
     named = methods.baseline_methods(wanted, options, dataset) | restorers

@@ -1,6 +1,5 @@
 """`calculate_metrics.py prior`: fit a Gaussian, or a mixture of several, to a data set."""
 
-import math
 import time
 
 import torch
@@ -12,7 +11,6 @@ from metrics.dataset import check_values, load_images
 from networks import GaussianMixture, fit_gaussian, fit_mixture, save_weights
 from runtime.errors import one_sentence_errors
 from runtime.files import check_output
-from runtime.memory import check_memory
 from runtime.progress import progress
 
 _STEPS = 100
@@ -26,10 +24,6 @@ def write_prior(options: PriorOptions) -> None:
         check_output(options.dest, "--dest", ".safetensors")
         dataset = get_dataset(options.data, options.split, **options.data_opt)
         check_values(dataset.image_shape, "a prior")
-        values = math.prod(dataset.image_shape)
-        count = min(options.images, len(dataset))
-        check_memory(values * count + values**2, f"--images {options.images}")
-        check_memory(values**2 * options.components, f"--components {options.components}", 8)
         images = load_images(dataset, options.images, options.workers).to(device)
         prior = _fit(images, options.components, options.seed)
         kept = ("data", "data_opt", "split", "components", "seed")

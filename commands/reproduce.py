@@ -1,22 +1,17 @@
 """`reproduce.py`: the missing cells of tables are measured, and the tables are written."""
 
-import os
 import shlex
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
-
-import torch
 
 from commands.cells import Cell, Cells, cells_of, figure_cell
 from commands.options import GenOptions, ReproduceOptions
 from commands.paper import columns, write_table_page
-from commands.tables import ROOT, Figure, Made, Table, load, names
+from commands.tables import ROOT, Figure, Table, load, names
 from runtime import distributed
 from runtime.errors import one_sentence_errors
 from runtime.files import replacing
@@ -41,7 +36,7 @@ def reproduce(options: ReproduceOptions, gen: Callable[[GenOptions], Any]) -> No
     with one_sentence_errors():
         wanted = _wanted(options)
         if options.make:
-            _make(wanted, options.scale)
+            _make(wanted)
             wanted = _wanted(options)
     if options.what == "list":
         _list(wanted)
@@ -104,29 +99,19 @@ def _chosen(what: Table, rows: Sequence[str]) -> list[int]:
     return [i for i, name in enumerate(known) if not rows or name in rows or str(i + 1) in rows]
 
 
-def _make(wanted: Sequence[Wanted], scale: str) -> None:
-    """Run the commands of the files that are missing. Raises ValueError if one fails.
-
-    At the small scale no file needs another one: on a CPU they are made side by side.
-    """
+def _make(wanted: Sequence[Wanted]) -> None:
+    """Run the commands of the files that are missing. Raises ValueError if one fails."""
     if launched():
         raise ValueError("--make runs commands of its own: leave out torchrun for it")
     needs = [made for w in wanted for cell in w.cells.values() for made in cell.needs]
-    missing = [made for made in dict.fromkeys(needs) if not made.path.exists()]
-    jobs = 1 if scale != "small" or torch.cuda.is_available() else os.cpu_count() or 1
-    with ThreadPoolExecutor(jobs) as pool:
-        list(pool.map(partial(_make_one, threads=None if jobs == 1 else 1), missing))
-
-
-def _make_one(made: Made, threads: int | None) -> None:
-    words = shlex.split(made.made_by)
-    if not words:
-        raise ValueError(f"{made.file} comes with the project, and is not there")
-    print(made.made_by, file=sys.stderr, flush=True)
-    words[0] = sys.executable if words[0] == "python" else words[0]
-    limit = {} if threads is None else {"OMP_NUM_THREADS": str(threads)}
-    if subprocess.run(words, cwd=ROOT, env=os.environ | limit).returncode or not made.path.exists():
-        raise ValueError(f"{made.file} was not made by: {made.made_by}")
+    for made in [made for made in dict.fromkeys(needs) if not made.path.exists()]:
+        words = shlex.split(made.made_by)
+        if not words:
+            raise ValueError(f"{made.file} comes with the project, and is not there")
+        print(made.made_by, file=sys.stderr, flush=True)
+        words[0] = sys.executable if words[0] == "python" else words[0]
+        if subprocess.run(words, cwd=ROOT).returncode or not made.path.exists():
+            raise ValueError(f"{made.file} was not made by: {made.made_by}")
 
 
 def _table(wanted: Wanted, options: ReproduceOptions) -> None:

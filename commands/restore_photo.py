@@ -23,12 +23,10 @@ from networks.precision import resolve_precision
 from networks.presets import conditioning_of
 from runtime import signals
 from runtime.errors import one_sentence_errors
-from runtime.memory import check_memory
 from runtime.tables import table
 from samplers import Heun, check_operator, evaluations_of
 
 _FEW = 16  # steps of Heun's, below which samples have too much detail (docs/samplers.md)
-_COPIES = 6  # of every sample at once: noise, levels, estimates, projections
 _NEW = ("restore.json", "*")  # the folder holds nothing yet
 SHIPPED = Path(__file__).resolve().parents[1] / "checkpoints" / "photos64-invfusion-eps.safetensors"
 
@@ -93,8 +91,6 @@ def _build(options: RestoreOptions, device: torch.device) -> Restoration:
             "--fit resize, or crop it"
         )
     check_operator(sampler, task.problem.degradation)
-    values = math.prod(task.problem.degradation.image_shape)
-    check_memory(_COPIES * values * options.samples, f"--samples {options.samples}")
     evaluations = evaluations_of(sampler, denoiser.config.image_shape)
     task.notes += _notes(options, net, denoiser, task)
     if isinstance(sampler, Heun) and sampler.num_steps < _FEW:

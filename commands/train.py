@@ -20,12 +20,12 @@ from degradation import Family, NoDegradation, check_noise
 from metrics.statistics import load_reference, reference_detectors
 from networks import Denoiser, load_weights, make_config
 from runtime import distributed
-from runtime.credentials import plain
 from runtime.environment import environment
 from runtime.errors import one_sentence_errors
-from runtime.files import check_folder, claimed, regular, replacing
+from runtime.files import check_folder, claimed, replacing
 from runtime.launcher import first_here
 from runtime.options import arguments
+from runtime.records import plain
 from samplers import DPM, Heun, InDI, Sampler, one_step
 from training.checkpoint import Origin, list_checkpoints
 from training.config import TrainConfig
@@ -285,7 +285,7 @@ def _record(config: TrainConfig, folder: Path, command: Sequence[str], trainer: 
     with replacing(folder / "config.yaml") as path:
         path.write_text(config.dump())
     # A line for each time the run was started.
-    with regular(folder / "starts.jsonl").open("a") as file:
+    with (folder / "starts.jsonl").open("a") as file:
         start = {
             "command": list(command), "precision": trainer.precision, "environment": environment(),
             "data": trainer.progress.origin and asdict(trainer.progress.origin.data),

@@ -9,21 +9,18 @@ import zlib
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import suppress
 from pathlib import Path, PurePosixPath
 
 import numpy as np
 
 from datautils.decode import EXTENSIONS, read_file
 from runtime.errors import DataError
-from runtime.files import regular
 
 LABELS = "dataset.json"
 _KINDS = "a folder or a zip file of images"
 _HIDDEN = re.compile(r"(^|/)(\.|__MACOSX(/|$))")  # a file, or a folder around it; macOS makes twins
 _METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
-_UTF8, _ENCRYPTED = 0x800, 1  # flags of a member
-_UNICODE_PATH = 0x7075  # an extra field of a member: its name in UTF-8
+_ENCRYPTED = 1  # a flag of a member
 _ENTRY = np.dtype(
     [("offset", "u8"), ("packed", "u8"), ("size", "u8"), ("crc", "u4"), ("method", "u2")]
 )
@@ -98,7 +95,7 @@ def open_archive(path: str | os.PathLike[str]) -> Archive:
         if path.is_dir():
             return Folder(path, _files_below(path))
         if path.exists():
-            return _zip(regular(path))
+            return _zip(path)
     except OSError as error:
         raise DataError(
             f"{error.filename or path} cannot be read: {error.strerror or error}"
@@ -194,25 +191,5 @@ def _raise(error: OSError) -> None:
 
 
 def _name(info: zipfile.ZipInfo) -> str:
-    """The name of a member, with "/" between folders.
-
-    Without the flag for UTF-8 it is that of the extra field for it, if its checksum fits; else the
-    bytes as UTF-8, if they are; else as code page 437, as `zipfile` takes them.
-    """
-    name = info.orig_filename
-    if not info.flag_bits & _UTF8:
-        raw = name.encode("cp437")
-        with suppress(UnicodeDecodeError):
-            name = raw.decode()
-        name = _unicode_path(info.extra, raw) or name
-    return name.replace("\\", "/").removeprefix("./")
-
-
-def _unicode_path(extra: bytes, raw: bytes) -> str | None:
-    """The name in the extra field 0x7075: version 1, the CRC of the plain name, the name."""
-    while len(extra) >= 4:
-        key, size = struct.unpack_from("<2H", extra)
-        field, extra = extra[4 : 4 + size], extra[4 + size :]
-        if key == _UNICODE_PATH and field[:5] == struct.pack("<BL", 1, zlib.crc32(raw)):
-            return field[5:].decode()
-    return None
+    """The name of a member, with "/" between folders."""
+    return info.filename.replace("\\", "/").removeprefix("./")

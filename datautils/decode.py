@@ -7,12 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageCms, ImageOps, PngImagePlugin, UnidentifiedImageError
-from PIL.TiffImagePlugin import TiffImageFile
+from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from runtime.errors import DataError
-from runtime.files import regular
 
 # Only these are tried: of the dozens Pillow knows, one starts a PostScript interpreter. An older
 # Pillow lacks the last.
@@ -26,20 +24,16 @@ EXTENSIONS = tuple(
 )
 _MOST_PIXELS = 2**28
 Image.MAX_IMAGE_PIXELS = None  # ours counts instead, which names the picture
-PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY  # 64 MiB for all, not 1 for each
-_WHITE_IS_ZERO, _SIGNED = (262, 0), (339, 2)  # tags of a TIFF file and their values
-_DARK = 4096  # a picture of 16 bits with smaller values only is one of 12 bits, or fewer
 
 
 def decode_image(data: bytes, name: str) -> Image.Image:
     """The picture in `data`, upright and in RGB.
 
     The EXIF orientation is applied. Grey becomes RGB, transparent pixels are laid over white,
-    of 16 bits the upper 8 are kept, signed bytes count from −128, an animation gives its first
-    frame. Colours of an embedded ICC profile are converted to sRGB. `name` stands in messages.
-    Raises DataError if the bytes are no whole picture, one of more than 2²⁸ pixels, or one of
-    numbers whose range is unknown: floating-point ones, signed ones of 16 bits, any of 32 bits, and
-    grey ones of 16 bits that are all below 4096 (but not all 0).
+    of 16 bits the upper 8 are kept, an animation gives its first frame. Colours of an embedded ICC
+    profile are converted to sRGB. `name` stands in messages. Raises DataError if the bytes are no
+    whole picture, one of more than 2²⁸ pixels, or one of numbers whose range is unknown:
+    floating-point ones, or more than 16 bits.
     """
     return _to_rgb(_open(data, name), name)
 
@@ -100,18 +94,13 @@ def read_kernel(path: str | os.PathLike[str]) -> Tensor:
         raise DataError(f"the kernel {path} holds values that are not finite in float32")
     if not kernel.any():
         raise DataError(f"the kernel {path} is zero everywhere")
-    if not 1e-6 <= np.abs(kernel).max() <= 1e6:  # squares of others leave float32
-        raise DataError(
-            f"the largest weight of the kernel {path} is {np.abs(kernel).max():.2g}: scale it to "
-            "between 1e-6 and 1e6"
-        )
     return torch.from_numpy(kernel)
 
 
 def read_file(path: str | os.PathLike[str]) -> bytes:
     """The contents of a file. Raises DataError."""
     try:
-        return regular(path).read_bytes()
+        return Path(path).read_bytes()
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror or error}") from None
 
@@ -124,7 +113,6 @@ def _open(data: bytes, name: str) -> Image.Image:
         if pixels > _MOST_PIXELS:
             raise DataError(f"{name} has {pixels} pixels, more than the {_MOST_PIXELS} allowed")
         image.load()
-        image = _mended(image, data)
         with suppress(Exception):  # a camera's broken tags are no reason to refuse the pixels
             ImageOps.exif_transpose(image, in_place=True)
         return image
@@ -136,36 +124,9 @@ def _open(data: bytes, name: str) -> Image.Image:
         raise DataError(f"{name} is a damaged picture: {error or type(error).__name__}") from None
 
 
-def _mended(image: Image.Image, data: bytes) -> Image.Image:
-    """The picture with what Pillow leaves to be done for rare kinds of PNG and TIFF."""
-    clear = image.info.get("transparency")
-    if image.format == "PNG" and clear is not None:  # in the file's own bits, unlike the pixels
-        bits = data[24]
-        if image.mode == "L" and bits < 8:
-            image.info["transparency"] = clear * 255 // (2**bits - 1)
-        elif image.mode == "RGB" and bits == 16:
-            image.info["transparency"] = tuple(value >> 8 for value in clear)
-    if _has(image, _SIGNED) and image.mode == "L":
-        return image.point(lambda value: value ^ 128)
-    return image
-
-
-def _has(image: Image.Image, tag: tuple[int, int]) -> bool:
-    """Whether a TIFF file has this value of a tag, for all channels."""
-    key, value = tag
-    found = image.tag_v2.get(key) if isinstance(image, TiffImageFile) else None
-    return found == value or (isinstance(found, tuple) and set(found) == {value})
-
-
 def _to_rgb(image: Image.Image, name: str) -> Image.Image:
-    if image.mode.startswith("I"):
-        values, clear = _sixteen_bits(image, name), image.info.get("transparency")
-        grey = np.where(values == clear, 255, values >> 8) if clear is not None else values >> 8
-        profile = image.info.get("icc_profile")
-        image = Image.fromarray(grey.astype(np.uint8))
-        image.info["icc_profile"] = profile
-    if image.mode == "F":
-        raise DataError(f"{name} has floating-point pixels, whose range is unknown")
+    if image.mode.startswith("I") or image.mode == "F":
+        image = Image.fromarray((_sixteen_bits(image, name) >> 8).astype(np.uint8))
     try:
         image = _in_srgb(image)
         if image.has_transparency_data:
@@ -196,31 +157,22 @@ def _in_srgb(image: Image.Image) -> Image.Image:
     return found
 
 
-def _sixteen_bits(image: Image.Image, name: str, any_range: bool = False) -> np.ndarray:
-    """Grey values of the modes "I;16" and "I" as they are, int64 `[h, w]` in 0..65535.
-
-    They are not stretched to their own range, nor clipped at 255 as Pillow's conversion does.
-    any_range: all may be near 0.
-    """
-    if isinstance(image, TiffImageFile) and image.mode == "I":
+def _sixteen_bits(image: Image.Image, name: str) -> np.ndarray:
+    """Grey values as they are, int64 `[h, w]` in 0..65535: not stretched to their own range, nor
+    clipped at 255 as Pillow's conversion does. Raises DataError for numbers of another kind."""
+    if image.mode == "F" or (image.mode == "I" and image.format == "TIFF"):
         raise DataError(
-            f"{name} has signed numbers, or more than 16 bits, whose range is unknown: save it "
-            "with 8 or 16 bits"
+            f"{name} has floating-point pixels, or more than 16 bits, whose range is unknown: save "
+            "it with 8 or 16 bits"
         )
-    values = np.array(image).astype(np.int64)
-    if 0 < values.max() < _DARK and not any_range:
-        raise DataError(
-            f"{name} has 16 bits, and values up to {values.max()} only: its range is unknown, so "
-            "scale them to 0..65535"
-        )
-    return 65535 - values if _has(image, _WHITE_IS_ZERO) else values
+    return np.array(image).astype(np.int64)
 
 
 def _picture_kernel(path: str | os.PathLike[str]) -> np.ndarray:
     name = str(path)
     image = _open(read_file(path), name)
     wide = image.mode.startswith("I")
-    values = _sixteen_bits(image, name, any_range=True) if wide else _grey(image, name)
+    values = _sixteen_bits(image, name) if wide else _grey(image, name)
     return values / max(values.sum(dtype=np.float64), 1.0)
 
 

@@ -20,7 +20,6 @@ from datautils.loading import cores
 from datautils.prepare import Originals, prepare
 from runtime.cli import SETTINGS, Command
 from runtime.errors import DataError, one_sentence_errors
-from runtime.files import regular
 
 # In the order of their classes: the folder of the pictures in the npm package, and the white border
 # of a prepared picture, in 64ths of it.
@@ -115,7 +114,7 @@ class _Emoji(NamedTuple):
 def _pictures(path: Path, folder: str) -> dict[str, bytes]:
     """The bytes of the files in a folder of an npm package, by their names. Raises DataError."""
     try:
-        with tarfile.open(regular(path)) as archive:
+        with tarfile.open(path) as archive:
             found = {
                 PurePosixPath(member.name).name: archive.extractfile(member).read()  # type: ignore[union-attr]
                 for member in archive

@@ -1,16 +1,12 @@
 """Files of weights: from the web, with their checksum checked, or from inside a package."""
 
-import fcntl
 import http.client
 import os
-import socket
 from pathlib import Path
 
 import torch
 
 from runtime.files import inside, sha256_of
-
-_SILENCE = 30.0  # seconds
 
 
 def digits_of(url: str) -> str:
@@ -28,7 +24,8 @@ def cached_weights(url: str, way_out: str) -> Path:
     path, digits = cache / "invfusion" / Path(url).name, digits_of(url)
     if not path.is_file():
         try:
-            _download(url, path, digits)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            torch.hub.download_url_to_file(url, str(path), digits)
         except (OSError, RuntimeError, http.client.HTTPException) as error:
             raise ValueError(
                 f"the weights are not at {path}, and {url} cannot be downloaded ({error}): get the "
@@ -41,21 +38,6 @@ def cached_weights(url: str, way_out: str) -> Path:
             "and it is downloaded again"
         )
     return path
-
-
-def _download(url: str, path: Path, digits: str) -> None:
-    """Of several processes that want a file at once, one downloads it, from a server that is not
-    silent for long."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    folder, before = os.open(path.parent, os.O_RDONLY), socket.getdefaulttimeout()
-    try:
-        fcntl.flock(folder, fcntl.LOCK_EX)
-        socket.setdefaulttimeout(_SILENCE)
-        if not path.is_file():
-            torch.hub.download_url_to_file(url, str(path), digits)
-    finally:
-        socket.setdefaulttimeout(before)
-        os.close(folder)
 
 
 def packaged(package: str, file: str, user: str, way_out: str = "") -> Path:

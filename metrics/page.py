@@ -20,9 +20,9 @@ from metrics.measure import PER_IMAGE
 from metrics.perceptual import PERCEPTUAL
 from metrics.records import read_rows
 from metrics.report import RISING, UNITS, best_of, metrics_rows, title_of
-from runtime.credentials import plain
 from runtime.errors import DataError
 from runtime.files import replacing
+from runtime.records import plain
 
 PAGE = "report.html"
 _TEMPLATE = Path(__file__).with_name("page.html")

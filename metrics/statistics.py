@@ -22,10 +22,9 @@ from torch import Tensor
 from datautils.identity import Identity
 from metrics.detectors import DISTANCES, Detector, load_detector
 from metrics.distances import frechet_distance, kernel_distance, square_root, within
-from runtime.credentials import plain
 from runtime.environment import environment
-from runtime.files import check_floats, regular, write_tensors
-from runtime.records import parse_json, record
+from runtime.files import check_floats, write_tensors
+from runtime.records import parse_json, plain, record
 
 METADATA_KEY = "invfusion-reference"
 FORMAT_VERSION = 1
@@ -266,7 +265,7 @@ def load_reference(path: str | Path) -> Reference:
     path = Path(path)
     if not path.exists():
         raise FileNotFoundError(f"there is no reference file {path}")
-    if regular(path).suffix in (".pkl", ".pickle", ".pt", ".pth"):
+    if path.suffix in (".pkl", ".pickle", ".pt", ".pth"):
         raise ValueError(
             f"{path} is a pickle, and pickles are never opened here: give a .safetensors file of "
             "`calculate_metrics.py ref`, or an .npz with the arrays mu and sigma"
@@ -286,10 +285,7 @@ def load_reference(path: str | Path) -> Reference:
 def _load_npz(path: Path) -> Reference:
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
-            mean, covariance = (
-                torch.from_numpy(array.astype(array.dtype.newbyteorder("=")))
-                for array in (arrays["mu"], arrays["sigma"])
-            )
+            mean, covariance = (torch.from_numpy(arrays[name]) for name in ("mu", "sigma"))
     except KeyError as error:
         raise ValueError(f"{path} does not have the arrays mu and sigma") from error
     except Exception as error:  # damaged files fail in as many ways as there are bytes

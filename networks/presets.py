@@ -6,8 +6,7 @@ from typing import Any
 
 from networks.analytic import PriorConfig
 from networks.invfusion import LevelConfig, NetworkConfig
-from runtime.credentials import plain
-from runtime.records import record
+from runtime.records import plain, record
 
 CONDITIONINGS = ("invfusion", "blind", "unconditional")
 

@@ -22,9 +22,8 @@ from networks.denoiser import Denoiser
 from networks.invfusion import NetworkConfig
 from networks.layers import WithoutInitialisation
 from networks.presets import conditioning_of
-from runtime.credentials import plain
-from runtime.files import check_floats, regular, write_tensors
-from runtime.records import parse_json, record
+from runtime.files import check_floats, write_tensors
+from runtime.records import parse_json, plain, record
 
 METADATA_KEY = "invfusion"
 FORMAT_VERSION = 1
@@ -53,13 +52,6 @@ class _Summary:
     noise_range: tuple[float, ...] = ()
     poisson_peak: float | None = None
     mse_train: bool = False  # of earlier versions, for the objective mmse
-
-    def __post_init__(self) -> None:
-        if len(self.noise_range) not in (0, 2):
-            raise ValueError(f"noise_range {self.noise_range} must be two numbers or none")
-        for name in ("images", "noise_level"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} {getattr(self, name)} must be 0 or more")
 
 
 def save_weights(path: str | os.PathLike[str], denoiser: Model, summary: dict[str, Any]) -> None:
@@ -97,7 +89,7 @@ def load_weights(path: str | os.PathLike[str], device: torch.device | str = "cpu
     check_floats(path, tensors)
     if description.kind == _MIXTURE:
         return _mixture(path, description, tensors).to(device)
-    config = _config(path, description, len(tensors))
+    config = _config(path, description)
     with torch.device(device), WithoutInitialisation():
         denoiser = Denoiser(config)
     check_tensors(path, tensors, denoiser.state_dict())
@@ -115,27 +107,18 @@ def read_summary(path: str | os.PathLike[str]) -> dict[str, Any]:
 @contextmanager
 def _opened(path: Path) -> Iterator[tuple[Any, _Description]]:
     """A weights file, and what it says about itself."""
-    if not path.exists():
+    if not path.is_file():
         raise FileNotFoundError(f"there is no weights file {path}")
     try:
-        with safe_open(regular(path), framework="pt", device="cpu") as file:
+        with safe_open(path, framework="pt", device="cpu") as file:
             yield file, _description(path, (file.metadata() or {}).get(METADATA_KEY))
     except SafetensorError as error:
-        if _is_pickle(path):
+        if path.suffix in (".pt", ".pth", ".pkl"):
             raise ValueError(
                 f"{path} is a PyTorch pickle, and pickles are never opened here: give a "
                 ".safetensors file written by save_weights"
             ) from error
         raise ValueError(f"{path} is no safetensors file, or it is damaged or cut off") from error
-
-
-def _is_pickle(path: Path) -> bool:
-    """Whether a file begins like what torch.save writes, today or in the past."""
-    with path.open("rb") as file:
-        start = file.read(9)
-    # A safetensors file, too, may begin with this byte, of its header's length; the header follows.
-    old = start[:1] == b"\x80" and start[8:] != b"{"
-    return start[:4] == b"PK\x03\x04" or old
 
 
 def _description(path: Path, text: str | None) -> _Description:
@@ -159,22 +142,14 @@ def _description(path: Path, text: str | None) -> _Description:
     return description
 
 
-def _config(path: Path, description: _Description, tensors: int) -> NetworkConfig:
-    """The network of a file of so many tensors, of which every block and layer has some."""
+def _config(path: Path, description: _Description) -> NetworkConfig:
     what = f"the network described inside {path}"
     values = dict(description.config)
-    levels = values.get("levels")
-    if isinstance(levels, list) and len(levels) > tensors:  # before each of them is read
-        raise ValueError(f"{what} has {len(levels)} levels, and the file only {tensors} tensors")
     if values.pop("consistent", False):  # a field of earlier versions
         raise ValueError(f"{what} is a `consistent` one, which this version no longer has")
     if description.summary.get("mse_train"):
         values.setdefault("objective", "mmse")
-    config = record(NetworkConfig, values, what)
-    layers = config.mapping_depth + sum(level.depth for level in config.levels)
-    if layers > tensors:
-        raise ValueError(f"{what} has {layers} layers, and the file only {tensors} tensors")
-    return config
+    return record(NetworkConfig, values, what)
 
 
 def _mixture(

@@ -16,7 +16,6 @@ import click
 
 from runtime.errors import data_errors
 from runtime.options import key_values, parse_count, read
-from runtime.output import unbroken_output
 from runtime.registry import default_of
 
 SETTINGS = {"help_option_names": ["-h", "--help"]}
@@ -63,15 +62,7 @@ class Typed(click.ParamType):
         return found
 
 
-class _Readable:
-    """Whatever a command prints goes through `unbroken_output`, its help too."""
-
-    def main(self, *args: Any, **settings: Any) -> Any:
-        with unbroken_output():
-            return super().main(*args, **settings)  # type: ignore[misc]
-
-
-class Command(_Readable, click.Command):
+class Command(click.Command):
     """A click command that refuses an option given twice, which click itself would not tell, and
     ends with one sentence and exit code 2 for what is no fault of ours (`data_errors`)."""
 
@@ -88,7 +79,7 @@ class Command(_Readable, click.Command):
         return super().parse_args(ctx, args)
 
 
-class Group(_Readable, click.Group):
+class Group(click.Group):
     """Several such commands under one name."""
 
     command_class = Command

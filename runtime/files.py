@@ -20,7 +20,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save_file
 from torch import Tensor
 
-from runtime.credentials import plain
+from runtime.records import plain
 
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
@@ -53,16 +53,6 @@ def replacing(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
-def regular(path: str | os.PathLike[str]) -> Path:
-    """The path of a file to read. Raises OSError if a folder is there, or a pipe or a device, which
-    would be waited for."""
-    path = Path(path)
-    if path.exists() and not path.is_file():
-        kind = "a folder, not a file" if path.is_dir() else "no regular file"
-        raise OSError(f"{path} is {kind}")
-    return path
-
-
 def sha256_of(path: str | os.PathLike[str]) -> str:
     """The SHA-256 of a file's contents, 64 hexadecimal digits."""
     with Path(path).open("rb") as file:
@@ -82,7 +72,7 @@ def read_tensors(path: Path, key: str | None = None) -> tuple[dict[str, Tensor],
     key: the entry that holds them, of a file of several. Raises OSError, and ValueError if the file
     holds anything else.
     """
-    data = regular(path).read_bytes()
+    data = path.read_bytes()
     try:
         if path.suffix == ".safetensors":
             state: Any = load(data)
@@ -117,22 +107,15 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
             os.fsync(file.fileno())
 
 
-def check_output(path: Path, option: str, suffix: str, owner: bytes | None = None) -> None:
+def check_output(path: Path, option: str, suffix: str) -> None:
     """Raise ValueError if a file that is to be written ends in another suffix, or is there
     already.
-
-    owner: what the first bytes of a file hold that may be replaced, because its writer wrote it.
     """
-    if os.path.lexists(path) and not (owner and path.is_file() and owner in _start(path)):
+    if os.path.lexists(path):
         raise ValueError(f"{option} {path} is there already: remove it or choose another")
     if path.suffix != suffix:
         raise ValueError(f"{option} {path} must end in {suffix}")
     check_folder(path.parent)
-
-
-def _start(path: Path) -> bytes:
-    with path.open("rb") as file:
-        return file.read(4096)
 
 
 def check_folder(folder: Path) -> None:
@@ -151,7 +134,7 @@ def claimed(folder: Path, use: str) -> Iterator[None]:
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / ".lock"
     # Nothing is written into it: where it is somebody's file, that stays as it is.
-    with _opened(path, os.O_CREAT) as file:
+    with path.open("a+b") as file:
         if not _locked(file, path):
             raise ValueError(f"another process {use} {folder}: wait for it, or end it")
         try:
@@ -163,17 +146,9 @@ def claimed(folder: Path, use: str) -> Iterator[None]:
 def is_claimed(folder: Path) -> bool:
     """Whether another process has `claimed` a folder."""
     path = folder / ".lock"
-    with contextlib.suppress(FileNotFoundError), _opened(path) as file:
+    with contextlib.suppress(FileNotFoundError), path.open("r+b") as file:
         return not _locked(file, path)
     return False
-
-
-def _opened(path: Path, more: int = 0) -> BinaryIO:
-    """A lock file, opened. Raises OSError if it is a link, which may lead anywhere."""
-    if path.is_symlink():
-        raise OSError(f"{path} is a link, and a lock is a file: remove the link")
-    file = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC | more, 0o666)
-    return os.fdopen(file, "r+b")
 
 
 def _locked(file: BinaryIO, path: Path) -> bool:

@@ -1,18 +1,15 @@
 """JSON and YAML from files, which anybody may have written, and dataclasses from what they hold."""
 
 import dataclasses
-import itertools
 import json
 import math
+import os
 import types
 import typing
+from collections.abc import Mapping
 from typing import Any, TypeVar
 
 import yaml
-
-_DEEPEST = 100  # lists and mappings inside one another
-_MOST = 100_000  # values of a YAML text, those counted that an alias repeats
-_TOO_DEEP = f"the YAML is nested more than {_DEEPEST} deep"
 
 T = TypeVar("T")
 
@@ -36,37 +33,28 @@ _Texts.yaml_implicit_resolvers = {
 
 
 def parse_yaml(text: str, guess: bool = True) -> Any:
-    """The value of a YAML text, which is built when its size is known.
+    """The value of a YAML text. Raises ValueError if it is none.
 
     guess: make numbers, dates and flags of what looks like one; else they are read by their types.
-    Raises ValueError if it is none, if it is nested more than 100 deep, or if its aliases make more
-    than 100,000 values of it.
     """
     try:
-        loader = (yaml.SafeLoader if guess else _Texts)(text)
-        node = loader.get_single_node()
-        if node is None:
-            return None
-        if _size(node, 1, {}) > _MOST:
-            raise ValueError(f"the YAML has more than {_MOST} values, or repeats itself")
-        return loader.construct_document(node)
-    except yaml.YAMLError:
+        return yaml.load(text, yaml.SafeLoader if guess else _Texts)
+    except (yaml.YAMLError, RecursionError):
         raise ValueError("this is no valid YAML") from None
-    except RecursionError:
-        raise ValueError(_TOO_DEEP) from None
 
 
-def _size(node: yaml.Node, depth: int, sizes: dict[yaml.Node, int]) -> int:
-    """How many values a node makes, those counted that an alias repeats; sizes: what is known."""
-    if depth > _DEEPEST:
-        raise ValueError(_TOO_DEEP)
-    if node not in sizes:
-        sizes[node] = _MOST  # as long as it may be inside itself
-        parts = node.value if isinstance(node, yaml.CollectionNode) else ()
-        if isinstance(node, yaml.MappingNode):
-            parts = itertools.chain(*parts)
-        sizes[node] = 1 + sum(_size(part, depth + 1, sizes) for part in parts)
-    return sizes[node]
+def plain(value: Any) -> Any:
+    """The value in what JSON knows: dicts, lists, strings, finite numbers, bools and null."""
+    if hasattr(value, "tolist"):  # tensors and arrays: importing torch takes seconds
+        value = value.tolist()
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    is_text = isinstance(value, os.PathLike) or type(value).__module__ == "torch"  # devices, types
+    return str(value) if is_text else value
 
 
 def record(cls: type[T], values: Any, what: str, others: bool = False) -> T:

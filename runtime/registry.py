@@ -3,25 +3,10 @@
 import dataclasses
 import difflib
 import importlib
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from runtime.options import Reader, arguments, text_of
-
-_ROOT = Path(__file__).resolve().parents[1]
-_untrusted: list[str] = []  # why what is named is not run, and what would allow it
-
-
-@contextmanager
-def own_modules_only(reason: str) -> Iterator[None]:
-    """Refuse, within the block, what would run programs that are no part of the project."""
-    _untrusted.append(reason)
-    try:
-        yield
-    finally:
-        _untrusted.pop()
 
 
 class Registry(dict[str, Any]):
@@ -91,15 +76,11 @@ class Registry(dict[str, Any]):
 def _imported(name: str, kind: str) -> Any:
     """What "module.Class" names; None if there is no such module, or nothing of this name in it.
 
-    Raises ValueError if the module is there and cannot be imported, or if one of the user has
-    other classes.
+    Raises ValueError if the module is there and cannot be imported.
     """
     module, _, attribute = name.rpartition(".")
     if not module or not all(name.split(".")):
         return None
-    ours = (_ROOT / module.partition(".")[0] / "__init__.py").is_file()
-    if _untrusted and not ours:
-        raise ValueError(f"{kind} '{name}' is no part of the project: {_untrusted[-1]}")
     try:
         found = importlib.import_module(module)
     except ImportError as error:
@@ -109,9 +90,6 @@ def _imported(name: str, kind: str) -> Any:
         if missing and f"{module}.".startswith(f"{missing}."):
             return None
         raise ValueError(f"{kind} '{name}' cannot be imported: {error}") from error
-    own = [n for n, v in vars(found).items() if isinstance(v, type) and v.__module__ == module]
-    if own and not ours and not hasattr(found, attribute):
-        raise ValueError(f"unknown {kind} '{name:.80}': {module} has {', '.join(own)}")
     return getattr(found, attribute, None)
 
 

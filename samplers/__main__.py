@@ -3,7 +3,6 @@
 NFE: evaluations of the denoiser for an image, by default. docs/samplers.md says more.
 """
 
-from runtime.output import unbroken_output
 from runtime.registry import described
 from samplers.base import SAMPLERS, make_sampler
 from zero_shot import ZeroShot
@@ -20,5 +19,4 @@ def costs(name: str) -> str:
 
 
 if __name__ == "__main__":
-    with unbroken_output():
-        print("\n".join(described(name, cls, costs(name)) for name, cls in SAMPLERS.items()))
+    print("\n".join(described(name, cls, costs(name)) for name, cls in SAMPLERS.items()))

@@ -29,7 +29,6 @@ _SYM6 = (
 )  # fmt: skip
 _CENTRE = 5  # its largest coefficient: a pixel becomes the sample that this one falls on
 _RIM = 3  # pixels that the filter reaches beyond the image on its way down
-_CHUNK = 1 << 24  # up-sampled values that are in memory at a time
 
 
 @dataclass(frozen=True)
@@ -131,12 +130,10 @@ def apply(images: Tensor, params: Parameters) -> Tensor:
     for dim, flip in ((3, params.xflip), (2, params.yflip)):
         flipped = (flip == 1).to(images.device)[:, None, None, None]
         images = torch.where(flipped, images.flip(dim), images)
-    channels, h, w = images.shape[1:]
-    A, b = params.inverse(h, w)
-    at_once = max(1, _CHUNK // (36 * channels * h * w))
-    for part in params.warped().nonzero().squeeze(1).split(at_once):
-        own = part.to(images.device)
-        images[own] = warp(images[own], A[part].to(images.device), b[part].to(images.device))
+    A, b = params.inverse(*images.shape[2:])
+    part = params.warped().nonzero().squeeze(1)
+    own = part.to(images.device)
+    images[own] = warp(images[own], A[part].to(images.device), b[part].to(images.device))
     return images
 
 

@@ -10,9 +10,8 @@ from typing import Any, Self, get_args
 import yaml
 
 from runtime.cli import option
-from runtime.credentials import plain
 from runtime.options import OBJECTIVES, PRECISIONS, read
-from runtime.records import parse_yaml
+from runtime.records import parse_yaml, plain
 
 _ABOVE_0 = (
     *("batch", "duration", "lr", "P_std", "log_every", "checkpoint_every", "snapshot_every"),
@@ -284,14 +283,12 @@ class TrainConfig:
         return json.loads(text.replace('"degradation.', '"'))
 
     def dump(self) -> str:
-        """The resolved settings as YAML, without credentials."""
+        """The resolved settings as YAML."""
         return yaml.safe_dump(plain(dataclasses.asdict(self)), sort_keys=False)
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
-        if path.exists() and not path.is_file():
-            raise ValueError("it is no regular file")
         text = path.read_text()
         values, guesses = parse_yaml(text, guess=False), parse_yaml(text)
     except OSError as error:

@@ -14,12 +14,6 @@ from runtime.errors import one_sentence_errors
 from runtime.files import check_output, replacing
 from training.log import read_log
 
-_LABELS = {
-    "MotionBlur": "strided motion blur",
-    "MissingPatches": "patch in-painting",
-    "MatrixDegradation": "matrix",
-}
-OWNER = b"InvFusion training.curves"  # stands in the pictures, so that they may be replaced
 _STYLES = ("-", "--", ":", "-.")
 
 
@@ -31,7 +25,7 @@ def draw_curves(folders: Sequence[Path], path: Path) -> Path:
     import matplotlib.pyplot as plt  # slow to import
 
     folders = list(dict.fromkeys(folders))
-    logs = dict(zip(_names(folders), map(read_log, folders), strict=True))
+    logs = {str(folder): read_log(folder) for folder in folders}
     names = list(dict.fromkeys(name for log in logs.values() for name in _families(log)))
     count = 3 if names else 1  # without a degradation there is the loss alone
     size = (4.3 * count, 4)
@@ -46,7 +40,7 @@ def draw_curves(folders: Sequence[Path], path: Path) -> Path:
             images, values = _points(log, "heldout_psnr", name)
             marked = style | {
                 "marker": "o", "markersize": 3, "color": f"C{names.index(name)}",
-                "label": prefix + _LABELS.get(name, name),
+                "label": prefix + name,
             }  # fmt: skip
             axes[0].plot(images, values, **marked)
             axes[1].plot(images, [value - values[0] for value in values], **marked)
@@ -63,20 +57,9 @@ def draw_curves(folders: Sequence[Path], path: Path) -> Path:
         each.locator_params(axis="x", nbins=6)
         each.ticklabel_format(useOffset=False)
     with replacing(path) as temporary:
-        metadata = {"Software": OWNER.decode()}
-        figure.savefig(temporary, dpi=120, format="png", metadata=metadata)
+        figure.savefig(temporary, dpi=120, format="png")
     plt.close(figure)
     return path
-
-
-def _names(folders: Sequence[Path]) -> list[str]:
-    """What tells folders apart: the last parts of their paths, as many as it takes."""
-    paths = [folder.absolute().parts for folder in folders]
-    for count in range(1, max(map(len, paths)) + 1):
-        names = ["/".join(parts[-count:]) for parts in paths]
-        if len(set(names)) == len(names):
-            break
-    return names
 
 
 def _families(log: Iterable[dict[str, Any]]) -> list[str]:
@@ -105,7 +88,7 @@ def _points(log: Iterable[dict[str, Any]], *keys: str) -> tuple[list[float], lis
 def main(runs: tuple[Path, ...], dest: Path) -> None:
     """Draw the curves of one or several runs, given by their folders."""
     with one_sentence_errors():
-        check_output(dest, "--dest", ".png", OWNER)
+        check_output(dest, "--dest", ".png")
         draw_curves(runs, dest)
     click.echo(f"curves: {dest}")
 

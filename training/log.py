@@ -4,15 +4,13 @@ import json
 import os
 import sys
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from runtime import distributed
-from runtime.credentials import plain
 from runtime.files import replacing, writing
 from runtime.progress import progress
-from runtime.records import parse_json, record
+from runtime.records import parse_json, plain
 from training.config import TrainConfig
 from training.trackers import flat, trackers
 
@@ -79,21 +77,6 @@ class RunLog:
             self.bar.write(text, file=sys.stdout)
 
 
-@dataclass
-class _Line:
-    """What is read of a line of a log."""
-
-    images: int
-    loss: float | None = None
-    sheet: str | None = None
-    heldout_psnr: dict[str, float | None] | None = None
-    heldout_distance: dict[str, dict[str, float | None]] | None = None
-
-    def __post_init__(self) -> None:
-        if self.images < 0:
-            raise ValueError("a count of images is negative")
-
-
 def read_log(folder: Path) -> list[dict[str, Any]]:
     """The whole lines of a run's `log.jsonl`: a kill may have cut one. ValueError without a log."""
     path = folder / "log.jsonl"
@@ -107,8 +90,7 @@ def _whole_lines(path: Path) -> list[dict[str, Any]]:
     """The lines of a log that can be read; none if there is no such file."""
     values = []
     for line in path.read_bytes().splitlines() if path.is_file() else ():
-        with suppress(ValueError):  # no JSON, or other values than a run writes
+        with suppress(ValueError):
             value = parse_json(line)
-            record(_Line, value, "a line", others=True)
-            values.append(value)
+            values += [value] if isinstance(value, dict) and "images" in value else []
     return values

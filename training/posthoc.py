@@ -58,10 +58,6 @@ class _Snapshot:
     images: int
     sigma_rel: float
 
-    def __post_init__(self) -> None:
-        if self.images <= 0:
-            raise ValueError(f"it has {self.images} images")
-
 
 def _snapshots(folder: Path) -> dict[Path, _Snapshot]:
     """Path and record of each snapshot, oldest first."""

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from runtime.files import regular, replacing
+from runtime.files import replacing
 from training.config import TrainConfig
 
 _PATIENCE = 30.0  # seconds, with the network
@@ -51,7 +51,7 @@ class WeightsAndBiases:
 
     def __init__(self, config: TrainConfig, folder: Path):
         wandb = importlib.import_module("wandb")
-        identifier = regular(folder / "wandb-id.txt")  # a resumed run goes on as the same one
+        identifier = folder / "wandb-id.txt"  # a resumed run goes on as the same one
         if not identifier.exists():
             with replacing(identifier) as path:
                 path.write_text(uuid.uuid4().hex)

@@ -27,7 +27,7 @@ from degradation import FAMILIES
 from networks import Denoiser, GaussianMixture, load_weights, make_config, save_weights
 from runtime.cli import flag
 from samplers.base import SAMPLERS
-from training import curves, posthoc, publish
+from training import posthoc, publish
 
 QUICK = ["--net=net.safetensors", "--samples=1", "--outdir=out", "--sampler=mmse"]
 PHOTO = [*QUICK, "--image=photo.png"]
@@ -214,18 +214,6 @@ def test_settings_of_another_kind(here: Path) -> None:
     words = ["--config=config.yaml", "--dry-run"]
     through(forms, "config.yaml", train.main, words)
     Path("config.yaml").unlink()
-
-
-def test_logs_of_another_kind(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(curves, "replacing", None)  # reading is what may fail; drawing takes long
-    line = {"images": 4, "loss": 1.0, "heldout_psnr": {"Box": 9.5}}
-    lines = [json.dumps(form).encode() + b"\n" for form in variants(line, 20)]
-    lines += [*mutations(json.dumps(line).encode(), 10), b"[" * 99999, b'{"images": 1e999}']
-    for text in lines:
-        Path("run/log.jsonl").write_bytes(text)
-        result = Runner().invoke(curves.main, ["run", "--dest=out.png"])
-        if not isinstance(result.exception, TypeError):  # None cannot be called
-            assert result.exit_code == 2 and "error: " in result.stderr, (text, result.exception)
 
 
 def test_snapshots_of_another_kind(here: Path) -> None:

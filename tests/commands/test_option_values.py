@@ -5,13 +5,11 @@ from pathlib import Path
 import click
 import pytest
 from click.testing import CliRunner
-from PIL import Image
 
 import calculate_metrics
 import restore
 import train
 from datautils import prepare
-from networks import Denoiser, make_config, save_weights
 from training import curves, posthoc
 
 COMMANDS = {
@@ -127,12 +125,3 @@ def test_outdir_is_never_the_working_folder_by_an_empty_text() -> None:
 def test_numbers_out_of_range_are_refused(name: str, argument: str, accepted: str) -> None:
     more = ["--mask=m.png"] if name == "restore" else []
     assert accepted in refusal(name, argument, *more)
-
-
-def test_samples_beyond_the_memory_are_refused(tmp_path: Path) -> None:
-    Image.new("RGB", (16, 16)).save("photo.png")
-    save_weights("net.safetensors", Denoiser(make_config("tiny")), {})
-    words = ["--image=photo.png", "--degradation=Box", "--net=net.safetensors", "--outdir=out"]
-    result = CliRunner().invoke(restore.main, [*words, "--samples=100000000"])
-    assert result.exit_code == 2 and "--samples 100000000 takes" in result.stderr
-    assert {path.name for path in tmp_path.iterdir()} == {"photo.png", "net.safetensors"}

@@ -17,7 +17,7 @@ from runner import Runner
 import restore
 from datautils import prepare
 from networks import Denoiser, make_config, save_weights
-from runtime.files import check_output, claimed, replacing, write_json, writing
+from runtime.files import replacing, write_json, writing
 from training import curves, posthoc, publish
 
 HOLD = """
@@ -69,21 +69,6 @@ def test_two_commands_do_not_write_into_one_folder(home: Path, tmp_path: Path) -
     assert {path.name for path in out.iterdir()} == made
 
 
-def test_a_lock_that_is_a_link_is_neither_followed_nor_emptied(tmp_path: Path) -> None:
-    (tmp_path / "mine").write_text("precious")
-    (tmp_path / ".lock").symlink_to(tmp_path / "mine")
-    with (
-        pytest.raises(OSError, match=r"\.lock is a link"),
-        claimed(tmp_path, "writes into"),
-    ):
-        pass
-    (tmp_path / ".lock").unlink()
-    (tmp_path / ".lock").hardlink_to(tmp_path / "mine")
-    with claimed(tmp_path, "writes into"):
-        pass
-    assert (tmp_path / "mine").read_text() == "precious"
-
-
 def test_temporary_files_are_new(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("uuid.uuid4", lambda: type("U", (), {"hex": "known"}))
     (tmp_path / "mine").write_text("precious")
@@ -132,11 +117,3 @@ def test_files_end_as_their_kind_does(home: Path, tmp_path: Path) -> None:
     assert ".zip" in written(prepare.main, "--source", home, "--size=8", "--dest", png)
     refused(call(home, "prior", *DATA, "--dest", png), ".safetensors")
     assert not list(tmp_path.iterdir())
-
-
-def test_a_picture_of_curves_may_be_replaced(tmp_path: Path) -> None:
-    path = tmp_path / "curves.png"
-    path.write_bytes(b"PNG of " + curves.OWNER)
-    check_output(path, "--dest", ".png", curves.OWNER)
-    with pytest.raises(ValueError, match="already"):
-        check_output(path, "--dest", ".png")

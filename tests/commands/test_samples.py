@@ -87,15 +87,6 @@ def test_estimates_are_no_samples(home, tmp_path):
     refused(result, "--samples 2", "draws samples")
 
 
-def test_more_samples_than_the_memory_holds_are_refused_before_the_first(home, tmp_path):
-    result = call(
-        home, "gen", "--net", "net.safetensors", *DATA, "--sampler", "dpm", "--outdir",
-        tmp_path / "out", "--degradation", "MissingPatches", "--samples", 10**9,
-    )  # fmt: skip
-    refused(result, "--samples 1000000000", "GiB of memory")
-    assert not (tmp_path / "out").exists()
-
-
 def test_samples_that_are_not_finite_leave_results_and_a_page(home, tmp_path, monkeypatch):
     (tmp_path / "broken.py").write_text(BROKEN)
     monkeypatch.syspath_prepend(tmp_path)

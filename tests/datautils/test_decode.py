@@ -222,7 +222,7 @@ def test_read_image_and_mask(tmp_path: Path):
     for read in (read_image, read_mask, read_kernel):
         with pytest.raises(DataError, match=r"nowhere\.png cannot be read: No such file"):
             read(tmp_path / "nowhere.png")
-        with pytest.raises(DataError, match="is a folder, not a file"):
+        with pytest.raises(DataError, match="Is a directory"):
             read(tmp_path)
 
 

@@ -179,15 +179,6 @@ def test_blur_with_weights_of_a_mean(form: type) -> None:
             noise.check(form(wrong, 1, SMALL))
 
 
-def test_every_row_is_examined() -> None:
-    values = torch.full((1, 3, 192), 1 / 192)
-    PoissonNoise(1.0).check(DenseMatrix(values, SMALL, tol=0.0))
-    values[0, 2] = 0
-    values[0, 2, :2] = torch.tensor([1.9, -0.9])
-    with pytest.raises(ValueError, match="DenseMatrix here gives others"):
-        PoissonNoise(1.0).check(DenseMatrix(values, SMALL, tol=0.0))
-
-
 def test_the_check_is_in_the_precision_of_the_operator() -> None:
     class Strict(DenseMatrix):
         def H(self, x: Tensor) -> Tensor:

