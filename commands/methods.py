@@ -237,8 +237,8 @@ def driven(nets: Mapping[Path, Model], samplers: Mapping[str, Sampler]) -> list[
         pairs += [(net, name) for net in fitting]
     for idle in [net for net in nets if net not in {pair[0] for pair in pairs}]:
         wanted = "a zero-shot one such as ddrm" if idle in unconditional else "heun or dpm"
-        if (objective := objective_of(nets[idle])) != "denoising":
-            wanted = _trained(objective)
+        if objective_of(nets[idle]) != "denoising":
+            wanted = _fitting(nets[idle])
         raise ValueError(f"no --sampler drives {idle}: add {wanted}, or leave this --net out")
     return pairs
 
@@ -311,15 +311,16 @@ def check_objective(net: Path, denoiser: Model, name: str, sampler: Sampler) -> 
     if objective not in sampler.objectives:
         raise ValueError(
             f"{net} was trained for the objective {objective}: --sampler {name} cannot drive "
-            f"it, {_trained(objective)} can"
+            f"it, {_fitting(denoiser)} can"
         )
 
 
-def _trained(objective: str) -> str:
-    """The samplers for networks of this objective; of denoising ones, those that know y."""
-    names = sampler_names(objective)
-    if objective == "denoising":
-        names = [name for name in names if not isinstance(make_sampler(name), ZeroShot)]
+def _fitting(denoiser: Model) -> str:
+    """The samplers that drive a network: zero-shot ones if it is unconditional, else the others."""
+    names = sampler_names(objective_of(denoiser))
+    if objective_of(denoiser) == "denoising":
+        alone = conditioning_of(denoiser.config) == "unconditional"
+        names = [name for name in names if isinstance(make_sampler(name), ZeroShot) == alone]
     return " or ".join(names)
 
 
