@@ -1,5 +1,6 @@
 """`calculate_metrics.py calc`: measure a folder of images against another, or a reference file."""
 
+import sys
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
@@ -79,6 +80,7 @@ def _build(options: CalcOptions, device: torch.device) -> Comparison:
             "zip file of images"
         )
     images = ImageDir(options.images, size=options.size, labels="none")
+    _tell_of_folders(images)
     _ = images[0]
     shape = images.image_shape
     check_images(names, device, shape)
@@ -106,6 +108,20 @@ def _build(options: CalcOptions, device: torch.device) -> Comparison:
     if paired:
         _check_pairs(images, other)
     return Comparison(names, images, other, Distances(detectors, None))
+
+
+def _tell_of_folders(images: ImageDir) -> None:
+    """Say so if several folders are one set, as those of the methods that `gen` has measured."""
+    parents = [PurePosixPath(name).parent for name in images.names]
+    # gen keeps a thousand images in a folder, which has a number.
+    sets = {str(p.parent if p.name.isdigit() else p) for p in parents}
+    if len(sets) > 1 and distributed.rank() == 0:
+        named = ", ".join(sorted(sets)[:3]) + " ..." * (len(sets) > 3)
+        print(
+            f"{images.path} holds {len(sets)} folders of images ({named}): they are measured "
+            "together, as one set",
+            file=sys.stderr,
+        )
 
 
 def _distances(

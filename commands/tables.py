@@ -147,4 +147,8 @@ def _scaled(what: W, scale: str) -> W:
 
 
 def _read(cls: type[T], path: Path) -> T:
-    return record(cls, parse_yaml(path.read_text(encoding="utf-8")), str(path))
+    try:
+        values = parse_yaml(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+    return record(cls, values, str(path))

@@ -9,6 +9,7 @@ import zlib
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -20,7 +21,7 @@ LABELS = "dataset.json"
 _KINDS = "a folder or a zip file of images"
 _HIDDEN = re.compile(r"(^|/)(\.|__MACOSX(/|$))")  # a file, or a folder around it; macOS makes twins
 _METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
-_ENCRYPTED = 1  # a flag of a member
+_UTF8, _ENCRYPTED = 0x800, 1  # flags of a member
 _ENTRY = np.dtype(
     [("offset", "u8"), ("packed", "u8"), ("size", "u8"), ("crc", "u4"), ("method", "u2")]
 )
@@ -191,5 +192,10 @@ def _raise(error: OSError) -> None:
 
 
 def _name(info: zipfile.ZipInfo) -> str:
-    """The name of a member, with "/" between folders."""
-    return info.filename.replace("\\", "/").removeprefix("./")
+    """The name of a member, with "/" between folders. Many programs write UTF-8 without its flag,
+    which `zipfile` takes for code page 437."""
+    name = info.orig_filename
+    if not info.flag_bits & _UTF8:
+        with suppress(UnicodeDecodeError):
+            name = name.encode("cp437").decode()
+    return name.replace("\\", "/").removeprefix("./")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageCms, ImageOps, PngImagePlugin, UnidentifiedImageError
 from torch import Tensor
 
 from runtime.errors import DataError
@@ -24,6 +24,7 @@ EXTENSIONS = tuple(
 )
 _MOST_PIXELS = 2**28
 Image.MAX_IMAGE_PIXELS = None  # ours counts instead, which names the picture
+PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY  # 64 MiB for all, not 1 for each
 
 
 def decode_image(data: bytes, name: str) -> Image.Image:
@@ -126,7 +127,9 @@ def _open(data: bytes, name: str) -> Image.Image:
 
 def _to_rgb(image: Image.Image, name: str) -> Image.Image:
     if image.mode.startswith("I") or image.mode == "F":
+        profile = image.info.get("icc_profile")
         image = Image.fromarray((_sixteen_bits(image, name) >> 8).astype(np.uint8))
+        image.info["icc_profile"] = profile
     try:
         image = _in_srgb(image)
         if image.has_transparency_data:
@@ -162,8 +165,8 @@ def _sixteen_bits(image: Image.Image, name: str) -> np.ndarray:
     clipped at 255 as Pillow's conversion does. Raises DataError for numbers of another kind."""
     if image.mode == "F" or (image.mode == "I" and image.format == "TIFF"):
         raise DataError(
-            f"{name} has floating-point pixels, or more than 16 bits, whose range is unknown: save "
-            "it with 8 or 16 bits"
+            f"{name} has signed or floating-point numbers, or more than 16 bits, whose range is "
+            "unknown: save it with 8 or 16 bits"
         )
     return np.array(image).astype(np.int64)
 

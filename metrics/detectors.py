@@ -252,13 +252,16 @@ def _torchscript(
     images = images.to(device)
     with torch.no_grad(), torch.autocast(device.type, enabled=False):
         try:
-            features = network(images)
+            features, first = network(images), network(images[:1])
         except Exception as error:  # whatever a program of the user's raises
             raise ValueError(
                 f"the detector {path} does not take uint8 images {list(images.shape)}: "
                 f"{_told(error)}"
             ) from error
-    if not isinstance(features, Tensor) or features.ndim != 2 or len(features) != 2:
+    right = isinstance(features, Tensor) and features.ndim == 2 and len(features) == 2
+    if not right or features.shape[1] == 0:
         given = list(features.shape) if isinstance(features, Tensor) else type(features).__name__
         raise ValueError(f"the detector {path} gives {given} for 2 images: it must give [2, d]")
+    if first.shape != features[:1].shape or (features[0] - first[0]).norm() > 1e-3 * first.norm():
+        raise ValueError(f"the detector {path} gives an image other features beside other images")
     return Detector(name, sha256_of(path), features.shape[1], network, device)

@@ -2,11 +2,14 @@
 
 import http.client
 import os
+import socket
 from pathlib import Path
 
 import torch
 
 from runtime.files import inside, sha256_of
+
+_SILENCE = 30.0  # seconds
 
 
 def digits_of(url: str) -> str:
@@ -25,7 +28,7 @@ def cached_weights(url: str, way_out: str) -> Path:
     if not path.is_file():
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            torch.hub.download_url_to_file(url, str(path), digits)
+            _download(url, path, digits)
         except (OSError, RuntimeError, http.client.HTTPException) as error:
             raise ValueError(
                 f"the weights are not at {path}, and {url} cannot be downloaded ({error}): get the "
@@ -38,6 +41,16 @@ def cached_weights(url: str, way_out: str) -> Path:
             "and it is downloaded again"
         )
     return path
+
+
+def _download(url: str, path: Path, digits: str) -> None:
+    """From a server that is not silent for long."""
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(_SILENCE)
+    try:
+        torch.hub.download_url_to_file(url, str(path), digits)
+    finally:
+        socket.setdefaulttimeout(before)
 
 
 def packaged(package: str, file: str, user: str, way_out: str = "") -> Path:

@@ -79,10 +79,9 @@ def write_page(
     data = {
         "title": title, "notes": notes, "tables": tables, "cells": shown, "details": details,
         "titles": {metric: title_of(metric) for metric in UNITS}, "rising": RISING,
-        "perception": _PERCEPTION, "first": _FIRST,
+        "perception": _PERCEPTION, "first": _FIRST, "pictures": [*pictures],
     }  # fmt: skip
-    data = plain(data) | {"pictures": [*pictures]}  # to look for credentials in these takes seconds
-    text = json.dumps(data, ensure_ascii=False, separators=(",", ":"))
+    text = json.dumps(plain(data), ensure_ascii=False, separators=(",", ":"))
     parts = {"title": html.escape(title), "data": text.replace("<", "\\u003c")}
     template = _TEMPLATE.read_text(encoding="utf-8")
     page = re.sub(r"\{\{(\w+)\}\}", lambda found: parts[found[1]], template)

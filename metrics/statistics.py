@@ -263,7 +263,7 @@ def load_reference(path: str | Path) -> Reference:
     Raises FileNotFoundError, and ValueError for one that is damaged or of another kind.
     """
     path = Path(path)
-    if not path.exists():
+    if not path.is_file():
         raise FileNotFoundError(f"there is no reference file {path}")
     if path.suffix in (".pkl", ".pickle", ".pt", ".pth"):
         raise ValueError(

@@ -107,7 +107,9 @@ def read_summary(path: str | os.PathLike[str]) -> dict[str, Any]:
 @contextmanager
 def _opened(path: Path) -> Iterator[tuple[Any, _Description]]:
     """A weights file, and what it says about itself."""
-    if not path.is_file():
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder: give the weights.safetensors of a run")
+    if not path.exists():
         raise FileNotFoundError(f"there is no weights file {path}")
     try:
         with safe_open(path, framework="pt", device="cpu") as file:

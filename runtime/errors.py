@@ -89,7 +89,10 @@ def is_killed_loader(error: BaseException) -> bool:
 
 
 def _sentence(error: Exception) -> str | None:
-    """What is said of an error that is no mistake of ours; None for one that is."""
+    """What is said of an error that is no mistake of ours; None for one that is, and for a reader
+    of our output that is gone, as `head` is, which click takes care of."""
+    if isinstance(error, BrokenPipeError):
+        return None
     if isinstance(error, OSError) and error.filename is not None and error.strerror:
         return f"{error.filename}: {error.strerror}"  # without the number that Python puts first
     if isinstance(error, DataError | OSError | DivergedError):

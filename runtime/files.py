@@ -108,9 +108,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
 
 
 def check_output(path: Path, option: str, suffix: str) -> None:
-    """Raise ValueError if a file that is to be written ends in another suffix, or is there
-    already.
-    """
+    """Raise ValueError if a file that is to be written ends in another suffix, or is there."""
     if os.path.lexists(path):
         raise ValueError(f"{option} {path} is there already: remove it or choose another")
     if path.suffix != suffix:

@@ -4,7 +4,6 @@ import os
 from dataclasses import dataclass
 
 _NEEDED = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-_NUMBERS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
 
 
 @dataclass(frozen=True)
@@ -35,9 +34,11 @@ def place() -> Place:
             f"WORLD_SIZE is set, as torchrun does it, but {missing[0]} is not: start with "
             "torchrun, or unset WORLD_SIZE"
         )
-    env = {name: int(os.environ[name]) for name in _NUMBERS if os.environ.get(name)}
-    local_world, local_rank = env.get("LOCAL_WORLD_SIZE", 1), env.get("LOCAL_RANK", 0)
-    return Place(env["RANK"], env["WORLD_SIZE"], local_rank, local_world)
+    world = _number("WORLD_SIZE", 1)
+    _number("MASTER_PORT", 0, 65535)
+    local_world = _number("LOCAL_WORLD_SIZE", 1, world) if "LOCAL_WORLD_SIZE" in os.environ else 1
+    local = _number("LOCAL_RANK", 0) if "LOCAL_RANK" in os.environ else 0
+    return Place(_number("RANK", 0, world - 1), world, local, local_world)
 
 
 def first_here() -> bool:
@@ -46,3 +47,11 @@ def first_here() -> bool:
         return place().local_rank == 0
     except ValueError:
         return True
+
+
+def _number(name: str, least: int, most: int | None = None) -> int:
+    text = os.environ[name]
+    if text.isdecimal() and least <= int(text) and (most is None or int(text) <= most):
+        return int(text)
+    accepted = f"a whole number from {least}" + ("" if most is None else f" to {most}")
+    raise ValueError(f"{name}='{text}' must be {accepted}, as torchrun sets it")

@@ -39,8 +39,12 @@ def parse_yaml(text: str, guess: bool = True) -> Any:
     """
     try:
         return yaml.load(text, yaml.SafeLoader if guess else _Texts)
-    except (yaml.YAMLError, RecursionError):
-        raise ValueError("this is no valid YAML") from None
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f"line {mark.line + 1}" if mark else "it"
+        raise ValueError(f"{where} cannot be read as YAML") from None
+    except RecursionError:
+        raise ValueError("it is nested too deep") from None
 
 
 def plain(value: Any) -> Any:

@@ -3,6 +3,8 @@
 NFE: evaluations of the denoiser for an image, by default. docs/samplers.md says more.
 """
 
+import signal
+
 from runtime.registry import described
 from samplers.base import SAMPLERS, make_sampler
 from zero_shot import ZeroShot
@@ -19,4 +21,5 @@ def costs(name: str) -> str:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # of `head`
     print("\n".join(described(name, cls, costs(name)) for name, cls in SAMPLERS.items()))

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -153,7 +152,7 @@ def find_checkpoint(folder: Path) -> tuple[Path, Progress, list[str]]:
                 if sha256_of(path / name) != expected:
                     raise ValueError(f"{name} is damaged")
             return path, state.progress, warnings
-        except (OSError, ValueError, SafetensorError) as error:
+        except (OSError, ValueError) as error:
             warnings.append(f"passing over checkpoint {path}: {error}")
     reasons = "".join(f"; {warning}" for warning in warnings)
     raise ValueError(f"{folder} holds no sound checkpoint to resume from{reasons}")

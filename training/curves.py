@@ -63,7 +63,7 @@ def draw_curves(folders: Sequence[Path], path: Path) -> Path:
 
 
 def _families(log: Iterable[dict[str, Any]]) -> list[str]:
-    return list(dict.fromkeys(name for line in log for name in line.get("heldout_psnr", {})))
+    return list(dict.fromkeys(name for line in log for name in line.get("heldout_psnr") or {}))
 
 
 def _points(log: Iterable[dict[str, Any]], *keys: str) -> tuple[list[float], list[float]]:

@@ -35,7 +35,8 @@ class RunLog:
         self.bar = progress(config.duration, "training", "images", silent, images, _SECONDS)
 
     def close(self) -> None:
-        self.bar.close()
+        with suppress(BrokenPipeError):
+            self.bar.close()
         self.file.close()
         for tracker in self.trackers:
             tracker.close()
@@ -47,7 +48,8 @@ class RunLog:
     def advance(self, images: int, fraction: float) -> None:
         """Move the bar on by a step; `fraction` is the share of the run that is over."""
         self.bar.total = round((self.bar.n + images) / max(fraction, 1e-9))
-        self.bar.update(images)
+        with suppress(BrokenPipeError):  # Ctrl-C ends `tee` too: the checkpoint is still to come
+            self.bar.update(images)
 
     def write(self, *, images: int, **values: Any) -> None:
         line = plain({"images": images, **values})
@@ -73,8 +75,9 @@ class RunLog:
 
     def say(self, text: str) -> None:
         """A line above the bar."""
-        if not self.silent:
-            self.bar.write(text, file=sys.stdout)
+        with suppress(BrokenPipeError):
+            if not self.silent:
+                self.bar.write(text, file=sys.stdout)
 
 
 def read_log(folder: Path) -> list[dict[str, Any]]:
@@ -92,5 +95,6 @@ def _whole_lines(path: Path) -> list[dict[str, Any]]:
     for line in path.read_bytes().splitlines() if path.is_file() else ():
         with suppress(ValueError):
             value = parse_json(line)
-            values += [value] if isinstance(value, dict) and "images" in value else []
+            if isinstance(value, dict) and type(value.get("images")) is int:
+                values.append(value)
     return values

@@ -12,7 +12,7 @@ from command_lines import contents
 from runner import Runner
 
 # What stands where a number, a text or anything else is expected.
-WORDS = (*("", "x", "nan", "inf", "-1", "0", "1e39", "1e-300", "2^99", "9" * 400, "1.5", "٣"),)
+WORDS = ("", "x", "nan", "inf", "-1", "0", "1e39", "1e-300", "2^99", "9" * 400, "1.5", "٣")
 VALUES = (None, True, -1, 0, 1.5, 1e308, 10**30, "x", "", [], [[]], {}, {"x": 1}, "9" * 400)
 
 

@@ -68,13 +68,13 @@ def test_gen_refuses_in_a_sentence(nets, argument, words):
         ("absent", "no weights file"),
         ("cut", "damaged"),
         ("text", "safetensors"),
-        ("folder", ""),
+        ("folder", "is a folder"),
         ("unconditional", "unconditional"),
     ],
 )
 def test_weights_that_do_not_serve_are_refused_by_their_name(nets, net, words):
     sentence = refusal(calculate_metrics.main, [*GEN, f"--net={nets[net]}"])
-    assert_names(sentence, f"{nets[net]} {words}".strip())
+    assert_names(sentence, f"{nets[net]} {words}")
 
 
 @pytest.mark.parametrize("option", ["--net", "--degradation", "--outdir"])

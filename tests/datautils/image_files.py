@@ -1,9 +1,7 @@
 """Folders and zip files of small pictures, as the tests of the data sets write them."""
 
 import json
-import struct
 import zipfile
-import zlib
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -56,19 +54,3 @@ def gradient(width: int, height: int) -> bytes:
     values = np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8)
     Image.fromarray(values).save(file, "PNG")
     return file.getvalue()
-
-
-def chunk(kind: bytes, data: bytes) -> bytes:
-    """A chunk of a PNG."""
-    return struct.pack(">L", len(data)) + kind + data + struct.pack(">L", zlib.crc32(kind + data))
-
-
-def png_of(
-    width: int, height: int, bits: int, colour: int, rows: bytes,
-    transparent: bytes | None = None, more: bytes = b"",
-) -> bytes:  # fmt: skip
-    """A PNG of any kind of pixels. rows: of one row of pixels; more: chunks before them."""
-    header = chunk(b"IHDR", struct.pack(">2L5B", width, height, bits, colour, 0, 0, 0))
-    more += b"" if transparent is None else chunk(b"tRNS", transparent)
-    data = chunk(b"IDAT", zlib.compress(b"\0" + rows))
-    return b"\x89PNG\r\n\x1a\n" + header + more + data + chunk(b"IEND", b"")

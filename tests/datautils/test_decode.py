@@ -103,6 +103,14 @@ def test_of_sixteen_bits_the_upper_eight_are_kept(format: str):
     assert (pixels(encoded(Image.fromarray(values), format)) == (values >> 8)[..., None]).all()
 
 
+@pytest.mark.parametrize("format", ["AVIF", "JPEG2000"])
+def test_newer_formats_are_read(format: str) -> None:
+    if format not in Image.SAVE:
+        pytest.skip(f"this Pillow has no {format}")
+    flat = Image.new("RGB", (16, 16), (200, 100, 50))
+    assert np.abs(pixels(encoded(flat, format)).astype(int) - (200, 100, 50)).max() <= 3
+
+
 def test_thirty_two_bits_are_refused_beyond_sixteen():
     data = encoded(Image.fromarray(np.full((2, 2), 255, np.int32)), "TIFF")
     with pytest.raises(DataError, match=r"^a\.png has .* more than 16 bits"):
@@ -222,7 +230,7 @@ def test_read_image_and_mask(tmp_path: Path):
     for read in (read_image, read_mask, read_kernel):
         with pytest.raises(DataError, match=r"nowhere\.png cannot be read: No such file"):
             read(tmp_path / "nowhere.png")
-        with pytest.raises(DataError, match="Is a directory"):
+        with pytest.raises(DataError, match=rf"{tmp_path} cannot be read: Is a directory"):
             read(tmp_path)
 
 
@@ -364,6 +372,10 @@ def test_colours_of_a_profile_become_srgb():
         picture.save(stream, "PNG", icc_profile=icc_profile(adobe, 563 / 256))
         found = np.asarray(decode_image(stream.getvalue(), "adobe.png"))
         assert np.abs(found.astype(int) - (231, 57, 57)).max() <= 2, found[0, 0]
+    grey = [Image.fromarray(np.full((2, 2), v)) for v in (np.uint8(50), np.uint16(50 << 8))]
+    data = [encoded(picture, icc_profile=icc_profile(adobe, 1.0)) for picture in grey]
+    eight, sixteen = (np.asarray(decode_image(picture, "grey.png")) for picture in data)
+    assert (eight == sixteen).all()
     stream = io.BytesIO()
     Image.fromarray(pixels).save(stream, "PNG", icc_profile=b"no profile at all")
     assert (np.asarray(decode_image(stream.getvalue(), "broken.png")) == pixels).all()

@@ -32,7 +32,9 @@ def test_the_place_of_a_process(monkeypatch):
 @pytest.mark.parametrize(
     "change",
     [
-        {"RANK": ""}, {"MASTER_PORT": ""}, {"MASTER_ADDR": ""},
+        {"RANK": "4"}, {"RANK": "-1"}, {"RANK": "x"}, {"RANK": ""}, {"WORLD_SIZE": "-3"},
+        {"WORLD_SIZE": "0"}, {"WORLD_SIZE": ""}, {"LOCAL_RANK": "abc"}, {"LOCAL_RANK": ""},
+        {"LOCAL_WORLD_SIZE": "0"}, {"MASTER_PORT": "port"}, {"MASTER_ADDR": ""},
     ],
     ids=str,
 )  # fmt: skip
@@ -52,6 +54,7 @@ def test_what_no_launcher_sets_is_refused_by_name(monkeypatch, capsys, change):
         ({"LOCAL_RANK": "abc"}, True),
         (SOUND | {"LOCAL_RANK": "0"}, True),
         (SOUND | {"LOCAL_RANK": "1"}, False),
+        (SOUND | {"LOCAL_RANK": "1", "RANK": "9"}, True),
     ],
     ids=str,
 )

@@ -83,5 +83,5 @@ def test_yaml_with_aliases_is_read():
     ["a: [", "a: \0", "a: *b", "[" * 1000 + "]" * 1000, "a: !!python/object:os.system x"],
 )
 def test_what_is_no_yaml_raises(text):
-    with pytest.raises(ValueError, match="no valid YAML"):
+    with pytest.raises(ValueError, match=r"cannot be read as YAML|too deep"):
         parse_yaml(text)

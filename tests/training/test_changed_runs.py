@@ -1,4 +1,4 @@
-"""A run goes on with what it was begun with, or says what has changed; nothing foreign is run."""
+"""A run goes on with what it was begun with, or says what has changed."""
 
 import json
 import shutil
