@@ -3,6 +3,7 @@
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from functools import partial
 from typing import TextIO, TypeVar, cast
 
@@ -20,8 +21,9 @@ class _Lines:
         self.stream = stream
 
     def write(self, text: str) -> None:
-        if text := text.strip("\r\n "):
-            self.stream.write(f"{text}\n")
+        with suppress(BrokenPipeError):  # Ctrl-C ends `tee` too, and a checkpoint is still to come
+            if text := text.strip("\r\n "):
+                self.stream.write(f"{text}\n")
 
 
 def progress(

@@ -35,8 +35,7 @@ class RunLog:
         self.bar = progress(config.duration, "training", "images", silent, images, _SECONDS)
 
     def close(self) -> None:
-        with suppress(BrokenPipeError):
-            self.bar.close()
+        self.bar.close()
         self.file.close()
         for tracker in self.trackers:
             tracker.close()
@@ -48,8 +47,7 @@ class RunLog:
     def advance(self, images: int, fraction: float) -> None:
         """Move the bar on by a step; `fraction` is the share of the run that is over."""
         self.bar.total = round((self.bar.n + images) / max(fraction, 1e-9))
-        with suppress(BrokenPipeError):  # Ctrl-C ends `tee` too: the checkpoint is still to come
-            self.bar.update(images)
+        self.bar.update(images)
 
     def write(self, *, images: int, **values: Any) -> None:
         line = plain({"images": images, **values})
