@@ -3,23 +3,19 @@
 Tests compare results with it, `benchmarks.speed` compares times. A blur is complex transforms of
 every channel on a doubled, zero-padded grid. A matrix stands beside its pseudo-inverse, made by a
 float64 SVD. A mask is as large as the image. Attention is a masked softmax over all tokens. Norms
-are their formula. Pictures are opened one by one.
+are their formula.
 """
 
-import itertools
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
-import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from torch import Tensor
 
-from degradation import Family, LinearOperator, MatrixDegradation, MotionBlur
+from degradation import Family, LinearOperator, MatrixDegradation
 from degradation.base import per_image
 from networks import cpu, layers
 from networks.attention import BACKENDS, use_backend
@@ -92,8 +88,8 @@ def plain_operator(
 ) -> LinearOperator:
     """The plain form of what a family of blurs, matrices or masks has drawn by these seeds."""
     shape = operator.image_shape
-    if isinstance(family, MotionBlur):
-        kernels = family.kernels(shape, structure, seeds)
+    kernels = family.kernels(shape, structure, seeds)
+    if kernels is not None:
         return PlainBlur(kernels.to(operator.s.device), structure, shape)
     if isinstance(family, MatrixDegradation):
         return PlainMatrix(operator.large, shape)
@@ -146,11 +142,3 @@ def plain_layers() -> Iterator[None]:
             yield
     finally:
         cpu.use_onednn(onednn)
-
-
-def plain_batches(folder: Path, batch: int) -> Iterator[Tensor]:
-    """Batches `[batch, 3, h, w]` of a folder's PNG files, opened one by one, over and over."""
-    paths = itertools.cycle(sorted(folder.rglob("*.png")))
-    while True:
-        pictures = [np.asarray(Image.open(next(paths)).convert("RGB")) for _ in range(batch)]
-        yield torch.from_numpy(np.stack(pictures)).movedim(-1, 1).contiguous()

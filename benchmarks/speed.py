@@ -9,9 +9,7 @@ results/NAME.json.
 import contextlib
 import math
 import multiprocessing
-import shutil
-import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from functools import partial
@@ -21,17 +19,13 @@ from typing import Any
 import click
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from torch import Tensor
 
 import zero_shot  # noqa: F401  makes its names known
 from benchmarks.memory import products
 from benchmarks.operator_sheet import families, structure_of
-from benchmarks.reference_path import PlainMatrix, plain_batches, plain_layers, plain_operator
+from benchmarks.reference_path import PlainMatrix, plain_layers, plain_operator
 from benchmarks.report import CONTEXT, benchmark
-from datautils import get_dataset
-from datautils.loading import cores
-from datautils.photos import Photos
 from degradation import Draws, GaussianNoise, LinearOperator, Problem, get_family
 from networks import PRESETS, Denoiser, NetworkConfig, cpu, make_config
 from networks.dropout import seed_dropout
@@ -39,7 +33,6 @@ from networks.precision import DTYPES
 from runtime.progress import each, seconds_now
 from runtime.tables import table
 from samplers import CountingDenoiser, make_sampler, sampler_names
-from training.data import training_batches
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 FAMILIES = {  # with a structure
@@ -251,16 +244,6 @@ def sampler_rows(
     return rows
 
 
-def images_per_second(batches: Iterator[Any], first: int) -> float:
-    """Once the first batches are there."""
-    for _ in range(first):
-        next(batches)
-    start, count = seconds_now(DEVICE), 0
-    while seconds_now(DEVICE) - start < SECONDS / 3:
-        count += len(next(batches)[0])
-    return count / (seconds_now(DEVICE) - start)
-
-
 # ---- the commands
 
 
@@ -343,35 +326,6 @@ def samplers(preset: str, batch: int, precision: str, names: Sequence[str]) -> A
     headers = ["sampler", "operator", "NFE", "network, ms", "sampler, ms an NFE", "share"]
     record = {"preset": preset, "batch": batch, "precision": precision, "rows": rows}
     return table(headers, cells), record
-
-
-@benchmark(main)
-@click.option("--side", type=click.IntRange(8), default=64)
-@click.option("--images", type=click.IntRange(1), default=3000)
-def data(side: int, images: int) -> Any:
-    """Images a second, in the order of training, of crops of the photos as PNG files in a folder
-    and in a zip. The files lie in the system's cache, so no disk is measured."""
-    torch.set_num_threads(1)
-    photos = Photos(side, "train", size=images)
-    with tempfile.TemporaryDirectory() as home:
-        folder = Path(home, "images")
-        folder.mkdir()
-        for i in range(images):
-            Image.fromarray(photos[i][0].movedim(0, -1).numpy()).save(folder / f"{i:06d}.png")
-        archive = shutil.make_archive(str(folder), "zip", folder)
-        plain = images_per_second(((x, None) for x in plain_batches(folder, 32)), 4)
-        rows = [{"source": "plain", "one_process": plain, "all_workers": None}]
-        for name, path in (("folder", folder), ("zip", archive)):
-            dataset = get_dataset("ImageDir", "train", path=path)
-            one, every = (
-                images_per_second(training_batches(dataset, 32, 0, 0, workers), 4 * max(1, workers))
-                for workers in (0, cores())
-            )
-            rows.append({"source": name, "one_process": one, "all_workers": every})
-    headers = ["source", "images/s, one process", "times plain", f"images/s, {cores()} workers"]
-    cells = [[r["source"], r["one_process"], r["one_process"] / plain, r["all_workers"]]
-             for r in rows]  # fmt: skip
-    return table(headers, cells), {"side": side, "workers": cores(), "rows": rows}
 
 
 if __name__ == "__main__":

@@ -3,7 +3,6 @@
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import cast
 
 import torch
 from torch import Tensor
@@ -12,7 +11,6 @@ from commands.operators import family_of
 from commands.options import Request
 from datautils.decode import centre_crop, read_image, read_kernel, read_mask, resize, to_tensor
 from degradation import (
-    Blur,
     Diagonalisable,
     Draws,
     GaussianNoise,
@@ -129,12 +127,10 @@ def _drawn(request: Request, photo: Tensor, image_shape: Shape, device: torch.de
     family = family_of(request.degradation or "", request.degradation_opt)
     seed = _problem_seed(request)
     family, structure = family.drawn(family.structure(seed))
-    if isinstance(family, Blur):
-        stride = cast(int, structure)
-        # The hand's motion is as large as the network's images; other blurs do not know of them.
-        shape = image_shape if family.grows else _shape(_cropped(photo, stride))
-        kernel = family.kernels(shape, stride, [seed]).to(device)
-        return _blurred(request, photo, kernel, stride, image_shape)
+    # The hand's motion is as large as the network's images; other blurs do not know of them.
+    kernel = family.kernels(image_shape if family.grows else _shape(photo), structure, [seed])
+    if kernel is not None:
+        return _blurred(request, photo, kernel.to(device), structure, image_shape)
     tiling = _tiling(request, photo, image_shape)
     whole = ValueError(
         f"{type(family).__name__} measures a photo as a whole, so no tile can be restored by "

@@ -19,14 +19,10 @@ from degradation.randomness import Draws
 class Blur(Family):
     """Convolutions with kernels that `kernels` draws; the stride is the structure."""
 
-    grows: ClassVar[bool] = False  # whether the kernel grows with the image
-
     def structure(self, seed: int) -> int:
         return choice(seed, "stride", self.structures())
 
     def kernels(self, image_shape: Shape, structure: int, seeds: Sequence[int]) -> Tensor:
-        """The kernels of `sample`, `[B, kh, kw]`, or one for all `[1, kh, kw]`, on the CPU; the
-        centre is at (kh // 2, kw // 2)."""
         raise NotImplementedError
 
     def sample(

@@ -19,6 +19,7 @@ class Family:
 
     measures: ClassVar[bool] = True  # whether there is a y
     local: ClassVar[bool] = True  # whether each measurement sees few pixels: tiles can be restored
+    grows: ClassVar[bool] = False  # whether kernels grow with the image
 
     def parts(self) -> "tuple[Family, ...]":
         """The families of a mixture; any other family is its only part."""
@@ -41,6 +42,11 @@ class Family:
     ) -> LinearOperator:
         """A batch of operators of this structure, one for each seed."""
         raise NotImplementedError
+
+    def kernels(self, image_shape: Shape, structure: Any, seeds: Sequence[int]) -> Tensor | None:
+        """The kernels of strided convolutions, `[B, kh, kw]`, or one for all `[1, kh, kw]`, on the
+        CPU; the centre is at (kh // 2, kw // 2). None from a family of other operators."""
+        return None
 
     def check(self, image_shape: Shape) -> None:
         """Raise ValueError if an operator of the family does not exist for this shape."""

@@ -3,7 +3,6 @@ deepinv (https://deepinv.github.io), for its samplers and losses."""
 
 import copy
 import importlib
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cache
@@ -12,14 +11,14 @@ from typing import Any, Protocol, Self, runtime_checkable
 import torch
 from torch import Tensor
 
-from degradation.base import Device, LinearOperator, Shape, per_image
+from degradation.base import Device, LinearOperator, Shape
 from degradation.family import Family
 from degradation.iterative import Iterative
 from degradation.randomness import Draws
 from degradation.solve import Linear
 
 _POWER_STEPS = 32  # of the iteration for ‖H‖: a few per cent are enough for a floor
-_IDENTITY = 1e-3  # largest relative error of what A_adjoint and an exact A_dagger must fulfil
+_IDENTITY = 1e-3  # largest relative error of what A_adjoint must fulfil
 _ROUNDING = 8  # times the precision of the numbers: a row of H this small is rounding
 
 
@@ -27,8 +26,8 @@ _ROUNDING = 8  # times the precision of the numbers: a row of H this small is ro
 class Physics(Protocol):
     """A linear map of images `[n, C, h, w]` to measurements `[n, ...]`, real or complex.
 
-    Every image is measured alike. `A_dagger(y)` is used where it is said to be exact. An object
-    that holds tensors has to be a `torch.nn.Module` to be moved to another device.
+    Every image is measured alike. An object that holds tensors has to be a `torch.nn.Module` to
+    be moved to another device.
     """
 
     def A(self, x: Tensor) -> Tensor: ...
@@ -39,15 +38,12 @@ class Physics(Protocol):
 class FromPhysics(Iterative):
     """The operator of one physics that `batch` images share, or of a list of B, one for each.
 
-    Complex measurements become real ones with a last axis of 2; `measurement_shape` is the form of
-    y as a picture, by default what A returns. Rows of H that leave two images of random numbers at
-    zero, up to rounding, do not exist. tol, max_iter and floor are those of `Iterative`.
-    exact_dagger: `A_dagger` is the pseudo-inverse, and replaces conjugate gradients at noise level
-    0; it has to be differentiable if gradients are wanted.
+    Complex measurements become real ones with a last axis of 2. Rows of H that leave two images of
+    random numbers at zero, up to rounding, do not exist. tol, max_iter and floor are those of
+    `Iterative`.
 
-    Raises ValueError if an object has no A or A_adjoint, A_adjoint is not the adjoint of A,
-    A_dagger not the pseudo-inverse it is said to be, the measurements do not fit together, or a
-    module holds numbers of 16 bits.
+    Raises ValueError if an object has no A or A_adjoint, A_adjoint is not the adjoint of A, the
+    measurements do not fit together, or a module holds numbers of 16 bits.
     """
 
     tensors = ("index", "norm", "exists")
@@ -57,11 +53,9 @@ class FromPhysics(Iterative):
         physics: Physics | Sequence[Physics],
         image_shape: Shape,
         batch: int = 1,
-        measurement_shape: Sequence[int] | None = None,
         tol: float = 1e-6,
         max_iter: int = 500,
         floor: float = 1e-3,
-        exact_dagger: bool = False,
     ):
         members = tuple(physics) if isinstance(physics, Sequence) else (physics,)
         if not members or batch < 1 or (len(members) > 1 and batch not in (1, len(members))):
@@ -75,21 +69,12 @@ class FromPhysics(Iterative):
                 )
         self.image_shape, self.physics = image_shape, members
         self.tol, self.max_iter, self.floor = tol, max_iter, floor
-        self.exact_dagger = exact_dagger
         (device, dtype), *_ = [_home(member) for member in members]  # each is checked
         self.members = tuple(range(len(members)))
         self.index = torch.arange(len(members), device=device)
         self._probe(dtype)
-        self.measurement_shape = tuple(measurement_shape or self.native_shape)
-        if math.prod(self.measurement_shape) != self.native_shape.numel():
-            raise ValueError(
-                f"measurement_shape {self.measurement_shape} does not fit measurements of the form "
-                f"{tuple(self.native_shape)}"
-            )
         self._check_adjoint()
         self.norm = self._largest()
-        if exact_dagger:
-            self._check_dagger()
         if len(members) == 1:
             for name in self.tensors:
                 value = getattr(self, name)
@@ -97,24 +82,13 @@ class FromPhysics(Iterative):
 
     # ---- the contract -------------------------------------------------------------------------
 
-    def H_pinv(self, y: Tensor, noise_level: float | Tensor = 0.0) -> Tensor:
-        if not self.exact_dagger:
-            return super().H_pinv(y, noise_level)
-        exact = torch.as_tensor(noise_level, device=self.norm.device) == 0
-        if not exact.any():
-            return super().H_pinv(y, noise_level)
-        x = self.unflatten(self._on_stacks(self._dagger, y))
-        if exact.all():
-            return x
-        return torch.where(per_image(exact.view(-1, 1, 1, 1), x), x, super().H_pinv(y, noise_level))
-
     @property
     def rows(self) -> Tensor:
         return self.exists
 
     def measurement_image(self, y: Tensor) -> Tensor | None:
         """y in its own form if that is a real picture of the image's channels, or a grey one."""
-        shape = self.measurement_shape
+        shape = self.native_shape
         if self.complex or len(shape) != 3 or shape[0] not in (1, self.image_shape[0]):
             return None
         return y.unflatten(-1, shape)
@@ -140,10 +114,6 @@ class FromPhysics(Iterative):
 
     def _spread(self, y: Tensor) -> Tensor:
         return self._each("A_adjoint", self._native(y), torch.real)  # ⟨Ax, y⟩ is real
-
-    def _dagger(self, y: Tensor) -> Tensor:
-        with torch.autocast(y.device.type, enabled=False):
-            return self._each("A_dagger", self._native(y), torch.real).flatten(-3)
 
     def _each(self, name: str, v: Tensor, convert: Linear) -> Tensor:
         """A map of the physics of each operator, of stacks `[B, K, ...]`; all at once if shared."""
@@ -207,49 +177,19 @@ class FromPhysics(Iterative):
         tell: of random x and y both are small beside ‖Ax‖‖y‖."""
         x = self._random_image(self.norm.dtype, "adjoint").flatten(2)
         there, back, *_ = self._system()
-        y = self._random_like(there(x), 1, "adjoint")
+        y = there(x)
+        y = Draws([1], y.device).normal(y.shape[2:], "physics/adjoint").to(y).expand_as(y)
         for v, first, second in ((x, there, back), (y, back, there)):
             image = first(v)
             energy = image.square().sum(-1)
-            self._require(
-                (energy - (v * second(image)).sum(-1)).abs() <= _IDENTITY * energy,
-                "A_adjoint of {} is not the adjoint of its A: conjugate gradients need the exact "
-                "one",
-            )
-
-    @torch.no_grad()
-    def _check_dagger(self) -> None:
-        """The Penrose identities on random vectors, for each physics: AA†A = A and A†AA† = A†, and
-        that the projections P = A†A and AA† are orthogonal, ⟨Pv, v − Pv⟩ = 0."""
-        x = self._random_image(self.norm.dtype, "dagger").flatten(2)
-        measure, dagger = self._system().forward, self._dagger
-        y = measure(x)
-        z = self._random_like(y, 2, "dagger")
-        back = dagger(z)
-        seen, found = dagger(y), measure(back)
-        identities = (
-            ((measure(seen) - y).norm(dim=-1), y.norm(dim=-1)),
-            ((dagger(found) - back).norm(dim=-1), back.norm(dim=-1)),
-            ((seen * (x - seen)).sum(-1).abs(), seen.square().sum(-1)),
-            ((found * (z - found)).sum(-1).abs(), found.square().sum(-1)),
-        )
-        for error, scale in identities:
-            self._require(
-                error <= _IDENTITY * scale,
-                "A_dagger of {} is not the pseudo-inverse of its A: leave out exact_dagger, and "
-                "conjugate gradients take its place",
-            )
-
-    def _random_like(self, y: Tensor, seed: int, stream: str) -> Tensor:
-        """Random measurements, the same ones for each physics."""
-        return Draws([seed], y.device).normal(y.shape[2:], f"physics/{stream}").to(y).expand_as(y)
-
-    def _require(self, right: Tensor, sentence: str) -> None:
-        """Raise ValueError, which names the first physics that is not right, `[P, 1]`."""
-        if not right.all():
-            number = int(right[:, 0].byte().argmin())
-            place = f" (physics {number} of the list)" if len(self.physics) > 1 else ""
-            raise ValueError(sentence.format(type(self.physics[number]).__name__ + place))
+            right = (energy - (v * second(image)).sum(-1)).abs() <= _IDENTITY * energy
+            if not right.all():
+                number = int(right[:, 0].byte().argmin())
+                place = f" (physics {number} of the list)" if len(self.physics) > 1 else ""
+                raise ValueError(
+                    f"A_adjoint of {type(self.physics[number]).__name__}{place} is not the adjoint "
+                    "of its A: conjugate gradients need the exact one"
+                )
 
 
 @dataclass(frozen=True, eq=False)

@@ -36,16 +36,12 @@ class Rows:
 
     def __init__(self, values: Tensor, shape: tuple[int, int, int] = SHAPE):
         self.values, self.shape = values.double().numpy(), shape
-        self.inverse = torch.linalg.pinv(values.double(), rtol=1e-8).numpy()
 
     def A(self, x: Tensor) -> Tensor:
         return torch.from_numpy(x.flatten(1).numpy() @ self.values.T).to(x)
 
     def A_adjoint(self, y: Tensor) -> Tensor:
         return torch.from_numpy(y.numpy() @ self.values).to(y).unflatten(1, self.shape)
-
-    def A_dagger(self, y: Tensor) -> Tensor:
-        return torch.from_numpy(y.numpy() @ self.inverse.T).to(y).unflatten(1, self.shape)
 
 
 class KSpace(nn.Module):

@@ -35,7 +35,6 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(speed, "REPEATS", 1)
     monkeypatch.setattr(speed, "alone", lambda function, *arguments: function(*arguments))
     monkeypatch.setattr(speed, "product_speeds", lambda precision: {"matmul": 1.0, "linear": 2.0})
-    monkeypatch.setattr(speed, "cores", lambda: 1)
     monkeypatch.setattr(posterior, "CROPS", 400)
     monkeypatch.setattr(sampler_quality, "STEPS", (4, 8))
     return tmp_path
@@ -99,13 +98,6 @@ def test_samplers_and_what_they_take_besides(home: Path) -> None:
     assert found == {("dpm", 20, 0), ("pigdm", 100, 100)}
     for row in rows:
         assert row["share"] == pytest.approx(row["sampler_ms"] / row["denoiser_ms"])
-
-
-def test_reading_beside_the_plain_way(home: Path) -> None:
-    run(speed.main, "data", "--side=16", "--images=40", "--name=n")
-    rows = result_of(home, "n")["rows"]
-    assert [row["source"] for row in rows] == ["plain", "folder", "zip"]
-    assert all(row["one_process"] > 0 for row in rows)
 
 
 @pytest.mark.slow

@@ -29,7 +29,6 @@ from training.loop import Trainer
 SHAPE = (3, 16, 16)
 FLOOR = 0.02
 PHYSICS = ("inpainting", "blur", "valid blur", "blur by FFT", "downsampling", "tomography", "MRI")
-EXACT = {"inpainting", "blur by FFT", "downsampling", "MRI"}
 every_physics = pytest.mark.parametrize("name", PHYSICS)
 
 
@@ -77,19 +76,6 @@ def test_maps_against_dense_matrices(deepinv: Any, name: str) -> None:
         expected = y.double() @ regularised_inverse(H, sigma).mT
         assert_near(op.H_pinv(y, level).flatten(2), expected, 2e-4)
     assert torch.equal(op.rows[0], H[0].abs().amax(-1) > 1e-6 * H.abs().max())  # not rounding
-
-
-@every_physics
-def test_its_own_pseudo_inverse_is_used_where_it_is_exact(deepinv: Any, name: str) -> None:
-    source, shape = physics(deepinv, name)
-    if name not in EXACT:
-        with pytest.raises(ValueError, match="is not the pseudo-inverse"):
-            FromPhysics(source, shape, exact_dagger=True)
-        return
-    op = FromPhysics(source, shape, batch=2, exact_dagger=True)
-    y = op.H(gaussian(2, *shape, dtype=torch.float32))
-    assert torch.equal(op.H_pinv(y), source.A_dagger(y.unflatten(1, op.native_shape)))
-    assert_near(op.clean(y), y, 1e-3)
 
 
 @pytest.mark.parametrize("name", ["blur", "tomography", "MRI"])

@@ -229,31 +229,6 @@ def test_measurements_as_pictures() -> None:
     assert picture is not None and picture.shape == (2, 3, 3, 2)
     assert build("complex").measurement_image(torch.zeros(2, 144)) is None
     assert build("matrix").measurement_image(torch.zeros(2, 20)) is None
-    flat = FromPhysics(Rows(gaussian(20, 72)), SHAPE, measurement_shape=(1, 4, 5))
-    grey = flat.measurement_image(torch.zeros(1, 20))
-    assert grey is not None and grey.shape == (1, 1, 4, 5)
-
-
-def test_an_exact_dagger_stands_in_without_noise() -> None:
-    class Counted(Rows):
-        calls = 0
-
-        def A_dagger(self, y: Tensor) -> Tensor:
-            self.calls += 1
-            return super().A_dagger(y)
-
-    physics = Counted(rank_deficient())
-    op = FromPhysics(physics, SHAPE, batch=2, exact_dagger=True, tol=1e-12).to(torch.float64)
-    physics.calls = 0
-    H = dense(op)
-    assert_near(dense_pinv(op), torch.linalg.pinv(H, rtol=1e-8), 1e-12)
-    assert physics.calls == 1
-    assert_near(dense_pinv(op, LEVELS), regularised_inverse(H, LEVELS), 1e-9)
-    assert physics.calls == 1
-    mixed = dense_pinv(op, torch.tensor([0.0, 0.3]))
-    assert_near(mixed[:1], torch.linalg.pinv(H, rtol=1e-8)[:1], 1e-12)
-    level = torch.tensor([0.3, 0.3])
-    assert_near(mixed[1:], regularised_inverse(H, level)[1:], 1e-6)
 
 
 def test_too_few_steps_are_told() -> None:
@@ -268,9 +243,6 @@ def test_too_few_steps_are_told() -> None:
 class Wrong(Rows):
     def A_adjoint(self, y: Tensor) -> Tensor:
         return super().A_adjoint(y) * 1.1
-
-    def A_dagger(self, y: Tensor) -> Tensor:
-        return super().A_dagger(y) * 1.1
 
 
 class Affine(Rows):
@@ -289,7 +261,6 @@ class Several(Rows):
         (Wrong(gaussian(20, 72)), {}, "Wrong is not the adjoint of its A"),
         (Affine(gaussian(20, 72)), {}, "Affine is not the adjoint of its A"),
         (Several(gaussian(20, 72)), {}, "to one tensor of measurements .* not to list"),
-        (Rows(gaussian(20, 72)), {"measurement_shape": (3, 7)}, "does not fit measurements"),
         ([], {}, "0 physics for 1 images"),
         ([Padded(), Padded()], {"batch": 3}, "2 physics for 3 images"),
         ([Padded(), Padded(stride=2)], {}, "must have one form"),
@@ -300,15 +271,6 @@ class Several(Rows):
 def test_physics_that_are_refused(physics: Any, options: dict, sentence: str) -> None:
     with pytest.raises(ValueError, match=sentence):
         FromPhysics(physics, SHAPE, **options)
-
-
-def test_a_dagger_that_is_not_exact_is_refused() -> None:
-    class Approximate(Rows):
-        def A_dagger(self, y: Tensor) -> Tensor:
-            return super().A_dagger(y) * 1.01
-
-    with pytest.raises(ValueError, match="Approximate is not the pseudo-inverse"):
-        FromPhysics(Approximate(gaussian(20, 72)), SHAPE, exact_dagger=True)
 
 
 LARGE = (3, 128, 128)
@@ -347,61 +309,6 @@ def test_wrong_adjoints_are_refused_at_any_size(wrong: str, shape: tuple[int, in
     # A member of a list is not hidden by a larger one.
     with pytest.raises(ValueError, match=r"Pixels \(physics 1 of the list\) is not the adjoint"):
         FromPhysics([Pixels(scale=1e3), Pixels(WRONG[wrong], 1e-3)], shape)
-
-
-class Means:
-    def A(self, x: Tensor) -> Tensor:
-        return torch.nn.functional.avg_pool2d(x, 2)
-
-    def A_adjoint(self, y: Tensor) -> Tensor:
-        return y.repeat_interleave(2, -1).repeat_interleave(2, -2) / 4
-
-    def A_dagger(self, y: Tensor) -> Tensor:
-        return 4 * self.A_adjoint(y)
-
-
-class Corner(Means):
-    """Right inverse, but the image is not the smallest: A†A is an oblique projection."""
-
-    def A_dagger(self, y: Tensor) -> Tensor:
-        return 4 * torch.nn.functional.interpolate(y, scale_factor=2) * self.corner(y)
-
-    def corner(self, y: Tensor) -> Tensor:
-        corner = torch.zeros(2 * y.shape[-2], 2 * y.shape[-1])
-        corner[::2, ::2] = 1
-        return corner
-
-
-class Twice(Means):
-    """Each mean twice; the inverse looks at the first only: AA† is an oblique projection."""
-
-    def A(self, x: Tensor) -> Tensor:
-        return torch.stack((super().A(x), super().A(x)), 1)
-
-    def A_adjoint(self, y: Tensor) -> Tensor:
-        return super().A_adjoint(y.sum(1))
-
-    def A_dagger(self, y: Tensor) -> Tensor:
-        return 4 * super().A_adjoint(y[:, 0])
-
-
-@pytest.mark.parametrize("shape", [SHAPE, LARGE])
-@pytest.mark.parametrize("oblique", [Corner, Twice])
-def test_an_oblique_inverse_is_refused_at_any_size(oblique: type, shape: Any) -> None:
-    FromPhysics(Means(), shape, exact_dagger=True)
-    with pytest.raises(ValueError, match=f"{oblique.__name__} is not the pseudo-inverse"):
-        FromPhysics(oblique(), shape, exact_dagger=True)
-
-
-def test_a_dagger_of_a_list_is_not_hidden_by_a_larger_one() -> None:
-    values = gaussian(20, 72)
-    with pytest.raises(ValueError, match=r"Wrongly \(physics 1 of the list\) is not the pseudo"):
-        FromPhysics([Rows(1e-4 * values), Wrongly(1e4 * values)], SHAPE, exact_dagger=True)
-
-
-class Wrongly(Rows):
-    def A_dagger(self, y: Tensor) -> Tensor:
-        return super().A_dagger(y) * 1.1
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
