@@ -126,7 +126,7 @@ def with_pictures(config: TrainConfig, path: Path) -> TrainConfig:
         raise ValueError(f"--data {path} has {count} picture: give two or more")
     if first_here():
         shown = f"{count - heldout} pictures to train on, {heldout} held out, {side}×{side} pixels"
-        print(f"{path}: {shown}", file=sys.stderr)
+        print(f"{path}: {shown}, no classes", file=sys.stderr)
         if config.init is None:
             begin = "from random weights; --init FILE begins with others of the same architecture"
             print(f"training begins {begin}", file=sys.stderr)

@@ -19,15 +19,19 @@ _STYLES = ("-", "--", ":", "-.")
 
 def draw_curves(folders: Sequence[Path], path: Path) -> Path:
     """Draw the logs of runs into one picture; a run has a line style, a family a colour.
+    Runs go by the names of their folders, or by their paths if two have the same name.
 
     Raises ValueError if a folder has no log.
     """
     import matplotlib.pyplot as plt  # slow to import
 
     folders = list(dict.fromkeys(folders))
-    logs = {str(folder): read_log(folder) for folder in folders}
-    names = list(dict.fromkeys(name for log in logs.values() for name in _families(log)))
-    count = 3 if names else 1  # without a degradation there is the loss alone
+    names = [folder.resolve().name for folder in folders]
+    if len(set(names)) < len(names):
+        names = [str(folder) for folder in folders]
+    logs = {name: read_log(folder) for name, folder in zip(names, folders, strict=True)}
+    families = list(dict.fromkeys(name for log in logs.values() for name in _families(log)))
+    count = 3 if families else 1  # without a degradation there is the loss alone
     size = (4.3 * count, 4)
     figure, (axes,) = plt.subplots(1, count, figsize=size, layout="constrained", squeeze=False)
     for i, (run, log) in enumerate(logs.items()):
@@ -39,13 +43,13 @@ def draw_curves(folders: Sequence[Path], path: Path) -> Path:
         for name in _families(log):
             images, values = _points(log, "heldout_psnr", name)
             marked = style | {
-                "marker": "o", "markersize": 3, "color": f"C{names.index(name)}",
+                "marker": "o", "markersize": 3, "color": f"C{families.index(name)}",
                 "label": prefix + name,
             }  # fmt: skip
             axes[0].plot(images, values, **marked)
             axes[1].plot(images, [value - values[0] for value in values], **marked)
     axes[-1].set(ylabel="loss", title="Training loss")
-    if names:
+    if families:
         axes[0].set(ylabel="PSNR (dB)", title="Held-out PSNR of the MMSE estimate")
         axes[1].set(ylabel="change (dB)", title="The same, since the start")
         axes[0].legend(fontsize="small")
