@@ -105,7 +105,10 @@ def _resolved(options: RunOptions, overrides: dict[str, Any]) -> tuple[TrainConf
     elif source is None:
         source = _published(overrides, pictures)
     config = TrainConfig.load(source, overrides)
-    named = source or options.keep_going or "data_class" in overrides or "preset" in overrides
+    folder = options.resume or options.outdir or Path("experiments", options.name or config.preset)
+    before = folder / "config.yaml"
+    resume = bool(options.resume or (options.keep_going and before.exists()))
+    named = source or resume or "data_class" in overrides or "preset" in overrides
     if not (named or options.dry_run):  # the defaults are the paper's: days on several GPUs
         raise ValueError(
             "say what to train: --data FOLDER for own pictures, --config configs/demo.yaml for a "
@@ -115,9 +118,6 @@ def _resolved(options: RunOptions, overrides: dict[str, Any]) -> tuple[TrainConf
         from commands.train import with_data_options, with_pictures  # importing torch takes seconds
 
         config = with_pictures(config, pictures) if pictures else with_data_options(config, data)
-    folder = options.resume or options.outdir or Path("experiments", options.name or config.preset)
-    before = folder / "config.yaml"
-    resume = bool(options.resume or (options.keep_going and before.exists()))
     if resume and not options.accept_changes:
         config.check_resumes(TrainConfig.load(before, {}))
     return config, folder, resume

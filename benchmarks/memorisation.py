@@ -23,7 +23,7 @@ from metrics.detectors import load_detector
 from metrics.images import write_grid
 from metrics.pixel import to_uint8
 from networks import load_weights
-from runtime.options import key_values
+from runtime.reader import key_values
 from runtime.tables import table
 from samplers import DPM
 

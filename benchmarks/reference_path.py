@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from degradation import Family, LinearOperator, MatrixDegradation
+from degradation import DenseMatrix, Family, LinearOperator
 from degradation.base import per_image
 from networks import cpu, layers
 from networks.attention import BACKENDS, use_backend
@@ -91,7 +91,7 @@ def plain_operator(
     kernels = family.kernels(shape, structure, seeds)
     if kernels is not None:
         return PlainBlur(kernels.to(operator.s.device), structure, shape)
-    if isinstance(family, MatrixDegradation):
+    if isinstance(operator, DenseMatrix):
         return PlainMatrix(operator.large, shape)
     return PlainMask(operator.mask, shape)
 

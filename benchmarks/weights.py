@@ -23,11 +23,11 @@ from commands.gen import evaluate
 from commands.options import GenOptions, RefOptions
 from commands.ref import write_reference
 from metrics.means import paired_difference
-from metrics.records import read_rows
 from metrics.report import metrics_rows
+from metrics.results import read_rows
 from runtime.files import sha256_of
 from runtime.launcher import place
-from runtime.options import parse_count, texts
+from runtime.reader import parse_count, texts
 from runtime.tables import table
 
 NETS = tuple(

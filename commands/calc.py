@@ -9,10 +9,10 @@ from typing import Any
 
 import torch
 
-from commands.cli import chosen
-from commands.files import RESULTS, check_new, working_folder
+from commands.checks import chosen
 from commands.methods import distances_of
 from commands.options import CalcOptions
+from commands.results import RESULTS, check_new, working_folder
 from datautils.imagedir import ImageDir
 from datautils.loading import load_batches
 from metrics.dataset import dataset_statistics
@@ -21,8 +21,8 @@ from metrics.means import summaries
 from metrics.measure import check_images
 from metrics.perceptual import PERCEPTUAL, perceptual
 from metrics.pixel import psnr, ssim
-from metrics.records import write_metrics
 from metrics.report import UNITS, shown, title_of
+from metrics.results import write_metrics
 from metrics.statistics import Distances, Moments, Reference
 from runtime import distributed
 from runtime.errors import DataError, one_sentence_errors

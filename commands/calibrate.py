@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from commands.methods import Restorer
-from metrics.records import summarised, write_merged
+from metrics.results import summarised, write_merged
 from metrics.sampled import SampleRecords, calibration, write_calibration
 from runtime import distributed
 from samplers import MMSE

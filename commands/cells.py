@@ -14,14 +14,14 @@ from typing import Any
 
 from commands.methods import preset_options, samplers_of
 from commands.options import GenOptions
-from commands.tables import Block, Figure, Made, Row, Setting, Table, setting_of
+from commands.table_files import Block, Figure, Made, Row, Setting, Table, setting_of
 from datautils import get_dataset
 from datautils.identity import identity
 from metrics.detectors import DISTANCES
 from metrics.perceptual import PERCEPTUAL
 from runtime.errors import DataError
 from runtime.files import is_claimed, sha256_of
-from runtime.options import texts
+from runtime.reader import texts
 
 
 @dataclass(frozen=True)

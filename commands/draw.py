@@ -12,16 +12,16 @@ import torch
 from torch import Tensor
 
 from commands import methods
-from commands.cli import chosen
+from commands.checks import chosen
 from commands.evaluation import Evaluation, gathered, run, settings_of, stages_of
-from commands.files import IMAGES, check_new, results_of
 from commands.options import UNUSED, GenOptions
+from commands.results import IMAGES, check_new, results_of
 from degradation import Draws, GaussianNoise, NoDegradation, derive_seed
 from metrics.detectors import DISTANCES
 from metrics.images import image_name, write_grid
 from metrics.measure import Measure
-from metrics.records import write_metrics
 from metrics.report import metrics_rows, units
+from metrics.results import write_metrics
 from metrics.sampled import SampleRecords
 from networks.precision import resolve_precision
 from runtime import distributed

@@ -12,9 +12,9 @@ import torch
 
 from commands import methods
 from commands.calibrate import sample_file
-from commands.files import IMAGES, results_of, working_folder
 from commands.methods import Restorer
 from commands.options import GenOptions
+from commands.results import IMAGES, results_of, working_folder
 from datautils import ImageDataset
 from degradation import Family, Noise
 from metrics.detectors import DISTANCES
@@ -23,7 +23,7 @@ from metrics.images import ImageWriter
 from metrics.measure import PER_IMAGE, Measure, Share
 from metrics.page import write_report
 from metrics.pipeline import Stage
-from metrics.records import PartialRecords
+from metrics.results import PartialRecords
 from metrics.sampled import SampleRecords
 from metrics.statistics import Distances, FeatureStatistics, compared
 from runtime import distributed, signals

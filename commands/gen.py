@@ -14,12 +14,12 @@ from torch import Tensor
 
 from commands import methods
 from commands.calibrate import calibrated, sample_counts
-from commands.cli import check_once, checked_count, chosen
+from commands.checks import check_once, checked_count, chosen
 from commands.evaluation import Evaluation, gathered, run, settings_of, stages_of
-from commands.files import check_new, results_of
 from commands.methods import Restorer
 from commands.operators import families_of
 from commands.options import GenOptions
+from commands.results import check_new, results_of
 from datautils import ImageDataset, get_dataset
 from datautils.identity import Identity, classes_of, identity
 from degradation import check_noise, make_noise
@@ -27,8 +27,8 @@ from metrics.evaluate import Restore
 from metrics.examples import write_examples
 from metrics.images import enhanced
 from metrics.measure import METRICS, Measure, check_images
-from metrics.records import summarised, write_merged, write_metrics
 from metrics.report import metrics_rows, units, write_pictures
+from metrics.results import summarised, write_merged, write_metrics
 from metrics.sampled import SampleRecords, calibration_table
 from networks import Model, NetworkConfig, read_summary
 from networks.analytic import PriorConfig

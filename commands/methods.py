@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from commands.cli import check_once, options_by_name
+from commands.checks import check_once, options_by_name
 from commands.options import CalcOptions, GenOptions
 from datautils import ImageDataset, get_dataset
 from datautils.identity import Identity
@@ -23,6 +23,7 @@ from networks import (
     ASeqDIP,
     Denoiser,
     Model,
+    cpu,
     fit_gaussian,
     load_weights,
     posterior_mean,
@@ -32,7 +33,7 @@ from networks.precision import DTYPES
 from networks.presets import conditioning_of
 from runtime.environment import environment
 from runtime.files import sha256_of
-from runtime.options import arguments
+from runtime.reader import arguments
 from runtime.records import parse_yaml
 from samplers import (
     NPPC,
@@ -101,7 +102,7 @@ def kept(
     made_with = environment()
     settings = {
         "nets": [sha256_of(net) for net in options.nets], "compiled": options.compiled,
-        "precision": options.precision, "cfg": options.cfg,
+        "precision": options.precision, "cfg": options.cfg, "onednn": cpu.uses_onednn(),
         "torch": made_with["torch"], "device": made_with["device"],
         "code": code_of([*samplers.values(), *families]),
     }  # fmt: skip

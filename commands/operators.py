@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from commands.cli import check_once, options_by_name
+from commands.checks import check_once, options_by_name
 from datautils.decode import read_kernel, read_mask
 from degradation import FAMILIES, Family, get_family
 

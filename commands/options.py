@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from runtime.cli import flag, option
-from runtime.options import PRECISIONS
+from runtime.reader import PRECISIONS
 
 _DATA = (
     "Data set, such as Photos, FFHQ64, or module.Class of your own; or a folder or zip file of "

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from commands.cells import Cell, Cells
-from commands.tables import Table, setting_of
+from commands.table_files import Table, setting_of
 from metrics.page import read_result, write_page
 from metrics.report import RISING, best_of, shown, title_of
 

@@ -127,7 +127,7 @@ def _drawn(request: Request, photo: Tensor, image_shape: Shape, device: torch.de
     family = family_of(request.degradation or "", request.degradation_opt)
     seed = _problem_seed(request)
     family, structure = family.drawn(family.structure(seed))
-    # The hand's motion is as large as the network's images; other blurs do not know of them.
+    # Kernels of motion grow with the image: as in training, they fit the network's images.
     kernel = family.kernels(image_shape if family.grows else _shape(photo), structure, [seed])
     if kernel is not None:
         return _blurred(request, photo, kernel.to(device), structure, image_shape)

@@ -3,7 +3,7 @@
 import time
 from dataclasses import asdict
 
-from commands.cli import check_once, checked_count
+from commands.checks import check_once, checked_count
 from commands.options import RefOptions
 from datautils import get_dataset
 from datautils.identity import identity

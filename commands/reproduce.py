@@ -11,7 +11,7 @@ from typing import Any
 from commands.cells import Cell, Cells, cells_of, figure_cell
 from commands.options import GenOptions, ReproduceOptions
 from commands.paper import columns, write_table_page
-from commands.tables import ROOT, Figure, Table, load, names
+from commands.table_files import ROOT, Figure, Table, load, names
 from runtime import distributed
 from runtime.errors import one_sentence_errors
 from runtime.files import replacing
@@ -144,7 +144,8 @@ def _figure(wanted: Wanted, options: ReproduceOptions) -> None:
         print(line)
     if cell.done:
         picture = options.outdir / f"{wanted.name}-{options.scale}.png"
-        shutil.copyfile(cell.options.outdir / wanted.what.picture, picture)
+        with replacing(picture) as temporary:
+            shutil.copyfile(cell.options.outdir / wanted.what.picture, temporary)
         print(f"written: {picture}\n")
 
 

@@ -10,11 +10,11 @@ from typing import Any
 import torch
 
 from commands import methods
-from commands.cli import chosen
-from commands.files import check_new, working_folder
+from commands.checks import chosen
 from commands.options import PHOTO_OPT, PHOTO_SAMPLER, RestoreOptions
 from commands.photo import Task, pose
 from commands.restoration import Restoration, restored
+from commands.results import check_new, working_folder
 from commands.sheet import Restored, write_restored
 from metrics.pixel import consistency, psnr, to_uint8
 from metrics.report import title_of

@@ -13,7 +13,7 @@ from torch import Tensor
 from commands.photo import Task
 from metrics.images import enhanced, picture, write_grid
 from metrics.pixel import to_uint8
-from metrics.records import write_metrics
+from metrics.results import write_metrics
 from runtime.files import replacing
 from samplers import Components
 

@@ -18,13 +18,13 @@ from datautils.identity import identity
 from datautils.imagedir import ImageDir
 from degradation import Family, NoDegradation, check_noise
 from metrics.statistics import load_reference, reference_detectors
-from networks import Denoiser, load_weights, make_config
+from networks import Denoiser, cpu, load_weights, make_config
 from runtime import distributed
 from runtime.environment import environment
 from runtime.errors import one_sentence_errors
 from runtime.files import check_folder, claimed, replacing
 from runtime.launcher import first_here
-from runtime.options import arguments
+from runtime.reader import arguments
 from runtime.records import plain
 from samplers import DPM, Heun, InDI, Sampler, one_step
 from training.checkpoint import Origin, list_checkpoints
@@ -287,7 +287,8 @@ def _record(config: TrainConfig, folder: Path, command: Sequence[str], trainer: 
     # A line for each time the run was started.
     with (folder / "starts.jsonl").open("a") as file:
         start = {
-            "command": list(command), "precision": trainer.precision, "environment": environment(),
+            "command": list(command), "precision": trainer.precision,
+            "onednn": cpu.uses_onednn(), "environment": environment(),
             "data": trainer.progress.origin and asdict(trainer.progress.origin.data),
         }  # fmt: skip
         file.write(json.dumps(plain(start)) + "\n")

@@ -157,7 +157,7 @@ class Zip(Archive):
                 signature, name, extra = struct.unpack("<4s22x2H", file.read(30))
                 file.seek(name + extra, os.SEEK_CUR)
                 data = file.read(packed)
-            if method == zipfile.ZIP_DEFLATED:  # a byte more than promised is enough to see the lie
+            if method == zipfile.ZIP_DEFLATED:  # one byte more than promised shows a wrong size
                 data = zlib.decompressobj(-zlib.MAX_WBITS).decompress(data, size + 1)
             if signature == b"PK\3\4" and len(data) == size and zlib.crc32(data) == crc:
                 return data

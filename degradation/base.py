@@ -80,10 +80,6 @@ class LinearOperator:
         """Hᵀ(HHᵀ + σ²I)⁻¹y; at noise level σ = 0 the Moore-Penrose pseudo-inverse H†y."""
         raise NotImplementedError
 
-    def clean(self, y: Tensor) -> Tensor:
-        """HH†y: the part of a measurement that lies in the range of H."""
-        return self.H(self.H_pinv(y))
-
     def project(self, x: Tensor, y: Tensor) -> Tensor:
         """The image nearest to x whose measurement is y: x + H†(y − Hx)."""
         return x + self.H_pinv(y - self.H(x))
@@ -195,10 +191,6 @@ class Diagonalisable(LinearOperator):
 
     def H_pinv(self, y: Tensor, noise_level: float | Tensor = 0.0) -> Tensor:
         return self.V(scaled(self.Ut(y), regularised_gain(self.s, noise_level)))
-
-    def clean(self, y: Tensor) -> Tensor:
-        """UUᵀy = HH†y."""
-        return self.U(self.Ut(y))
 
     @property
     def largest_gain(self) -> Tensor:

@@ -15,7 +15,7 @@ from degradation.motion import motion_kernels
 from degradation.randomness import Draws
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Blur(Family):
     """Convolutions with kernels that `kernels` draws; the stride is the structure."""
 

@@ -117,9 +117,7 @@ def restorations(
             draws = Draws(seeds, device)
             problem = noise.measure(operator, to_float(truth), draws, labels.to(device))
         for method, restore in methods.items():
-            # A problem and draws of its own: no method profits from what another has computed.
-            own, draws = problem[:], Draws(seeds, device)
-            x, seconds = _timed(restore, own, draws)
+            x, seconds = _timed(restore, problem, Draws(seeds, device))
             cost, count = getattr(restore, "cost", {}), samples.get(method)
             several = _samples(x, restore, problem, seeds, count) if count else None
             yield Restored(group, method, truth, problem, x, seconds, cost, several)
@@ -133,7 +131,7 @@ def _samples(
     images, finite = [to_uint8(first)], first.flatten(1).isfinite().all(1)
     for k in range(1, count):
         draws = Draws([derive_seed(seed, "sample", k) for seed in seeds], device)
-        x, seconds = _timed(restore, problem[:], draws)
+        x, seconds = _timed(restore, problem, draws)
         total += seconds
         images.append(to_uint8(x))
         finite &= x.flatten(1).isfinite().all(1)

@@ -60,7 +60,7 @@ class Kept:
         record = json.dumps({"cost": self.cost, "seconds": self.seconds})
         try:
             write_tensors(path, {"x": on_cpu.contiguous()}, {"record": record})
-        except OSError as error:  # Python tells a warning once
+        except OSError as error:  # Python shows a warning once
             warnings.warn(f"restorations are not kept: {error}", stacklevel=2)
         return x
 

@@ -17,7 +17,7 @@ from metrics.examples import Examples, Key
 from metrics.images import ImageWriter, image_name
 from metrics.perceptual import PERCEPTUAL, perceptual
 from metrics.pixel import consistency, psnr, ssim, to_uint8
-from metrics.records import PartialRecords
+from metrics.results import PartialRecords
 from metrics.statistics import FeatureStatistics
 
 # A metric of each image: (problem, restored float images, restored uint8, true uint8) → [B].

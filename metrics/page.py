@@ -18,8 +18,8 @@ from metrics.calibration import coverages
 from metrics.examples import NAME
 from metrics.measure import PER_IMAGE
 from metrics.perceptual import PERCEPTUAL
-from metrics.records import read_rows
 from metrics.report import RISING, UNITS, best_of, metrics_rows, title_of
+from metrics.results import read_rows
 from runtime.errors import DataError
 from runtime.files import replacing
 from runtime.records import plain
@@ -153,7 +153,7 @@ def _names(settings: Mapping[str, Any]) -> list[str]:
 
 
 def _restore(value: dict[str, Any]) -> None:
-    """JSON has no word for what is not finite."""
+    """Numbers that are not finite, which JSON cannot write."""
     equal = value.get("infinite") and not value["count"]
     for name in ("mean", "low", "high"):
         if name in value and value[name] is None:

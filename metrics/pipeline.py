@@ -11,7 +11,7 @@ import torch
 
 
 class Stage:
-    """Does `work` on every item that is put while the caller goes on: one thread works in order.
+    """Does `work` on every item that is put while the caller goes on; one thread works in order.
 
     At most `depth` items are under way, so memory stays bounded. On a GPU a thread has a stream of
     its own; what an item holds must be computed when it is put. An exception of the work is raised

@@ -33,7 +33,7 @@ UNITS = {
     "features, and write run beside each other",
 }  # fmt: skip
 
-RISING = ("psnr", "ssim")  # the others are the better, the lower
+RISING = ("psnr", "ssim")  # of the others lower is better
 
 COMPILING = " (compiling included)"  # seconds of a compiled network
 

@@ -14,8 +14,8 @@ from metrics.calibration import FEWEST, conformal_scale, coverages, names, stati
 from metrics.evaluate import Restored
 from metrics.examples import Key
 from metrics.means import interval, resampled_means
-from metrics.records import PartialRecords
 from metrics.report import shown
+from metrics.results import PartialRecords
 from runtime.files import replacing
 from runtime.tables import table
 

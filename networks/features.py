@@ -65,8 +65,8 @@ class ImageFeatures:
 class RowFeatures(ImageFeatures):
     """H† is `large`ᵀ·inverse with an inverse `[B, M, M]` that is computed once.
 
-    The columns in the order of the tokens would spare nothing, because the stack lies inside the
-    tokens and has to be brought outside either way.
+    Columns in the order of the tokens would save no time: the stack lies inside the tokens, and is
+    copied to the outside in both cases.
     """
 
     operator: DenseMatrix

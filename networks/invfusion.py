@@ -18,7 +18,7 @@ from networks import layers
 from networks.attention import Attention, backend_in_use, make_attention
 from networks.dropout import Dropout
 from networks.features import FeatureMap, feature_map, mix
-from runtime.options import OBJECTIVES
+from runtime.reader import OBJECTIVES
 
 AUGMENT_DIM = 9  # numbers that describe a non-leaking augmentation (EDM, appendix F.2)
 _MOST_LEVELS = 16  # each has half the side of the one before
@@ -229,7 +229,7 @@ class InvFusion(nn.Module):
         layers.zero_init(self.patch_out.proj)
         # Levels, 0 the finest, whose blocks keep no activations for the backward pass.
         self.recompute: frozenset[int] = frozenset()
-        # `transform` as `Denoiser.compile` made it; of no network, so that copies share it.
+        # `transform` as `Denoiser.compile` made it. It holds no network, so copies share it.
         self.compiled: Callable[..., Tensor] | None = None
         self._grids: dict[tuple, list[list[Grid]]] = {}
         self.register_load_state_dict_post_hook(_forget_grids)

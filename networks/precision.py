@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from runtime.options import PRECISIONS
+from runtime.reader import PRECISIONS
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 

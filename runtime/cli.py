@@ -15,7 +15,7 @@ from typing import Any
 import click
 
 from runtime.errors import data_errors
-from runtime.options import key_values, parse_count, read
+from runtime.reader import key_values, parse_count, read
 from runtime.registry import default_of
 
 SETTINGS = {"help_option_names": ["-h", "--help"]}
@@ -33,9 +33,10 @@ def option(
 ) -> Any:
     """A field of a dataclass of options.
 
-    help: one sentence or two; default: without one the option must be given; name: on the command
-    line, or two with a space between; by default that of the field with dashes, empty for none
-    there; choices: of a text; least, most: the range of a number; shown: the default in words.
+    help: one sentence or two. default: without one the option must be given. name: the option's
+    name on the command line, or two names with a space between; by default the field's name with
+    dashes; an empty name leaves it out of the command line. choices: the texts that are accepted.
+    least, most: the range of a number. shown: the default in words.
     """
     metadata = dict(help=help, name=name, choices=choices, least=least, most=most, shown=shown)
     if isinstance(default, dict | list):
@@ -63,8 +64,8 @@ class Typed(click.ParamType):
 
 
 class Command(click.Command):
-    """A click command that refuses an option given twice, which click itself would not tell, and
-    ends with one sentence and exit code 2 for what is no fault of ours (`data_errors`)."""
+    """A click command. An option that is given twice is an error, which click itself does not
+    notice. What is no fault of ours ends it with one sentence and exit code 2 (`data_errors`)."""
 
     def invoke(self, ctx: click.Context) -> Any:
         warnings.formatwarning = lambda message, *place, **line: f"warning: {message}\n"

@@ -6,7 +6,7 @@ import importlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from runtime.options import Reader, arguments, text_of
+from runtime.reader import Reader, arguments, text_of
 
 
 class Registry(dict[str, Any]):

@@ -42,7 +42,7 @@ def orderly_end() -> Iterator[None]:
     def end(number: int, frame: object) -> None:
         again = number in _asked_to_end and not launched()
         if number == signal.SIGINT and (again or os.getpid() != process):
-            raise KeyboardInterrupt  # a process that loads data ends by it without a word
+            raise KeyboardInterrupt  # ends a process that loads data, silently
         _asked_to_end.append(number)
         if not _deferring:
             heed_termination()

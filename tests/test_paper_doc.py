@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from commands.tables import Table, load, setting_of
+from commands.table_files import Table, load, setting_of
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = (ROOT / "docs" / "paper.md").read_text(encoding="utf-8")

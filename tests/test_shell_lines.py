@@ -12,14 +12,14 @@ import yaml
 from runner import Runner
 from shell_lines import ROOT, Line, command_of, lay_out, printed
 
-from commands.cli import chosen
+from commands.checks import chosen
 from commands.methods import BASELINES, samplers_of
 from commands.operators import families_of
 from commands.train import check_batch
 from datautils import DATASETS
 from metrics.measure import METRICS
 from runtime.cli import SETTINGS
-from runtime.options import arguments
+from runtime.reader import arguments
 from training.config import TrainConfig
 
 BARE = ("degradation", "samplers", "benchmarks.operator_sheet", "benchmarks.zip_directory")

@@ -10,7 +10,7 @@ from typing import Any, Self, get_args
 import yaml
 
 from runtime.cli import option
-from runtime.options import OBJECTIVES, PRECISIONS, read
+from runtime.reader import OBJECTIVES, PRECISIONS, read
 from runtime.records import parse_yaml, plain
 
 _ABOVE_0 = (

@@ -125,7 +125,7 @@ class Trainer:
         self._settled = True
 
     def _loss(self, images: Tensor, labels: Tensor, structure: Any, seeds: list[int]) -> Tensor:
-        """Loss `[n]` of uint8 images `[n, C, h, w]`, with everything random by their seeds."""
+        """Loss `[n]` of images as in `step`; all that is random follows from their seeds."""
         config = self.config
         clean = to_float(images.to(self.device, non_blocking=True))
         labels = labels.to(self.device, non_blocking=True)

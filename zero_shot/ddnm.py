@@ -21,7 +21,6 @@ class DDNM(ZeroShot, OnGrid):
 
     released: the shares of InvFusion's released code, 1 − η of the direction rather than √(1 − η²),
     which leaves the chain with 0.86 of its noise.
-    Differentiable, for unrolling, so gradients are switched off by the caller.
     """
 
     title = "DDNM"
@@ -50,8 +49,6 @@ class DDNMPlus(ZeroShot, OnGrid):
     below √(1 − η²)σ'/τ and ησ'. Directions that are not measured, and all of a problem without
     noise, make DDNM's move. With noise this is DDRM with η_b = 1 but for its start, which is noise
     alone.
-
-    Differentiable, for unrolling, so gradients are switched off by the caller.
     """
 
     title = "DDNM+"

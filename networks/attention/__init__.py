@@ -52,7 +52,7 @@ def make_attention(
     if forced := backend_in_use():
         name = forced
     elif device.type != "cuda" or d_head < 16 or dtype == torch.float64:
-        name = "tiled"  # FlexAttention takes heads of 16 channels and more, and no other float64
+        name = "tiled"  # FlexAttention takes no heads below 16 channels and no float64
     else:
         fits = d_head % 8 == 0 and 1 < kernel <= min(h, w)
         name = "natten" if fused.has_kernels() and fits else "flex"

@@ -16,7 +16,7 @@ import restore
 import train
 from degradation import Draws, GaussianNoise, Mask, Problem
 from networks import Denoiser, load_weights, make_config, save_weights
-from runtime.options import OBJECTIVES
+from runtime.reader import OBJECTIVES
 from samplers import InDI, sampler_names
 from training.config import TrainConfig
 from training.loss import LOSSES, InDILoss

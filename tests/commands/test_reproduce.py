@@ -15,10 +15,10 @@ from pages import data_of
 from runner import Runner
 
 import reproduce
-from commands import tables
+from commands import table_files as tables
 from commands.cells import cells_of, figure_cell
 from commands.paper import columns
-from commands.tables import Figure, Table, load, names, setting_of
+from commands.table_files import Figure, Table, load, names, setting_of
 from runtime.tables import latex_table
 
 PUBLISHED = Path(__file__).resolve().parents[3] / "shared" / "paper" / "tables.yaml"

@@ -10,7 +10,7 @@ import calculate_metrics
 import restore
 from commands.cells import cells_of
 from commands.methods import sampler_presets, samplers_of
-from commands.tables import Table, load
+from commands.table_files import Table, load
 
 ROOT = Path(__file__).resolve().parents[2]
 

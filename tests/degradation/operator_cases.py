@@ -231,7 +231,6 @@ def both_forms(op: LinearOperator) -> list[tuple[Callable, list[Tensor]]]:
         (op.H_pinv, [y]),
         (lambda y: op.H_pinv(y, LEVELS), [y]),
         (op.project, [x, y]),
-        (op.clean, [y]),
         (op.Vt, [x]),
         (op.V, [z]),
         (op.Ut, [y]),

@@ -126,6 +126,8 @@ def test_a_given_kernel_is_every_operator():
     assert torch.equal(op.H(x), expected.H(x))
     assert all(getattr(op, name).stride(0) == 0 for name in op.tensors)  # stored once
     assert FixedKernel(kernel, 4).structures() == (4,) and FixedKernel(kernel).structure(9) == 1
+    # Two kernels are two families, whatever they hold.
+    assert FixedKernel(kernel) != FixedKernel(2 * kernel)
 
 
 def test_blur_may_be_sub_sampled():

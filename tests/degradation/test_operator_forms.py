@@ -93,7 +93,7 @@ def test_to_float64(case):
 def test_gradients(case):
     op = build(case)[:2]
     x, y = images(op).requires_grad_(), data(op).requires_grad_()
-    for fn in (op.H_adjoint, op.H_pinv, lambda y: op.H_pinv(y, LEVELS[:2]), op.clean):
+    for fn in (op.H_adjoint, op.H_pinv, lambda y: op.H_pinv(y, LEVELS[:2])):
         assert torch.autograd.gradcheck(fn, y, fast_mode=True)
     assert torch.autograd.gradcheck(op.H, x, fast_mode=True)
     assert torch.autograd.gradcheck(op.project, (x, y), fast_mode=True)

@@ -32,7 +32,7 @@ from metrics import baselines
 from metrics.evaluate import group_by_structure, restorations
 from metrics.measure import Measure
 from metrics.pixel import consistency, psnr, ssim, to_float, to_uint8
-from metrics.records import PartialRecords, read_rows, write_merged
+from metrics.results import PartialRecords, read_rows, write_merged
 from networks import Denoiser, fit_gaussian, make_config, posterior_mean
 from samplers import make_sampler
 

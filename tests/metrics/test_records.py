@@ -13,8 +13,8 @@ from PIL import Image
 from metrics.evaluate import Group
 from metrics.images import ImageWriter, image_name
 from metrics.pipeline import Stage
-from metrics.records import PartialRecords, read_rows, summarised, write_merged
 from metrics.report import write_pictures
+from metrics.results import PartialRecords, read_rows, summarised, write_merged
 
 CPU = torch.device("cpu")
 METRICS = ["psnr"]

@@ -14,7 +14,7 @@ from PIL import Image
 
 from metrics.evaluate import Group
 from metrics.images import write_grid
-from metrics.records import PartialRecords, write_merged, write_metrics
+from metrics.results import PartialRecords, write_merged, write_metrics
 from runtime.files import replacing
 
 

@@ -72,7 +72,7 @@ def measured(prior: GaussianMixture, operator: LinearOperator, noise_level: floa
     x = prior.sample(Draws(range(len(operator))))
     y = operator.H(x)
     y = y + noise_level * gaussian(*y.shape, seed=7) * operator.rows
-    return Problem(operator, operator.clean(y), noise_level)
+    return Problem(operator, operator.H(operator.H_pinv(y)), noise_level)
 
 
 def plain(prior: GaussianMixture, problem: Problem) -> list[tuple[Tensor, Tensor, Tensor]]:

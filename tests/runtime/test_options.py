@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import pytest
 
-from runtime.options import arguments, key_values, parse_count, read
+from runtime.reader import arguments, key_values, parse_count, read
 from runtime.registry import Registry
 
 

@@ -40,7 +40,7 @@ class Row(NamedTuple):
 
 
 @dataclass
-class Solver:
+class Method:
     """A function or module as a method that `gen` can measure.
 
     It is called by what its second parameter is named: `f(y, physics)` with a physics of deepinv,
@@ -87,7 +87,7 @@ def evaluate(
 ) -> list[Row]:
     """Measure a method, print the table, and write the files of `gen` with `report.html`.
 
-    method: a sampler by name, or what `Solver` takes: a function, a Reconstructor of deepinv;
+    method: a sampler by name, or what `Method` takes: a function, a Reconstructor of deepinv;
     outdir: a new folder; name: in tables, by default that of the function or class; nfe: of a
     function, which nobody can count; beside: baselines (pinv, fill, aseqdip) and samplers to
     measure as well; options: others of `gen`, such as images=64, metrics="psnr" or
@@ -100,7 +100,7 @@ def evaluate(
         samplers.insert(0, method)
     else:
         title = name or getattr(method, "__name__", type(method).__name__)
-        own[title] = Solver(method, {"evaluations": nfe})
+        own[title] = Method(method, {"evaluations": nfe})
     zero_shot = {isinstance(make_sampler(sampler), ZeroShot) for sampler in samplers}
     chosen = {
         "data": "Emoji", "data_opt": {"resolution": "32"}, "degradations": FAMILIES,

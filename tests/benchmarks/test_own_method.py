@@ -1,4 +1,4 @@
-"""`benchmarks.solvers`: a method of one's own is measured as `gen` measures."""
+"""`benchmarks.own_method`: a method of one's own is measured as `gen` measures."""
 
 import re
 from pathlib import Path
@@ -10,7 +10,7 @@ from helpers import gaussian
 from pages import data_of
 from torchvision_on_cpu import declare_operators
 
-from benchmarks.solvers import Solver, evaluate
+from benchmarks.own_method import Method, evaluate
 from degradation import Draws, GaussianNoise, Problem, get_family
 
 DOC = (Path(__file__).resolve().parents[2] / "docs" / "metrics.md").read_text()
@@ -25,7 +25,7 @@ def problem() -> Problem:
 
 
 def solved(function: Any, problem: Problem) -> torch.Tensor:
-    return Solver(function)(problem, torch.zeros(2, *SHAPE), Draws([1, 2]))
+    return Method(function)(problem, torch.zeros(2, *SHAPE), Draws([1, 2]))
 
 
 def test_a_function_has_the_values_of_the_baseline_that_it_is(
