@@ -1,6 +1,7 @@
 """Progress: a bar on a terminal, a line every few seconds elsewhere; and time that passes."""
 
 import sys
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -12,6 +13,8 @@ from tqdm import tqdm
 
 T = TypeVar("T")
 _SECONDS = 5.0  # between two lines
+# Of this process alone: a fork that is killed while it draws would keep a shared lock for ever.
+tqdm.set_lock(threading.RLock())
 
 
 class _Lines:
