@@ -128,8 +128,8 @@ def _drawn(request: Request, photo: Tensor, image_shape: Shape, device: torch.de
     seed = _problem_seed(request)
     family, structure = family.drawn(family.structure(seed))
     # Kernels of motion grow with the image: as in training, they fit the network's images.
-    kernel = family.kernels(image_shape, structure, [seed])
-    if kernel is not None and not family.grows:
+    kernel = family.kernels(image_shape if family.grows else _shape(photo), structure, [seed])
+    if kernel is not None and not family.grows:  # such kernels have the size of the cropped photo
         kernel = family.kernels(_shape(_cropped(photo, structure)), structure, [seed])
     if kernel is not None:
         return _blurred(request, photo, kernel.to(device), structure, image_shape)

@@ -72,8 +72,9 @@ def test_a_bad_configuration_is_refused_by_its_name(folder, text, words):
     assert_names(sentence, f"mine.yaml {words}")
 
 
-def test_what_to_train_must_be_said():
-    sentence = refusal(train.main, [])
+@pytest.mark.parametrize("options", [[], ["--keep-going", "--outdir=new"]])
+def test_what_to_train_must_be_said(options: list[str]) -> None:
+    sentence = refusal(train.main, options)
     assert_names(sentence, "--data FOLDER --config configs/demo.yaml --data FFHQ64")
 
 

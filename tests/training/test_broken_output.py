@@ -22,11 +22,11 @@ def test_a_run_goes_on_to_its_end(tmp_path: Path, broken: str) -> None:
     reading, writing = os.pipe()
     os.close(reading)  # as head does it when it has seen enough
     folder = tmp_path / "run"
-    streams = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, broken: writing}
-    # click ends with 1 where it cannot print
+    out, err = (writing if broken == name else subprocess.DEVNULL for name in ("stdout", "stderr"))
+    command = [sys.executable, PROGRAM, *OPTIONS, f"--outdir={folder}"]
     subprocess.run(
-        [sys.executable, PROGRAM, *OPTIONS, f"--outdir={folder}"], **streams, timeout=120
-    )  # type: ignore[call-overload]
+        command, stdout=out, stderr=err, timeout=120
+    )  # click ends with 1: it cannot print
     os.close(writing)
     assert [p.name for p in list_checkpoints(folder / "checkpoints")][-1] == "000000000016"
     assert (folder / "weights.safetensors").exists()
