@@ -1,6 +1,8 @@
 """The few things that differ when several processes train or evaluate together."""
 
+import atexit
 import datetime
+import gc
 import os
 import sys
 import threading
@@ -21,9 +23,16 @@ from runtime.launcher import Place, launched, place
 _PATIENCE = datetime.timedelta(minutes=30)  # with the slowest process
 _SILENCE = 10.0  # seconds, after which a process says that it waits for others
 _POLL = 0.01  # seconds, between two looks for the others
-# Kept to the end: where a model that is freed holds the last reference to a group, PyTorch waits
-# for the group's threads while it holds the GIL, which these may be waiting for.
+# Kept until no model is left: if a model that is freed holds the last reference to a group, PyTorch
+# waits for the group's threads while it holds the GIL, which these may be waiting for.
 _groups: list[dist.ProcessGroup | None] = []
+
+
+@atexit.register
+def _free_groups() -> None:
+    """End the groups' threads: one that needs the GIL at the interpreter's end aborts it."""
+    gc.collect()  # models of an error's frames
+    _groups.clear()
 
 
 @contextmanager
