@@ -52,6 +52,8 @@ demo: env
 	@echo "== open $(DEMO)/emoji/grid.png and $(DEMO)/photos/grid.png: the restorations; report.html"
 	@echo "        beside them: tables with intervals, image by image;"
 	@echo "        $(DEMO)/training/curves.png: the loss of the training"
+	@echo "   Compare samples with samples, estimates (MMSE) with estimates. Zero-shot samplers (DDRM to DPS)"
+	@echo "   have few steps here. The weights of photos are early: see docs/weights.md"
 
 train-demo: env
 	$(PY) train.py --config configs/photos64-invfusion.yaml --name photos64-invfusion --keep-going

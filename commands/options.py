@@ -211,7 +211,8 @@ class Request:
     """What is to be restored: a photo, and how it was or is to be measured."""
 
     image: Path = option(
-        "The photo: a clean one, which is degraded first, or with --measured a degraded one."
+        "The photo: a clean one, which is degraded first, or with --measured a degraded one. "
+        "What is transparent becomes white."
     )
     measured: bool = option("The photo is what a camera measured, by --mask or --kernel.", False)
     degradation: str | None = option(

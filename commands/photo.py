@@ -135,8 +135,8 @@ def _drawn(request: Request, photo: Tensor, image_shape: Shape, device: torch.de
         return _blurred(request, photo, kernel.to(device), structure, image_shape)
     tiling = _tiling(request, photo, image_shape)
     whole = ValueError(
-        f"{type(family).__name__} measures a photo as a whole, so no tile can be restored by "
-        f"itself: use --fit resize, to {_sides(image_shape)} pixels"
+        f"tiles are restored under masks and blurs, and {type(family).__name__} draws others: use "
+        f"--fit resize, to {_sides(image_shape)} pixels"
     )
     if not family.local and len(tiling) > 1:
         raise whole  # before anything that large is drawn
@@ -282,7 +282,7 @@ def _check_size(request: Request, photo: Tensor, image_shape: Shape) -> None:
     if photo.shape[1] < image_shape[1] or photo.shape[2] < image_shape[2]:
         raise ValueError(
             f"{request.image} is too small: it gives {_sides(photo.shape)} pixels (height × "
-            f"width), and the network restores {_sides(image_shape)}"
+            f"width), and the network restores {_sides(image_shape)} or more: enlarge it first"
         )
 
 

@@ -55,7 +55,8 @@ class Emoji(ImageDir):
     """Emoji on white, resized to `resolution`; the class is the style: Fluent 3D, Noto, Twemoji.
 
     `path` is the folder of emoji64-train.zip and emoji64-heldout.zip. Without the latter the
-    held-out images at 32×32 are the 256 that come with the project. Held-out styles take turns.
+    held-out images at 32×32 are the 256 that come with the project. Held-out styles take turns,
+    in a mixed order: any first few show all kinds of emoji.
     Raises DataError, with the commands that make it, if a file is missing, besides what ImageDir
     raises.
     """
@@ -75,11 +76,14 @@ class Emoji(ImageDir):
         )
 
     def _choose(self, labels: Labels) -> np.ndarray:
-        order = np.arange(len(labels.values))
-        if self.split == "heldout":  # the names begin with the style, so the labels are sorted
-            rank = order - np.searchsorted(labels.values, labels.values)
-            order = np.argsort(rank, kind="stable")
-        return order
+        count, names = len(labels.values), labels.archive.names
+        if self.split == "train":
+            return np.arange(count)
+        mixed = np.array([zlib.crc32(names[i].encode()) for i in range(count)])  # not flags first
+        order = np.lexsort((mixed, labels.values))
+        # The names begin with the style, so the labels are sorted.
+        rank = np.arange(count) - np.searchsorted(labels.values, labels.values)
+        return order[np.argsort(rank, kind="stable")]
 
 
 def originals(archives: dict[str, Path], size: int) -> dict[str, Originals]:

@@ -44,10 +44,11 @@ class Registry(dict[str, Any]):
 
         Raises ValueError if there is none, with the names most like it or all of them.
         """
-        known = self.get(name, name)
-        found = _imported(known, self.kind) if isinstance(known, str) else known
-        if found is None:
-            raise ValueError(f"unknown {self.kind} '{name:.80}'{self._near(name)}")
+        found = self.get(name, name)
+        if isinstance(found, str):
+            found, why = _imported(found, self.kind)
+            if found is None:
+                raise ValueError(f"unknown {self.kind} '{name:.80}'{why}{self._near(name)}")
         if not (isinstance(found, type) and issubclass(found, self.bases or object)):
             bases = " or ".join(base.__name__ for base in self.bases)
             kinds = f"subclass of {bases}" if bases else "class"
@@ -73,14 +74,14 @@ class Registry(dict[str, Any]):
         return f"; known are {', '.join(sorted(self))}, and {self.others}"
 
 
-def _imported(name: str, kind: str) -> Any:
-    """What "module.Class" names; None if there is no such module, or nothing of this name in it.
+def _imported(name: str, kind: str) -> tuple[Any, str]:
+    """What "module.Class" names; None, and why, if there is no such module or class.
 
     Raises ValueError if the module is there and cannot be imported.
     """
     module, _, attribute = name.rpartition(".")
     if not module or not all(name.split(".")):
-        return None
+        return None, ""
     try:
         found = importlib.import_module(module)
     except ImportError as error:
@@ -88,9 +89,9 @@ def _imported(name: str, kind: str) -> Any:
         # makes the name unknown.
         missing = error.name if isinstance(error, ModuleNotFoundError) else None
         if missing and f"{module}.".startswith(f"{missing}."):
-            return None
+            return None, f" (no module {missing} on Python's path; PYTHONPATH adds its folder)"
         raise ValueError(f"{kind} '{name}' cannot be imported: {error}") from error
-    return getattr(found, attribute, None)
+    return getattr(found, attribute, None), f" (module {module} has no {attribute})"
 
 
 def described(name: str, cls: Any, costs: str = "") -> str:

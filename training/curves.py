@@ -48,7 +48,7 @@ def draw_curves(folders: Sequence[Path], path: Path) -> Path:
             }  # fmt: skip
             axes[0].plot(images, values, **marked)
             axes[1].plot(images, [value - values[0] for value in values], **marked)
-    axes[-1].set(ylabel="loss", title="Training loss")
+    axes[-1].set(ylabel="loss, which may be negative", title="Training loss")
     if families:
         axes[0].set(ylabel="PSNR (dB)", title="Held-out PSNR of the MMSE estimate")
         axes[1].set(ylabel="change (dB)", title="The same, since the start")

@@ -70,7 +70,8 @@ def train(
     distributed.barrier()
     if stopped:
         if first:
-            print(f"stopped after {progress.images} images: --resume {folder} goes on")
+            again = f"python train.py --resume {folder}"
+            print(f"stopped after {progress.images} images; this goes on: {again}")
         sys.exit(signals.RESUMABLE)
     return folder / WEIGHTS
 

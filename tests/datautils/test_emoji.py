@@ -145,3 +145,10 @@ def test_the_shipped_emoji_are_some_of_the_recorded_ones(shared: Shared, tmp_pat
     shipped = Emoji(32, "heldout", tmp_path)
     for i, name in enumerate(shipped.names):
         assert torch.equal(shipped[i][0], whole[whole.names.index(name)][0])
+
+
+def test_held_out_styles_take_turns_and_kinds_are_mixed(tmp_path: Path):
+    data = Emoji(32, "heldout", tmp_path)
+    assert [data[i][1] for i in range(30)] == [0, 1, 2] * 10
+    flags = [name.split("/")[1].startswith("1f1") for name in data.names]
+    assert sum(flags[:32]) <= 4 < sum(flags)

@@ -130,11 +130,17 @@ def test_a_module_that_fails_is_not_called_unknown(tmp_path: Path, monkeypatch: 
 
 
 @pytest.mark.parametrize(
-    "name", ["", "nowhere", ".x.Y", "no_such.module.X", "datautils.nope.X",
-             "datautils.photos.x.Y", "datautils.photos.Fotos", "datautils.photos.Photos.x"]
+    ("name", "why"),
+    [
+        ("", ""), ("nowhere", ""), (".x.Y", ""),
+        ("no_such.module.X", " (no module no_such on Python's path; PYTHONPATH adds its folder)"),
+        ("datautils.nope.X", " (no module datautils.nope on"),
+        ("datautils.photos.x.Y", " (no module datautils.photos.x on"),
+        ("datautils.photos.Fotos", " (module datautils.photos has no Fotos)"),
+        ("datautils.photos.Photos.x", " (no module datautils.photos.Photos on"),
+    ],
 )  # fmt: skip
-def test_unknown_data_sets(name: str):
-    with pytest.raises(
-        ValueError, match=f"^unknown dataset '{re.escape(name)}'(; known are Emoji|: is it Photos)"
-    ):
+def test_unknown_data_sets(name: str, why: str):
+    named = re.escape(f"unknown dataset '{name}'{why}")
+    with pytest.raises(ValueError, match=rf"^{named}.*(; known are Emoji|: is it Photos)"):
         get_dataset(name, "train")
