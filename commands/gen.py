@@ -84,7 +84,11 @@ def build(options: GenOptions, device: torch.device, further: Mapping[str, Resto
     check_new(options.outdir, results_of(options))
     dataset = get_dataset(options.data, options.split, **options.data_opt)
     if getattr(dataset, "split", options.split) != options.split and distributed.rank() == 0:
-        print(f"measuring all of {options.data}; or give --data-opt heldout=N", file=sys.stderr)
+        print(
+            f"measuring all of {options.data}. `train.py --data {options.data}` holds out the last "
+            "twentieth, at most 512 images: give --data-opt heldout=N to measure the last N",
+            file=sys.stderr,
+        )
     for net, denoiser in nets.items():
         _check_fits(options, net, denoiser, dataset)
         _warn_of_classes(options, net, denoiser, dataset)

@@ -135,6 +135,8 @@ def _option(field: dataclasses.Field, kind: Any, overriding: bool) -> Callable:
         name = f"{name}/--no-{name.removeprefix('--')}" if overriding else name
         settings |= {"is_flag": True, "default": None if overriding else False}
     elif overriding:
+        shape = "|".join(about["choices"]) or _click_type(kind, about).name.upper()
+        settings.setdefault("metavar", "A,B,..." if origin is tuple else shape)
         settings["type"] = click.STRING  # read by its type where the file is read
     else:
         settings["type"] = _click_type(kind, about)

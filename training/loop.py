@@ -114,7 +114,7 @@ class _Run:
             if first:
                 _check_finite("average", average, images)
                 self._export(WEIGHTS, average, self._summary())
-            self.log.say(f"weights: {self.folder / WEIGHTS}")
+            self.log.say(f"the run is at its end; weights: {self.folder / WEIGHTS}")
         stop = self._look(over, resumed=images > 0)
         while not over and not stop:
             self.trainer.step(*next(self.batches), fraction)
