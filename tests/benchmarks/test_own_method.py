@@ -102,4 +102,4 @@ def test_the_example_of_the_document(tmp_path: Path, monkeypatch: pytest.MonkeyP
     exec(block.replace("images=64", "images=1, metrics='psnr'"), names)
     psnr = {row.method: row.mean for row in names["rows"] if row.family == "MotionBlur"}
     assert set(psnr) == {"landweber", "H†y", "InvFusion MMSE"} and psnr["landweber"] > 8
-    assert "landweber" in (tmp_path / "landweber/report.html").read_text()
+    assert "landweber" in (tmp_path / "experiments/landweber/report.html").read_text()
