@@ -27,7 +27,7 @@ from runtime.reader import key_values
 from runtime.tables import table
 from samplers import DPM
 
-BATCH, SHOWN = 64, 12
+BATCH, SHOWN = 64, 11
 
 
 @torch.no_grad()
