@@ -135,8 +135,8 @@ def _drawn(request: Request, photo: Tensor, image_shape: Shape, device: torch.de
         return _blurred(request, photo, kernel.to(device), structure, image_shape)
     tiling = _tiling(request, photo, image_shape)
     whole = ValueError(
-        f"tiles are restored under masks and blurs, and {type(family).__name__} draws others: use "
-        f"--fit resize, to {_sides(image_shape)} pixels"
+        f"only masks and blurs are restored in tiles, and {type(family).__name__} draws neither: "
+        f"use --fit resize, to {_sides(image_shape)} pixels"
     )
     if not family.local and len(tiling) > 1:
         raise whole  # before anything that large is drawn

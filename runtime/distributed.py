@@ -23,8 +23,8 @@ from runtime.launcher import Place, launched, place
 _PATIENCE = datetime.timedelta(minutes=30)  # with the slowest process
 _SILENCE = 10.0  # seconds, after which a process says that it waits for others
 _POLL = 0.01  # seconds, between two looks for the others
-# Kept until no model is left: if a model that is freed holds the last reference to a group, PyTorch
-# waits for the group's threads while it holds the GIL, which these may be waiting for.
+# Models are freed before their group: if the last reference to a group is a model's, PyTorch waits
+# for the group's threads while it holds the GIL, which these may be waiting for.
 _groups: list[dist.ProcessGroup | None] = []
 
 

@@ -89,7 +89,8 @@ def _imported(name: str, kind: str) -> tuple[Any, str]:
         # makes the name unknown.
         missing = error.name if isinstance(error, ModuleNotFoundError) else None
         if missing and f"{module}.".startswith(f"{missing}."):
-            return None, f" (no module {missing} on Python's path; PYTHONPATH adds its folder)"
+            hint = "" if "." in missing else " on Python's path; PYTHONPATH adds its folder"
+            return None, f" (there is no module {missing}{hint})"
         raise ValueError(f"{kind} '{name}' cannot be imported: {error}") from error
     return getattr(found, attribute, None), f" (module {module} has no {attribute})"
 

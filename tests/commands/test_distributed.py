@@ -60,16 +60,23 @@ def test_torchrun_starts_a_group(tmp_path):
     from torch.distributed.run import main  # it runs in a fork: its processes are new ones
 
     (tmp_path / "script.py").write_text(
-        "import pathlib\n"
+        "import atexit, pathlib\n"
+        "here = pathlib.Path(__file__)\n"
+        "def at_the_very_end():\n"  # what is registered first is called last
+        "    here.with_name(f'{rank}.groups').write_text(str(len(d._groups)))\n"
+        "atexit.register(at_the_very_end)\n"
         "from runtime import distributed as d\n"
         "with d.process_group():\n"
+        "    rank = d.rank()\n"
         "    found = f'in all {sum(d.gather(d.rank() + 1))} of {d.world_size()}'\n"
-        "    pathlib.Path(__file__).with_name(f'{d.rank()}.txt').write_text(found)\n"
+        "    here.with_name(f'{rank}.txt').write_text(found)\n"
     )
     words = ["--standalone", "--nproc_per_node=2", str(tmp_path / "script.py")]
     errors = tmp_path / "errors"
     processes = Processes(main, words, environment=ENVIRONMENT, errors=errors)
     assert processes.codes() == [0], errors.read_text()[-3000:]
+    # A group that outlives the interpreter aborts some runs, after all is done.
+    assert [path.read_text() for path in tmp_path.glob("*.groups")] == ["0", "0"]
     assert [(tmp_path / f"{rank}.txt").read_text() for rank in range(2)] == ["in all 3 of 2"] * 2
 
 

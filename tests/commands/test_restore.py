@@ -241,7 +241,7 @@ ASKED = ["--image=photo.png", "--outdir=out", "--mask=mask.png"]
         (["--measured", "--kernel=kernel.npy", "--stride=2"], "needs --noise-level"),
         (["--degradation=Nonsense"], "unknown degradation 'Nonsense'"),
         (["--degradation=MatrixDegradation"], "use --fit resize, to 16×16 pixels"),
-        (["--degradation=test_restore.Halves"], "masks and blurs, and Halves draws others"),
+        (["--degradation=test_restore.Halves"], "restored in tiles, and Halves draws neither"),
         (["--mask=kernel.npy"], "kernel.npy is no picture"),
         (["--mask=small.png"], "small.png has 16×16 pixels (height × width), but photo.png has"),
         (["--mask=black.png"], "black.png hides everything"),

@@ -133,14 +133,14 @@ def test_a_module_that_fails_is_not_called_unknown(tmp_path: Path, monkeypatch: 
     ("name", "why"),
     [
         ("", ""), ("nowhere", ""), (".x.Y", ""),
-        ("no_such.module.X", " (no module no_such on Python's path; PYTHONPATH adds its folder)"),
-        ("datautils.nope.X", " (no module datautils.nope on"),
-        ("datautils.photos.x.Y", " (no module datautils.photos.x on"),
+        ("no_such.X", " (there is no module no_such on Python's path; PYTHONPATH adds its folder)"),
+        ("datautils.nope.X", " (there is no module datautils.nope)"),
+        ("datautils.photos.x.Y", " (there is no module datautils.photos.x)"),
         ("datautils.photos.Fotos", " (module datautils.photos has no Fotos)"),
-        ("datautils.photos.Photos.x", " (no module datautils.photos.Photos on"),
+        ("datautils.photos.Photos.x", " (there is no module datautils.photos.Photos)"),
     ],
 )  # fmt: skip
 def test_unknown_data_sets(name: str, why: str):
     named = re.escape(f"unknown dataset '{name}'{why}")
-    with pytest.raises(ValueError, match=rf"^{named}.*(; known are Emoji|: is it Photos)"):
+    with pytest.raises(ValueError, match=rf"^{named}(; known are Emoji|: is it Photos)"):
         get_dataset(name, "train")

@@ -255,7 +255,7 @@ def test_photos_are_degraded_as_the_options_say(files):
     )
     Image.fromarray(pixels).resize((32, 32)).save("large.png")
     for name in ("Hadamard", "Colourisation"):
-        with pytest.raises(ValueError, match=f"masks and blurs, and {name} .*--fit resize"):
+        with pytest.raises(ValueError, match=f"masks and blurs.*, and {name} .*--fit resize"):
             pose(Request(Path("large.png"), degradation=name), (3, 16, 16), torch.device("cpu"))
     blurred = Request(Path("large.png"), degradation="UniformBlur", degradation_opt={"sides": "3"})
     assert pose(blurred, (3, 16, 16), torch.device("cpu")).blur is not None
