@@ -2,6 +2,7 @@
 
 import functools
 import io
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -48,12 +49,14 @@ def report(
 ) -> None:
     """Print a table; under a name also write files.
 
-    record: for results/NAME.json, which describes the machine too; draw: makes a picture of this
-    name.
+    record: for results/NAME.json, which has the command and describes the machine too; draw: makes
+    a picture of this name.
     """
     print(text)
     if name is not None and record is not None:
-        full = {**record, "threads": torch.get_num_threads(), "environment": environment()}
+        command = ["python", "-m", f"benchmarks.{Path(sys.argv[0]).stem}", *sys.argv[1:]]
+        full = {**record, "command": command, "threads": torch.get_num_threads()}
+        full["environment"] = environment()
         write_json(RESULTS / f"{name}.json", full)
     if name is not None and draw is not None:
         draw(name)

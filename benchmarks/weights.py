@@ -1,6 +1,7 @@
-"""The weights that ship, compared on held-out emoji: `python -m benchmarks.weights`.
+"""Trained networks, compared on held-out images: `python -m benchmarks.weights`.
 
-With `torchrun --standalone --nproc_per_node=N -m benchmarks.weights`, N processes share the work.
+Those that ship and emoji, unless it is given others. With `torchrun --standalone
+--nproc_per_node=N -m benchmarks.weights`, N processes share the work.
 
 InvFusion, Palette and zero-shot samplers on the unconditional network restore the same images. The
 table has each metric for each family; the JSON also has 95 % intervals of the difference between
@@ -25,9 +26,11 @@ from commands.ref import write_reference
 from metrics.means import paired_difference
 from metrics.report import metrics_rows
 from metrics.results import read_rows
+from networks import load_weights
+from networks.presets import conditioning_of
 from runtime.files import sha256_of
 from runtime.launcher import place
-from runtime.reader import parse_count, texts
+from runtime.reader import key_values, parse_count, texts
 from runtime.tables import table
 
 NETS = tuple(
@@ -50,9 +53,15 @@ def values_in(folder: Path) -> dict[str, Any]:
     return json.loads((folder / "metrics.json").read_text())["metrics"]["values"]
 
 
-def draw_images(count: int, reference: Path, folder: Path) -> None:
+def samplers_for(nets: tuple[Path, ...]) -> dict[str, dict[str, int]]:
+    """The samplers with their options: zero-shot ones if a network is unconditional."""
+    kinds = {conditioning_of(load_weights(net).config) for net in nets}
+    return SAMPLERS if "unconditional" in kinds else {"dpm": SAMPLERS["dpm"]}
+
+
+def draw_images(nets: tuple[Path, ...], count: int, reference: Path, folder: Path) -> None:
     """Draw images with every network, without a measurement."""
-    for net in NETS:
+    for net in nets:
         options = GenOptions(
             nets=(net,), outdir=folder / net.stem, images=count, metrics="fd", ref=reference,
             samplers=("dpm",), sampler_opt=texts(SAMPLERS["dpm"]),
@@ -61,14 +70,17 @@ def draw_images(count: int, reference: Path, folder: Path) -> None:
             draw(options)
 
 
-def restore(count: int, data: dict[str, Any], reference: Path, folder: Path) -> None:
+def restore(
+    nets: tuple[Path, ...], count: int, data: dict[str, Any], reference: Path, folder: Path
+) -> None:
     """Restore the images under every family with every network and sampler."""
-    # The Gaussian is fitted to the training emoji, which do not ship.
+    # The Gaussian is fitted to the images of training, and those of emoji do not ship.
     baselines = "pinv,fill,gaussian" if "path" in data["data_opt"] else "pinv,fill"
+    samplers = samplers_for(nets)
     options = GenOptions(
-        nets=NETS, outdir=folder, degradations=FAMILIES, images=count, metrics=",".join(METRICS),
-        ref=reference, samplers=("mmse", *SAMPLERS), baselines=baselines, pictures=8,
-        sampler_opt=texts({f"{s}.{k}": v for s, own in SAMPLERS.items() for k, v in own.items()}),
+        nets=nets, outdir=folder, degradations=FAMILIES, images=count, metrics=",".join(METRICS),
+        ref=reference, samplers=("mmse", *samplers), baselines=baselines, pictures=8,
+        sampler_opt=texts({f"{s}.{k}": v for s, own in samplers.items() for k, v in own.items()}),
         **data,
     )  # fmt: skip
     if not (folder / "metrics.json").exists():
@@ -96,39 +108,48 @@ def intervals(folder: Path) -> list[dict[str, Any]]:
 
 
 @benchmark()
-@click.option("--images", default="256", help="Held-out emoji to restore.")
 @click.option(
-    "--path",
-    help="Folder with emoji64-train.zip and emoji64-heldout.zip; without it the 256 held-out emoji "
-    "that ship, and no Gaussian.",
-)
+    "--net", "nets", multiple=True, default=NETS,
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    help="Trained weights; may be repeated. By default the emoji networks that ship.",
+)  # fmt: skip
+@click.option("--images", default="256", help="Held-out images to restore.")
+@click.option("--data", default="Emoji", help="Data set, as train.py takes it.")
+@click.option(
+    "--data-opt", multiple=True, metavar="KEY=VALUE",
+    help="Option of the data set. Without path=FOLDER of Emoji the 256 held-out emoji that ship "
+    "are restored, and there is no Gaussian.",
+)  # fmt: skip
 @click.option(
     "--outdir", type=click.Path(path_type=Path), default=Path("experiments/weights"),
     help="Results are kept here: the same command, with as many processes, goes on after an "
     "interruption.",
 )  # fmt: skip
-def main(images: str, path: str | None, outdir: Path) -> Any:
-    """Restore held-out emoji with the weights that ship, and compare."""
-    count, data_opt = parse_count(images), {"resolution": "32"} | ({"path": path} if path else {})
-    data = {"data": "Emoji", "data_opt": data_opt}
-    files = {net.stem: sha256_of(net) for net in NETS}
-    asked = json.dumps([files, FAMILIES, SAMPLERS, count, path])
+def main(
+    nets: tuple[Path, ...], images: str, data: str, data_opt: tuple[str, ...], outdir: Path
+) -> Any:
+    """Restore held-out images with trained networks, and compare."""
+    count = parse_count(images)
+    given = {"resolution": "32"} if data == "Emoji" else {}
+    source = {"data": data, "data_opt": given | key_values(data_opt, "--data-opt")}
+    files = {net.stem: sha256_of(net) for net in nets}
+    asked = json.dumps([files, FAMILIES, SAMPLERS, count, source])
     outdir /= hashlib.sha256(asked.encode()).hexdigest()[:12]  # what else was measured stays apart
     reference, drawn, gen = outdir / "ref.safetensors", outdir / "drawn", outdir / "gen"
     if not reference.exists():
-        write_reference(RefOptions(dest=reference, images=count, detectors=(DETECTOR,), **data))
-    draw_images(count, reference, drawn)
-    restore(count, data, reference, gen)
+        write_reference(RefOptions(dest=reference, images=count, detectors=(DETECTOR,), **source))
+    draw_images(nets, count, reference, drawn)
+    restore(nets, count, source, reference, gen)
     if place().rank:
         return None
     values, distances = values_in(gen), {}
-    for net in NETS:
+    for net in nets:
         (cell,) = values_in(drawn / net.stem)["none"].values()
         distances[net.stem] = cell["fd"]["mean"]  # Fréchet, of the drawn images
     text = table(*metrics_rows(values, METRICS))
     text += "\n" + table(["drawn by", "fd"], [list(pair) for pair in distances.items()])
     return text, {
-        "images": count, "samplers": SAMPLERS, "values": values, "drawn_fd": distances,
+        "images": count, "samplers": samplers_for(nets), "values": values, "drawn_fd": distances,
         "sha256": files, "paired": intervals(gen),
     }  # fmt: skip
 

@@ -229,7 +229,8 @@ class TrainConfig:
 
     @classmethod
     def load(cls, path: Path | None, overrides: dict[str, Any]) -> Self:
-        """Defaults, then the YAML file, then the overrides, text or values.
+        """Defaults, then the YAML file, then the overrides, text or values. Where they change the
+        class of data set or family, the file's options of the other class do not count.
 
         `base` in the file names another one beside it, whose settings it changes. Raises ValueError
         that names the file and the setting at fault.
@@ -244,6 +245,10 @@ class TrainConfig:
             if name not in types:
                 where = f"{path}: " if name in values else ""
                 raise ValueError(f"{where}unknown setting '{name}'; known are {', '.join(types)}")
+        for kind, its_options in (("data_class", "data"), ("degradation", "degradation_opt")):
+            classes = [str(given.get(kind)).rpartition(".")[2] for given in (values, overrides)]
+            if kind in values and kind in overrides and classes[0] != classes[1]:
+                values.pop(its_options, None)
 
         def typed(values: dict[str, Any]) -> dict[str, Any]:
             return {name: read(value, types[name], name) for name, value in values.items()}

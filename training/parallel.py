@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
+from inspect import signature
 
 import torch
 from torch import Tensor, nn
@@ -30,8 +31,11 @@ def data_parallel(module: nn.Module) -> nn.Module:
     """The module with gradients that are means over the processes."""
     if distributed.world_size() < 2 or isinstance(module, FSDPModule):
         return module
-    # Buffers are constants of the architecture, so no process sends them.
-    return DistributedDataParallel(module, gradient_as_bucket_view=True, broadcast_buffers=False)
+    # Buffers are constants of the architecture, so no process sends them. torch 2.13 has another
+    # name for this, and warns of the old one.
+    new, old = "forward_sync_buffers", "broadcast_buffers"
+    name = new if new in signature(DistributedDataParallel).parameters else old
+    return DistributedDataParallel(module, gradient_as_bucket_view=True, **{name: False})
 
 
 def accumulating(module: nn.Module, last: bool) -> AbstractContextManager:

@@ -68,6 +68,15 @@ def test_a_data_class_brings_the_settings_of_its_name(name):
     assert small == dry_run("--data", CLASSES[name]) | {"preset": "tiny", "batch": 8}
 
 
+def test_options_of_a_data_set_are_not_given_to_another():
+    config = f"--config={CONFIGS / 'emoji32-invfusion.yaml'}"
+    assert dry_run(config, "--data=Emoji", "--data-opt=path=a")["data"] == {
+        "resolution": 32, "path": "a",
+    }  # fmt: skip
+    pictures = ("--data=ImageDir", "--data-opt=path=a", "--data-opt=size=32")
+    assert dry_run(config, *pictures)["data"] == {"path": "a", "size": 32}
+
+
 def test_options_have_the_names_of_the_paper():
     found = dry_run(
         "--data", "datautils.ffhq.FFHQ64", "--ref-path", "dataset-refs/ffhq64.safetensors",
