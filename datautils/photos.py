@@ -27,12 +27,12 @@ FREE_PHOTOS = Path(__file__).parent / "freephotos.zip"
 # microscopes and telescopes, and grey ones. Of the stereo pair `motorcycle_left/right.png` one
 # view is enough.
 HELDOUT = (
-    "skimage/data/chelsea.png",
-    "sklearn/datasets/images/china.jpg",
     "skimage/data/astronaut.png",
+    "skimage/data/rocket.jpg",
+    "skimage/data/chelsea.png",
     "skimage/data/coffee.png",
     "skimage/data/motorcycle_left.png",
-    "skimage/data/rocket.jpg",
+    "sklearn/datasets/images/china.jpg",
     "sklearn/datasets/images/flower.jpg",
 )
 _DEFAULT_SIZE = {"train": 2**20, "heldout": 256}  # the order numbers the splits
