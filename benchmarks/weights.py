@@ -97,6 +97,8 @@ def intervals(folder: Path) -> list[dict[str, Any]]:
     for (family, method, metric), values in by_image.items():
         for way in OURS:
             ours = f"{way} MMSE" if method.endswith("MMSE") else f"{way} sample (dpm)"
+            if (family, ours, metric) not in by_image:
+                continue
             if method == ours:
                 break  # the pairs of two of ours are there once
             found = paired_difference(by_image[family, ours, metric], values)

@@ -39,6 +39,18 @@ def test_the_weights_are_compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert all(pairs.count(pair) == 1 for pair in pairs)
 
 
+def test_a_network_that_is_not_compared_has_no_pairs(monkeypatch: pytest.MonkeyPatch) -> None:
+    methods = ("InvFusion MMSE", "Palette MMSE", "InvFusion sample (dpm)")
+    rows = [
+        {"degradation": "Box", "method": method, "psnr": k + i, "ssim": 0.5, "consistency": 0}
+        for k, method in enumerate(methods)
+        for i in range(3)
+    ]
+    monkeypatch.setattr(weights, "read_rows", lambda path, metrics: rows)
+    pairs = [p for p in weights.intervals(Path()) if p["metric"] == "psnr"]
+    assert [(p["ours"], p["other"], p["difference"]) for p in pairs] == [(*methods[:2], -1)]
+
+
 def test_copies_of_training_images_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memorisation, "spaces", lambda x: {"pixels": x.flatten(1)})
     images = gaussian(40, 3, 4, 4)
