@@ -14,6 +14,7 @@ from PIL import Image
 
 from runtime.environment import environment
 from runtime.files import replacing, write_json
+from runtime.launcher import place
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS, DOCS = ROOT / "benchmarks" / "results", ROOT / "docs"
@@ -55,7 +56,8 @@ def report(
     print(text)
     if name is not None and record is not None:
         command = ["python", "-m", f"benchmarks.{Path(sys.argv[0]).stem}", *sys.argv[1:]]
-        full = {**record, "command": command, "threads": torch.get_num_threads()}
+        full = {**record, "command": command, "processes": place().world}
+        full["threads"] = torch.get_num_threads()
         full["environment"] = environment()
         write_json(RESULTS / f"{name}.json", full)
     if name is not None and draw is not None:

@@ -1,17 +1,18 @@
 """Trained networks, compared on held-out images: `python -m benchmarks.weights`.
 
-Those that ship and emoji, unless it is given others. With `torchrun --standalone
---nproc_per_node=N -m benchmarks.weights`, N processes share the work.
+By default it compares the networks of emoji that ship, on held-out emoji. With `torchrun
+--standalone --nproc_per_node=N -m benchmarks.weights`, N processes share the work.
 
-InvFusion, Palette and zero-shot samplers on the unconditional network restore the same images. The
-table has each metric for each family; the JSON also has 95 % intervals of the difference between
-InvFusion, with and without EPS, and every other row, paired by image: MMSE estimates with each
-other, samples with the rest. A second table has the Fréchet distance of images that each network
-draws without a measurement.
+InvFusion, Palette and, if a network is unconditional, zero-shot samplers restore the same images.
+The table has each metric for each family; the JSON also has 95 % intervals of the difference
+between InvFusion, with and without EPS, and every other row, paired by image: MMSE estimates with
+each other, samples with the rest. A second table has the Fréchet distance of images that each
+network draws without a measurement.
 """
 
 import hashlib
 import json
+import math
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from commands.draw import draw
 from commands.gen import evaluate
 from commands.options import GenOptions, RefOptions
 from commands.ref import write_reference
+from metrics.dataset import LIMIT
 from metrics.means import paired_difference
 from metrics.report import metrics_rows
 from metrics.results import read_rows
@@ -59,6 +61,13 @@ def samplers_for(nets: tuple[Path, ...]) -> dict[str, dict[str, int]]:
     return SAMPLERS if "unconditional" in kinds else {"dpm": SAMPLERS["dpm"]}
 
 
+def baselines_for(net: Path, data_opt: dict[str, str]) -> str:
+    """The restorations without a network. A Gaussian is fitted to the images of training, and those
+    of emoji do not ship; its covariance has the square of an image's values."""
+    values = math.prod(load_weights(net).config.image_shape)
+    return "pinv,fill,gaussian" if "path" in data_opt and values <= LIMIT else "pinv,fill"
+
+
 def draw_images(nets: tuple[Path, ...], count: int, reference: Path, folder: Path) -> None:
     """Draw images with every network, without a measurement."""
     for net in nets:
@@ -74,9 +83,7 @@ def restore(
     nets: tuple[Path, ...], count: int, data: dict[str, Any], reference: Path, folder: Path
 ) -> None:
     """Restore the images under every family with every network and sampler."""
-    # The Gaussian is fitted to the images of training, and those of emoji do not ship.
-    baselines = "pinv,fill,gaussian" if "path" in data["data_opt"] else "pinv,fill"
-    samplers = samplers_for(nets)
+    samplers, baselines = samplers_for(nets), baselines_for(nets[0], data["data_opt"])
     options = GenOptions(
         nets=nets, outdir=folder, degradations=FAMILIES, images=count, metrics=",".join(METRICS),
         ref=reference, samplers=("mmse", *samplers), baselines=baselines, pictures=8,
@@ -96,7 +103,7 @@ def intervals(folder: Path) -> list[dict[str, Any]]:
     rows = []
     for (family, method, metric), values in by_image.items():
         for way in OURS:
-            ours = f"{way} MMSE" if method.endswith("MMSE") else f"{way} sample (dpm)"
+            ours = f"{way} MMSE" if " MMSE" in method else f"{way} sample (dpm)"
             if (family, ours, metric) not in by_image:
                 continue
             if method == ours:
@@ -111,16 +118,16 @@ def intervals(folder: Path) -> list[dict[str, Any]]:
 
 @benchmark()
 @click.option(
-    "--net", "nets", multiple=True, default=NETS,
+    "--net", "nets", multiple=True, default=NETS, show_default=False,
     type=click.Path(path_type=Path, exists=True, dir_okay=False),
     help="Trained weights; may be repeated. By default the emoji networks that ship.",
 )  # fmt: skip
 @click.option("--images", default="256", help="Held-out images to restore.")
-@click.option("--data", default="Emoji", help="Data set, as train.py takes it.")
+@click.option("--data", default="Emoji", help="Data set, as `calculate_metrics.py gen` takes it.")
 @click.option(
     "--data-opt", multiple=True, metavar="KEY=VALUE",
-    help="Option of the data set. Without path=FOLDER of Emoji the 256 held-out emoji that ship "
-    "are restored, and there is no Gaussian.",
+    help="Option of the data set; may be repeated. Emoji without path=FOLDER are the 256 that "
+    "ship. Without a path there is no Gaussian.",
 )  # fmt: skip
 @click.option(
     "--outdir", type=click.Path(path_type=Path), default=Path("experiments/weights"),
@@ -132,9 +139,10 @@ def main(
 ) -> Any:
     """Restore held-out images with trained networks, and compare."""
     count = parse_count(images)
-    given = {"resolution": "32"} if data == "Emoji" else {}
-    source = {"data": data, "data_opt": given | key_values(data_opt, "--data-opt")}
+    source = {"data": data, "data_opt": key_values(data_opt, "--data-opt")}
     files = {net.stem: sha256_of(net) for net in nets}
+    if len(files) < len(nets):
+        raise click.UsageError("two --net have the same name: rename one, results go by names")
     asked = json.dumps([files, FAMILIES, SAMPLERS, count, source])
     outdir /= hashlib.sha256(asked.encode()).hexdigest()[:12]  # what else was measured stays apart
     reference, drawn, gen = outdir / "ref.safetensors", outdir / "drawn", outdir / "gen"

@@ -25,7 +25,7 @@ from runtime.files import inside
 FREE_PHOTOS = Path(__file__).parent / "freephotos.zip"
 # Colour photographs of scenes only: the packages also ship drawings, plots, pictures of
 # microscopes and telescopes, and grey ones. Of the stereo pair `motorcycle_left/right.png` one
-# view is enough.
+# view is enough. Their order decides which crop is which, so published figures depend on it.
 HELDOUT = (
     "skimage/data/astronaut.png",
     "skimage/data/rocket.jpg",

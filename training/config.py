@@ -229,8 +229,8 @@ class TrainConfig:
 
     @classmethod
     def load(cls, path: Path | None, overrides: dict[str, Any]) -> Self:
-        """Defaults, then the YAML file, then the overrides, text or values. Where they change the
-        class of data set or family, the file's options of the other class do not count.
+        """Defaults, then the YAML file, then the overrides, text or values. If an override names
+        another data set or family than the file, the options that the file gives it are dropped.
 
         `base` in the file names another one beside it, whose settings it changes. Raises ValueError
         that names the file and the setting at fault.
@@ -246,8 +246,8 @@ class TrainConfig:
                 where = f"{path}: " if name in values else ""
                 raise ValueError(f"{where}unknown setting '{name}'; known are {', '.join(types)}")
         for kind, its_options in (("data_class", "data"), ("degradation", "degradation_opt")):
-            classes = [str(given.get(kind)).rpartition(".")[2] for given in (values, overrides)]
-            if kind in values and kind in overrides and classes[0] != classes[1]:
+            before = values.get(kind, getattr(cls, kind))
+            if kind in overrides and not _same(before, overrides[kind]):
                 values.pop(its_options, None)
 
         def typed(values: dict[str, Any]) -> dict[str, Any]:
@@ -290,6 +290,13 @@ class TrainConfig:
     def dump(self) -> str:
         """The resolved settings as YAML."""
         return yaml.safe_dump(plain(dataclasses.asdict(self)), sort_keys=False)
+
+
+def _same(first: Any, second: Any) -> bool:
+    """Whether two names are of one class: one may leave out its module."""
+    names = [str(name) for name in (first, second)]
+    short = [name.rpartition(".")[2] for name in names]
+    return names[0] == names[1] or (short[0] == short[1] and any(n in names for n in short))
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:

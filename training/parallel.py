@@ -31,8 +31,8 @@ def data_parallel(module: nn.Module) -> nn.Module:
     """The module with gradients that are means over the processes."""
     if distributed.world_size() < 2 or isinstance(module, FSDPModule):
         return module
-    # Buffers are constants of the architecture, so no process sends them. torch 2.13 has another
-    # name for this, and warns of the old one.
+    # Buffers are constants of the architecture, so steps do not send them. From torch 2.13 on
+    # they are sent once, at the start, and the old name gives a warning.
     new, old = "forward_sync_buffers", "broadcast_buffers"
     name = new if new in signature(DistributedDataParallel).parameters else old
     return DistributedDataParallel(module, gradient_as_bucket_view=True, **{name: False})

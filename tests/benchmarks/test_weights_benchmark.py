@@ -39,6 +39,22 @@ def test_the_weights_are_compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert all(pairs.count(pair) == 1 for pair in pairs)
 
 
+def test_zero_shot_samplers_need_an_unconditional_network() -> None:
+    assert list(weights.samplers_for(weights.NETS[:3])) == ["dpm"]
+    assert "ddrm" in weights.samplers_for(weights.NETS)
+
+
+def test_a_gaussian_needs_small_images_of_training() -> None:
+    emoji, photos = weights.NETS[0], weights.NETS[0].with_name("photos64-invfusion.safetensors")
+    with_it = [weights.baselines_for(n, o) for n in (emoji, photos) for o in ({"path": "a"}, {})]
+    assert ["gaussian" in names for names in with_it] == [True, False, False, False]
+
+
+def test_two_networks_of_one_name_are_an_error() -> None:
+    result = Runner().invoke(weights.main, [f"--net={weights.NETS[0]}"] * 2)
+    assert result.exit_code == 2 and "same name" in result.stderr
+
+
 def test_a_network_that_is_not_compared_has_no_pairs(monkeypatch: pytest.MonkeyPatch) -> None:
     methods = ("InvFusion MMSE", "Palette MMSE", "InvFusion sample (dpm)")
     rows = [

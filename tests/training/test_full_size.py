@@ -77,6 +77,16 @@ def test_options_of_a_data_set_are_not_given_to_another():
     assert dry_run(config, *pictures)["data"] == {"path": "a", "size": 32}
 
 
+def test_options_of_a_family_are_not_given_to_another(tmp_path: Path):
+    file = tmp_path / "blur.yaml"
+    file.write_text("degradation: degradation.MotionBlur\ndegradation_opt: {strides: 2}\n")
+    config = f"--config={file}"
+    for same in ((), ("--degradation=MotionBlur",)):
+        assert dry_run(config, *same)["degradation_opt"] == {"strides": "2"}
+    for other in ("Box", "mine.MotionBlur"):
+        assert dry_run(config, f"--degradation={other}")["degradation_opt"] == {}
+
+
 def test_options_have_the_names_of_the_paper():
     found = dry_run(
         "--data", "datautils.ffhq.FFHQ64", "--ref-path", "dataset-refs/ffhq64.safetensors",
