@@ -247,7 +247,7 @@ class TrainConfig:
                 raise ValueError(f"{where}unknown setting '{name}'; known are {', '.join(types)}")
         for kind, its_options in (("data_class", "data"), ("degradation", "degradation_opt")):
             before = values.get(kind, getattr(cls, kind))
-            if kind in overrides and not _same(before, overrides[kind]):
+            if kind in overrides and not same_class(before, overrides[kind]):
                 values.pop(its_options, None)
 
         def typed(values: dict[str, Any]) -> dict[str, Any]:
@@ -292,7 +292,7 @@ class TrainConfig:
         return yaml.safe_dump(plain(dataclasses.asdict(self)), sort_keys=False)
 
 
-def _same(first: Any, second: Any) -> bool:
+def same_class(first: Any, second: Any) -> bool:
     """Whether two names are of one class: one may leave out its module."""
     names = [str(name) for name in (first, second)]
     short = [name.rpartition(".")[2] for name in names]
