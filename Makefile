@@ -53,7 +53,7 @@ demo: env
 	@echo "        beside them: tables with intervals, image by image;"
 	@echo "        $(DEMO)/training/curves.png: the loss of the training"
 	@echo "   Compare samples with samples, estimates (MMSE) with estimates. Zero-shot samplers (DDRM to DPS)"
-	@echo "   have few steps here. The weights of photos are early: see docs/weights.md"
+	@echo "   have few steps here. docs/weights.md compares the networks on more images"
 
 train-demo: env
 	$(PY) train.py --config configs/photos64-invfusion.yaml --name photos64-invfusion --keep-going
