@@ -33,7 +33,7 @@ PYTEST_ARGS ?=
 
 help:
 	@echo "make demo     restore emoji and photos with the weights that ship, train for a minute"
-	@echo "make train-demo   train the photos' weights anew: days on two cores; started again, it goes on"
+	@echo "make train-demo   train InvFusion of photos anew: hours to a day on two cores; started again, it goes on"
 	@echo "make test     run the tests            (PYTEST_ARGS='-k mask', WORKERS=0 for one process)"
 	@echo "make lint     ruff, its formatter and mypy, changing nothing"
 	@echo "make format   let ruff mend and format the code"
