@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from inspect import signature
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -34,8 +35,9 @@ def data_parallel(module: nn.Module) -> nn.Module:
     # Buffers are constants of the architecture, so steps do not send them. From torch 2.13 on
     # they are sent once, at the start, and the old name gives a warning.
     new, old = "forward_sync_buffers", "broadcast_buffers"
-    name = new if new in signature(DistributedDataParallel).parameters else old
-    return DistributedDataParallel(module, gradient_as_bucket_view=True, **{name: False})
+    known = signature(DistributedDataParallel).parameters
+    options: dict[str, Any] = {new if new in known else old: False}
+    return DistributedDataParallel(module, gradient_as_bucket_view=True, **options)
 
 
 def accumulating(module: nn.Module, last: bool) -> AbstractContextManager:
