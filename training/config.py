@@ -246,8 +246,8 @@ class TrainConfig:
                 where = f"{path}: " if name in values else ""
                 raise ValueError(f"{where}unknown setting '{name}'; known are {', '.join(types)}")
         for kind, its_options in (("data_class", "data"), ("degradation", "degradation_opt")):
-            before = values.get(kind, getattr(cls, kind))
-            if kind in overrides and not same_class(before, overrides[kind]):
+            named = kind in values and kind in overrides
+            if named and not same_class(values[kind], overrides[kind]):
                 values.pop(its_options, None)
 
         def typed(values: dict[str, Any]) -> dict[str, Any]:

@@ -57,7 +57,7 @@ def make_trainer(dropout: float = 0.3, **overrides: object) -> Trainer:
 
 def steps(trainer: Trainer, count: int) -> list[float]:
     """The mean loss over all processes of some steps on the same images."""
-    images = torch.stack([Photos(16, "heldout", size=BATCH)[i][0] for i in range(BATCH)])
+    images = torch.stack([Photos(16, "train", size=BATCH)[i][0] for i in range(BATCH)])
     own = step_samples(0, BATCH)
     part = slice(own.start, own.stop)
     losses = []
