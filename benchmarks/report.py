@@ -56,9 +56,10 @@ def report(
     print(text)
     if name is not None and record is not None:
         command = ["python", "-m", f"benchmarks.{Path(sys.argv[0]).stem}", *sys.argv[1:]]
-        full = {**record, "command": command, "processes": place().world}
-        full["threads"] = torch.get_num_threads()
-        full["environment"] = environment()
+        full = {
+            **record, "command": command, "processes": place().world,
+            "threads": torch.get_num_threads(), "environment": environment(),
+        }  # fmt: skip
         write_json(RESULTS / f"{name}.json", full)
     if name is not None and draw is not None:
         draw(name)

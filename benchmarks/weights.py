@@ -80,10 +80,11 @@ def draw_images(nets: tuple[Path, ...], count: int, reference: Path, folder: Pat
 
 
 def restore(
-    nets: tuple[Path, ...], count: int, data: dict[str, Any], reference: Path, folder: Path
-) -> None:
+    nets: tuple[Path, ...], samplers: dict[str, dict[str, int]], count: int, data: dict[str, Any],
+    reference: Path, folder: Path,
+) -> None:  # fmt: skip
     """Restore the images under every family with every network and sampler."""
-    samplers, baselines = samplers_for(nets), baselines_for(nets[0], data["data_opt"])
+    baselines = baselines_for(nets[0], data["data_opt"])
     options = GenOptions(
         nets=nets, outdir=folder, degradations=FAMILIES, images=count, metrics=",".join(METRICS),
         ref=reference, samplers=("mmse", *samplers), baselines=baselines, pictures=8,
@@ -149,7 +150,8 @@ def main(
     if not reference.exists():
         write_reference(RefOptions(dest=reference, images=count, detectors=(DETECTOR,), **source))
     draw_images(nets, count, reference, drawn)
-    restore(nets, count, source, reference, gen)
+    samplers = samplers_for(nets)
+    restore(nets, samplers, count, source, reference, gen)
     if place().rank:
         return None
     values, distances = values_in(gen), {}
@@ -159,7 +161,7 @@ def main(
     text = table(*metrics_rows(values, METRICS))
     text += "\n" + table(["drawn by", "fd"], [list(pair) for pair in distances.items()])
     return text, {
-        "images": count, "samplers": samplers_for(nets), "values": values, "drawn_fd": distances,
+        "images": count, "samplers": samplers, "values": values, "drawn_fd": distances,
         "sha256": files, "paired": intervals(gen),
     }  # fmt: skip
 

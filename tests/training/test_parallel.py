@@ -102,6 +102,10 @@ def test_processes_share_losses_and_gradients_with_one(alone, four):
         torch.testing.assert_close(losses, alone[0], rtol=1e-5, atol=1e-5)
         for one, other in zip(alone[1] + alone[2], taken + weights, strict=True):
             assert (other - one).norm() <= 1e-5 * one.norm() + 1e-7
+        # Adam divides by the size of a gradient, so rounding of the first step grows in the second.
+        first = len(taken) // 2
+        for one, other in zip(alone[1][:first], taken[:first], strict=True):
+            assert (other - one).norm() <= 2e-6 * one.norm() + 1e-7
 
 
 def test_dropout_takes_part(alone):
