@@ -5,9 +5,8 @@ By default it compares the networks of emoji that ship, on held-out emoji. With 
 
 InvFusion, Palette and, if a network is unconditional, zero-shot samplers restore the same images.
 The table has each metric for each family; the JSON also has 95 % intervals of the difference
-between InvFusion, with and without EPS, and every other row, paired by image: MMSE estimates with
-each other, samples with the rest. A second table has the Fréchet distance of images that each
-network draws without a measurement.
+between InvFusion (MMSE and sample, with and without EPS) and every other row, paired by image. A
+second table has the Fréchet distance of images that each network draws without a measurement.
 """
 
 import hashlib
@@ -46,13 +45,15 @@ SAMPLERS = {  # with their options
 }  # fmt: skip
 PAIRED = ("psnr", "ssim", "consistency")
 METRICS = ("psnr", "ssim", "consistency", "fd", "cfd")
-OURS = ("InvFusion", "InvFusion + EPS")
+OURS = tuple(
+    f"{way} {kind}" for kind in ("MMSE", "sample (dpm)") for way in ("InvFusion", "InvFusion + EPS")
+)
 DETECTOR = "efficientnet-lite0"
 
 
-def values_in(folder: Path) -> dict[str, Any]:
-    """What a finished evaluation has found."""
-    return json.loads((folder / "metrics.json").read_text())["metrics"]["values"]
+def record_of(folder: Path) -> dict[str, Any]:
+    """The record of a finished evaluation."""
+    return json.loads((folder / "metrics.json").read_text())
 
 
 def samplers_for(nets: tuple[Path, ...]) -> dict[str, dict[str, int]]:
@@ -103,12 +104,11 @@ def intervals(folder: Path) -> list[dict[str, Any]]:
             by_image[row["degradation"], row["method"], metric].append(row[metric])
     rows = []
     for (family, method, metric), values in by_image.items():
-        for way in OURS:
-            ours = f"{way} MMSE" if " MMSE" in method else f"{way} sample (dpm)"
-            if (family, ours, metric) not in by_image:
-                continue
+        for ours in OURS:
             if method == ours:
                 break  # the pairs of two of ours are there once
+            if (family, ours, metric) not in by_image:
+                continue
             found = paired_difference(by_image[family, ours, metric], values)
             rows.append({
                 "family": family, "metric": metric, "ours": ours, "other": method,
@@ -154,15 +154,16 @@ def main(
     restore(nets, samplers, count, source, reference, gen)
     if place().rank:
         return None
-    values, distances = values_in(gen), {}
+    measured, distances = record_of(gen), {}
+    values = measured["metrics"]["values"]
     for net in nets:
-        (cell,) = values_in(drawn / net.stem)["none"].values()
+        (cell,) = record_of(drawn / net.stem)["metrics"]["values"]["none"].values()
         distances[net.stem] = cell["fd"]["mean"]  # Fréchet, of the drawn images
     text = table(*metrics_rows(values, METRICS))
     text += "\n" + table(["drawn by", "fd"], [list(pair) for pair in distances.items()])
     return text, {
         "images": count, "samplers": samplers, "values": values, "drawn_fd": distances,
-        "sha256": files, "paired": intervals(gen),
+        "sha256": files, "precision": measured["settings"]["precision"], "paired": intervals(gen),
     }  # fmt: skip
 
 

@@ -64,7 +64,10 @@ def test_a_network_that_is_not_compared_has_no_pairs(monkeypatch: pytest.MonkeyP
     ]
     monkeypatch.setattr(weights, "read_rows", lambda path, metrics: rows)
     pairs = [p for p in weights.intervals(Path()) if p["metric"] == "psnr"]
-    assert [(p["ours"], p["other"], p["difference"]) for p in pairs] == [(*methods[:2], -1)]
+    mmse, palette, sample = methods
+    assert [(p["ours"], p["other"], p["difference"]) for p in pairs] == [
+        (mmse, palette, -1), (sample, palette, 1), (mmse, sample, -2),
+    ]  # fmt: skip
 
 
 def test_copies_of_training_images_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
