@@ -37,6 +37,7 @@ def test_the_weights_are_compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert pair["low"] <= pair["difference"] <= pair["high"]
     pairs = [{p["ours"], p["other"]} for p in record["paired"] if p["metric"] == "psnr"]
     assert all(pairs.count(pair) == 1 for pair in pairs)
+    assert len(pairs) == 18  # four of ours with three other rows, and with each other
 
 
 def test_zero_shot_samplers_need_an_unconditional_network() -> None:
