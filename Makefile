@@ -16,7 +16,8 @@ TRAINED  = --baselines pinv,fill --sampler dpm --sampler mmse
 ZERO_SHOT = --sampler ddrm --sampler ddnm --sampler pigdm --sampler dps
 STEPS = --sampler-opt dpm.num_steps=12 --sampler-opt dpm.eta=1
 ZERO_SHOT_STEPS = $(foreach s,ddrm=20 ddnm=20 pigdm=10 dps=10,--sampler-opt $(subst =,.num_steps=,$(s)))
-NETS = $(foreach net,$(wildcard checkpoints/$(1)-*.safetensors),--net $(net))
+# Networks of one backbone: not the larger one of emoji.
+NETS = $(foreach net,$(filter-out %-larger-eps.safetensors,$(wildcard checkpoints/$(1)-*.safetensors)),--net $(net))
 DEMO_EMOJI = $(PY) calculate_metrics.py gen $(call NETS,emoji32) --data Emoji --images 32 \
 	$(TRAINED) $(STEPS) $(ZERO_SHOT) $(ZERO_SHOT_STEPS) $(FAMILIES) --outdir $(DEMO)/emoji
 DEMO_PHOTOS = $(PY) calculate_metrics.py gen $(call NETS,photos64) \
