@@ -72,7 +72,9 @@ def compared(drawn: Tensor, heldout: Tensor, train: Tensor) -> tuple[list[dict],
 @benchmark()
 @click.option("--net", type=click.Path(path_type=Path), default=NETS[0])
 @click.option("--data", default="Emoji", help="Data set that the network was trained on.")
-@click.option("--data-opt", multiple=True, metavar="KEY=VALUE", default=("resolution=32",))
+@click.option(
+    "--data-opt", multiple=True, metavar="KEY=VALUE", default=("resolution=32", "path=data")
+)
 @click.option("--images", default=256, help="Samples, and held-out images.")
 def main(net: Path, data: str, data_opt: tuple[str, ...], images: int) -> Any:
     """Compare samples with their nearest training images."""

@@ -54,23 +54,24 @@ HELDOUT = frozenset(_CODES.split())
 class Emoji(ImageDir):
     """Emoji on white, resized to `resolution`; the class is the style: Fluent 3D, Noto, Twemoji.
 
-    `path` is the folder of emoji64-train.zip and emoji64-heldout.zip. Without the latter the
-    held-out images at 32×32 are the 256 that come with the project. Held-out styles take turns,
-    in a mixed order: any first few show all kinds of emoji.
+    `path` is the folder of emoji64-train.zip and emoji64-heldout.zip, by default `data`. But
+    without `path` the held-out images at 32×32 are the 256 that come with the project. Held-out
+    styles take turns, in a mixed order: any first few show all kinds of emoji.
     Raises DataError, with the commands that make it, if a file is missing, besides what ImageDir
     raises.
     """
 
     def __init__(
-        self, resolution: int = 32, split: str = "train", path: str | os.PathLike[str] = "data"
+        self, resolution: int = 32, split: str = "train", path: str | os.PathLike[str] | None = None
     ):
         check_count("resolution", resolution)
-        train, heldout = Path(path, "emoji64-train.zip"), Path(path, "emoji64-heldout.zip")
-        if resolution == _SHIPPED_SIDE and not heldout.exists():
+        folder = Path("data" if path is None else path)
+        train, heldout = folder / "emoji64-train.zip", folder / "emoji64-heldout.zip"
+        if path is None and resolution == _SHIPPED_SIDE:
             heldout = _SHIPPED
         needed = heldout if split == "heldout" else train
         if not needed.exists():
-            raise DataError(f"{needed} is not there: make it by {COMMANDS} --dest {path}`")
+            raise DataError(f"{needed} is not there: make it by {COMMANDS} --dest {folder}`")
         super().__init__(
             train, split, heldout_path=heldout, size=resolution, labels="json", num_classes=3
         )
