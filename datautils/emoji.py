@@ -57,8 +57,7 @@ class Emoji(ImageDir):
     `path` is the folder of emoji64-train.zip and emoji64-heldout.zip, by default `data`. But
     without `path` the held-out images at 32×32 are the 256 that come with the project. Held-out
     styles take turns, in a mixed order: any first few show all kinds of emoji.
-    Raises DataError, with the commands that make it, if a file is missing, besides what ImageDir
-    raises.
+    Raises what ImageDir raises, and DataError with the commands that make a missing file.
     """
 
     def __init__(
